@@ -1,0 +1,1 @@
+"""Rivals of ReSA behind the same interface, one file each."""

@@ -1,0 +1,62 @@
+"""Block-sparse decode attention: the device code stage by stage, its references, and ReSA, which puts it together.
+
+Imports nothing else of this project, so that it can be used on its own from another engine.
+"""
+
+from .cache import KVCache
+from .config import AttentionShape, SparseConfig
+from .dense import dense_attention, dense_splits
+from .merge import Partials, merge_partials
+from .method import (
+    ChunkTensors,
+    DecodeMethod,
+    Layer,
+    Selection,
+    Stage,
+    StepTensors,
+    Traffic,
+    get_method,
+    register,
+    registered,
+)
+from .portable import ResaTorch, TorchDense
+from .resa import Resa, SparseOnly
+from .scores import score_blocks, score_rows
+from .selection import select_blocks
+from .sparse_decode import sparse_decode, sparse_splits
+from .summaries import Summaries, build_summaries, refresh_summaries, write_tokens
+from .triton_dense import TritonDense
+
+__all__ = [
+    "AttentionShape",
+    "ChunkTensors",
+    "DecodeMethod",
+    "KVCache",
+    "Layer",
+    "Partials",
+    "Resa",
+    "ResaTorch",
+    "Selection",
+    "SparseConfig",
+    "SparseOnly",
+    "Stage",
+    "StepTensors",
+    "Summaries",
+    "TorchDense",
+    "Traffic",
+    "TritonDense",
+    "build_summaries",
+    "dense_attention",
+    "dense_splits",
+    "get_method",
+    "merge_partials",
+    "refresh_summaries",
+    "register",
+    "registered",
+    "score_blocks",
+    "score_rows",
+    "select_blocks",
+    "sparse_decode",
+    "sparse_splits",
+    "write_tokens",
+]

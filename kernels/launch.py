@@ -1,0 +1,85 @@
+"""Launching Triton kernels: one door, so that launches can be recorded and compiled without a GPU.
+
+Every launcher in this package starts its kernel through `launch`. Inside `recording()` nothing runs: the launches
+are collected with their arguments, and `profiling.resources` compiles them for a GPU that need not be there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+import triton
+
+INTERPRET: bool = bool(triton.knobs.runtime.interpret)
+"""True when kernels run in Triton's interpreter on CPU tensors (TRITON_INTERPRET=1 at import)."""
+
+INTERPRETER_SM_COUNT = 4  # enough for several splits, some of them empty
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """One recorded launch: the kernel, its grid and every argument by name."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: dict[str, Any]
+    num_warps: int
+    num_stages: int
+
+    @property
+    def name(self) -> str:
+        return self.kernel.__name__
+
+
+_recorded: list[Launch] | None = None
+
+
+@contextmanager
+def recording() -> Iterator[list[Launch]]:
+    """Collect launches instead of performing them."""
+    global _recorded
+    outer, _recorded = _recorded, []
+    try:
+        yield _recorded
+    finally:
+        _recorded = outer
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *, num_warps: int = 4, num_stages: int = 3, **arguments: Any) -> Any:
+    """Start `kernel` on `grid` with arguments by name; returns the compiled kernel (None when interpreted)."""
+    if _recorded is not None:
+        _recorded.append(Launch(kernel, grid, arguments, num_warps, num_stages))
+        return None
+    return kernel[grid](**arguments, num_warps=num_warps, num_stages=num_stages)
+
+
+def can_run_on(device: torch.device) -> str | None:
+    """Why Triton kernels cannot run on `device`, or None if they can."""
+    if device.type == "cuda" or INTERPRET or _recorded is not None:
+        return None
+    return f"Triton kernels need a CUDA device, got {device.type} (TRITON_INTERPRET=1 runs them slowly on a CPU)"
+
+
+@cache
+def sm_count(device: torch.device) -> int:
+    """Streaming multiprocessors of `device`; a small constant under the interpreter."""
+    if device.type != "cuda":
+        return INTERPRETER_SM_COUNT
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def plan_splits(programs: int, tiles: int, device: torch.device, programs_per_sm: int) -> int:
+    """How many ways to split the key axis so that the chip is full, but no further than there are tiles.
+
+    Args:
+        programs: programs that exist without splitting (batch x KV heads x row tiles).
+        tiles: tiles of the key axis at the cache's capacity; a shorter sequence leaves late splits empty.
+        programs_per_sm: how many programs one multiprocessor holds at a time.
+    """
+    wanted = max(1, sm_count(device) * programs_per_sm // max(programs, 1))
+    return max(1, min(wanted, tiles, 128))

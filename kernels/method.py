@@ -1,0 +1,184 @@
+"""The interface that every method, sparse or dense, offers to the suites, and the registry of methods.
+
+A `DecodeMethod` is built for a shape and its settings; `prepare(cache)` binds it to one layer's cache and returns a
+`Layer`. A layer offers its decode step as named stages that can be timed apart or captured as one CUDA graph; stages
+have their tensors bound, allocate nothing and never synchronise. Work space that layers can share lives in the
+method.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import ClassVar, TypeVar
+
+import torch
+from torch import Tensor
+
+from .cache import KVCache
+from .config import AttentionShape, SparseConfig
+from .summaries import write_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One named part of a step (the vocabulary of docs/measuring.md) and the call that enqueues it."""
+
+    name: str
+    run: Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class StepTensors:
+    """Inputs and output of one decode step: q, out `[B, Hq, D]`; k, v `[B, Hkv, D]`; all contiguous."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    out: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkTensors:
+    """Inputs and output of a rectification of f tokens: q, out `[B, f, Hq, D]`; k, v `[B, f, Hkv, D]`."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    out: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """Compulsory work of a stage: bytes (each input read once, each output written once) and floating-point ops."""
+
+    bytes: int
+    flops: int = 0
+
+    def __add__(self, other: Traffic) -> Traffic:
+        return Traffic(self.bytes + other.bytes, self.flops + other.flops)
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What a sparse step read: lists int32 `[B, R, N]`, -1 padded, of blocks of `block_size` tokens."""
+
+    lists: Tensor
+    block_size: int
+
+
+class Layer(ABC):
+    """A method bound to one layer's cache."""
+
+    cache: KVCache
+
+    @abstractmethod
+    def stages(self, step: StepTensors) -> tuple[Stage, ...]:
+        """The decode step in order; `step.out` holds the result after the last stage."""
+
+    def rectify_stages(self, chunk: ChunkTensors) -> tuple[Stage, ...]:
+        """Rectification of the last f tokens; empty for methods without one."""
+        return ()
+
+    @abstractmethod
+    def traffic(self) -> dict[str, Traffic]:
+        """Compulsory work per stage and of `total`, at the cache's present lengths (synchronises)."""
+
+    def rectify_traffic(self, tokens: int) -> Traffic:
+        """Compulsory work of rectifying `tokens` tokens."""
+        return Traffic(0)
+
+    def selection(self) -> Selection | None:
+        """The lists of the last step; None when everything was read."""
+        return None
+
+
+class DecodeMethod(ABC):
+    """A way of doing one decode step of attention."""
+
+    name: ClassVar[str]
+    is_dense: ClassVar[bool] = False
+    graph_safe: ClassVar[bool] = True
+    uses: ClassVar[tuple[str, ...]] = ()
+    """The fields of SparseConfig that make a difference to this method; the rest stays out of its rows."""
+
+    def __init__(self, shape: AttentionShape, config: SparseConfig, *, dtype: torch.dtype, device: torch.device) -> None:
+        self.shape, self.config, self.dtype, self.device = shape, config, dtype, device
+
+    @classmethod
+    def unavailable(cls, shape: AttentionShape, dtype: torch.dtype, device: torch.device) -> str | None:
+        """Why the method cannot run here, or None if it can."""
+        return None
+
+    @abstractmethod
+    def prepare(self, cache: KVCache) -> Layer:
+        """Bind to a layer's cache as it stands (summaries built, plans made, work space allocated)."""
+
+
+_registry: dict[str, type[DecodeMethod]] = {}
+M = TypeVar("M", bound=type[DecodeMethod])
+
+
+def register(name: str) -> Callable[[M], M]:
+    """Class decorator: make a method known by `name` to every suite, table and plot."""
+
+    def add(cls: M) -> M:
+        if _registry.get(name, cls).__qualname__ != cls.__qualname__:
+            raise ValueError(f"method {name!r} is registered already, by {_registry[name].__qualname__}")
+        cls.name = name
+        _registry[name] = cls
+        return cls
+
+    return add
+
+
+def registered() -> dict[str, type[DecodeMethod]]:
+    """Every known method by name, in order of registration."""
+    return dict(_registry)
+
+
+def get_method(name: str) -> type[DecodeMethod]:
+    """Raises KeyError naming the known methods."""
+    if name not in _registry:
+        raise KeyError(f"no method {name!r}; known are {', '.join(_registry)}")
+    return _registry[name]
+
+
+@dataclass
+class DenseLayer(Layer):
+    """A dense step: write the new token, attend over everything. Rivals give `attend` alone."""
+
+    cache: KVCache
+    q_heads: int
+    attend: Callable[[StepTensors], Callable[[], None]]
+    append: Callable[[KVCache, Tensor, Tensor], None] = field(default=write_tokens)
+
+    def stages(self, step: StepTensors) -> tuple[Stage, ...]:
+        return (
+            Stage("append", lambda: self.append(self.cache, step.k, step.v)),
+            Stage("attend", self.attend(step)),
+        )
+
+    def traffic(self) -> dict[str, Traffic]:
+        return dense_traffic(self.cache, self.q_heads)
+
+
+def dense_traffic(cache: KVCache, q_heads: int) -> dict[str, Traffic]:
+    """Floors of a dense step: all K and V, the query and the output; the new token read and written."""
+    size, dim = cache.k.element_size(), cache.head_dim
+    tokens = int(cache.lengths.sum())
+    new = 2 * cache.batch * cache.kv_heads * dim * size
+    io = 2 * cache.batch * q_heads * dim * size
+    attend = Traffic(2 * tokens * cache.kv_heads * dim * size + io, 4 * tokens * q_heads * dim)
+    append = Traffic(2 * new)
+    return {"append": append, "attend": attend, "total": append + attend}
+
+
+def chunk_traffic(cache: KVCache, q_heads: int, tokens: int) -> Traffic:
+    """Floor of dense attention of the last `tokens` tokens, whose K and V are overwritten first."""
+    size, dim = cache.k.element_size(), cache.head_dim
+    keys = int(cache.lengths.sum())
+    chunk = cache.batch * tokens
+    io = 2 * chunk * q_heads * dim * size + 2 * 2 * chunk * cache.kv_heads * dim * size
+    return Traffic(2 * keys * cache.kv_heads * dim * size + io, 4 * keys * tokens * q_heads * dim)

@@ -1,0 +1,217 @@
+"""Block scores: how much a query could attend to each block, bounded from its summary.
+
+Every score here is one dot product of a block's two slots with two slots made of the query:
+
+    minmax   sum_d max(q_d lo_d, q_d hi_d)  =  [lo, hi] . [min(q, 0), max(q, 0)]
+    meanstd  q . mean + c |q| . std         =  [mean, std] . [q, c |q|]
+
+so both summary kinds share one kernel, and summing over a group's heads is summing their query slots first. The
+policies say which query heads share a list: `group-mean` (ReSA: the mean query of a KV head's group), `group-sum`
+(sum of the group's bounds), `per-head` (Quest: each query head its own), `all-heads` (one list for all).
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .addressing import locate
+from .cache import KVCache
+from .checks import check_device, check_tensor, kernel_dtypes
+from .config import AttentionShape, SparseConfig, ceil_div
+from .launch import launch
+from .summaries import Summaries
+
+
+def score_rows(shape: AttentionShape, policy: str) -> int:
+    """Rows of scores, and so lists, per sequence: one per KV head, per query head, or one in all."""
+    return {"per-head": shape.q_heads, "all-heads": 1}.get(policy, shape.kv_heads)
+
+
+@triton.jit
+def _query_slots(q, second, spread_weight, MINMAX: tl.constexpr):
+    if MINMAX:
+        return tl.where(second, tl.maximum(q, 0.0), tl.minimum(q, 0.0))
+    return tl.where(second, spread_weight * tl.abs(q), q)
+
+
+@triton.jit
+def _score_kernel(
+    q,  # [B, Hq, D]
+    summaries,  # [B or P, Hkv, blocks, 2, D]
+    scores,  # float32 [B, R, M]
+    lengths,  # int32 [B]
+    table,  # int32 [B, pages]
+    kv_heads,
+    local_blocks,
+    spread_weight,
+    q_batch_stride,
+    q_head_stride,
+    summary_outer_stride,
+    summary_head_stride,
+    score_batch_stride,
+    score_row_stride,
+    table_stride,
+    D: tl.constexpr,
+    G: tl.constexpr,
+    BLOCK: tl.constexpr,
+    TILE: tl.constexpr,
+    PAGE_BLOCKS: tl.constexpr,
+    PAGED: tl.constexpr,
+    MINMAX: tl.constexpr,
+    POLICY: tl.constexpr,
+):
+    groups = 1 if POLICY == "all-heads" else kv_heads
+    batch = tl.program_id(1) // groups
+    group = tl.program_id(1) % groups
+    length = tl.load(lengths + batch)
+    blocks = tl.cdiv(length, BLOCK)
+    start = tl.program_id(0) * TILE
+    if start >= blocks:
+        return
+
+    index = start + tl.arange(0, TILE)
+    valid = index < blocks
+    is_local = index >= blocks - local_blocks
+    slots = tl.arange(0, 2 * D)
+    second = slots >= D
+    outer, inside = locate(batch, index, valid, table, table_stride, PAGE_BLOCKS, PAGED)
+    rows = summaries + (outer * summary_outer_stride + inside * (2 * D))[:, None] + slots[None, :]
+    q_rows = q + batch.to(tl.int64) * q_batch_stride + slots % D
+    out = scores + batch.to(tl.int64) * score_batch_stride + index
+
+    if POLICY == "per-head":
+        summary = tl.load(rows + group * summary_head_stride, mask=valid[:, None], other=0.0).to(tl.float32)
+        for g in tl.static_range(G):
+            head = group * G + g
+            query = tl.load(q_rows + head * q_head_stride).to(tl.float32)
+            score = tl.sum(summary * _query_slots(query, second, spread_weight, MINMAX)[None, :], axis=1)
+            tl.store(out + head * score_row_stride, tl.where(is_local, float("inf"), score), mask=valid)
+    elif POLICY == "all-heads":
+        total = tl.zeros([TILE], dtype=tl.float32)
+        for kv_head in range(kv_heads):
+            query = tl.zeros([2 * D], dtype=tl.float32)
+            for g in tl.static_range(G):
+                head_q = tl.load(q_rows + (kv_head * G + g) * q_head_stride).to(tl.float32)
+                query += _query_slots(head_q, second, spread_weight, MINMAX)
+            summary = tl.load(rows + kv_head * summary_head_stride, mask=valid[:, None], other=0.0).to(tl.float32)
+            total += tl.sum(summary * query[None, :], axis=1)
+        tl.store(out, tl.where(is_local, float("inf"), total), mask=valid)
+    else:
+        summary = tl.load(rows + group * summary_head_stride, mask=valid[:, None], other=0.0).to(tl.float32)
+        query = tl.zeros([2 * D], dtype=tl.float32)
+        for g in tl.static_range(G):
+            head_q = tl.load(q_rows + (group * G + g) * q_head_stride).to(tl.float32)
+            query += head_q if POLICY == "group-mean" else _query_slots(head_q, second, spread_weight, MINMAX)
+        if POLICY == "group-mean":
+            query = _query_slots(query / G, second, spread_weight, MINMAX)
+        score = tl.sum(summary * query[None, :], axis=1)
+        tl.store(out + group * score_row_stride, tl.where(is_local, float("inf"), score), mask=valid)
+
+
+def score_blocks(
+    q: Tensor, cache: KVCache, summaries: Summaries, scores: Tensor, config: SparseConfig, *, check_values: bool = False
+) -> None:
+    """Score every valid block of every sequence; the newest `config.local_blocks` get +inf.
+
+    Args:
+        q: `[B, Hq, D]` queries of the cache's dtype.
+        scores: float32 `[B, R, M]` out, R = `score_rows(...)`, M = blocks at the cache's capacity. Entries past a
+            sequence's last block are not written.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong dtype, shape, device or stride.
+    """
+    check_tensor("q", q, (cache.batch, None, cache.head_dim), dtypes=(cache.dtype,), device=cache.device)
+    check_tensor("cache.k", cache.k, (None, None, None, None), dtypes=kernel_dtypes())
+    check_device("q", q)
+    shape = AttentionShape(cache.batch, q.shape[1], cache.kv_heads, cache.head_dim)
+    if (summaries.kind, summaries.block_size) != (config.summary_kind, config.block_size):
+        raise ValueError(
+            f"summaries: are {summaries.kind} of blocks of {summaries.block_size}, "
+            f"config asks for {config.summary_kind} of {config.block_size}"
+        )
+    blocks = ceil_div(cache.capacity, config.block_size)
+    wanted = (cache.batch, score_rows(shape, config.gqa_policy), blocks)
+    check_tensor("scores", scores, wanted, dtypes=(torch.float32,), device=cache.device)
+    if check_values:
+        cache.check_values()
+    groups = 1 if config.gqa_policy == "all-heads" else cache.kv_heads
+    tile = 32 if config.gqa_policy == "per-head" else 64
+    table = cache.block_table if cache.block_table is not None else cache.lengths
+    launch(
+        _score_kernel,
+        (ceil_div(blocks, tile), cache.batch * groups),
+        q=q,
+        summaries=summaries.data,
+        scores=scores,
+        lengths=cache.lengths,
+        table=table,
+        kv_heads=cache.kv_heads,
+        local_blocks=config.local_blocks,
+        spread_weight=float(config.spread_weight),
+        q_batch_stride=q.stride(0),
+        q_head_stride=q.stride(1),
+        summary_outer_stride=summaries.data.stride(0),
+        summary_head_stride=summaries.data.stride(1),
+        score_batch_stride=scores.stride(0),
+        score_row_stride=scores.stride(1),
+        table_stride=table.stride(0),
+        D=cache.head_dim,
+        G=shape.group,
+        BLOCK=config.block_size,
+        TILE=tile,
+        PAGE_BLOCKS=cache.page_size // config.block_size if cache.paged else 1,
+        PAGED=cache.paged,
+        MINMAX=config.summary_kind == "minmax",
+        POLICY=config.gqa_policy,
+        num_warps=4,
+        num_stages=1,
+    )
+
+
+def query_slots(q: Tensor, kind: str, spread_weight: float = 1.0) -> Tensor:
+    """The two query slots `[..., 2 D]` whose dot product with a block's slots is its score."""
+    pair = (q.clamp(max=0), q.clamp(min=0)) if kind == "minmax" else (q, spread_weight * q.abs())
+    return torch.cat(pair, dim=-1)
+
+
+def scores_reference(q: Tensor, summaries: Tensor, config: SparseConfig) -> tuple[Tensor, Tensor]:
+    """Scores of one sequence as the papers write them, in fp64, and the error budget of an fp32 evaluation.
+
+    Args:
+        q: `[Hq, D]`; summaries: `[Hkv, M, 2, D]` of the M valid blocks.
+
+    Returns:
+        scores `[R, M]` with +inf at local blocks, and `[R, M]` bounds on |fp32 - fp64|: a sum of n products has an
+        error of at most (n + 2) u sum |terms| in any order (Higham, Accuracy and Stability, section 3.1), with G more
+        roundings in the mean query and u = 2^-24.
+    """
+    kv_heads, blocks, _, dim = summaries.shape
+    group = q.shape[0] // kv_heads
+    first, second = summaries.double().unbind(2)  # [Hkv, M, D]
+    heads = q.double().view(kv_heads, group, 1, dim)
+    magnitude = torch.maximum(first.abs(), second.abs())  # [Hkv, M, D]
+    if config.gqa_policy == "group-mean":
+        heads_used, weight = heads.mean(1, keepdim=True), heads.abs().mean(1, keepdim=True)
+    else:
+        heads_used, weight = heads, heads.abs()
+    a, b = first.unsqueeze(1), second.unsqueeze(1)
+    if config.summary_kind == "minmax":
+        terms = torch.maximum(heads_used * a, heads_used * b).sum(-1)  # [Hkv, 1 or G, M]
+        sizes = (weight * magnitude.unsqueeze(1)).sum(-1)
+    else:
+        terms = (heads_used * a + config.spread_weight * heads_used.abs() * b).sum(-1)
+        sizes = (weight * (a.abs() + config.spread_weight * b.abs())).sum(-1)
+    if config.gqa_policy == "group-sum":
+        terms, sizes = terms.sum(1, keepdim=True), sizes.sum(1, keepdim=True)
+    elif config.gqa_policy == "all-heads":
+        terms, sizes = terms.sum((0, 1), keepdim=True), sizes.sum((0, 1), keepdim=True)
+    scores, sizes = terms.reshape(-1, blocks).clone(), sizes.reshape(-1, blocks)
+    scores[:, max(blocks - config.local_blocks, 0) :] = float("inf")
+    additions = 2 * dim + group + (kv_heads if config.gqa_policy == "all-heads" else 0) + 4
+    return scores, additions * 2.0**-24 * sizes
+
+

@@ -1,0 +1,224 @@
+"""Block-sparse decode attention: one query token against the blocks on its list, split over the list (flash decoding).
+
+With one list per KV head (or one in all) a program attends for the whole GQA group, so that each block is read once;
+with a list per query head (Quest) it attends for that head alone. The kernel reads the count of valid entries and
+shares exactly those tiles evenly among the splits.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .addressing import locate, tile_range
+from .cache import KVCache
+from .checks import check_device, check_range, check_tensor, kernel_dtypes
+from .config import BLOCK_SIZES, AttentionShape, ceil_div
+from .launch import INTERPRET, launch, plan_splits
+from .merge import Partials
+from .softmax import attend_tile, store_partial
+
+
+@triton.jit
+def _sparse_decode_kernel(
+    q,  # [B, Hq, D]
+    k_cache,  # [B or P, Hkv, S or page, D]
+    v_cache,  # the same strides
+    partial,  # float32 [B * Hq, splits, D]
+    partial_lse,  # float32 [B * Hq, splits]
+    lists,  # int32 [B, R, N]
+    counts,  # int32 [B, R]
+    lengths,  # int32 [B]
+    table,  # int32 [B, pages]
+    programs,  # programs a sequence: Hkv, or Hq with a list per query head
+    splits,
+    scale_log2,
+    q_batch_stride,
+    q_head_stride,
+    cache_outer_stride,
+    cache_head_stride,
+    cache_token_stride,
+    list_batch_stride,
+    list_row_stride,  # 0 when one list serves all heads
+    count_batch_stride,
+    count_row_stride,
+    table_stride,
+    D: tl.constexpr,
+    G: tl.constexpr,
+    HEADS: tl.constexpr,  # query heads a program serves
+    ROWS: tl.constexpr,  # HEADS padded for the matrix unit
+    BLOCK: tl.constexpr,
+    TILE: tl.constexpr,  # tokens a step, a multiple of BLOCK
+    PAGE: tl.constexpr,
+    PAGED: tl.constexpr,
+    CAST_FP32: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    split = tl.program_id(0)
+    batch = tl.program_id(1) // programs
+    program = tl.program_id(1) % programs
+    first_head = program * HEADS
+    kv_head = first_head // G
+    length = tl.load(lengths + batch)
+    count = tl.load(counts + batch * count_batch_stride + program * count_row_stride)
+
+    BLOCKS: tl.constexpr = TILE // BLOCK
+    start, end = tile_range(tl.cdiv(count, BLOCKS), split, splits)
+    row = tl.arange(0, ROWS)
+    dims = tl.arange(0, D)
+    lane = tl.arange(0, TILE)
+    row_valid = row < HEADS
+    m = tl.full([ROWS], float("-inf"), dtype=tl.float32)
+    total = tl.zeros([ROWS], dtype=tl.float32)
+    acc = tl.zeros([ROWS, D], dtype=tl.float32)
+
+    if start < end:
+        q_rows = batch.to(tl.int64) * q_batch_stride + (first_head + row) * q_head_stride
+        query = tl.load(q + q_rows[:, None] + dims[None, :], mask=row_valid[:, None], other=0.0)
+        if CAST_FP32:
+            query = query.to(tl.float32)
+        entries = lists + batch.to(tl.int64) * list_batch_stride + program * list_row_stride
+        for tile in tl.range(start, end, num_stages=STAGES):
+            entry = tile * BLOCKS + lane // BLOCK
+            block = tl.load(entries + entry, mask=entry < count, other=-1)
+            token = block * BLOCK + lane % BLOCK
+            valid = (block >= 0) & (token < length)
+            outer, inside = locate(batch, token, valid, table, table_stride, PAGE, PAGED)
+            base = outer * cache_outer_stride + kv_head * cache_head_stride + inside * cache_token_stride
+            offsets = base[:, None] + dims[None, :]
+            k = tl.load(k_cache + offsets, mask=valid[:, None], other=0.0)
+            v = tl.load(v_cache + offsets, mask=valid[:, None], other=0.0)
+            if CAST_FP32:
+                k, v = k.to(tl.float32), v.to(tl.float32)
+            m, total, acc = attend_tile(query, k, v, valid[None, :], scale_log2, m, total, acc, True, CAST_FP32)
+
+    rows = batch * programs * HEADS + first_head + row
+    store_partial(partial, partial_lse, rows, row_valid, split, splits, m, total, acc, D)
+
+
+def sparse_tile(block_size: int) -> int:
+    """Tokens a step of the kernel."""
+    return max(64, block_size)
+
+
+def sparse_splits(shape: AttentionShape, rows: int, list_capacity: int, block_size: int, device: torch.device) -> int:
+    """Splits for lists of up to `list_capacity` blocks, `rows` lists a sequence, on this chip."""
+    programs = shape.batch * (shape.q_heads if rows == shape.q_heads else shape.kv_heads)
+    return plan_splits(programs, ceil_div(list_capacity * block_size, sparse_tile(block_size)), device, 2)
+
+
+def sparse_decode(
+    q: Tensor,
+    cache: KVCache,
+    lists: Tensor,
+    counts: Tensor,
+    partials: Partials,
+    *,
+    block_size: int,
+    scale: float | None = None,
+    check_values: bool = False,
+) -> None:
+    """Attend over exactly the tokens of the listed blocks; leaves split results for `merge_partials`.
+
+    Args:
+        q: `[B, Hq, D]` of the cache's dtype.
+        lists: int32 `[B, R, N]` block indices; R is Hkv, Hq (each query head its own) or 1 (shared by all). -1 entries
+            are skipped.
+        counts: int32 `[B, R]`, entries of each list that count.
+        partials: room for `B * Hq` rows and any number of splits (`sparse_splits` gives a good one).
+        scale: of the logits; 1 / sqrt(D) by default.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong dtype, shape, device or stride; with `check_values`, entries
+            outside -1 .. M-1 or counts over N.
+    """
+    check_tensor("q", q, (cache.batch, None, cache.head_dim), dtypes=(cache.dtype,), device=cache.device)
+    check_tensor("cache.k", cache.k, (None, None, None, None), dtypes=kernel_dtypes())
+    check_device("q", q)
+    shape = AttentionShape(cache.batch, q.shape[1], cache.kv_heads, cache.head_dim)
+    if block_size not in BLOCK_SIZES:
+        raise ValueError(f"block_size: got {block_size}, allowed are the powers of two {BLOCK_SIZES}")
+    if cache.paged and cache.page_size % block_size:
+        raise ValueError(f"block_size: got {block_size}, must divide the cache's page size of {cache.page_size}")
+    check_tensor("lists", lists, (cache.batch, None, None), dtypes=(torch.int32,), device=cache.device)
+    rows = lists.shape[1]
+    if rows not in (1, shape.kv_heads, shape.q_heads):
+        raise ValueError(f"lists: {rows} rows, allowed 1, Hkv = {shape.kv_heads} or Hq = {shape.q_heads}")
+    check_tensor("counts", counts, (cache.batch, rows), dtypes=(torch.int32,), device=cache.device)
+    partials.check(cache.batch * shape.q_heads, cache.head_dim, cache.device)
+    if check_values:
+        cache.check_values()
+        check_range("lists", lists, -1, ceil_div(cache.capacity, block_size) - 1)
+        check_range("counts", counts, 0, lists.shape[2])
+    per_head = rows == shape.q_heads and shape.group > 1
+    programs = shape.q_heads if per_head else shape.kv_heads
+    heads = 1 if per_head else shape.group
+    table = cache.block_table if cache.block_table is not None else cache.lengths
+    launch(
+        _sparse_decode_kernel,
+        (partials.splits, cache.batch * programs),
+        q=q,
+        k_cache=cache.k,
+        v_cache=cache.v,
+        partial=partials.out,
+        partial_lse=partials.lse,
+        lists=lists,
+        counts=counts,
+        lengths=cache.lengths,
+        table=table,
+        programs=programs,
+        splits=partials.splits,
+        scale_log2=(cache.head_dim**-0.5 if scale is None else scale) * math.log2(math.e),
+        q_batch_stride=q.stride(0),
+        q_head_stride=q.stride(1),
+        cache_outer_stride=cache.k.stride(0),
+        cache_head_stride=cache.k.stride(1),
+        cache_token_stride=cache.k.stride(2),
+        list_batch_stride=lists.stride(0),
+        list_row_stride=lists.stride(1) if rows > 1 else 0,
+        count_batch_stride=counts.stride(0),
+        count_row_stride=counts.stride(1) if rows > 1 else 0,
+        table_stride=table.stride(0),
+        D=cache.head_dim,
+        G=shape.group,
+        HEADS=heads,
+        ROWS=max(16, triton.next_power_of_2(heads)),
+        BLOCK=block_size,
+        TILE=sparse_tile(block_size),
+        PAGE=cache.page_size if cache.paged else block_size,
+        PAGED=cache.paged,
+        CAST_FP32=INTERPRET,
+        STAGES=3 if cache.head_dim <= 128 else 2,
+        num_warps=4,
+    )
+
+
+def sparse_reference(
+    q: Tensor, k: Tensor, v: Tensor, length: int, lists: Tensor, *, block_size: int, scale: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """Attention of one sequence over its listed blocks, in fp64.
+
+    Args:
+        q: `[Hq, D]`; k, v: `[Hkv, S, D]`; lists: `[R, N]` block indices, -1 ignored.
+
+    Returns:
+        output `[Hq, D]` and sum_j p_j |v_j| `[Hq, D]`, the size that the error budget of the output scales with.
+    """
+    q_heads, dim = q.shape
+    group = q_heads // k.shape[0]
+    per_list = q_heads // lists.shape[0]
+    out, size = torch.zeros(2, q_heads, dim, dtype=torch.float64, device=q.device)
+    for head in range(q_heads):
+        row = lists[head // per_list].long()
+        tokens = (row[row >= 0, None] * block_size + torch.arange(block_size, device=q.device)).flatten()
+        tokens = tokens[tokens < length]
+        if not len(tokens):
+            continue
+        keys, values = k[head // group, tokens].double(), v[head // group, tokens].double()
+        p = torch.softmax(keys @ q[head].double() * (dim**-0.5 if scale is None else scale), dim=0)
+        out[head], size[head] = p @ values, p @ values.abs()
+    return out, size

@@ -1,0 +1,78 @@
+"""The line under a figure, which says how its numbers came about, and the title above it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+from ..suites.rows import Row
+from .data import FAILING, FigureSet
+
+REASON_CHARS = 44
+
+
+def title(figures: FigureSet, what: str) -> str:
+    where = " (portable torch path on CPU)" if figures.on_cpu else ""
+    return f"{figures.model}: {what}{where}"
+
+
+def caption(figures: FigureSet, drawn: Iterable[Row], *extra: str) -> str:
+    """Device, commit, date, dtype, active ratio, cache and launch of the rows drawn, then what is not as it should be.
+
+    Args:
+        figures: the set that the figure is made from; its untimed rows are counted.
+        drawn: the rows whose numbers are in the figure.
+        extra: what this figure needs said besides.
+    """
+    rows = list(drawn)
+    commits = _unique(f"{row.commit[:7]}{'-dirty' if row.dirty else ''}" for row in rows if row.commit)
+    dates = _unique(row.started_at[:10] for row in rows if row.started_at)
+    ratios = _unique(f"{row.active_ratio:g}" for row in rows if row.active_ratio is not None)
+    ways = _unique(f"{row.cache_state} cache" for row in rows if row.cache_state)
+    parts = [
+        figures.device or "device unknown",
+        f"commit {', '.join(commits)}" if commits else "commit unknown",
+        dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}" if dates else "date unknown",
+        figures.dtype or "dtype unknown",
+        f"r = {', '.join(ratios)}" if ratios else "",
+        ", ".join([*ways, "graph replay" if figures.launch == "graph" else figures.launch]),
+        *extra,
+        throttled(rows),
+        *missing(figures),
+    ]
+    return "\u00a0· ".join(part for part in parts if part)  # no line starts with the dot
+
+
+def throttled(rows: Iterable[Row]) -> str:
+    count = sum(row.status == "throttled" for row in rows)
+    return f"hollow: measured under throttling ({count} {'point' if count == 1 else 'points'})" if count else ""
+
+
+def missing(figures: FigureSet) -> list[str]:
+    """Methods skipped and methods failed, counted, with a reason each."""
+    return [text for text in (_missing(figures, ("skipped",), "skipped"), _missing(figures, FAILING, "failed")) if text]
+
+
+def _missing(figures: FigureSet, statuses: tuple[str, ...], word: str) -> str:
+    by_method: dict[str, list[Row]] = defaultdict(list)
+    for row in figures.untimed:
+        if row.status in statuses:
+            by_method[row.method].append(row)
+    if not by_method:
+        return ""
+    measured = {variant.method for variant in figures.lines}
+    named = []
+    for method, rows in sorted(by_method.items()):
+        cases = len({row.case for row in rows})
+        where = f" in {cases} {'case' if cases == 1 else 'cases'}" if method in measured else ""
+        named.append(f"{method}{where} ({_short(rows[0].reason or rows[0].status)})")
+    return f"{len(by_method)} {'method' if len(by_method) == 1 else 'methods'} {word}: {', '.join(named)}"
+
+
+def _short(reason: str) -> str:
+    line = " ".join(reason.split())
+    return line if len(line) <= REASON_CHARS else line[: REASON_CHARS - 1].rstrip() + "…"
+
+
+def _unique(words: Iterable[str]) -> list[str]:
+    return sorted(set(words))

@@ -1,0 +1,86 @@
+"""All figures that a set of result files allows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from ..suites.rows import Row, read_rows
+from .data import FigureSet, NotDrawn, figure_sets
+from .latency import latency
+from .roofline import roofline
+from .speedup import speedup, speedup_amortised
+from .stages import stages
+from .style import paper, save
+
+FIGURES: dict[str, Callable[[FigureSet], Figure]] = {
+    "speedup": speedup,
+    "speedup-amortised": speedup_amortised,
+    "latency": latency,
+    "stages": stages,
+    "roofline": roofline,
+}
+
+
+def draw_all(result_paths: Sequence[Path], out_dir: Path) -> list[Path]:
+    """Draw every figure the rows allow, as PNG and SVG, and print a line for each that they do not.
+
+    Args:
+        result_paths: JSON Lines files of rows; a folder stands for every `*.jsonl` in it.
+        out_dir: where to write, made if need be. Files are named `speedup-qwen2.5-7b.png`; the device, or the dtype,
+            is added where one model was measured on several.
+
+    Returns:
+        The files written.
+
+    Raises:
+        FileNotFoundError: a path is neither a file nor a folder.
+        ValueError: a line is not a row, or no figure could be drawn.
+    """
+    files = result_files(result_paths)
+    rows: list[Row] = [row for path in files for row in read_rows(path)]
+    sets, notes = figure_sets(rows)
+    for note in notes:
+        print(f"note: {note}")
+    written: list[Path] = []
+    reasons: list[str] = []
+    with paper():
+        for figures in sets:
+            slug = _slug(figures, sets)
+            for name, draw in FIGURES.items():
+                try:
+                    written += save(draw(figures), out_dir / f"{name}-{slug}")
+                except NotDrawn as reason:
+                    reasons.append(f"{name}-{slug}: {reason}")
+                    print(f"skipped {reasons[-1]}")
+    if not written:
+        why = "; ".join(reasons) or "no timed row of suite 'micro' with cache_state 'cold' and a random selection"
+        raise ValueError(f"no figure from {len(rows)} rows in {len(files)} files: {why}")
+    return written
+
+
+def result_files(paths: Sequence[Path]) -> list[Path]:
+    """The files themselves, folders replaced by their `*.jsonl`."""
+    files: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(path.glob("*.jsonl"))
+            if not inside:
+                raise ValueError(f"no *.jsonl in {path}")
+            files += inside
+        else:
+            files.append(path)
+    return list(dict.fromkeys(files))
+
+
+def _slug(figures: FigureSet, sets: Sequence[FigureSet]) -> str:
+    others = [other for other in sets if other.model == figures.model]
+    parts = [figures.model]
+    if len({other.device for other in others}) > 1:
+        parts.append(figures.device or "unknown device")
+    if len({other.dtype for other in others}) > 1:
+        parts.append(figures.dtype or "unknown dtype")
+    return re.sub(r"[^a-z0-9.]+", "-", "-".join(parts).lower()).strip("-")

@@ -1,0 +1,95 @@
+"""Speed-up over the best dense kernel, over context, a panel per batch."""
+
+from __future__ import annotations
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+from ..suites.rows import Row
+from .caption import caption, title
+from .data import FigureSet, NotDrawn, Variant, points
+from .style import GREY, Look, context_axis, draw_line, finish, labels, legend_line, look, panels
+
+COLUMN = "speedup_vs_best_dense"
+LIMIT = Look(GREY, "", (0, (6, 2)))
+STAGE_LINES = {"total": "-", "total_amortised": (0, (2, 1))}
+STAGE_NAMES = {"total": "step alone", "total_amortised": "with rectification"}
+
+
+def speedup(figures: FigureSet) -> Figure:
+    """One decode step (`total`) of every sparse method against the best dense one, and what the floors allow."""
+    shown = [variant for variant in figures.lines if not variant.dense]
+    return _draw(figures, [(variant, "total", look(variant)) for variant in shown], "speed-up of a decode step")
+
+
+def speedup_amortised(figures: FigureSet) -> Figure:
+    """ReSA with its rectification paid for (`total_amortised`, dashed), beside the step alone (`total`, solid)."""
+    figures.need_curve("total_amortised")
+    lines = [
+        (variant, stage, Look(look(variant).colour, look(variant).marker, line))
+        for variant in figures.resa()
+        for stage, line in STAGE_LINES.items()
+    ]
+    return _draw(figures, lines, "speed-up with rectification")
+
+
+def _draw(figures: FigureSet, lines: list[tuple[Variant, str, Look]], what: str) -> Figure:
+    figures.need_curve()
+    lines = [
+        line for line in lines if any(r.stage == line[1] and r.speedup_vs_best_dense for r in figures.lines[line[0]])
+    ]
+    if not lines:
+        raise NotDrawn(f"no sparse row has {COLUMN}: was a dense method measured in the same cases?")
+    rows = [r for variant, stage, _ in lines for r in figures.lines[variant] if r.stage == stage]
+    batches = sorted({row.batch for row in rows if row.speedup_vs_best_dense})
+    contexts = sorted({row.context for row in rows})
+    limiting = _limiting(figures)
+    fig, axes, left = panels(len(batches))
+    drawn: list[Row] = []
+    for ax, batch in zip(axes, batches, strict=True):
+        ax.axhline(1.0, color="black", linewidth=0.8)
+        if limiting:
+            limit = points(figures.lines[limiting], "total", batch, "floor_speedup")
+            draw_line(ax, limit, "floor_speedup", LIMIT, marker=False)
+        for variant, stage, style in lines:
+            found = points(figures.lines[variant], stage, batch, COLUMN)
+            draw_line(ax, found, COLUMN, style)
+            drawn += found
+        ax.set_title(f"batch {batch}")
+        ax.set_xlabel("context, tokens")
+        context_axis(ax, contexts)
+    _ratio_axis(axes[0])
+    for ax in left:
+        ax.set_ylabel("speed-up, log scale")
+
+    names = labels(figures.lines)
+    styles = {variant: look(variant) for variant, _, _ in lines}
+    stages = sorted({stage for _, stage, _ in lines})
+    if len(stages) > 1:  # the line's style stands for the stage, not for the method
+        styles = {variant: Look(style.colour, style.marker) for variant, style in styles.items()}
+    legend = [legend_line(style, names[variant]) for variant, style in styles.items()]
+    if len(stages) > 1:
+        legend += [legend_line(Look(GREY, "", STAGE_LINES[stage]), STAGE_NAMES[stage]) for stage in stages]
+    if limiting:
+        legend.append(legend_line(LIMIT, f"floors allow ({names[limiting]})"))
+    rivals = ", ".join(sorted({row.best_dense for row in drawn if row.best_dense}))
+    heading = title(figures, f"{what} over the best dense kernel")
+    return finish(fig, heading, legend, caption(figures, drawn, f"best dense: {rivals}" if rivals else ""))
+
+
+def _limiting(figures: FigureSet) -> Variant | None:
+    """The variant whose floor is drawn: ReSA with the smallest block (16 in the standard cases)."""
+    return next(
+        (v for v in figures.resa() if any(r.stage == "total" and r.floor_speedup for r in figures.lines[v])), None
+    )
+
+
+def _ratio_axis(ax: Axes) -> None:
+    ax.set_yscale("log", base=2)
+    low, high = ax.get_ylim()
+    spread = high / low
+    subs = (1.0, 1.125, 1.25, 1.5, 1.75) if spread < 3 else (1.0, 1.5) if spread < 16 else (1.0,)
+    ax.yaxis.set_major_locator(LogLocator(base=2, subs=subs))
+    ax.yaxis.set_minor_locator(NullLocator())
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))

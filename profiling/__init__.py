@@ -1,0 +1,1 @@
+"""Timing, statistics, ceilings, devices: how numbers come about."""

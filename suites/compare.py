@@ -1,0 +1,227 @@
+"""Two result files against each other: what got faster or slower, what broke, and how well two runs agree."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from .rows import IDENTITY, Row, identity, read_rows
+
+VERDICTS = ("slower", "faster", "unclear", "same")
+BROKEN = ("failed", "oom")
+SETTINGS = {
+    "block_size": "b={}", "active_ratio": "r={}", "budget_tokens": "tokens={}", "window": "w={}", "rectify_every": "f={}",
+    "gqa_policy": "{}", "summary_kind": "{}", "selection_pattern": "{}", "dtype": "{}", "weight_dtype": "weights {}",
+    "kv_layout": "{}", "paged": "paged={}", "shared_kv": "shared_kv={}",
+}  # fmt: skip
+COLOURS = {"slower": "red", "faster": "green", "unclear": "yellow", "same": "dim", "newly failed": "red"}
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One measurement in both files, timed in both."""
+
+    a: Row
+    b: Row
+    ratio: float  # B's median over A's: above 1, B is slower
+    verdict: str  # one of VERDICTS
+
+    def within(self, relative: float) -> bool:
+        """Whether the medians differ by at most this share of A's."""
+        return _within(self.a, self.b, relative)
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    tolerance: float  # relative
+    pairs: tuple[Pair, ...]
+    newly_failed: tuple[Row, ...]  # rows of B that failed or ran out of memory, where A had none that did
+    status_changes: tuple[tuple[Row, Row], ...]  # in both files, with another status; throttled or not counts too
+    only_a: tuple[Row, ...]
+    only_b: tuple[Row, ...]
+    devices_a: tuple[str, ...]
+    devices_b: tuple[str, ...]
+
+    def count(self, verdict: str) -> int:
+        return sum(pair.verdict == verdict for pair in self.pairs)
+
+    def share_within(self, relative: float) -> float:
+        """Share of the pairs whose medians differ by at most this. Needs at least one pair."""
+        return sum(pair.within(relative) for pair in self.pairs) / len(self.pairs)
+
+    @property
+    def exit_code(self) -> int:
+        """1 if anything got slower or newly failed, else 2 if nothing was comparable, else 0."""
+        if self.newly_failed or self.count("slower"):
+            return 1
+        return 0 if self.pairs else 2
+
+
+def verdict(a: Row, b: Row, tolerance: float) -> str:
+    """What two timed rows say, by the 95 % intervals of their medians.
+
+    "faster" or "slower" (B than A): the intervals share no point, and the medians differ by more than the tolerance.
+    "same": the medians differ by no more than the tolerance, and each interval's half-width is within it too.
+    "unclear": anything else, a missing interval included.
+    """
+    if a.ci_low_us is None or a.ci_high_us is None or b.ci_low_us is None or b.ci_high_us is None:
+        return "unclear"
+    if _within(a, b, tolerance):
+        return "same" if _narrow(a, tolerance) and _narrow(b, tolerance) else "unclear"
+    if b.ci_low_us > a.ci_high_us:
+        return "slower"
+    return "faster" if b.ci_high_us < a.ci_low_us else "unclear"
+
+
+def compare(a: Iterable[Row], b: Iterable[Row], tolerance: float = 0.02) -> Comparison:
+    """Pair the rows of two runs by their identity; of a row that a file has twice, the later counts.
+
+    Args:
+        a: the earlier run, or the reference.
+        b: the later run, or the one in question.
+        tolerance: relative difference of two medians that does not matter, such as 0.02.
+    """
+    if not 0 <= tolerance < 1:
+        raise ValueError(f"tolerance: got {tolerance}, expected a relative difference from 0 to below 1, such as 0.02")
+    in_a, in_b = {identity(row): row for row in a}, {identity(row): row for row in b}
+    both = [(row, in_b[key]) for key, row in in_a.items() if key in in_b]
+    only_b = tuple(row for key, row in in_b.items() if key not in in_a)
+    failed = [y for x, y in both if y.status in BROKEN and x.status not in BROKEN]
+    failed += [row for row in only_b if row.status in BROKEN and any(_stands_for(row, x) for x in in_a.values())]
+    return Comparison(
+        tolerance=tolerance,
+        pairs=tuple(Pair(x, y, _ratio(x, y), verdict(x, y, tolerance)) for x, y in both if x.timed and y.timed),
+        newly_failed=tuple(failed),
+        status_changes=tuple((x, y) for x, y in both if x.status != y.status),
+        only_a=tuple(row for key, row in in_a.items() if key not in in_b),
+        only_b=only_b,
+        devices_a=_devices(in_a.values()),
+        devices_b=_devices(in_b.values()),
+    )
+
+
+def render(comparison: Comparison) -> Table:
+    """What changed: newly failed rows, then slower, faster and unclear ones, the largest difference first."""
+    table = Table(title=f"B against A, tolerance {comparison.tolerance:.1%}", title_justify="left")
+    for name in ("case", "method", "stage", "run"):
+        table.add_column(name, overflow="fold")
+    for name in ("A, us", "B, us", "B / A"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("verdict", overflow="fold")
+    changed = sorted(
+        (pair for pair in comparison.pairs if pair.verdict != "same"),
+        key=lambda pair: (VERDICTS.index(pair.verdict), -abs(pair.ratio - 1)),
+    )
+    varying = _varying([*comparison.newly_failed, *(pair.a for pair in comparison.pairs)])
+    for row in comparison.newly_failed:
+        table.add_row(*_names(row, varying), "", "", "", _coloured("newly failed", f": {row.reason}"))
+    for pair in changed:
+        throttled = " (throttled)" if "throttled" in (pair.a.status, pair.b.status) else ""
+        numbers = (f"{pair.a.median_us:.2f}", f"{pair.b.median_us:.2f}", f"{pair.ratio:.3f}")
+        table.add_row(*_names(pair.a, varying), *numbers, _coloured(pair.verdict, throttled))
+    return table
+
+
+def main(path_a: Path, path_b: Path, tolerance: float = 0.02, console: Console | None = None) -> int:
+    """Compare two files and print what changed. Returns the exit status.
+
+    0: nothing got worse. 1: something is slower or newly failed. 2: nothing was comparable, or a file is unreadable.
+    """
+    console = console or Console()
+    try:
+        comparison = compare(read_rows(Path(path_a)), read_rows(Path(path_b)), tolerance)
+    except (OSError, ValueError) as error:
+        console.print(f"cannot compare: {error}", style="red", markup=False)
+        return 2
+    if comparison.devices_a != comparison.devices_b:
+        a, b = (", ".join(names) or "unknown" for names in (comparison.devices_a, comparison.devices_b))
+        console.print(f"warning: the devices differ: A ran on {a}, B on {b}", style="yellow", markup=False)
+    table = render(comparison)
+    if table.row_count:
+        console.print(table)
+    for line in summary(comparison):
+        console.print(line, markup=False, highlight=False)
+    return comparison.exit_code
+
+
+def summary(comparison: Comparison) -> list[str]:
+    """Counts, then how well the two runs agree."""
+    lines = []
+    if comparison.pairs:
+        furthest = max(comparison.pairs, key=lambda pair: abs(pair.ratio - 1))
+        counts = ", ".join(f"{comparison.count(name)} {name}" for name in VERDICTS)
+        median = statistics.median(pair.ratio for pair in comparison.pairs)
+        lines += [
+            f"{len(comparison.pairs)} rows timed in both: {counts}",
+            f"median B / A {median:.4f}; largest difference {abs(furthest.ratio - 1):.1%} "
+            f"({' '.join(_names(furthest.a))})",
+            f"within 2 %: {comparison.share_within(0.02):.1%} of rows; within 5 %: {comparison.share_within(0.05):.1%}",
+        ]
+    else:
+        lines.append("nothing to compare: no row (by case, method, stage and settings) is timed in both files")
+    lines.append(f"newly failed: {len(comparison.newly_failed)}")
+    changes = Counter(f"{x.status} -> {y.status}" for x, y in comparison.status_changes)
+    lines += [f"status {change}: {count}" for change, count in sorted(changes.items())]
+    for name, rows in (("A", comparison.only_a), ("B", comparison.only_b)):
+        if rows:
+            methods = Counter(row.method for row in rows)
+            named = ", ".join(f"{method} {count}" for method, count in sorted(methods.items()))
+            lines.append(f"only in {name}: {len(rows)} rows ({named})")
+    return lines
+
+
+def _ratio(a: Row, b: Row) -> float:
+    if not a.median_us or not b.median_us or min(a.median_us, b.median_us) < 0:
+        raise ValueError(f"median_us must be above 0, got {a.median_us} and {b.median_us} ({' '.join(_names(a))})")
+    return b.median_us / a.median_us
+
+
+def _within(a: Row, b: Row, relative: float) -> bool:
+    # Not by the ratio: 102 / 100 - 1 is a little more than 0.02.
+    return abs((b.median_us or 0.0) - (a.median_us or 0.0)) <= relative * (a.median_us or 0.0)
+
+
+def _narrow(row: Row, relative: float) -> bool:
+    """Whether half the interval is within this share of the median."""
+    return ((row.ci_high_us or 0.0) - (row.ci_low_us or 0.0)) / 2 <= relative * (row.median_us or 0.0)
+
+
+def _stands_for(broken: Row, row: Row) -> bool:
+    """Whether a failed row is what has become of `row`: it may stand for all stages, and leave settings empty."""
+    settings = (name for name in IDENTITY if name != "stage" and getattr(broken, name) is not None)
+    return row.status not in BROKEN and all(getattr(row, name) == getattr(broken, name) for name in settings)
+
+
+def _devices(rows: Iterable[Row]) -> tuple[str, ...]:
+    return tuple(sorted({row.device for row in rows if row.device}))
+
+
+def _varying(rows: Iterable[Row]) -> dict[str, set[str]]:
+    """For each method the settings in which its rows differ: only these need naming."""
+    values: dict[tuple[str, str], set[object]] = defaultdict(set)
+    for row in rows:
+        for name in SETTINGS:
+            values[row.method, name].add(getattr(row, name))
+    varying: dict[str, set[str]] = defaultdict(set)
+    for (method, name), found in values.items():
+        if len(found) > 1:
+            varying[method].add(name)
+    return varying
+
+
+def _names(row: Row, varying: dict[str, set[str]] | None = None) -> tuple[str, str, str, str]:
+    """Case, method with its settings (all, or those that vary), stage, and how it ran."""
+    shown = SETTINGS if varying is None else [name for name in SETTINGS if name in varying.get(row.method, ())]
+    words = [SETTINGS[name].format(getattr(row, name)) for name in shown if getattr(row, name) is not None]
+    run = " ".join(word for word in (row.cache_state, row.launch) if word)
+    return row.case, " ".join([row.method, *words]), row.stage, run
+
+
+def _coloured(verdict: str, rest: str) -> str:
+    return f"[{COLOURS[verdict]}]{verdict}[/]" + rest.replace("[", r"\[")
