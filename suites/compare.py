@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -16,9 +17,9 @@ from .rows import IDENTITY, Row, identity, read_rows
 VERDICTS = ("slower", "faster", "unclear", "same")
 BROKEN = ("failed", "oom")
 SETTINGS = {
-    "block_size": "b={}", "active_ratio": "r={}", "budget_tokens": "tokens={}", "window": "w={}", "rectify_every": "f={}",
-    "gqa_policy": "{}", "summary_kind": "{}", "selection_pattern": "{}", "dtype": "{}", "weight_dtype": "weights {}",
-    "kv_layout": "{}", "paged": "paged={}", "shared_kv": "shared_kv={}",
+    "block_size": "b={}", "active_ratio": "r={}", "budget_tokens": "tokens={}", "window": "w={}",
+    "rectify_every": "f={}", "gqa_policy": "{}", "summary_kind": "{}", "selection_pattern": "{}", "dtype": "{}",
+    "weight_dtype": "weights {}", "kv_layout": "{}", "paged": "paged={}", "shared_kv": "shared_kv={}",
 }  # fmt: skip
 COLOURS = {"slower": "red", "faster": "green", "unclear": "yellow", "same": "dim", "newly failed": "red"}
 
@@ -108,23 +109,30 @@ def compare(a: Iterable[Row], b: Iterable[Row], tolerance: float = 0.02) -> Comp
 
 def render(comparison: Comparison) -> Table:
     """What changed: newly failed rows, then slower, faster and unclear ones, the largest difference first."""
-    table = Table(title=f"B against A, tolerance {comparison.tolerance:.1%}", title_justify="left")
-    for name in ("case", "method", "stage", "run"):
-        table.add_column(name, overflow="fold")
-    for name in ("A, us", "B, us", "B / A"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("verdict", overflow="fold")
     changed = sorted(
         (pair for pair in comparison.pairs if pair.verdict != "same"),
         key=lambda pair: (VERDICTS.index(pair.verdict), -abs(pair.ratio - 1)),
     )
+    shown = [*comparison.newly_failed, *(pair.a for pair in changed)]
     varying = _varying([*comparison.newly_failed, *(pair.a for pair in comparison.pairs)])
+    runs = {_run(row) for row in shown}
+    one_run = f", {runs.pop()}" if len(runs) == 1 else ""  # said once, not in every line
+    table = Table(
+        title=f"B against A, tolerance {comparison.tolerance:.1%}{one_run}", title_justify="left", box=box.SIMPLE
+    )
+    for name in ("case", "method", "stage") if one_run else ("case", "method", "stage", "run"):
+        table.add_column(name, overflow="fold")
+    for name in ("A, us", "B, us", "B / A"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("verdict", overflow="fold")
     for row in comparison.newly_failed:
-        table.add_row(*_names(row, varying), "", "", "", _coloured("newly failed", f": {row.reason}"))
+        run = [] if one_run else [_run(row)]
+        table.add_row(*_names(row, varying), *run, "", "", "", _coloured("newly failed", f": {row.reason}"))
     for pair in changed:
+        run = [] if one_run else [_run(pair.a)]
         throttled = " (throttled)" if "throttled" in (pair.a.status, pair.b.status) else ""
         numbers = (f"{pair.a.median_us:.2f}", f"{pair.b.median_us:.2f}", f"{pair.ratio:.3f}")
-        table.add_row(*_names(pair.a, varying), *numbers, _coloured(pair.verdict, throttled))
+        table.add_row(*_names(pair.a, varying), *run, *numbers, _coloured(pair.verdict, throttled))
     return table
 
 
@@ -160,7 +168,7 @@ def summary(comparison: Comparison) -> list[str]:
         lines += [
             f"{len(comparison.pairs)} rows timed in both: {counts}",
             f"median B / A {median:.4f}; largest difference {abs(furthest.ratio - 1):.1%} "
-            f"({' '.join(_names(furthest.a))})",
+            f"({' '.join(_names(furthest.a))}, {_run(furthest.a)})",
             f"within 2 %: {comparison.share_within(0.02):.1%} of rows; within 5 %: {comparison.share_within(0.05):.1%}",
         ]
     else:
@@ -215,12 +223,15 @@ def _varying(rows: Iterable[Row]) -> dict[str, set[str]]:
     return varying
 
 
-def _names(row: Row, varying: dict[str, set[str]] | None = None) -> tuple[str, str, str, str]:
-    """Case, method with its settings (all, or those that vary), stage, and how it ran."""
+def _names(row: Row, varying: dict[str, set[str]] | None = None) -> tuple[str, str, str]:
+    """Case, method with its settings (all, or those that vary), and stage."""
     shown = SETTINGS if varying is None else [name for name in SETTINGS if name in varying.get(row.method, ())]
     words = [SETTINGS[name].format(getattr(row, name)) for name in shown if getattr(row, name) is not None]
-    run = " ".join(word for word in (row.cache_state, row.launch) if word)
-    return row.case, " ".join([row.method, *words]), row.stage, run
+    return row.case, " ".join([row.method, *words]), row.stage
+
+
+def _run(row: Row) -> str:
+    return " ".join(word for word in (row.cache_state, row.launch) if word) or "run unknown"
 
 
 def _coloured(verdict: str, rest: str) -> str:
