@@ -17,6 +17,7 @@ from .addressing import locate, tile_range
 from .cache import KVCache
 from .checks import check_device, check_tensor, kernel_dtypes
 from .config import AttentionShape, ceil_div
+from .exact import Exact, assign, empty_rows, exact_attention
 from .launch import INTERPRET, launch, plan_splits
 from .merge import Partials
 from .softmax import attend_tile, store_partial
@@ -31,17 +32,24 @@ def _attend_tiles(
 ):  # fmt: skip
     lane = tl.arange(0, TILE)
     dims = tl.arange(0, D)
+    sequence_offset = batch.to(tl.int64) * cache_outer_stride + head_offset
+    tile_stride = tl.cast(cache_token_stride, tl.int64) * TILE
     for tile in tl.range(start, end, num_stages=STAGES):
         token = tile * TILE + lane
         valid = token < length
-        outer, inside = locate(batch, token, valid, table, table_stride, PAGE, PAGED)
-        offsets = (outer * cache_outer_stride + head_offset + inside * cache_token_stride)[:, None] + dims[None, :]
+        if PAGED:
+            page, inside = locate(batch, token, valid, table, table_stride, PAGE, PAGED)
+            base = head_offset
+            offsets = (page * cache_outer_stride + inside * cache_token_stride)[:, None] + dims[None, :]
+        else:  # one address a tile; the offsets inside it stay the same
+            base = sequence_offset + tile * tile_stride
+            offsets = (lane * cache_token_stride)[:, None] + dims[None, :]
         if MASKED:
-            k = tl.load(k_cache + offsets, mask=valid[:, None], other=0.0)
-            v = tl.load(v_cache + offsets, mask=valid[:, None], other=0.0)
+            k = tl.load(k_cache + base + offsets, mask=valid[:, None], other=0.0)
+            v = tl.load(v_cache + base + offsets, mask=valid[:, None], other=0.0)
         else:
-            k = tl.load(k_cache + offsets)
-            v = tl.load(v_cache + offsets)
+            k = tl.load(k_cache + base + offsets)
+            v = tl.load(v_cache + base + offsets)
         if CAST_FP32:
             k, v = k.to(tl.float32), v.to(tl.float32)
         visible = valid[None, :] & (token[None, :] <= position[:, None])
@@ -104,7 +112,7 @@ def _dense_kernel(
     m = tl.full([ROWS], float("-inf"), dtype=tl.float32)
     total = tl.zeros([ROWS], dtype=tl.float32)
     acc = tl.zeros([ROWS, D], dtype=tl.float32)
-    head_offset = kv_head * cache_head_stride
+    head_offset = kv_head.to(tl.int64) * cache_head_stride
     m, total, acc = _attend_tiles(
         query, k_cache, v_cache, table, batch, head_offset, position, start, whole, length, scale_log2, m, total, acc,
         cache_outer_stride, cache_token_stride, table_stride, D, TILE, PAGE, PAGED, False, CAST_FP32, STAGES,
@@ -197,28 +205,22 @@ def dense_attention(
     )
 
 
-def dense_reference(
-    q: Tensor, k: Tensor, v: Tensor, length: int, *, scale: float | None = None
-) -> tuple[Tensor, Tensor]:
+def dense_reference(q: Tensor, k: Tensor, v: Tensor, length: int, *, scale: float | None = None) -> Exact:
     """Dense attention of one sequence's last T tokens, in fp64.
 
     Args:
         q: `[T, Hq, D]`; k, v: `[Hkv, S, D]`.
 
     Returns:
-        output `[T, Hq, D]` and sum_j p_j |v_j| `[T, Hq, D]`, the size that the error budget of the output scales with.
+        rows `[T, Hq, D]`; tokens before position 0 get zeros.
     """
     tokens, q_heads, dim = q.shape
     group = q_heads // k.shape[0]
-    out, size = torch.zeros(2, tokens, q_heads, dim, dtype=torch.float64, device=q.device)
+    exact = empty_rows(tokens, q_heads, dim, device=q.device)
     for t in range(tokens):
         keys = length - tokens + t + 1
-        if keys <= 0:
-            continue
-        for kv in range(k.shape[0]):
+        for kv in range(k.shape[0] if keys > 0 else 0):
             heads = slice(kv * group, (kv + 1) * group)
-            logits = q[t, heads].double() @ k[kv, :keys].double().T * (dim**-0.5 if scale is None else scale)
-            p = torch.softmax(logits, dim=-1)
-            values = v[kv, :keys].double()
-            out[t, heads], size[t, heads] = p @ values, p @ values.abs()
-    return out, size
+            part = exact_attention(q[t, heads], k[kv, :keys], v[kv, :keys], dim**-0.5 if scale is None else scale)
+            exact = assign(exact, (t, heads), part)
+    return exact

@@ -43,6 +43,10 @@ class Partials:
             raise ValueError("partials: must be contiguous")
 
 
+def T(rows, dim, width):
+    return (dim if rows >= 512 else min(dim, 32)), 4
+
+
 @triton.jit
 def _merge_kernel(
     partial,  # float32 [rows, splits, D]
@@ -57,12 +61,14 @@ def _merge_kernel(
     index = tl.arange(0, WIDTH)
     dims = tl.program_id(1) * SLICE + tl.arange(0, SLICE)
     lse = tl.load(partial_lse + row * splits + index, mask=index < splits, other=float("-inf"))
+    # Not masked by what was seen: both loads are under way at once, and what an empty split left there is dropped.
+    cells = partial + (row * splits + index)[:, None] * D + dims[None, :]
+    parts = tl.load(cells, mask=(index < splits)[:, None], other=0.0)
     seen = lse > float("-inf")
-    parts = tl.load(partial + (row * splits + index)[:, None] * D + dims[None, :], mask=seen[:, None], other=0.0)
     top = tl.max(lse, axis=0)
     weight = tl.where(seen, tl.exp2(lse - top), 0.0)
     total = tl.sum(weight, axis=0)
-    merged = tl.sum(parts * weight[:, None], axis=0) / tl.where(total > 0.0, total, 1.0)
+    merged = tl.sum(tl.where(seen[:, None], parts * weight[:, None], 0.0), axis=0) / tl.where(total > 0.0, total, 1.0)
     tl.store(out + row * D + dims, merged.to(out.dtype.element_ty))
 
 
@@ -80,7 +86,7 @@ def merge_partials(partials: Partials, out: Tensor) -> None:
         raise ValueError("out: must be contiguous")
     width = max(triton.next_power_of_2(partials.splits), 2)
     # The whole row of programs waits for the slowest load: few values a thread, many programs.
-    piece = dim if partials.lse.shape[0] >= 512 else min(dim, 32)
+    piece, warps = T(partials.lse.shape[0], dim, width)
     launch(
         _merge_kernel,
         (partials.lse.shape[0], dim // piece),
@@ -91,7 +97,7 @@ def merge_partials(partials: Partials, out: Tensor) -> None:
         D=dim,
         SLICE=piece,
         WIDTH=width,
-        num_warps=4,
+        num_warps=warps,
         num_stages=1,
     )
 

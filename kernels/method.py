@@ -27,6 +27,7 @@ class Stage:
 
     name: str
     run: Callable[[], None]
+    graph_safe: bool = True  # False: allocates or synchronises, so it cannot be captured
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +100,8 @@ class DecodeMethod(ABC):
 
     name: ClassVar[str]
     is_dense: ClassVar[bool] = False
-    graph_safe: ClassVar[bool] = True
+    fixed_length: ClassVar[bool] = False
+    """True if the length is fixed when the step is bound: such a step serves one nominal length."""
     uses: ClassVar[tuple[str, ...]] = ()
     """The fields of SparseConfig that make a difference to this method; the rest stays out of its rows."""
 

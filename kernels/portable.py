@@ -191,7 +191,6 @@ def dense_chunk_torch(cache: KVCache, chunk: ChunkTensors) -> None:
 class ResaTorch(DecodeMethod):
     """ReSA in plain torch (gather + SDPA): the method that is timed where there is no GPU."""
 
-    graph_safe = False
     uses = ("block_size", "active_ratio", "gqa_policy", "summary_kind", "rectify_every")
 
     def prepare(self, cache: KVCache) -> TorchSparseLayer:
@@ -216,7 +215,6 @@ class TorchDense(DecodeMethod):
     """SDPA with the GQA group packed as query rows, so that K and V are read once: the dense rival on a CPU."""
 
     is_dense = True
-    graph_safe = False
 
     @classmethod
     def unavailable(cls, shape: AttentionShape, dtype: torch.dtype, device: torch.device) -> str | None:

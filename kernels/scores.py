@@ -30,11 +30,26 @@ def score_rows(shape: AttentionShape, policy: str) -> int:
     return {"per-head": shape.q_heads, "all-heads": 1}.get(policy, shape.kv_heads)
 
 
+T = dict(tile=64, warps=4)
+
+
 @triton.jit
-def _query_slots(q, second, spread_weight, MINMAX: tl.constexpr):
+def _query_slots(q, spread_weight, MINMAX: tl.constexpr):
     if MINMAX:
-        return tl.where(second, tl.maximum(q, 0.0), tl.minimum(q, 0.0))
-    return tl.where(second, spread_weight * tl.abs(q), q)
+        return tl.minimum(q, 0.0), tl.maximum(q, 0.0)
+    return q, spread_weight * tl.abs(q)
+
+
+@triton.jit
+def _load_slots(rows, valid, D: tl.constexpr):
+    first = tl.load(rows, mask=valid[:, None], other=0.0).to(tl.float32)
+    second = tl.load(rows + D, mask=valid[:, None], other=0.0).to(tl.float32)
+    return first, second
+
+
+@triton.jit
+def _dot_slots(first, second, q_first, q_second):
+    return tl.sum(first * q_first[None, :] + second * q_second[None, :], axis=1)
 
 
 @triton.jit
@@ -75,39 +90,38 @@ def _score_kernel(
     index = start + tl.arange(0, TILE)
     valid = index < blocks
     is_local = index >= blocks - local_blocks
-    slots = tl.arange(0, 2 * D)
-    second = slots >= D
+    dims = tl.arange(0, D)
     outer, inside = locate(batch, index, valid, table, table_stride, PAGE_BLOCKS, PAGED)
-    rows = summaries + (outer * summary_outer_stride + inside * (2 * D))[:, None] + slots[None, :]
-    q_rows = q + batch.to(tl.int64) * q_batch_stride + slots % D
+    rows = summaries + (outer * summary_outer_stride + inside * (2 * D))[:, None] + dims[None, :]
+    q_rows = q + batch.to(tl.int64) * q_batch_stride + dims
     out = scores + batch.to(tl.int64) * score_batch_stride + index
 
     if POLICY == "per-head":
-        summary = tl.load(rows + group * summary_head_stride, mask=valid[:, None], other=0.0).to(tl.float32)
+        first, second = _load_slots(rows + group * summary_head_stride, valid, D)
         for g in tl.static_range(G):
             head = group * G + g
             query = tl.load(q_rows + head * q_head_stride).to(tl.float32)
-            score = tl.sum(summary * _query_slots(query, second, spread_weight, MINMAX)[None, :], axis=1)
+            q_first, q_second = _query_slots(query, spread_weight, MINMAX)
+            score = _dot_slots(first, second, q_first, q_second)
             tl.store(out + head * score_row_stride, tl.where(is_local, float("inf"), score), mask=valid)
-    elif POLICY == "all-heads":
-        total = tl.zeros([TILE], dtype=tl.float32)
-        for kv_head in range(kv_heads):
-            query = tl.zeros([2 * D], dtype=tl.float32)
-            for g in tl.static_range(G):
-                head_q = tl.load(q_rows + (kv_head * G + g) * q_head_stride).to(tl.float32)
-                query += _query_slots(head_q, second, spread_weight, MINMAX)
-            summary = tl.load(rows + kv_head * summary_head_stride, mask=valid[:, None], other=0.0).to(tl.float32)
-            total += tl.sum(summary * query[None, :], axis=1)
-        tl.store(out, tl.where(is_local, float("inf"), total), mask=valid)
     else:
-        summary = tl.load(rows + group * summary_head_stride, mask=valid[:, None], other=0.0).to(tl.float32)
-        query = tl.zeros([2 * D], dtype=tl.float32)
-        for g in tl.static_range(G):
-            head_q = tl.load(q_rows + (group * G + g) * q_head_stride).to(tl.float32)
-            query += head_q if POLICY == "group-mean" else _query_slots(head_q, second, spread_weight, MINMAX)
-        if POLICY == "group-mean":
-            query = _query_slots(query / G, second, spread_weight, MINMAX)
-        score = tl.sum(summary * query[None, :], axis=1)
+        # One list for the group's heads, or for the heads of all groups: sum what the heads ask before multiplying.
+        score = tl.zeros([TILE], dtype=tl.float32)
+        for kv_head in range(group, kv_heads if POLICY == "all-heads" else group + 1):
+            first, second = _load_slots(rows + kv_head * summary_head_stride, valid, D)
+            q_first = tl.zeros([D], dtype=tl.float32)
+            q_second = tl.zeros([D], dtype=tl.float32)
+            for g in tl.static_range(G):
+                query = tl.load(q_rows + (kv_head * G + g) * q_head_stride).to(tl.float32)
+                if POLICY == "group-mean":
+                    q_first += query
+                else:
+                    head_first, head_second = _query_slots(query, spread_weight, MINMAX)
+                    q_first += head_first
+                    q_second += head_second
+            if POLICY == "group-mean":
+                q_first, q_second = _query_slots(q_first / G, spread_weight, MINMAX)
+            score += _dot_slots(first, second, q_first, q_second)
         tl.store(out + group * score_row_stride, tl.where(is_local, float("inf"), score), mask=valid)
 
 
@@ -139,7 +153,7 @@ def score_blocks(
     if check_values:
         cache.check_values()
     groups = 1 if config.gqa_policy == "all-heads" else cache.kv_heads
-    tile = 32 if config.gqa_policy == "per-head" else 64
+    tile, warps = T["tile"], T["warps"]
     table = cache.block_table if cache.block_table is not None else cache.lengths
     launch(
         _score_kernel,
@@ -167,7 +181,7 @@ def score_blocks(
         PAGED=cache.paged,
         MINMAX=config.summary_kind == "minmax",
         POLICY=config.gqa_policy,
-        num_warps=4,
+        num_warps=warps,
         num_stages=1,
     )
 

@@ -20,6 +20,29 @@ from .config import MAX_BLOCKS, SparseConfig, ceil_div
 from .launch import launch
 
 
+T = dict(two=1, part=128, keys=512, hint=0, chunk=16384)
+
+
+@triton.jit
+def _load_keys(row, index, blocks):
+    """Scores as integers in the same order; past the last block, one that is below every score's."""
+    valid = index < blocks
+    bits = (tl.load(row + index, mask=valid, other=0.0) + 0.0).to(tl.int32, bitcast=True)  # + 0.0: -0 becomes +0
+    return tl.where(valid, bits ^ ((bits >> 31) & 0x7FFFFFFF), -0x80000000)
+
+
+@triton.jit
+def _rank(flag):
+    """How many flags of a 2D tile are set before each place, row by row, and how many in all.
+
+    One scan inside the rows, one over their sums: a flat scan would make every thread add up the sums of all warps.
+    """
+    one = flag.to(tl.int32)
+    in_row = tl.sum(one, axis=1)
+    before = tl.cumsum(in_row, axis=0) - in_row
+    return before[:, None] + tl.cumsum(one, axis=1) - one, tl.sum(in_row)
+
+
 @triton.jit
 def _select_kernel(
     scores,  # float32 [B, R, M]
@@ -37,63 +60,71 @@ def _select_kernel(
     list_row_stride,
     BLOCK: tl.constexpr,
     WIDTH: tl.constexpr,  # M rounded up to a power of two
+    CHUNK: tl.constexpr,  # blocks whose places in the list are found together
+    PART: tl.constexpr,  # a chunk is scanned as [CHUNK / PART, PART]
+    TWO: tl.constexpr,
+    HINT: tl.constexpr,
 ):
     batch = tl.program_id(0) // rows
     row = tl.program_id(0) % rows
     blocks = tl.cdiv(tl.load(lengths + batch), BLOCK)
     n = selected_blocks(blocks, ratio_numerator, ratio_denominator, floor_blocks)
+    scores += batch.to(tl.int64) * score_batch_stride + row * score_row_stride
+    lists += batch.to(tl.int64) * list_batch_stride + row * list_row_stride
 
     index = tl.arange(0, WIDTH)
-    valid = index < blocks
-    score = tl.load(scores + batch.to(tl.int64) * score_batch_stride + row * score_row_stride + index, mask=valid)
-    # Keys in the order of the floats they come from; + 0.0 makes -0 equal to +0.
-    bits = (score + 0.0).to(tl.int32, bitcast=True)
-    key = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    key = tl.where(valid, key, -0x80000000)  # below every score
-
+    if HINT:
+        index = tl.max_contiguous(index, 1)
+    key = _load_keys(scores, index, blocks)
     INFINITE: tl.constexpr = 0x7F800000
     infinite = tl.sum((key >= INFINITE).to(tl.int32))
-    least = tl.min(tl.where(valid, key, INFINITE))
+    least = tl.min(tl.where(index < blocks, key, INFINITE))
     most = tl.max(tl.where(key < INFINITE, key, -0x80000000))
     # Invariant: at least n keys are >= low, fewer than n are >= high.
     low = tl.where(infinite >= n, INFINITE, least).to(tl.int64)
     high = tl.where(infinite >= n, INFINITE, most).to(tl.int64) + 1
     kept = tl.where(infinite >= n, infinite, blocks)
     while (high - low > 1) & (kept != n):
-        step = (high - low + 3) // 4
-        t1 = low + step
-        t2 = tl.minimum(low + 2 * step, high)
-        t3 = tl.minimum(low + 3 * step, high)
-        packed = (
-            (key >= t1.to(tl.int32)).to(tl.int64)
-            + ((key >= t2.to(tl.int32)).to(tl.int64) << 21)
-            + ((key >= t3.to(tl.int32)).to(tl.int64) << 42)
-        )
-        total = tl.sum(packed)
-        c1 = (total & 0x1FFFFF).to(tl.int32)
-        c2 = ((total >> 21) & 0x1FFFFF).to(tl.int32)
-        c3 = (total >> 42).to(tl.int32)
-        high = tl.where(c1 < n, t1, tl.where(c2 < n, t2, tl.where(c3 < n, t3, high)))
-        low = tl.where(c3 >= n, t3, tl.where(c2 >= n, t2, tl.where(c1 >= n, t1, low)))
-        kept = tl.where(c3 >= n, c3, tl.where(c2 >= n, c2, tl.where(c1 >= n, c1, kept)))
+        if TWO:
+            step = (high - low + 2) // 3
+            t1 = low + step
+            t2 = tl.minimum(t1 + step, high)
+            # Counts are at most 2^15: two fit one 32-bit sum.
+            total = tl.sum((key >= t1.to(tl.int32)).to(tl.int32) + tl.where(key >= t2.to(tl.int32), 0x10000, 0))
+            c1 = total & 0xFFFF
+            c2 = (total >> 16) & 0xFFFF
+            high = tl.where(c1 < n, t1, tl.where(c2 < n, t2, high))
+            low = tl.where(c2 >= n, t2, tl.where(c1 >= n, t1, low))
+            kept = tl.where(c2 >= n, c2, tl.where(c1 >= n, c1, kept))
+        else:
+            t1 = low + (high - low) // 2
+            c1 = tl.sum((key >= t1.to(tl.int32)).to(tl.int32))
+            high = tl.where(c1 < n, t1, high)
+            low = tl.where(c1 >= n, t1, low)
+            kept = tl.where(c1 >= n, c1, kept)
 
     threshold = low.to(tl.int32)
-    if kept == n:  # no tie is cut
-        keep = valid & (key >= threshold)
-        place = tl.cumsum(keep.to(tl.int32), axis=0) - 1
-    else:  # high = low + 1: of the keys equal to low, the first ones fill up
-        above = valid & (key > threshold)
-        equal = valid & (key == threshold)
-        upto = tl.cumsum(above.to(tl.int64) + (equal.to(tl.int64) << 32), axis=0)
-        above_upto = (upto & 0xFFFFFFFF).to(tl.int32)
-        equal_upto = (upto >> 32).to(tl.int32)
-        missing = n - tl.sum(above.to(tl.int32))
-        keep = above | (equal & (equal_upto <= missing))
-        place = above_upto + tl.minimum(equal_upto, missing) - 1
+    missing = n
+    if kept != n:  # then high = low + 1: of the keys equal to low, the first ones fill up
+        missing = n - tl.sum((key > threshold).to(tl.int32))
 
-    out = lists + batch.to(tl.int64) * list_batch_stride + row * list_row_stride
-    tl.store(out + place, index, mask=keep)
-    tl.store(out + index, -1, mask=(index >= n) & (index < capacity))
+    # Read the scores again: holding the keys meanwhile would cost more registers than there are.
+    offset = tl.arange(0, CHUNK // PART)[:, None] * PART + tl.arange(0, PART)[None, :]
+    written = 0
+    for start in range(0, blocks, CHUNK):
+        chunk = _load_keys(scores, start + offset, blocks)
+        keep = chunk >= threshold
+        if kept != n:
+            before, equal = _rank(chunk == threshold)
+            keep = (chunk > threshold) | (keep & (before < missing))
+            missing -= equal
+        before, chosen = _rank(keep)
+        place = tl.where(keep, written + before, -1)
+        tl.store(lists + place.to(tl.int64), start + offset, mask=place >= 0)
+        written += chosen
+    tail = tl.arange(0, min(WIDTH, 1024))
+    for start in range(n, capacity, min(WIDTH, 1024)):
+        tl.store(lists + start + tail, -1, mask=start + tail < capacity)
     tl.store(counts + tl.program_id(0), n)
 
 
@@ -147,6 +178,10 @@ def select_blocks(
         list_row_stride=lists.stride(1),
         BLOCK=config.block_size,
         WIDTH=width,
+        CHUNK=min(width, T["chunk"]),
+        PART=min(width, T["part"]),
+        HINT=T["hint"],
+        TWO=T["two"],
         num_warps=select_warps(width),
         num_stages=1,
     )
@@ -154,7 +189,7 @@ def select_blocks(
 
 def select_warps(width: int) -> int:
     """Warps of one row's program: about 16 keys a thread for long rows, few threads (cheap barriers) for short."""
-    return max(1, min(32, width // 256))
+    return max(1, min(32, width // T["keys"]))
 
 
 def selection_reference(scores: Tensor, n: int) -> Tensor:

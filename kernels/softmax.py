@@ -10,15 +10,16 @@ def attend_tile(q, k, v, visible, scale_log2, m, total, acc, MASKED: tl.constexp
 
     q `[rows, D]`; k, v `[tokens, D]`; visible `[rows, tokens]` (read only when MASKED); m, total `[rows]` the running
     maximum of the scaled logits and the running sum; acc `[rows, D]`. A row that has seen nothing keeps m = -inf.
+    The scale is positive, so it can wait until after the maximum, where it costs nothing (one fused multiply-add).
     """
-    logits = tl.dot(q, tl.trans(k), input_precision="ieee") * scale_log2
+    logits = tl.dot(q, tl.trans(k), input_precision="ieee")
     if MASKED:
         logits = tl.where(visible, logits, float("-inf"))
-    m_next = tl.maximum(m, tl.max(logits, axis=1))
+    m_next = tl.maximum(m, tl.max(logits, axis=1) * scale_log2)
     base = m_next
     if MASKED:
         base = tl.where(m_next == float("-inf"), 0.0, m_next)  # nothing visible yet: avoid inf - inf
-    p = tl.exp2(logits - base[:, None])
+    p = tl.exp2(logits * scale_log2 - base[:, None])
     carry = tl.exp2(m - base)
     total = total * carry + tl.sum(p, axis=1)
     if not CAST_FP32:

@@ -18,9 +18,13 @@ from .addressing import locate, tile_range
 from .cache import KVCache
 from .checks import check_device, check_range, check_tensor, kernel_dtypes
 from .config import BLOCK_SIZES, AttentionShape, ceil_div
+from .exact import Exact, assign, empty_rows, exact_attention
 from .launch import INTERPRET, launch, plan_splits
 from .merge import Partials
 from .softmax import attend_tile, store_partial
+
+
+T = dict(tile=64, per_sm=2, stages=3, carry=1, warps=4)
 
 
 @triton.jit
@@ -57,6 +61,7 @@ def _sparse_decode_kernel(
     PAGED: tl.constexpr,
     CAST_FP32: tl.constexpr,
     STAGES: tl.constexpr,
+    CARRY: tl.constexpr,
 ):
     split = tl.program_id(0)
     batch = tl.program_id(1) // programs
@@ -67,7 +72,7 @@ def _sparse_decode_kernel(
     count = tl.load(counts + batch * count_batch_stride + program * count_row_stride)
 
     BLOCKS: tl.constexpr = TILE // BLOCK
-    start, end = tile_range(tl.cdiv(count, BLOCKS), split, splits)
+    start, end = tile_range(count, split, splits)
     row = tl.arange(0, ROWS)
     dims = tl.arange(0, D)
     lane = tl.arange(0, TILE)
@@ -82,9 +87,12 @@ def _sparse_decode_kernel(
         if CAST_FP32:
             query = query.to(tl.float32)
         entries = lists + batch.to(tl.int64) * list_batch_stride + program * list_row_stride
-        for tile in tl.range(start, end, num_stages=STAGES):
-            entry = tile * BLOCKS + lane // BLOCK
-            block = tl.load(entries + entry, mask=entry < count, other=-1)
+        entry = start + lane // BLOCK
+        block = tl.load(entries + entry, mask=entry < end, other=-1)
+        for first in tl.range(start, end, BLOCKS, num_stages=STAGES):
+            if not CARRY:
+                entry = first + lane // BLOCK
+                block = tl.load(entries + entry, mask=entry < end, other=-1)
             token = block * BLOCK + lane % BLOCK
             valid = (block >= 0) & (token < length)
             outer, inside = locate(batch, token, valid, table, table_stride, PAGE, PAGED)
@@ -92,6 +100,9 @@ def _sparse_decode_kernel(
             offsets = base[:, None] + dims[None, :]
             k = tl.load(k_cache + offsets, mask=valid[:, None], other=0.0)
             v = tl.load(v_cache + offsets, mask=valid[:, None], other=0.0)
+            if CARRY:
+                entry = first + BLOCKS + lane // BLOCK
+                block = tl.load(entries + entry, mask=entry < end, other=-1)
             if CAST_FP32:
                 k, v = k.to(tl.float32), v.to(tl.float32)
             m, total, acc = attend_tile(query, k, v, valid[None, :], scale_log2, m, total, acc, True, CAST_FP32)
@@ -102,13 +113,13 @@ def _sparse_decode_kernel(
 
 def sparse_tile(block_size: int) -> int:
     """Tokens a step of the kernel."""
-    return max(64, block_size)
+    return max(T["tile"], block_size)
 
 
 def sparse_splits(shape: AttentionShape, rows: int, list_capacity: int, block_size: int, device: torch.device) -> int:
     """Splits for lists of up to `list_capacity` blocks, `rows` lists a sequence, on this chip."""
     programs = shape.batch * (shape.q_heads if rows == shape.q_heads else shape.kv_heads)
-    return plan_splits(programs, ceil_div(list_capacity * block_size, sparse_tile(block_size)), device, 2)
+    return plan_splits(programs, ceil_div(list_capacity * block_size, sparse_tile(block_size)), device, T["per_sm"])
 
 
 def sparse_decode(
@@ -192,33 +203,33 @@ def sparse_decode(
         PAGE=cache.page_size if cache.paged else block_size,
         PAGED=cache.paged,
         CAST_FP32=INTERPRET,
-        STAGES=3 if cache.head_dim <= 128 else 2,
-        num_warps=4,
+        STAGES=T["stages"] if cache.head_dim <= 128 else 2,
+        CARRY=T["carry"],
+        num_warps=T["warps"],
     )
 
 
 def sparse_reference(
     q: Tensor, k: Tensor, v: Tensor, length: int, lists: Tensor, *, block_size: int, scale: float | None = None
-) -> tuple[Tensor, Tensor]:
+) -> Exact:
     """Attention of one sequence over its listed blocks, in fp64.
 
     Args:
         q: `[Hq, D]`; k, v: `[Hkv, S, D]`; lists: `[R, N]` block indices, -1 ignored.
 
     Returns:
-        output `[Hq, D]` and sum_j p_j |v_j| `[Hq, D]`, the size that the error budget of the output scales with.
+        rows `[Hq, D]`; a head whose list is empty gets zeros.
     """
     q_heads, dim = q.shape
-    group = q_heads // k.shape[0]
-    per_list = q_heads // lists.shape[0]
-    out, size = torch.zeros(2, q_heads, dim, dtype=torch.float64, device=q.device)
-    for head in range(q_heads):
+    group, per_list = q_heads // k.shape[0], q_heads // lists.shape[0]
+    shared = min(group, per_list)  # heads with the same keys
+    exact = empty_rows(q_heads, dim, device=q.device)
+    for head in range(0, q_heads, shared):
         row = lists[head // per_list].long()
         tokens = (row[row >= 0, None] * block_size + torch.arange(block_size, device=q.device)).flatten()
         tokens = tokens[tokens < length]
-        if not len(tokens):
-            continue
-        keys, values = k[head // group, tokens].double(), v[head // group, tokens].double()
-        p = torch.softmax(keys @ q[head].double() * (dim**-0.5 if scale is None else scale), dim=0)
-        out[head], size[head] = p @ values, p @ values.abs()
-    return out, size
+        if len(tokens):
+            heads, kv = slice(head, head + shared), head // group
+            part = exact_attention(q[heads], k[kv, tokens], v[kv, tokens], dim**-0.5 if scale is None else scale)
+            exact = assign(exact, heads, part)
+    return exact

@@ -34,7 +34,7 @@ def caption(figures: FigureSet, drawn: Iterable[Row], *extra: str) -> str:
         f"commit {', '.join(commits)}" if commits else "commit unknown",
         dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}" if dates else "date unknown",
         figures.dtype or "dtype unknown",
-        f"r = {', '.join(ratios)}" if ratios else "",
+        f"r\u00a0=\u00a0{', '.join(ratios)}" if ratios else "",
         ", ".join([*ways, "graph replay" if figures.launch == "graph" else figures.launch]),
         *extra,
         throttled(rows),

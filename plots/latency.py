@@ -8,7 +8,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from ..suites.rows import Row
 from .caption import caption, title
 from .data import FigureSet, points
-from .style import GREY, Look, context_axis, draw_line, finish, labels, legend_line, look, panels
+from .style import GREY, Look, context_axis, draw_line, finish, labels, legend_line, looks, panels
 
 FLOOR = Look(GREY, "", (0, (6, 2)))
 
@@ -19,6 +19,7 @@ def latency(figures: FigureSet) -> Figure:
     batches, contexts = figures.batches(), figures.contexts()
     fig, axes, left = panels(len(batches), height_in=2.5)
     drawn: list[Row] = []
+    styles = looks(figures.lines)
     has_floor = False
     for ax, batch in zip(axes, batches, strict=True):
         ax.set_yscale("log")
@@ -26,7 +27,7 @@ def latency(figures: FigureSet) -> Figure:
         has_floor |= bool(floor)
         draw_line(ax, floor, "floor_us", FLOOR, marker=False)
         for variant, rows in figures.lines.items():
-            style = look(variant)
+            style = styles[variant]
             found = points(rows, "total", batch, "median_us")
             band = [row for row in found if row.q20_us is not None and row.q80_us is not None]
             ax.fill_between(
@@ -49,7 +50,7 @@ def latency(figures: FigureSet) -> Figure:
         ax.set_ylabel("decode step, µs")
 
     names = labels(figures.lines)
-    legend = [legend_line(look(variant), names[variant]) for variant in figures.lines]
+    legend = [legend_line(styles[variant], names[variant]) for variant in figures.lines]
     if has_floor:
         legend.append(legend_line(FLOOR, "dense floor"))
     note = "median, band q20 to q80"

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from ..suites.rows import Row
 from .caption import caption, title
 from .data import FigureSet, NotDrawn, points
-from .style import DOUBLE_IN, context_axis, draw_line, finish, labels, legend_line, look
+from .style import DOUBLE_IN, context_axis, draw_line, finish, labels, legend_line, looks
 
 STAGES = ("attend", "total")
 
@@ -26,6 +26,7 @@ def roofline(figures: FigureSet) -> Figure:
     fig = Figure(figsize=(DOUBLE_IN, 1.75 * len(batches)), layout="constrained")
     grid = fig.subplots(len(batches), len(stages), sharex=True, sharey=True, squeeze=False)
     drawn: list[Row] = []
+    styles = looks(figures.lines)
     shown = []
     for i, batch in enumerate(batches):
         for j, stage in enumerate(stages):
@@ -34,7 +35,7 @@ def roofline(figures: FigureSet) -> Figure:
             for variant, rows in figures.lines.items():
                 found = [row for name in fused[stage] for row in points(rows, name, batch, "floor_fraction")]
                 found.sort(key=lambda row: row.context)
-                draw_line(ax, found, "floor_fraction", look(variant))
+                draw_line(ax, found, "floor_fraction", styles[variant])
                 drawn += found
                 if found:
                     shown.append(variant)
@@ -47,7 +48,7 @@ def roofline(figures: FigureSet) -> Figure:
     grid[0, 0].set_ylim(0, max(1.05, *(1.05 * (row.floor_fraction or 0.0) for row in drawn)))
 
     names = labels(figures.lines)
-    legend = [legend_line(look(variant), names[variant]) for variant in figures.lines if variant in shown]
+    legend = [legend_line(styles[variant], names[variant]) for variant in figures.lines if variant in shown]
     ceilings = sorted({round(row.read_ceiling_gbps) for row in drawn if row.read_ceiling_gbps})
     above = sum((row.floor_fraction or 0.0) > 1 for row in drawn)
     measured = " to ".join(str(gbps) for gbps in dict.fromkeys(ceilings[:1] + ceilings[-1:]))

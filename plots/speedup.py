@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from ..suites.rows import Row
 from .caption import caption, title
 from .data import FigureSet, NotDrawn, Variant, points
-from .style import GREY, Look, context_axis, draw_line, finish, labels, legend_line, look, panels
+from .style import GREY, Look, context_axis, draw_line, finish, labels, legend_line, looks, panels
 
 COLUMN = "speedup_vs_best_dense"
 LIMIT = Look(GREY, "", (0, (6, 2)))
@@ -19,15 +20,16 @@ STAGE_NAMES = {"total": "step alone", "total_amortised": "with rectification"}
 
 def speedup(figures: FigureSet) -> Figure:
     """One decode step (`total`) of every sparse method against the best dense one, and what the floors allow."""
-    shown = [variant for variant in figures.lines if not variant.dense]
-    return _draw(figures, [(variant, "total", look(variant)) for variant in shown], "speed-up of a decode step")
+    lines = [(variant, "total", style) for variant, style in looks(figures.lines).items() if not variant.dense]
+    return _draw(figures, lines, "speed-up of a decode step")
 
 
 def speedup_amortised(figures: FigureSet) -> Figure:
     """ReSA with its rectification paid for (`total_amortised`, dashed), beside the step alone (`total`, solid)."""
     figures.need_curve("total_amortised")
+    styles = looks(figures.lines)
     lines = [
-        (variant, stage, Look(look(variant).colour, look(variant).marker, line))
+        (variant, stage, Look(styles[variant].colour, styles[variant].marker, line))
         for variant in figures.resa()
         for stage, line in STAGE_LINES.items()
     ]
@@ -63,8 +65,19 @@ def _draw(figures: FigureSet, lines: list[tuple[Variant, str, Look]], what: str)
     for ax in left:
         ax.set_ylabel("speed-up, log scale")
 
+    rivals = ", ".join(sorted({row.best_dense for row in drawn if row.best_dense}))
+    heading = title(figures, f"{what} over the best dense kernel")
+    return finish(
+        fig,
+        heading,
+        _legend(figures, lines, limiting),
+        caption(figures, drawn, f"best dense: {rivals}" if rivals else ""),
+    )
+
+
+def _legend(figures: FigureSet, lines: list[tuple[Variant, str, Look]], limiting: Variant | None) -> list[Line2D]:
     names = labels(figures.lines)
-    styles = {variant: look(variant) for variant, _, _ in lines}
+    styles = {variant: style for variant, _, style in lines}
     stages = sorted({stage for _, stage, _ in lines})
     if len(stages) > 1:  # the line's style stands for the stage, not for the method
         styles = {variant: Look(style.colour, style.marker) for variant, style in styles.items()}
@@ -73,16 +86,13 @@ def _draw(figures: FigureSet, lines: list[tuple[Variant, str, Look]], what: str)
         legend += [legend_line(Look(GREY, "", STAGE_LINES[stage]), STAGE_NAMES[stage]) for stage in stages]
     if limiting:
         legend.append(legend_line(LIMIT, f"floors allow ({names[limiting]})"))
-    rivals = ", ".join(sorted({row.best_dense for row in drawn if row.best_dense}))
-    heading = title(figures, f"{what} over the best dense kernel")
-    return finish(fig, heading, legend, caption(figures, drawn, f"best dense: {rivals}" if rivals else ""))
+    return legend
 
 
 def _limiting(figures: FigureSet) -> Variant | None:
-    """The variant whose floor is drawn: ReSA with the smallest block (16 in the standard cases)."""
-    return next(
-        (v for v in figures.resa() if any(r.stage == "total" and r.floor_speedup for r in figures.lines[v])), None
-    )
+    """The variant whose floor is drawn: ReSA in blocks of 16, or the smallest there is."""
+    known = [v for v in figures.resa() if any(r.stage == "total" and r.floor_speedup for r in figures.lines[v])]
+    return min(known, key=lambda v: v.block_size != 16, default=None)
 
 
 def _ratio_axis(ax: Axes) -> None:

@@ -69,14 +69,12 @@ def _parts(stage: str) -> tuple[str, ...]:
 
 
 def _at(figures: FigureSet, variant: Variant, batch: int, context: int) -> list[Row]:
-    """Rows of one bar: its stages in order, each part of the step once, then `total`."""
+    """Rows of one bar: its stages in order, then `total`. Where a part is there fused and single, fused counts."""
     rows = [r for r in figures.lines[variant] if r.batch == batch and r.context == context and r.median_us is not None]
     kept: list[Row] = []
     covered: set[str] = set()
     for row in sorted((r for r in rows if _parts(r.stage)), key=lambda r: -len(_parts(r.stage))):
-        if covered.isdisjoint(
-            _parts(row.stage)
-        ):  # where a stage is there fused and single, the fused one is the step's
+        if covered.isdisjoint(_parts(row.stage)):
             kept.append(row)
             covered.update(_parts(row.stage))
     kept.sort(key=lambda row: ORDER.index(_parts(row.stage)[0]))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import textwrap
 import zlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -17,6 +17,7 @@ from typing import Any
 import matplotlib
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
@@ -100,6 +101,7 @@ _POLICIES = {
     "group-mean": ("<", _DOTTED),
     "all-heads": (">", _SOLID),
 }
+_SPARE_MARKERS = "dHp8"
 _FALLBACK = (BLUE, GREEN, PURPLE, ORANGE, SKY, VERMILLION)
 _NAMES = {
     "resa": "ReSA",
@@ -136,13 +138,32 @@ def look(variant: Variant) -> Look:
     known = _METHODS.get(variant.method)
     if known is None:
         number = zlib.crc32(variant.method.encode())
-        known = Look(_FALLBACK[number % len(_FALLBACK)], "dHp8"[number % 4], _DASHED)
+        known = Look(_FALLBACK[number % len(_FALLBACK)], _SPARE_MARKERS[number % 4], _DASHED)
     if variant.method in ("resa", "resa-torch", "sparse") and variant.block_size in _BLOCKS:
         colour, marker = _BLOCKS[variant.block_size]
         return Look(colour, known.marker if variant.method == "sparse" else marker, known.linestyle)
     if variant.method == "quest" and variant.gqa_policy in _POLICIES:
         return Look(known.colour, *_POLICIES[variant.gqa_policy])
     return known
+
+
+def looks(variants: Iterable[Variant]) -> dict[Variant, Look]:
+    """A look for each; where two would look alike (an active ratio apart), the later is paler with another marker."""
+    chosen: dict[Variant, Look] = {}
+    seen: Counter[Look] = Counter()
+    for variant in variants:
+        own = look(variant)
+        again = seen[own]
+        seen[own] += 1
+        if again:
+            pale = 1 - 0.65**again  # share of white
+            red, green, blue = (channel + (1 - channel) * pale for channel in to_rgb(own.colour))
+            chosen[variant] = Look(
+                to_hex((red, green, blue)), _SPARE_MARKERS[(again - 1) % len(_SPARE_MARKERS)], own.linestyle
+            )
+        else:
+            chosen[variant] = own
+    return chosen
 
 
 def labels(variants: Iterable[Variant]) -> dict[Variant, str]:
@@ -255,7 +276,7 @@ def _size_in(fig: Figure, artist: Artist) -> tuple[float, float]:
 
 def _fit(fig: Figure, text: Text, words: str, width_in: float) -> None:
     """Wrap to as few lines as fit the width."""
-    for chars in range(int(width_in * 30), 10, -1):
+    for chars in range(int(width_in * 24), 10, -1):
         text.set_text("\n".join(textwrap.wrap(words, chars, break_on_hyphens=False)))
         if _size_in(fig, text)[0] <= width_in:
             return

@@ -143,7 +143,7 @@ def main(path_a: Path, path_b: Path, tolerance: float = 0.02, console: Console |
     """
     console = console or Console()
     try:
-        comparison = compare(read_rows(Path(path_a)), read_rows(Path(path_b)), tolerance)
+        comparison = compare(_read(Path(path_a)), _read(Path(path_b)), tolerance)
     except (OSError, ValueError) as error:
         console.print(f"cannot compare: {error}", style="red", markup=False)
         return 2
@@ -182,6 +182,13 @@ def summary(comparison: Comparison) -> list[str]:
             named = ", ".join(f"{method} {count}" for method, count in sorted(methods.items()))
             lines.append(f"only in {name}: {len(rows)} rows ({named})")
     return lines
+
+
+def _read(path: Path) -> list[Row]:
+    try:
+        return read_rows(path)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a text file ({error})") from error
 
 
 def _ratio(a: Row, b: Row) -> float:

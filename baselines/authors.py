@@ -1,0 +1,106 @@
+"""The authors' own ReSA kernels (microsoft/unilm, folder ReSA), from a checkout that RESA_REFERENCE points to.
+
+Only this adapter is ours. Their selection synchronises with the host each step, so it runs eagerly; their attention
+can be captured. Off unless asked for by name.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..kernels import AttentionShape, DecodeMethod, KVCache, Selection, SparseConfig, Stage, StepTensors, Traffic, register
+from ..kernels.method import Layer
+from ..kernels.pipeline import Workspace, sparse_traffic
+from ..kernels.merge import Partials
+from ..kernels.summaries import write_tokens
+from .optional import first, load, missing, needs_cuda
+
+VARIABLE = "RESA_REFERENCE"
+
+
+def _checkout() -> str | None:
+    """Why the checkout cannot be used; None once it is importable."""
+    folder = os.environ.get(VARIABLE)
+    if not folder:
+        return f"set {VARIABLE} to a checkout of the authors' ReSA folder (microsoft/unilm, ReSA)"
+    if not (Path(folder) / "llm" / "kernel" / "flash_sparse_decoding.py").is_file():
+        return f"{VARIABLE}={folder} holds no llm/kernel/flash_sparse_decoding.py"
+    if folder not in sys.path:
+        sys.path.append(folder)
+    return missing("llm.kernel.flash_sparse_decoding", "dev")
+
+
+@dataclass
+class AuthorsLayer(Layer):
+    cache: KVCache
+    shape: AttentionShape
+    config: SparseConfig
+    manager: object
+    lists: Tensor
+
+    def stages(self, step: StepTensors) -> tuple[Stage, ...]:
+        manager, cache = self.manager, self.cache
+        decode = load("llm.kernel.flash_sparse_decoding").flash_block_sparse_decoding
+        keys, values = cache.k.transpose(1, 2), cache.v.transpose(1, 2)  # [B, S, Hkv, D]
+
+        def append() -> None:
+            write_tokens(cache, step.k, step.v)
+            manager.update_centeroids(step.k, cache.lengths)  # type: ignore[attr-defined]
+
+        def choose() -> None:
+            self.lists.copy_(manager.get_kv_cache_indices_fast(step.q, cache.lengths))  # type: ignore[attr-defined]
+
+        def attend() -> None:
+            step.out.copy_(decode(step.q, keys, values, cache.lengths, self.lists, block_size=self.config.block_size))
+
+        return (
+            Stage("append", append, graph_safe=False),
+            Stage("score+select", choose, graph_safe=False),
+            Stage("attend+merge", attend),
+        )
+
+    def selection(self) -> Selection:
+        return Selection(self.lists, self.config.block_size)
+
+    def traffic(self) -> dict[str, Traffic]:
+        cache = self.cache
+        empty = Partials.allocate(0, 1, cache.head_dim, cache.device)
+        work = Workspace(torch.empty(0, 0, 0), self.lists, torch.empty(0, 0), empty)
+        parts = sparse_traffic(cache, self.shape, self.config, work, True)
+        return {
+            "append": parts["append"],
+            "score+select": parts["score"],
+            "attend+merge": parts["attend"],
+            "total": parts["total"],
+        }
+
+
+@register("resa-authors")
+class ResaAuthors(DecodeMethod):
+    """ReSA as published, Triton path."""
+
+    uses = ("block_size", "active_ratio")
+
+    @classmethod
+    def unavailable(cls, shape: AttentionShape, dtype: torch.dtype, device: torch.device) -> str | None:
+        return first(needs_cuda(device), _checkout())
+
+    def prepare(self, cache: KVCache) -> AuthorsLayer:
+        if cache.paged:
+            raise ValueError("cache: the authors' kernels take contiguous caches only, got a paged one")
+        config = self.config
+        if cache.capacity % config.block_size:
+            raise ValueError(f"cache: capacity {cache.capacity} must be a multiple of block_size {config.block_size}")
+        manager = load("llm.arch.context_manager").KVManager(
+            cache.kv_heads, config.block_size, config.active_ratio, config.local_blocks, config.min_blocks
+        )
+        manager.init_centeroids(cache.k.transpose(1, 2), cache.lengths)
+        chosen = max(config.selected(length) for length in cache.lengths.tolist())
+        lists = torch.full((cache.batch, cache.kv_heads, chosen), -1, dtype=torch.int32, device=cache.device)
+        return AuthorsLayer(cache, self.shape, config, manager, lists)

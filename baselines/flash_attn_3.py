@@ -1,0 +1,40 @@
+"""FlashAttention 3 for Hopper, from the fa3-fwd wheel (forward only: bf16, contiguous caches)."""
+
+from __future__ import annotations
+
+import torch
+
+from ..kernels import AttentionShape, DecodeMethod, KVCache, StepTensors, register
+from ..kernels.method import DenseLayer
+from .optional import first, load, missing, needs_cuda
+
+
+@register("flash-attn-3")
+class FlashAttn3(DecodeMethod):
+    """Split-KV decode with packed GQA; lengths on the device."""
+
+    is_dense = True
+
+    @classmethod
+    def unavailable(cls, shape: AttentionShape, dtype: torch.dtype, device: torch.device) -> str | None:
+        wrong = None if dtype == torch.bfloat16 else f"fa3-fwd takes bf16 only, got {str(dtype).removeprefix('torch.')}"
+        hopper = needs_cuda(device, (9, 0))
+        if hopper is None and torch.cuda.get_device_capability(device)[0] != 9:
+            hopper = "is built for Hopper (compute capability 9.0) alone"
+        return first(hopper, wrong, missing("fa3_fwd_interface", "fa3"))
+
+    def prepare(self, cache: KVCache) -> DenseLayer:
+        flash = load("fa3_fwd_interface").flash_attn_with_kvcache
+        if cache.paged:
+            raise ValueError("cache: fa3-fwd takes contiguous caches only, got a paged one")
+        keys, values = cache.k.transpose(1, 2), cache.v.transpose(1, 2)  # [B, S, Hkv, D]
+
+        def attend(step: StepTensors):
+            query, out = step.q.unsqueeze(1), step.out.unsqueeze(1)
+
+            def run() -> None:
+                out.copy_(flash(query, keys, values, cache_seqlens=cache.lengths))
+
+            return run
+
+        return DenseLayer(cache, self.shape.q_heads, attend)

@@ -1,0 +1,79 @@
+"""FlashInfer's paged decode on tensor cores. A contiguous head-major cache is read as pages through strides."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..kernels import AttentionShape, DecodeMethod, KVCache, StepTensors, register
+from ..kernels.config import ceil_div
+from ..kernels.method import DenseLayer
+from .optional import first, load, missing, needs_cuda
+
+PAGE = 16
+WORKSPACE_BYTES = 256 * 2**20
+
+
+def as_pages(cache: KVCache) -> tuple[Tensor, Tensor, Tensor, int]:
+    """K and V as `[pages, Hkv, page, D]`, the page table int32 `[B, pages a sequence]` and the page size; no copy.
+
+    Page p of sequence b of a contiguous `[B, Hkv, S, D]` cache starts (b Hkv S / 16 + p) * 16 D elements in, and its
+    heads lie S D apart: a uniform page stride with overlapping pages, which FlashInfer reads as any other.
+    """
+    if cache.block_table is not None:
+        return cache.k, cache.v, cache.block_table, cache.page_size
+    batch, heads, tokens, dim = cache.k.shape
+    if tokens % PAGE or not cache.k.is_contiguous():
+        raise ValueError(f"cache: FlashInfer needs a contiguous capacity of a multiple of {PAGE}, got {tokens}")
+    per_sequence = tokens // PAGE
+    shape = (batch * heads * per_sequence - (heads - 1) * per_sequence, heads, PAGE, dim)
+    strides = (PAGE * dim, tokens * dim, dim, 1)
+    start = torch.arange(batch, dtype=torch.int32, device=cache.device)[:, None] * (heads * per_sequence)
+    table = start + torch.arange(per_sequence, dtype=torch.int32, device=cache.device)
+    return cache.k.as_strided(shape, strides), cache.v.as_strided(shape, strides), table, PAGE
+
+
+@register("flashinfer")
+class FlashInfer(DecodeMethod):
+    """BatchDecodeWithPagedKVCacheWrapper; planned, outside the timed span, for the lengths it is bound at."""
+
+    is_dense = True
+    fixed_length = True
+
+    @classmethod
+    def unavailable(cls, shape: AttentionShape, dtype: torch.dtype, device: torch.device) -> str | None:
+        return first(needs_cuda(device), missing("flashinfer", "flashinfer"))
+
+    def prepare(self, cache: KVCache) -> DenseLayer:
+        keys, values, table, page = as_pages(cache)
+        lengths = cache.lengths.tolist()
+        used = [ceil_div(length, page) for length in lengths]
+        indptr = torch.tensor([0, *used], dtype=torch.int32).cumsum(0).to(torch.int32)
+        indices = torch.cat([table[b, :n] for b, n in enumerate(used)]).to(torch.int32)
+        last = torch.tensor([(n - 1) % page + 1 for n in lengths], dtype=torch.int32)
+        device = cache.device
+        wrapper = load("flashinfer").BatchDecodeWithPagedKVCacheWrapper(
+            torch.zeros(WORKSPACE_BYTES, dtype=torch.uint8, device=device),
+            "HND",
+            use_cuda_graph=True,
+            use_tensor_cores=True,
+            paged_kv_indptr_buffer=indptr.to(device),
+            paged_kv_indices_buffer=indices.clone(),
+            paged_kv_last_page_len_buffer=last.to(device),
+        )
+        wrapper.plan(
+            indptr,
+            indices,
+            last,
+            self.shape.q_heads,
+            self.shape.kv_heads,
+            self.shape.head_dim,
+            page,
+            q_data_type=self.dtype,
+            kv_data_type=self.dtype,
+        )
+
+        def attend(step: StepTensors):
+            return lambda: wrapper.run(step.q, (keys, values), out=step.out)
+
+        return DenseLayer(cache, self.shape.q_heads, attend)

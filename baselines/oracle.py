@@ -1,0 +1,65 @@
+"""Oracle top-k: the blocks with the most exact attention mass. The ceiling of any selector, at the price of dense."""
+
+from __future__ import annotations
+
+import torch
+
+from ..kernels import AttentionShape, KVCache, Stage, StepTensors, Traffic, register
+from ..kernels.method import dense_traffic
+from ..kernels.pipeline import SparseLayer, SparseMethod
+from ..kernels.selection import select_blocks
+
+
+class OracleLayer(SparseLayer):
+    """Scores are sums over the group's heads of softmax mass per block, in plain torch."""
+
+    def _score(self, step: StepTensors) -> None:
+        shape, config, cache = self.shape, self.config, self.cache
+        size = config.block_size
+        query = step.q.view(shape.batch, shape.kv_heads, shape.group, shape.head_dim)
+        logits = (query @ cache.k.transpose(2, 3)).float() * shape.head_dim**-0.5  # [B, Hkv, G, S]
+        position = torch.arange(cache.capacity, device=cache.device)
+        logits.masked_fill_(position >= cache.lengths[:, None, None, None], float("-inf"))
+        mass = torch.softmax(logits, dim=-1).sum(2)  # [B, Hkv, S]
+        mass = torch.nn.functional.pad(mass, (0, -cache.capacity % size))
+        scores = mass.unflatten(2, (-1, size)).sum(3)
+        index = torch.arange(scores.shape[2], device=cache.device)
+        blocks = (cache.lengths + size - 1) // size
+        local = index >= (blocks - config.local_blocks)[:, None, None]
+        self.work.scores.copy_(scores.masked_fill(local, float("inf")))
+
+    def choose_stages(self, step: StepTensors) -> tuple[Stage, ...]:
+        work = self.work
+        return (
+            Stage("score", lambda: self._score(step)),
+            Stage("select", lambda: select_blocks(work.scores, self.cache, work.lists, work.counts, self.config)),
+        )
+
+    def traffic(self) -> dict[str, Traffic]:
+        """Scoring reads every key instead of summaries."""
+        parts = super().traffic()
+        keys = Traffic(dense_traffic(self.cache, self.shape.q_heads)["attend"].bytes // 2)
+        parts["score"] = keys
+        parts["total"] = parts["total"] + keys
+        return parts
+
+
+@register("oracle")
+class Oracle(SparseMethod):
+    """Top-k by exact mass, one list per KV head."""
+
+    scored = False
+    layer_class = OracleLayer
+    uses = ("block_size", "active_ratio", "budget_tokens")
+
+    @classmethod
+    def unavailable(cls, shape: AttentionShape, dtype: torch.dtype, device: torch.device) -> str | None:
+        return super().unavailable(shape, dtype, device)
+
+    def rows(self) -> int:
+        return self.shape.kv_heads
+
+    def prepare(self, cache: KVCache) -> SparseLayer:
+        if cache.paged:
+            raise ValueError("cache: the oracle reads contiguous caches only, got a paged one")
+        return super().prepare(cache)

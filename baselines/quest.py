@@ -1,0 +1,16 @@
+"""Quest (arXiv 2406.10774): min/max scores per query head, a budget in tokens, the newest page always kept.
+
+Runs on this project's kernels: Quest's own CUDA path is MHA only, batch 1 and hard to build today. How GQA shares a
+list is its `gqa_policy`: `per-head` as published (each head attends to its own list), or any policy of the others.
+With `budget_tokens` unset the budget is `active_ratio` of the context.
+"""
+
+from ..kernels import register
+from ..kernels.pipeline import SparseMethod
+
+
+@register("quest")
+class Quest(SparseMethod):
+    """Selection without rectification. The first layers that Quest leaves dense are the decode suite's business."""
+
+    uses = ("block_size", "active_ratio", "budget_tokens", "gqa_policy", "summary_kind")

@@ -1,0 +1,82 @@
+"""Sink + window (StreamingLLM, arXiv 2309.17453): the first blocks and the newest ones. The floor of any selector."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..kernels import KVCache, SparseConfig, Stage, StepTensors, register
+from ..kernels.addressing import selected_blocks
+from ..kernels.config import ceil_div
+from ..kernels.launch import launch
+from ..kernels.pipeline import SparseLayer, SparseMethod
+
+
+@triton.jit
+def _sink_window_kernel(
+    lists,  # int32 [B, 1, N]
+    counts,  # int32 [B, 1]
+    lengths,  # int32 [B]
+    capacity,  # N
+    sink_blocks,
+    ratio_numerator,
+    ratio_denominator,
+    floor_blocks,
+    BLOCK: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    batch = tl.program_id(1)
+    blocks = tl.cdiv(tl.load(lengths + batch), BLOCK)
+    n = selected_blocks(blocks, ratio_numerator, ratio_denominator, floor_blocks)
+    place = tl.program_id(0) * WIDTH + tl.arange(0, WIDTH)
+    block = tl.where(place < tl.minimum(sink_blocks, n), place, blocks - n + place)
+    tl.store(lists + batch * capacity + place, tl.where(place < n, block, -1), mask=place < capacity)
+    if tl.program_id(0) == 0:
+        tl.store(counts + batch, n)
+
+
+def sink_window_blocks(cache: KVCache, lists: Tensor, counts: Tensor, config: SparseConfig) -> None:
+    """Fill one list a sequence, `[B, 1, N]`: `config.sink_blocks` from the start, the rest of n from the end."""
+    width = 256
+    launch(
+        _sink_window_kernel,
+        (ceil_div(lists.shape[2], width), cache.batch),
+        lists=lists,
+        counts=counts,
+        lengths=cache.lengths,
+        capacity=lists.shape[2],
+        sink_blocks=config.sink_blocks,
+        ratio_numerator=config.ratio.numerator,
+        ratio_denominator=config.ratio.denominator,
+        floor_blocks=config.floor_blocks,
+        BLOCK=config.block_size,
+        WIDTH=width,
+        num_warps=4,
+    )
+
+
+class SinkWindowLayer(SparseLayer):
+    def choose_stages(self, step: StepTensors) -> tuple[Stage, ...]:
+        work = self.work
+        return (Stage("select", lambda: sink_window_blocks(self.cache, work.lists, work.counts, self.config)),)
+
+
+@register("sink-window")
+class SinkWindow(SparseMethod):
+    """A constant list of the size the others select; nothing is scored."""
+
+    scored = False
+    layer_class = SinkWindowLayer
+    uses = ("block_size", "active_ratio", "budget_tokens")
+
+    def rows(self) -> int:
+        return 1
+
+
+def sink_window_reference(length: int, config: SparseConfig) -> Tensor:
+    """The list of one sequence, int64 `[n]`."""
+    blocks, n = config.blocks(length), config.selected(length)
+    sink = min(config.sink_blocks, n)
+    return torch.cat((torch.arange(sink), torch.arange(blocks - (n - sink), blocks)))

@@ -1,0 +1,7 @@
+"""`python -m resa_bench.suites` is `resa-bench`."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

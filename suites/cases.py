@@ -1,0 +1,186 @@
+"""Cases of the micro suite: model shape x batch x context x data, and the methods measured in each."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from ..kernels import AttentionShape, SparseConfig
+from ..kernels.config import ceil_div
+
+PATTERNS = ("random", "clustered", "recent")
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """Attention heads of a model."""
+
+    q_heads: int
+    kv_heads: int
+    head_dim: int
+
+
+PRESETS = {
+    "qwen2.5-7b": ModelShape(28, 4, 128),
+    "llama-3.1-8b": ModelShape(32, 8, 128),
+    "qwen3-8b": ModelShape(32, 8, 128),
+    "r1-distill-qwen-1.5b": ModelShape(12, 2, 128),
+}
+DEFAULT_MODEL = "qwen2.5-7b"
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One set of inputs, on which all methods are measured in one run."""
+
+    model: str
+    heads: ModelShape
+    batch: int
+    context: int  # tokens, the newest included
+    dtype: str = "bf16"
+    pattern: str = "random"
+    page_size: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.context < 1 or self.batch < 1:
+            raise ValueError(f"context, batch: got {self.context}, {self.batch}, must be at least 1")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype: got {self.dtype!r}, allowed are {', '.join(DTYPES)}")
+        if self.pattern not in PATTERNS:
+            raise ValueError(f"pattern: got {self.pattern!r}, allowed are {', '.join(PATTERNS)}")
+
+    @property
+    def slug(self) -> str:
+        """`qwen2.5-7b-b1-256k`, with the pattern and page size where they are not the default."""
+        length = f"{self.context // 1024}k" if self.context % 1024 == 0 else str(self.context)
+        parts = [self.model, f"b{self.batch}", length]
+        if self.pattern != "random":
+            parts.append(self.pattern)
+        if self.page_size:
+            parts.append(f"page{self.page_size}")
+        return "-".join(parts)
+
+    @property
+    def shape(self) -> AttentionShape:
+        return AttentionShape(self.batch, self.heads.q_heads, self.heads.kv_heads, self.heads.head_dim)
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return DTYPES[self.dtype]
+
+    @property
+    def capacity(self) -> int:
+        """Tokens a sequence has room for: the context rounded up to whole pages."""
+        unit = self.page_size or 64
+        return ceil_div(self.context, unit) * unit
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of K and V."""
+        size = torch.empty(0, dtype=self.torch_dtype).element_size()
+        return 2 * self.batch * self.heads.kv_heads * self.capacity * self.heads.head_dim * size
+
+
+@dataclass(frozen=True, slots=True)
+class MethodSpec:
+    """A method by its registered name, with the settings it runs at."""
+
+    name: str
+    config: SparseConfig = SparseConfig()
+
+    def columns(self) -> dict[str, object]:
+        """The columns that tell this variant from others: only settings that the method uses."""
+        from ..kernels import get_method
+
+        return {name: getattr(self.config, name) for name in get_method(self.name).uses}
+
+    @property
+    def label(self) -> str:
+        """`resa b16`, `quest b16 per-head`: what a person reads."""
+        columns = self.columns()
+        words = [self.name]
+        if "block_size" in columns:
+            words.append(f"b{columns['block_size']}")
+        policy = columns.get("gqa_policy")
+        if policy and not (self.name.startswith("resa") and policy == "group-mean"):
+            words.append(str(policy))
+        if columns.get("summary_kind") == "meanstd":
+            words.append("meanstd")
+        return " ".join(words)
+
+
+DENSE = ("sdpa-cudnn", "flashinfer", "flash-attn-2", "flash-attn-3", "sdpa-flash", "triton-dense", "torch-dense")
+
+
+def default_methods(device: torch.device, base: SparseConfig, block_sizes: Sequence[int]) -> list[MethodSpec]:
+    """Every dense rival; ReSA at each block size; Quest under two GQA policies; the floor and ceiling of selectors."""
+    resa = "resa" if device.type == "cuda" else "resa-torch"
+    smallest = replace(base, block_size=block_sizes[0])
+    return [
+        *(MethodSpec(name) for name in DENSE),
+        *(MethodSpec(resa, replace(base, block_size=b)) for b in block_sizes),
+        MethodSpec("quest", replace(smallest, gqa_policy="per-head")),
+        MethodSpec("quest", replace(smallest, gqa_policy="group-sum")),
+        MethodSpec("sink-window", smallest),
+        MethodSpec("oracle", smallest),
+    ]
+
+
+K = 1024
+
+
+def default_cases(device: torch.device, scale: str, model: str = DEFAULT_MODEL) -> list[Case]:
+    """The lists `quick`, `default` and `full`. On a CPU they are shorter, in fp32, at one batch.
+
+    default on a GPU: 4K to 256K at batch 1, the long ones at batch 4 and 8, each selection pattern at 128K and one
+    case of every other model shape.
+    """
+    heads = PRESETS[model]
+    if device.type != "cuda":
+        contexts = {"quick": [4, 16], "default": [4, 8, 16, 32, 64], "full": [4, 8, 16, 32, 64, 128, 256]}[scale]
+        batches = [1, 4] if scale == "full" else [1]
+        return [Case(model, heads, b, c * K, dtype="fp32") for b in batches for c in contexts]
+    if scale == "quick":
+        return [Case(model, heads, 1, c * K) for c in (8, 32)]
+    if scale == "full":
+        return [
+            Case(name, PRESETS[name], b, c * K, pattern=pattern)
+            for name in PRESETS
+            for pattern in PATTERNS
+            for b in (1, 4, 8)
+            for c in (4, 8, 16, 32, 64, 128, 256)
+        ]
+    cases = [Case(model, heads, 1, c * K) for c in (4, 8, 16, 32, 64, 128, 256)]
+    cases += [Case(model, heads, 4, c * K) for c in (16, 64, 128)]
+    cases += [Case(model, heads, 8, c * K) for c in (16, 64)]
+    cases += [Case(model, heads, 1, 128 * K, pattern=p) for p in PATTERNS[1:]]
+    cases += [Case(name, PRESETS[name], 1, 128 * K) for name in PRESETS if name != model]
+    return cases
+
+
+def filter_cases(
+    cases: Iterable[Case], names: Sequence[str] = (), contexts: Sequence[int] = (), batches: Sequence[int] = ()
+) -> list[Case]:
+    """Cases whose slug matches any glob (or contains the text) and whose context and batch are among those given."""
+
+    def named(case: Case) -> bool:
+        return not names or any(fnmatch.fnmatch(case.slug, n) or n in case.slug for n in names)
+
+    return [
+        c
+        for c in cases
+        if named(c) and (not contexts or c.context in contexts) and (not batches or c.batch in batches)
+    ]
+
+
+def parse_tokens(text: str) -> int:
+    """`256K` or `262144` to tokens. Raises ValueError."""
+    try:
+        return int(text[:-1]) * K if text[-1:].lower() == "k" else int(text)
+    except ValueError:
+        raise ValueError(f"context: got {text!r}, expected tokens such as 4096 or 4K") from None

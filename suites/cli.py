@@ -1,0 +1,269 @@
+"""The command line: `resa-bench bench | micro | plots | compare | methods`."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from .. import baselines  # noqa: F401  (registers the rivals)
+from ..kernels import SparseConfig, registered
+from ..kernels.config import GQA_POLICIES, SUMMARY_KINDS
+from ..profiling.timing import Plan
+from .cases import (
+    DEFAULT_MODEL,
+    DTYPES,
+    PATTERNS,
+    PRESETS,
+    Case,
+    MethodSpec,
+    ModelShape,
+    default_cases,
+    default_methods,
+    filter_cases,
+    parse_tokens,
+)
+from .rows import read_rows
+
+MICRO_EXAMPLES = """examples:
+  resa-bench micro                                     the default list (about 5 minutes on an H100, 4 on 2 CPU cores)
+  resa-bench micro --quick                             two short cases
+  resa-bench micro --context 64K 256K --batch 4        these cases, whatever the list
+  resa-bench micro --method resa quest sdpa-cudnn      these methods only
+  resa-bench micro --q-heads 64 --kv-heads 8 --head-dim 128 --context 128K
+  RESA_REFERENCE=/path/to/ReSA resa-bench micro --method resa resa-authors sdpa-cudnn
+
+A rerun goes on where the last one stopped (same device, commit and output folder); --fresh starts over."""
+
+
+def tokens(text: str) -> int:
+    try:
+        return parse_tokens(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def add_micro_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of the micro suite; the main job takes them too."""
+    which = parser.add_argument_group("which cases")
+    scale = which.add_mutually_exclusive_group()
+    scale.add_argument("--quick", action="store_const", const="quick", dest="scale", help="under a minute on a CPU")
+    scale.add_argument("--full", action="store_const", const="full", dest="scale", help="the whole grid, resumable")
+    which.add_argument("--case", nargs="+", default=[], metavar="GLOB", help="only cases whose name matches")
+    which.add_argument("--context", nargs="+", type=tokens, default=[], metavar="TOKENS", help="e.g. 4K 262144")
+    which.add_argument("--batch", nargs="+", type=int, default=[], metavar="B")
+    which.add_argument("--model", choices=PRESETS, help=f"model shape (default {DEFAULT_MODEL})")
+    which.add_argument("--q-heads", type=int, help="with --kv-heads and --head-dim: a shape of your own")
+    which.add_argument("--kv-heads", type=int)
+    which.add_argument("--head-dim", type=int)
+    which.add_argument("--pattern", choices=PATTERNS, help="where the blocks lie that queries are drawn to")
+    which.add_argument("--dtype", choices=DTYPES, help="default bf16 on a GPU, fp32 on a CPU")
+    which.add_argument("--page-size", type=int, help="paged cache with pages of this many tokens")
+    which.add_argument("--seed", type=int, default=0)
+    how = parser.add_argument_group("which methods, and how they are set")
+    how.add_argument("--method", nargs="+", default=[], metavar="NAME", help="see `resa-bench methods`")
+    how.add_argument("--block-size", nargs="+", type=int, default=[16, 32, 64], metavar="b", help="of ReSA, in tokens")
+    how.add_argument("--ratio", type=float, default=0.1, metavar="r", help="active ratio: share of blocks read")
+    how.add_argument("--min-blocks", type=int, default=16, help="least blocks read")
+    how.add_argument("--rectify-every", type=int, default=32, metavar="f", help="tokens between rectifications")
+    how.add_argument("--budget-tokens", type=int, help="a budget in tokens for Quest, instead of --ratio")
+    how.add_argument("--gqa-policy", nargs="+", choices=GQA_POLICIES, help="of Quest (default per-head group-sum)")
+    how.add_argument("--summary", choices=SUMMARY_KINDS, default="minmax")
+    run = parser.add_argument_group("the run")
+    run.add_argument("--device", help="cuda, cuda:1 or cpu (default: a GPU if there is one)")
+    run.add_argument("--output", type=Path, metavar="DIR", help="default runs/<device>/<commit>")
+    run.add_argument("--fresh", action="store_true", help="measure again what the output holds already")
+    run.add_argument("--list", action="store_true", help="print the cases and methods, and stop")
+    run.add_argument("--budget-s", type=float, help="most seconds of sampling a case")
+    run.add_argument("--no-warm", action="store_true", help="leave out the warm-cache rows")
+    run.add_argument("--no-eager", action="store_true", help="leave out the eager rows")
+    run.add_argument("--no-plots", action="store_true")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="resa-bench", description="What sparse-attention decoding buys: ReSA against dense, Quest and others."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    raw = argparse.RawDescriptionHelpFormatter
+    bench = commands.add_parser(
+        "bench", help="the main job: measure the default list, print tables, draw plots", epilog=MICRO_EXAMPLES,
+        formatter_class=raw,
+    )  # fmt: skip
+    micro = commands.add_parser(
+        "micro", help="one decode step of attention, kernel by kernel", epilog=MICRO_EXAMPLES, formatter_class=raw
+    )
+    for sub in (bench, micro):
+        add_micro_arguments(sub)
+        sub.set_defaults(act=act_micro)
+    plots = commands.add_parser("plots", help="draw the figures of result files")
+    plots.add_argument("results", nargs="+", type=Path, help="JSON Lines files, or folders of them")
+    plots.add_argument("--output", type=Path, help="folder of the figures (default: plots/ beside the first file)")
+    plots.set_defaults(act=act_plots)
+    compare = commands.add_parser("compare", help="same, faster, slower or unclear, row by row; exit status for CI")
+    compare.add_argument("a", type=Path)
+    compare.add_argument("b", type=Path)
+    compare.add_argument("--tolerance", type=float, default=0.02, help="differences up to this count as the same")
+    compare.set_defaults(act=act_compare)
+    methods = commands.add_parser("methods", help="the methods, and which can run here")
+    methods.set_defaults(act=act_methods)
+    return parser
+
+
+def choose_device(name: str | None) -> torch.device:
+    """Raises ValueError for a device that is not here."""
+    device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type not in ("cuda", "cpu"):
+        raise ValueError(f"device: got {device.type}, allowed are cuda and cpu")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device: cuda was asked for, but torch finds no GPU here")
+    return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
+
+
+def choose_cases(options: argparse.Namespace, device: torch.device) -> list[Case]:
+    """The list asked for. Contexts and batches that are not on it are added rather than refused."""
+    own = (options.q_heads, options.kv_heads, options.head_dim)
+    scale = options.scale or "default"
+    if any(own):
+        if not all(own):
+            raise ValueError("--q-heads, --kv-heads, --head-dim: give all three, or none")
+        model, heads = "custom-{}-{}-{}".format(*own), ModelShape(*own)
+    else:
+        model = options.model or DEFAULT_MODEL
+        heads = PRESETS[model]
+    dtype = options.dtype or ("bf16" if device.type == "cuda" else "fp32")
+    if options.context or options.batch or any(own) or options.pattern or options.page_size:
+        listed = default_cases(device, scale)
+        contexts = options.context or sorted({c.context for c in listed if c.batch == 1})
+        batches = options.batch or [1]
+        cases = [Case(model, heads, b, c) for b in batches for c in contexts]
+    else:
+        cases = default_cases(device, scale, model) if scale != "full" or not options.model else [
+            c for c in default_cases(device, scale) if c.model == model
+        ]  # fmt: skip
+    pattern = {"pattern": options.pattern} if options.pattern else {}
+    cases = [replace(c, dtype=dtype, seed=options.seed, page_size=options.page_size, **pattern) for c in cases]
+    cases = filter_cases(cases, options.case)
+    if not cases:
+        raise ValueError(f"--case {' '.join(options.case)}: no case matches; see `resa-bench micro --list`")
+    for case in cases:
+        case.shape  # noqa: B018  (checks the heads)
+    return cases
+
+
+def choose_methods(options: argparse.Namespace, device: torch.device) -> list[MethodSpec]:
+    """The default methods at the settings given; with --method those named, others with default settings too."""
+    base = SparseConfig(
+        active_ratio=options.ratio,
+        min_blocks=options.min_blocks,
+        rectify_every=options.rectify_every,
+        summary_kind=options.summary,
+    )
+    specs = default_methods(device, base, options.block_size)
+    quest = next(s for s in specs if s.name == "quest")
+    policies = options.gqa_policy or ["per-head", "group-sum"]
+    budget = {"budget_tokens": options.budget_tokens} if options.budget_tokens else {}
+    settings = [replace(quest.config, gqa_policy=p, **budget) for p in policies]
+    specs = [s for s in specs if s.name != "quest"] + [MethodSpec("quest", c) for c in settings]
+    if not options.method:
+        return specs
+    known = registered()
+    for name in options.method:
+        if name not in known:
+            raise ValueError(f"--method {name}: unknown; known are {', '.join(known)}")
+    named = [s for s in specs if s.name in options.method]
+    present = {s.name for s in named}
+    for name in options.method:
+        if name not in present:
+            sizes = options.block_size if "block_size" in known[name].uses else options.block_size[:1]
+            named += [MethodSpec(name, replace(base, block_size=b)) for b in sizes]
+    return named
+
+
+def act_micro(options: argparse.Namespace, console: Console) -> int:
+    from .runner import default_folder, run_cases
+    from .table import print_report
+    from .worker import Settings, Worker
+
+    device = choose_device(options.device)
+    cases, specs = choose_cases(options, device), choose_methods(options, device)
+    if options.list:
+        for case in cases:
+            console.print(f"{case.slug}  (K and V {case.kv_bytes / 1e9:.2f} GB, {case.dtype})", highlight=False)
+        console.print("methods: " + ", ".join(s.label for s in specs), highlight=False)
+        return 0
+    folder = options.output or default_folder(device)
+    path = folder / "micro.jsonl"
+    cuda = device.type == "cuda"
+    plan = Plan(
+        precision=0.005 if cuda else 0.02,
+        budget_s=options.budget_s or (6.0 if cuda else 5.0 if options.scale == "quick" else 15.0),
+        min_samples=20 if cuda else 7,
+    )
+    command = "resa-bench " + shlex.join(sys.argv[1:])
+    console.print(f"{len(cases)} cases x {len(specs)} methods on {device}; results in {path}", highlight=False)
+    worker = Worker(Settings(str(device), plan, command, warm=not options.no_warm, eager=not options.no_eager))
+    outcome = run_cases(cases, specs, worker, path, device, console, fresh=options.fresh)
+    print_report(outcome.rows, console)
+    if outcome.resumed:
+        console.print(f"{outcome.resumed} of {len(cases)} cases were done already (--fresh measures them again)")
+    if not options.no_plots and any(row.timed for row in outcome.rows):
+        draw([path], folder / "plots", console)
+    minutes = outcome.seconds / 60
+    console.print(f"{len(outcome.rows)} rows in {path} and {path.with_suffix('.csv').name}; {minutes:.1f} minutes")
+    if outcome.interrupted:
+        console.print("[yellow]interrupted:[/] finished cases are kept; the same command goes on from here")
+    elif outcome.failures:
+        console.print(f"[red]{len(outcome.failures)} rows failed[/] (listed above)")
+    return outcome.exit_status
+
+
+def draw(paths: list[Path], folder: Path, console: Console) -> None:
+    from ..plots.figures import draw_all
+
+    for path in draw_all(paths, folder):
+        if path.suffix == ".png":
+            console.print(f"plot {path}", highlight=False)
+
+
+def act_plots(options: argparse.Namespace, console: Console) -> int:
+    first = options.results[0]
+    folder = options.output or (first if first.is_dir() else first.parent) / "plots"
+    draw(options.results, folder, console)
+    return 0
+
+
+def act_compare(options: argparse.Namespace, console: Console) -> int:
+    from .compare import main as compare_main
+
+    return compare_main(options.a, options.b, options.tolerance, console)
+
+
+def act_methods(options: argparse.Namespace, console: Console) -> int:
+    device = choose_device(None)
+    case = default_cases(device, "quick")[0]
+    for name, method in registered().items():
+        reason = method.unavailable(case.shape, case.torch_dtype, device)
+        kind = "dense " if method.is_dense else "sparse"
+        console.print(f"{name:14} {kind} {'[yellow]' + reason if reason else '[green]ready'}", highlight=False)
+    return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point. Exit status: 0 fine, 1 something failed or got slower, 2 wrong arguments, 130 interrupted."""
+    options = build_parser().parse_args(arguments)
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    try:
+        return options.act(options, console)
+    except (ValueError, TypeError, FileNotFoundError) as error:
+        Console(stderr=True).print(f"[red]resa-bench {options.command}:[/] {error}", highlight=False)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,173 @@
+"""Running a list of cases: progress, results written as they come, resume, failures that do not stop the run."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha1
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from ..kernels import get_method
+from ..profiling.device import device_name, source_state
+from .cases import Case, MethodSpec
+from .rows import Row, append_case, read_rows, rewrite, write_csv
+from .worker import Worker, WorkerDied
+
+FAILED = ("failed", "oom")
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a run left behind."""
+
+    path: Path
+    rows: list[Row] = field(default_factory=list)
+    resumed: int = 0  # cases found done
+    interrupted: bool = False
+    seconds: float = 0.0
+
+    @property
+    def failures(self) -> list[Row]:
+        return [row for row in self.rows if row.status in FAILED]
+
+    @property
+    def exit_status(self) -> int:
+        return 130 if self.interrupted else int(bool(self.failures))
+
+
+def default_folder(device: torch.device) -> Path:
+    """`runs/<device>/<commit>`: another commit or device starts a file of its own, so resuming never mixes trees."""
+    commit, dirty = source_state()
+    tag = commit[:10] if commit else "unversioned"
+    if dirty:
+        diff = subprocess.run(
+            ["git", "-C", str(Path(__file__).resolve().parent), "diff", "HEAD"], capture_output=True, check=False
+        ).stdout
+        tag += f"-dirty-{sha1(diff).hexdigest()[:6]}"
+    slug = re.sub(r"[^a-z0-9]+", "-", device_name(device).lower()).strip("-")
+    return Path("runs") / slug / tag
+
+
+def is_done(case: Case, specs: Sequence[MethodSpec], rows: Sequence[Row], device: torch.device) -> bool:
+    """True if every method asked for has its rows in this case, none failed, and none skipped could run by now."""
+    mine = [row for row in rows if row.case == case.slug and row.dtype == case.dtype and row.seed == case.seed]
+    for spec in specs:
+        columns = spec.columns()
+        found = [r for r in mine if r.method == spec.name and all(getattr(r, k) == v for k, v in columns.items())]
+        if not found or any(row.status in FAILED for row in found):
+            return False
+        if any(row.status == "skipped" for row in found) and not get_method(spec.name).unavailable(
+            case.shape, case.torch_dtype, device
+        ):
+            return False
+    return True
+
+
+def run_cases(
+    cases: Sequence[Case],
+    specs: Sequence[MethodSpec],
+    worker: Worker,
+    path: Path,
+    device: torch.device,
+    console: Console,
+    *,
+    fresh: bool = False,
+    clock: Callable[[], float] = time.monotonic,
+) -> Outcome:
+    """Measure what `path` does not hold yet; append each case's rows as they come.
+
+    Ctrl-C stops after writing all finished cases (exit status 130). A case that kills the measuring process becomes
+    failed rows.
+    """
+    start = clock()
+    kept = [] if fresh or not path.exists() else read_rows(path)
+    slugs = {case.slug for case in cases}
+    done = {case.slug for case in cases if is_done(case, specs, kept, device)}
+    kept = [row for row in kept if row.case in done or row.case not in slugs]
+    if path.exists():
+        rewrite(path, kept)
+    outcome = Outcome(path, list(kept), len(done))
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[step]}"),
+    )
+    try:
+        with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+            task = progress.add_task("cases", total=len(cases), completed=len(done), step="starting")
+            for case in cases:
+                if case.slug in done:
+                    continue
+                began = clock()
+                rows = _attempt(case, specs, worker, lambda text, c=case: _show(progress, task, f"{c.slug}: {text}"))
+                append_case(path, rows)
+                outcome.rows += rows
+                progress.advance(task)
+                if not console.is_terminal:
+                    console.print(f"{case.slug}: {_digest(rows)} in {clock() - began:.0f} s", highlight=False)
+    except KeyboardInterrupt:
+        outcome.interrupted = True
+    finally:
+        worker.stop()
+    write_csv(outcome.rows, path.with_suffix(".csv"))
+    outcome.seconds = clock() - start
+    return outcome
+
+
+def _show(progress: Progress, task, text: str) -> None:
+    progress.update(task, step=text)
+
+
+def _attempt(case: Case, specs: Sequence[MethodSpec], worker: Worker, on_step: Callable[[str], None]) -> list[Row]:
+    """Rows of a case; failed rows if the measuring process does not survive it."""
+    try:
+        return worker.run(case, list(specs), on_step)
+    except WorkerDied as error:
+        reason = str(error)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        traceback.print_exc(file=sys.stderr)
+    commit, dirty = source_state()
+    return [
+        Row(
+            suite="micro",
+            model=case.model,
+            case=case.slug,
+            method=spec.name,
+            stage="total",
+            context=case.context,
+            batch=case.batch,
+            q_heads=case.heads.q_heads,
+            kv_heads=case.heads.kv_heads,
+            head_dim=case.heads.head_dim,
+            dtype=case.dtype,
+            seed=case.seed,
+            selection_pattern=case.pattern,
+            commit=commit,
+            dirty=dirty,
+            **spec.columns(),  # type: ignore[arg-type]
+            status="failed",
+            reason=reason,
+        )
+        for spec in specs
+    ]
+
+
+def _digest(rows: Sequence[Row]) -> str:
+    timed = sum(row.timed for row in rows)
+    failed = sum(row.status in FAILED for row in rows)
+    skipped = sum(row.status == "skipped" for row in rows)
+    return f"{timed} timed" + (f", {skipped} skipped" if skipped else "") + (f", {failed} FAILED" if failed else "")
+
+

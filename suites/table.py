@@ -1,0 +1,134 @@
+"""The tables a run ends with: every method's step in every case, what was skipped or failed, where sparse starts to win."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from ..kernels import SparseConfig, get_method
+from .cases import MethodSpec
+from .rows import Row
+
+
+def label(row: Row) -> str:
+    """The method variant of a row as a person reads it."""
+    settings = {n: getattr(row, n) for n in get_method(row.method).uses if getattr(row, n) is not None}
+    return MethodSpec(row.method, SparseConfig(**settings)).label
+
+
+def main_launch(rows: Sequence[Row]) -> str:
+    """The launch whose times the table shows: graphs where there are any."""
+    return "graph" if any(row.launch == "graph" for row in rows) else "eager"
+
+
+def whole_steps(rows: Sequence[Row]) -> list[Row]:
+    """Cold `total` rows of the main launch; a method that cannot be captured shows its eager row."""
+    cold = [r for r in rows if r.timed and r.stage == "total" and r.cache_state == "cold"]
+    launch = main_launch(rows)
+    main = [r for r in cold if r.launch == launch]
+    shown = {(r.case, label(r)) for r in main}
+    return main + [r for r in cold if r.launch != launch and (r.case, label(r)) not in shown]
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def _speedup(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"[bold green]{value:.2f}x[/]" if value > 1 else f"{value:.2f}x"
+
+
+def case_table(case: str, rows: Sequence[Row]) -> Table:
+    """One case: a line per method, fastest first."""
+    mine = [r for r in rows if r.case == case]
+    steps = [r for r in whole_steps(rows) if r.case == case]
+    amortised = {label(r): r for r in mine if r.timed and r.stage == "total_amortised"}
+    launch = main_launch(rows)
+    where = "portable torch path on a CPU, " if any(r.method == "resa-torch" for r in mine) else ""
+    table = Table(title=f"{case}: one decode step of attention ({where}cold, {launch})", title_justify="left")
+    for name in ("method", "median us", "+-%", "GB/s", "of floor", "vs best dense", "amortised", "floor allows"):
+        table.add_column(name, justify="left" if name == "method" else "right")
+    for row in sorted(steps, key=lambda r: r.median_us or math.inf):
+        assert row.median_us
+        width = ((row.ci_high_us or 0) - (row.ci_low_us or 0)) / 2 / row.median_us
+        name = label(row) + ("" if row.launch == launch else f" ({row.launch})")
+        name += " [yellow](throttled)[/]" if row.status == "throttled" else ""
+        best = row.best_dense == row.method
+        table.add_row(
+            f"[bold]{name}[/] (best dense)" if best else name,
+            f"{row.median_us:.1f}",
+            f"{100 * width:.1f}",
+            _number(row.gbps, ".0f"),
+            "" if row.floor_fraction is None else f"{100 * row.floor_fraction:.0f} %",
+            _speedup(row.speedup_vs_best_dense),
+            _speedup(amortised[label(row)].speedup_vs_best_dense) if label(row) in amortised else "",
+            _number(row.floor_speedup, ".2f") + ("x" if row.floor_speedup else ""),
+        )
+    for row in mine:
+        if row.status in ("failed", "oom"):
+            table.add_row(f"[red]{label(row)} {row.stage}: {row.status}[/]", end_section=False)
+    return table
+
+
+def break_even(rows: Sequence[Row], stage: str = "total") -> dict[tuple[str, int, str], float]:
+    """Context from which a sparse method beats the best dense one: (model, batch, variant) to tokens.
+
+    Log-linear between the neighbouring contexts; the shortest context measured if it wins throughout; absent if it
+    never does.
+    """
+    launch = main_launch(rows)
+    found: dict[tuple[str, int, str], float] = {}
+    groups: dict[tuple[str, int, str], list[tuple[int, float]]] = {}
+    for r in rows:
+        usable = r.timed and r.stage == stage and r.cache_state == "cold" and r.launch == launch
+        if usable and r.selection_pattern == "random" and r.speedup_vs_best_dense and not get_method(r.method).is_dense:
+            groups.setdefault((r.model, r.batch, label(r)), []).append((r.context, r.speedup_vs_best_dense))
+    for key, points in groups.items():
+        points.sort()
+        wins = [i for i in range(len(points)) if all(s > 1 for _, s in points[i:])]
+        if not wins:
+            continue
+        i = wins[0]
+        if i == 0:
+            found[key] = float(points[0][0])
+            continue
+        (c0, s0), (c1, s1) = points[i - 1], points[i]
+        share = (1 - s0) / (s1 - s0)
+        found[key] = math.exp(math.log(c0) + share * (math.log(c1) - math.log(c0)))
+    return found
+
+
+def print_report(rows: Sequence[Row], console: Console) -> None:
+    """All tables of a run."""
+    cases = list(dict.fromkeys(r.case for r in rows))
+    for case in cases:
+        console.print(case_table(case, rows))
+    points = break_even(rows)
+    measured = {(r.model, r.batch): set() for r in rows}  # type: dict[tuple[str, int], set[int]]
+    for r in rows:
+        measured[r.model, r.batch].add(r.context)
+    curves = {key: value for key, value in points.items() if len(measured[key[0], key[1]]) > 1}
+    if curves:
+        table = Table(title="break-even context (one step, against the best dense method)", title_justify="left")
+        for name in ("model", "batch", "method", "tokens"):
+            table.add_column(name, justify="right" if name in ("batch", "tokens") else "left")
+        for (model, batch, name), tokens in sorted(curves.items()):
+            least = min(measured[model, batch])
+            table.add_row(model, str(batch), name, f"<= {least}" if tokens <= least else f"{tokens:.0f}")
+        console.print(table)
+    skipped = {(label(r), r.reason) for r in rows if r.status == "skipped"}
+    if skipped:
+        table = Table(title="skipped", title_justify="left")
+        table.add_column("method")
+        table.add_column("reason", overflow="fold")
+        for name, reason in sorted(skipped, key=str):
+            table.add_row(name, reason)
+        console.print(table)
+    for r in rows:
+        if r.status in ("failed", "oom"):
+            console.print(f"[red]{r.status}[/] {r.case} {label(r)} {r.stage}: {r.reason}", highlight=False)

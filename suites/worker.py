@@ -1,0 +1,114 @@
+"""A process that measures cases one by one, so that a crash costs one case and not the run.
+
+A segfault, a kernel that corrupts the device's context or the system's out-of-memory killer end the worker; the
+parent turns the case in hand into a failed row and starts another.
+"""
+
+from __future__ import annotations
+
+import multiprocessing as mp
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+
+from ..profiling.ceilings import Ceilings, measure_ceilings
+from ..profiling.device import describe
+from ..profiling.timing import Plan, make_timer
+from .cases import Case, MethodSpec
+from .micro import Bench, run_case
+from .rows import Row
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a worker needs to set itself up."""
+
+    device: str
+    plan: Plan
+    command: str
+    warm: bool = True
+    eager: bool = True
+
+
+class WorkerDied(Exception):
+    """The worker ended while it had a case in hand."""
+
+
+def _serve(pipe: Connection, settings: Settings) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
+    from .. import baselines  # noqa: F401  (registers the rivals)
+
+    device = torch.device(settings.device)
+    timer = make_timer(device)
+    ceilings = measure_ceilings(timer)
+    environment = describe(device)
+    pipe.send(("ready", (ceilings, environment.device)))
+    while True:
+        task = pipe.recv()
+        if task is None:
+            return
+        case, specs = task
+        bench = Bench(
+            device, timer, ceilings, environment, settings.plan, settings.command, settings.warm, settings.eager
+        )
+        rows = run_case(case, specs, bench, lambda text: pipe.send(("step", text)))
+        pipe.send(("rows", rows))
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.synchronize()  # a broken context raises here and ends the worker before the next case
+
+
+class Worker:
+    """Parent's end of a measuring process."""
+
+    def __init__(self, settings: Settings, target: Callable[[Connection, Settings], None] = _serve) -> None:
+        self._settings, self._target = settings, target
+        self._process: Any = None
+        self.ceilings: Ceilings | None = None
+
+    def _start(self) -> None:
+        context = mp.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=self._target, args=(theirs, self._settings), daemon=True)
+        self._process.start()
+        theirs.close()
+        self.ceilings = self._receive()[1][0]
+
+    def _receive(self) -> tuple[str, Any]:
+        try:
+            return self._pipe.recv()
+        except (EOFError, ConnectionError):
+            self._process.join()
+            code, self._process = self._process.exitcode, None
+            raise WorkerDied(f"the measuring process ended with exit code {code}") from None
+
+    def start(self) -> None:
+        """Start the process and measure ceilings, if it is not up. Raises WorkerDied."""
+        if self._process is None or not self._process.is_alive():
+            self._start()
+
+    def run(self, case: Case, specs: list[MethodSpec], on_step: Callable[[str], None]) -> list[Row]:
+        """Rows of one case. Raises WorkerDied."""
+        self.start()
+        try:
+            self._pipe.send((case, specs))
+        except (BrokenPipeError, ConnectionError):  # broke after its last case: take a new one
+            self._process = None
+            self.start()
+            self._pipe.send((case, specs))
+        while True:
+            kind, content = self._receive()
+            if kind == "rows":
+                return content
+            on_step(content)
+
+    def stop(self) -> None:
+        """End the process, measuring or not."""
+        if self._process is not None:
+            self._process.terminate()
+            self._process.join()
+            self._process = None

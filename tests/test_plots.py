@@ -1,0 +1,419 @@
+"""Figures from synthetic rows: what is drawn, what is left out, and that either is said."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from resa_bench.plots.caption import caption, title
+from resa_bench.plots.data import FigureSet, NotDrawn, best_dense, figure_sets, variants
+from resa_bench.plots.figures import FIGURES, draw_all
+from resa_bench.plots.latency import latency
+from resa_bench.plots.roofline import roofline
+from resa_bench.plots.speedup import speedup, speedup_amortised
+from resa_bench.plots.stages import stages
+from resa_bench.plots.style import SMALL_PT, context_axis, labels, looks, paper, tokens
+from resa_bench.suites.rows import Row, append_case
+
+K = 1024
+STAGES = {"append": 2.0, "score": 4.0, "select": 6.0, "attend": 9.0, "merge": 3.0}  # microseconds
+
+
+def make(method: str, stage: str = "total", **changes: Any) -> Row:
+    """A timed row at 8K, batch 1, of a 30 us step."""
+    defaults: dict[str, Any] = {
+        "suite": "micro", "model": "qwen2.5-7b", "case": "qwen2.5-7b-b1-8k", "context": 8 * K, "batch": 1,
+        "q_heads": 28, "kv_heads": 4, "head_dim": 128, "dtype": "bf16", "cache_state": "cold", "launch": "graph",
+        "median_us": 30.0, "q20_us": 29.0, "q80_us": 32.0, "floor_us": 15.0, "floor_fraction": 0.5,
+        "read_ceiling_gbps": 3068.0, "status": "ok", "device": "NVIDIA H100", "commit": "0123456789abcdef",
+        "dirty": False, "started_at": "2026-11-21T22:00:00Z",
+    }  # fmt: skip
+    return Row(**(defaults | {"method": method, "stage": stage} | changes))
+
+
+def untimed(method: str, status: str, reason: str, **changes: Any) -> Row:
+    nothing: dict[str, Any] = dict.fromkeys(("median_us", "q20_us", "q80_us", "floor_us", "floor_fraction"))
+    return make(method, status=status, reason=reason, **(nothing | changes))
+
+
+def run_of(
+    contexts: tuple[int, ...] = (8 * K, 32 * K), batches: tuple[int, ...] = (1,), resa: str = "resa", **changes: Any
+) -> list[Row]:
+    """A small run: two dense methods, ReSA with its stages and rectification, Quest."""
+    rows = []
+    for batch, context in product(batches, contexts):
+        shape: dict[str, Any] = {"case": f"c-b{batch}-{context}", "context": context, "batch": batch} | changes
+        dense_us = context / K
+        rows += [make("sdpa-cudnn", stage, median_us=dense_us, **shape) for stage in ("attend", "total")]
+        rows += [make("flash-attn-2", median_us=dense_us + 5, **shape)]
+        for block in (16, 32):
+            known = shape | {"block_size": block, "active_ratio": 0.1, "gqa_policy": "group-mean"}
+            rows += [make(resa, stage, median_us=us, **known) for stage, us in STAGES.items()]
+            against = {"speedup_vs_best_dense": dense_us / 12, "best_dense": "sdpa-cudnn", "floor_speedup": 6.0}
+            rows.append(make(resa, median_us=12.0, **known | against))
+            amortised = known | against | {"speedup_vs_best_dense": dense_us / 15, "rectify_every": 32}
+            rows.append(make(resa, "total_amortised", median_us=15.0, **amortised))
+        policy = shape | {"gqa_policy": "per-head", "budget_tokens": context // 10, "active_ratio": 0.1}
+        rows.append(make("quest", median_us=20.0, speedup_vs_best_dense=dense_us / 20, **policy))
+    return rows
+
+
+def only_set(rows: list[Row]) -> FigureSet:
+    sets, _ = figure_sets(rows)
+    assert len(sets) == 1
+    return sets[0]
+
+
+def write(path: Path, rows: list[Row]) -> Path:
+    for case in dict.fromkeys(row.case for row in rows):
+        append_case(path, [row for row in rows if row.case == case])
+    return path
+
+
+def texts(fig: Figure) -> str:
+    """Title, legend and caption of a figure, on one line."""
+    legend = [text.get_text() for box in fig.legends for text in box.get_texts()]
+    words = [*legend, *(text.get_text() for text in fig.texts)]
+    return " ".join(" ".join(words).split())
+
+
+def heights(fig: Figure, panel: int = 0) -> list[tuple[float, ...]]:
+    """The y values of each line of a panel."""
+    return [tuple(np.asarray(line.get_ydata(), dtype=float).tolist()) for line in fig.axes[panel].lines]
+
+
+@pytest.fixture(autouse=True)
+def _paper_settings():
+    with paper():
+        yield
+
+
+# What is written
+
+
+def test_every_figure_is_written_as_png_and_svg(tmp_path: Path) -> None:
+    written = draw_all([write(tmp_path / "run.jsonl", run_of())], tmp_path / "out")
+    assert sorted(path.name for path in written) == sorted(
+        f"{name}-qwen2.5-7b{ending}" for name in FIGURES for ending in (".png", ".svg")
+    )
+    for path in written:
+        start = path.read_bytes()[:200]
+        assert start.startswith(b"\x89PNG") if path.suffix == ".png" else b"<?xml" in start
+        assert path.stat().st_size > 5000
+
+
+def test_a_folder_stands_for_its_files_and_each_model_gets_its_own_figures(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", run_of())
+    write(tmp_path / "b.jsonl", run_of(model="llama-3.1-8b"))
+    (tmp_path / "notes.txt").write_text("not rows")
+    names = {path.name for path in draw_all([tmp_path], tmp_path / "out")}
+    assert {"speedup-qwen2.5-7b.png", "speedup-llama-3.1-8b.png"} <= names
+
+
+def test_two_devices_are_never_in_one_figure(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", run_of() + run_of(device="NVIDIA A100"))
+    names = {path.name for path in draw_all([path], tmp_path / "out")}
+    assert {"latency-qwen2.5-7b-nvidia-h100.png", "latency-qwen2.5-7b-nvidia-a100.png"} <= names
+
+
+def test_the_same_rows_give_the_same_files(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", run_of())
+    first, second = (draw_all([path], tmp_path / name) for name in ("one", "two"))
+    assert first
+    for one, two in zip(first, second, strict=True):
+        assert one.read_bytes() == two.read_bytes(), one.name
+
+
+# What is left out, and why
+
+
+def test_a_single_context_makes_bars_but_no_curve(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    written = draw_all([write(tmp_path / "a.jsonl", run_of(contexts=(8 * K,)))], tmp_path / "out")
+    assert {path.name for path in written} == {"stages-qwen2.5-7b.png", "stages-qwen2.5-7b.svg"}
+    printed = capsys.readouterr().out
+    for name in ("speedup", "speedup-amortised", "latency", "roofline"):
+        assert re.search(rf"skipped {name}-qwen2.5-7b: .*single context", printed)
+
+
+@pytest.mark.parametrize(
+    ("draw", "dropped", "reason"),
+    [
+        pytest.param(speedup_amortised, lambda r: r.stage == "total_amortised", "amortised", id="no-rectification"),
+        pytest.param(speedup, lambda r: r.speedup_vs_best_dense, "speedup_vs_best_dense", id="no-dense-rival"),
+        pytest.param(stages, lambda r: r.stage in STAGES, "single stage", id="no-stages"),
+        pytest.param(latency, lambda r: r.stage == "total", "'total'", id="no-total"),
+    ],
+)
+def test_a_figure_without_its_rows_says_why(draw, dropped, reason: str) -> None:
+    with pytest.raises(NotDrawn, match=reason):
+        draw(only_set([row for row in run_of() if not dropped(row)]))
+
+
+def test_roofline_without_floors_says_why() -> None:
+    with pytest.raises(NotDrawn, match="floor_fraction"):
+        roofline(only_set([replace(row, floor_fraction=None) for row in run_of()]))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"suite": "decode"}, id="another-suite"),
+        pytest.param({"cache_state": "warm"}, id="warm"),
+        pytest.param({"selection_pattern": "clustered"}, id="another-pattern"),
+    ],
+)
+def test_no_main_rows_is_an_error_that_names_what_is_needed(tmp_path: Path, changes: dict[str, Any]) -> None:
+    path = write(tmp_path / "a.jsonl", run_of(**changes))
+    with pytest.raises(ValueError, match=r"no figure from \d+ rows.*'micro'.*'cold'"):
+        draw_all([path], tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"suite": "decode"}, id="another-suite"),
+        pytest.param({"cache_state": "warm"}, id="warm"),
+        pytest.param({"launch": "eager"}, id="eager"),
+        pytest.param({"selection_pattern": "clustered"}, id="another-pattern"),
+    ],
+)
+def test_other_rows_stay_out_of_the_main_figures(changes: dict[str, Any]) -> None:
+    alone, beside = only_set(run_of()), only_set(run_of() + run_of(**changes))
+    assert beside.lines == alone.lines
+
+
+def test_missing_path_and_empty_folder_are_errors(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"nothing\.jsonl"):
+        draw_all([tmp_path / "nothing.jsonl"], tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"no .*jsonl in .*empty"):
+        draw_all([tmp_path / "empty"], tmp_path / "out")
+
+
+def test_a_repeated_measurement_is_drawn_as_last_measured() -> None:
+    late = [replace(row, median_us=99.0, started_at="2026-12-01T00:00:00Z") for row in run_of()]
+    sets, notes = figure_sets(late + run_of())
+    assert {row.median_us for row in sets[0].rows} == {99.0}
+    assert notes == [f"{len(late)} rows were measured again later: the latest is drawn"]
+
+
+# Titles and captions
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_cpu_rows_put_the_cpu_in_the_title_and_use_eager_rows(name: str) -> None:
+    figures = only_set(run_of(resa="resa-torch", launch="eager", device="AMD EPYC", dtype="fp32"))
+    fig = FIGURES[name](figures)
+    assert "portable torch path on CPU" in " ".join(fig.get_suptitle().split())
+    assert "eager" in texts(fig)
+    assert "graph" not in texts(fig)
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_gpu_rows_do_not_say_cpu(name: str) -> None:
+    assert "CPU" not in texts(FIGURES[name](only_set(run_of())))
+
+
+def test_cpu_by_device_name_without_resa() -> None:
+    rows = [make("torch-dense", device="Intel CPU @ 2 GHz"), make("torch-dense", device="NVIDIA H100")]
+    sets, _ = figure_sets(rows)
+    assert [("CPU" in title(figures, "x")) for figures in sets] == [True, False]
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_caption_says_where_the_numbers_come_from(name: str) -> None:
+    caption_text = texts(FIGURES[name](only_set(run_of(dirty=True))))
+    for part in ("NVIDIA H100", "0123456-dirty", "2026-11-21", "bf16", "r = 0.1", "cold cache", "graph replay"):
+        assert part in caption_text
+
+
+def test_caption_names_the_best_dense_kernel_and_a_clean_commit() -> None:
+    words = texts(speedup(only_set(run_of())))
+    assert "best dense: sdpa-cudnn" in words
+    assert "dirty" not in words
+
+
+def test_caption_counts_methods_not_drawn() -> None:
+    missing = [
+        untimed("flash-attn-3", "skipped", "not installed: " + "x" * 100),
+        untimed("flashinfer", "skipped", r"no $CUDA\home, $PATH"),
+        untimed("quest", "oom", "out of memory", case="c-b1-1"),
+    ]
+    figures = only_set(run_of() + missing)
+    words = caption(figures, figures.rows)
+    assert "2 methods skipped: flash-attn-3 (not installed: xxx" in words
+    assert r"flashinfer (no $CUDA\home, $PATH)" in words
+    assert "1 method failed: quest in 1 case (out of memory)" in words
+    assert "x" * 50 not in words
+    assert r"no $CUDA\home, $PATH" in texts(latency(figures))  # drawn as it is, not as a formula
+    assert not {variant.method for variant in figures.lines} & {"flash-attn-3", "flashinfer"}
+
+
+def test_throttled_points_are_hollow_and_counted() -> None:
+    steady = run_of()
+    hot = [replace(r, status="throttled") if (r.method, r.stage) == ("quest", "total") else r for r in steady]
+    hollow = [
+        [line for line in latency(only_set(rows)).axes[0].lines if line.get_markerfacecolor() == "white"]
+        for rows in (steady, hot)
+    ]
+    assert [len(lines) for lines in hollow] == [0, 2]
+    assert "measured under throttling (2 points)" in texts(latency(only_set(hot)))
+    assert "throttling" not in texts(latency(only_set(steady)))
+
+
+@pytest.mark.parametrize("batches", [(1,), (1, 4), (1, 2, 4, 8, 16)], ids=lambda batches: f"{len(batches)}-batches")
+@pytest.mark.parametrize("name", FIGURES)
+def test_nothing_is_clipped_or_too_small_to_read(name: str, batches: tuple[int, ...]) -> None:
+    missing = [untimed(f"rival-{i}", "skipped", "a reason of some length, as they are") for i in range(5)]
+    fig = FIGURES[name](only_set(run_of(batches=batches) + missing))
+    fig.draw_without_rendering()
+    panels = [ax for ax in fig.axes if ax.get_visible()]
+    heading, words = fig.texts
+    (box,) = fig.legends
+    extents = [artist.get_window_extent() for artist in (heading, words, box)]
+    extents += [ax.get_tightbbox() for ax in panels]
+    for extent in extents:  # pixels
+        assert min(extent.x0, extent.y0) >= -1
+        assert extent.x1 <= fig.bbox.x1 + 1
+        assert extent.y1 <= fig.bbox.y1 + 1
+    top_panel, bottom_panel = max(e.y1 for e in extents[3:]), min(e.y0 for e in extents[3:])
+    assert extents[0].y0 >= top_panel - 1
+    assert extents[2].y1 <= bottom_panel + 1
+    assert extents[1].y1 <= extents[2].y0
+    sizes = {words.get_fontsize()} | {t.get_fontsize() for t in box.get_texts()}
+    sizes |= {label.get_fontsize() for ax in panels for label in (*ax.get_xticklabels(), *ax.get_yticklabels())}
+    assert min(sizes) >= SMALL_PT
+
+
+# What the figures show
+
+
+def test_speedup_draws_the_column_the_floor_and_the_line_at_one() -> None:
+    fig = speedup(only_set(run_of(batches=(1, 4))))
+    assert [ax.get_title() for ax in fig.axes] == ["batch 1", "batch 4"]
+    drawn = heights(fig)
+    assert drawn.count((8 / 12, 32 / 12)) == 2  # both block sizes
+    assert drawn.count((8 / 20, 32 / 20)) == 1
+    assert (6.0, 6.0) in drawn
+    assert (1.0, 1.0) in drawn
+    words = texts(fig)
+    assert "floors allow (ReSA b=16)" in words
+    assert "Quest per-head" in words
+    assert "cuDNN (SDPA)" not in words
+
+
+def test_amortised_shows_resa_only_beside_the_step_alone() -> None:
+    fig = speedup_amortised(only_set(run_of()))
+    assert (8 / 12, 32 / 12) in heights(fig)
+    assert (8 / 15, 32 / 15) in heights(fig)
+    assert "with rectification" in texts(fig)
+    assert "Quest" not in texts(fig)
+
+
+def test_latency_draws_the_dense_floor_and_a_band_for_each_method() -> None:
+    figures = only_set(run_of())
+    fig = latency(figures)
+    assert len(fig.axes[0].collections) == len(figures.lines)
+    assert "dense floor" in texts(fig)
+    assert (15.0, 15.0) in heights(fig)
+    assert fig.axes[0].get_yscale() == fig.axes[0].get_xscale() == "log"
+
+
+def test_stages_stack_to_their_sum_and_mark_the_total() -> None:
+    fig = stages(only_set(run_of(contexts=(8 * K,))))
+    (ax,) = fig.axes
+    tops = {round(bar.get_x() + bar.get_width() / 2): bar.get_y() + bar.get_height() for bar in ax.patches}
+    assert tops == pytest.approx({0: 8.0, 1: sum(STAGES.values()), 2: sum(STAGES.values())})
+    assert sorted(heights(fig)) == [(8.0,), (12.0,), (12.0,)]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["dense", "b=16", "b=32"]
+
+
+def test_a_fused_stage_is_hatched_and_never_counted_twice() -> None:
+    rows = run_of(contexts=(8 * K,))
+    scores = [row for row in rows if row.stage == "score"]
+    fused = [replace(row, stage="score+select", median_us=7.0) for row in scores]
+    fig = stages(only_set(rows + fused))
+    (ax,) = fig.axes
+    top = max(bar.get_y() + bar.get_height() for bar in ax.patches)
+    assert top == pytest.approx(2 + 7 + 9 + 3)
+    assert {bar.get_height() for bar in ax.patches if bar.get_hatch()} == {7.0}
+    assert "score+select" in texts(fig)
+
+
+def test_roofline_shows_attention_fused_or_not_and_counts_rows_above_one() -> None:
+    rows = [replace(row, stage="attend+merge") if row.stage == "attend" else row for row in run_of()]
+    rows = [replace(r, floor_fraction=1.25) if (r.method, r.stage) == ("quest", "total") else r for r in rows]
+    fig = roofline(only_set(rows))
+    assert [ax.get_title() for ax in fig.axes] == ["attention alone", "whole step"]
+    assert heights(fig).count((0.5, 0.5)) == 3  # cuDNN, and ReSA with two block sizes
+    assert heights(fig, 1).count((1.25, 1.25)) == 1
+    assert "2 rows above 1" in texts(fig)
+    assert fig.axes[0].get_ylim()[0] == 0
+    assert fig.axes[0].get_ylim()[1] > 1.25
+    assert "measured read ceiling 3068 GB/s" in texts(fig)
+
+
+# Variants, looks, labels
+
+
+def test_a_budget_that_follows_from_the_ratio_does_not_break_the_line() -> None:
+    rows = [make("quest", context=c, active_ratio=0.1, budget_tokens=c // 10) for c in (8 * K, 16 * K)]
+    assert len(variants(rows)) == 1
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "names"),
+    [
+        pytest.param("block_size", (16, 32), ["ReSA b=16", "ReSA b=32"], id="block"),
+        pytest.param("active_ratio", (0.1, 0.2), ["ReSA r=0.1", "ReSA r=0.2"], id="ratio"),
+        pytest.param("rectify_every", (32, 64), ["ReSA f=32", "ReSA f=64"], id="period"),
+        pytest.param("paged", (False, True), ["ReSA paged=False", "ReSA paged=True"], id="paged"),
+        pytest.param("budget_tokens", (512, 1024), ["ReSA 512 tokens", "ReSA 1024 tokens"], id="budget"),
+    ],
+)
+def test_rows_at_the_same_point_are_lines_that_differ_in_name_and_look(column: str, values: tuple, names: list) -> None:
+    lines = variants([make("resa", **{column: value}) for value in values])
+    assert sorted(labels(lines).values()) == sorted(names)
+    assert len(set(looks(lines).values())) == 2
+
+
+def test_a_look_does_not_depend_on_what_is_beside_it() -> None:
+    everything = only_set(run_of()).lines
+    for variant in everything:
+        assert looks(everything)[variant] == looks([variant])[variant]
+    assert len(set(looks(everything).values())) == len(everything)
+
+
+def test_a_method_not_known_here_is_drawn_too() -> None:
+    rows = [*run_of(), *(make("brand-new", context=c, case=f"c{c}") for c in (8 * K, 32 * K))]
+    assert "brand-new" in texts(latency(only_set(rows)))
+
+
+def test_best_dense_is_the_fastest_measured() -> None:
+    figures = only_set(run_of())
+    found = best_dense(figures, 1, 8 * K)
+    assert found is not None
+    assert found[1].method == "sdpa-cudnn"
+    assert best_dense(figures, 1, 999) is None
+
+
+@pytest.mark.parametrize(
+    ("context", "name"), [(512, "512"), (4096, "4K"), (262144, "256K"), (1 << 20, "1M"), (1536, "1.5K")]
+)
+def test_context_names(context: int, name: str) -> None:
+    assert tokens(context) == name
+
+
+def test_context_axis_is_log2_and_names_the_longest() -> None:
+    contexts = [4 * K << i for i in range(7)]
+    ax = Figure().subplots()
+    context_axis(ax, contexts)
+    assert ax.get_xscale() == "log"
+    assert list(ax.get_xticks()) == contexts
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["4K", "", "16K", "", "64K", "", "256K"]
