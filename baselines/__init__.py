@@ -1,5 +1,7 @@
-"""Rivals of ReSA behind the same interface, one file each. Importing this package registers them all."""
+"""Rivals of ReSA behind the same interface, one file each: a file dropped in here is imported and so registered."""
 
-from . import authors, flash_attn_2, flash_attn_3, flashinfer, oracle, quest, sdpa, sink_window
+from importlib import import_module
+from pkgutil import iter_modules
 
-__all__ = ["authors", "flash_attn_2", "flash_attn_3", "flashinfer", "oracle", "quest", "sdpa", "sink_window"]
+for _module in iter_modules(__path__):
+    import_module(f".{_module.name}", __name__)

@@ -43,6 +43,10 @@ class AuthorsLayer(Layer):
     config: SparseConfig
     manager: object
     lists: Tensor
+    _result: Tensor | None = None
+
+    def output(self, step: StepTensors) -> Tensor:
+        return step.out if self._result is None else self._result
 
     def stages(self, step: StepTensors) -> tuple[Stage, ...]:
         manager, cache = self.manager, self.cache
@@ -54,10 +58,11 @@ class AuthorsLayer(Layer):
             manager.update_centeroids(step.k, cache.lengths)  # type: ignore[attr-defined]
 
         def choose() -> None:
-            self.lists.copy_(manager.get_kv_cache_indices_fast(step.q, cache.lengths))  # type: ignore[attr-defined]
+            self.lists = manager.get_kv_cache_indices_fast(step.q, cache.lengths)  # type: ignore[attr-defined]
 
         def attend() -> None:
-            step.out.copy_(decode(step.q, keys, values, cache.lengths, self.lists, block_size=self.config.block_size))
+            size = self.config.block_size
+            self._result = decode(step.q, keys, values, cache.lengths, self.lists, block_size=size)
 
         return (
             Stage("append", append, graph_safe=False),
@@ -85,6 +90,7 @@ class AuthorsLayer(Layer):
 class ResaAuthors(DecodeMethod):
     """ReSA as published, Triton path."""
 
+    in_default = False
     uses = ("block_size", "active_ratio")
 
     @classmethod

@@ -26,11 +26,7 @@ class FlashAttn2(DecodeMethod):
         keys, values = cache.k.transpose(1, 2), cache.v.transpose(1, 2)  # [B or P, S, Hkv, D]
 
         def attend(step: StepTensors):
-            query, out = step.q.unsqueeze(1), step.out.unsqueeze(1)
-
-            def run() -> None:
-                out.copy_(flash(query, keys, values, cache_seqlens=cache.lengths, block_table=cache.block_table))
-
-            return run
+            query = step.q.unsqueeze(1)
+            return lambda: flash(query, keys, values, cache_seqlens=cache.lengths, block_table=cache.block_table)
 
         return DenseLayer(cache, self.shape.q_heads, attend)

@@ -30,11 +30,7 @@ class FlashAttn3(DecodeMethod):
         keys, values = cache.k.transpose(1, 2), cache.v.transpose(1, 2)  # [B, S, Hkv, D]
 
         def attend(step: StepTensors):
-            query, out = step.q.unsqueeze(1), step.out.unsqueeze(1)
-
-            def run() -> None:
-                out.copy_(flash(query, keys, values, cache_seqlens=cache.lengths))
-
-            return run
+            query = step.q.unsqueeze(1)
+            return lambda: flash(query, keys, values, cache_seqlens=cache.lengths)
 
         return DenseLayer(cache, self.shape.q_heads, attend)

@@ -74,6 +74,6 @@ class FlashInfer(DecodeMethod):
         )
 
         def attend(step: StepTensors):
-            return lambda: wrapper.run(step.q, (keys, values), out=step.out)
+            return lambda: wrapper.run(step.q, (keys, values), out=step.out)  # returns `out`
 
         return DenseLayer(cache, self.shape.q_heads, attend)

@@ -7,6 +7,7 @@ query heads apart (`enable_gqa`): it falls to a fraction of its speed when the G
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -38,12 +39,11 @@ class _Sdpa(DecodeMethod):
                 if self.packs_group
                 else (cache.batch, self.shape.q_heads, 1, cache.head_dim)
             )
-            query, out = step.q.view(shape), step.out.view(shape)
+            query = step.q.view(shape)
 
-            def run() -> None:
+            def run() -> Tensor:
                 with sdpa_kernel(self.backend):
-                    result = scaled_dot_product_attention(query, keys, values, enable_gqa=not self.packs_group)
-                out.copy_(result)
+                    return scaled_dot_product_attention(query, keys, values, enable_gqa=not self.packs_group)
 
             return run
 

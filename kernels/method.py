@@ -76,7 +76,11 @@ class Layer(ABC):
 
     @abstractmethod
     def stages(self, step: StepTensors) -> tuple[Stage, ...]:
-        """The decode step in order; `step.out` holds the result after the last stage."""
+        """The decode step in order; `output(step)` holds the result after the last stage."""
+
+    def output(self, step: StepTensors) -> Tensor:
+        """Where the step leaves its result, `[B, Hq, D]`: `step.out`, or a library's own tensor (copying it is time)."""
+        return step.out
 
     def rectify_stages(self, chunk: ChunkTensors) -> tuple[Stage, ...]:
         """Rectification of the last f tokens; empty for methods without one."""
@@ -102,6 +106,8 @@ class DecodeMethod(ABC):
     is_dense: ClassVar[bool] = False
     fixed_length: ClassVar[bool] = False
     """True if the length is fixed when the step is bound: such a step serves one nominal length."""
+    in_default: ClassVar[bool] = True
+    """False for a method that runs only when it is named."""
     uses: ClassVar[tuple[str, ...]] = ()
     """The fields of SparseConfig that make a difference to this method; the rest stays out of its rows."""
 
@@ -149,18 +155,28 @@ def get_method(name: str) -> type[DecodeMethod]:
 
 @dataclass
 class DenseLayer(Layer):
-    """A dense step: write the new token, attend over everything. Rivals give `attend` alone."""
+    """A dense step: write the new token, attend over everything. Rivals give `attend` alone.
+
+    `attend(step)` binds a step and returns the call that runs it; that call returns the library's own result, or None
+    if it fills `step.out`.
+    """
 
     cache: KVCache
     q_heads: int
-    attend: Callable[[StepTensors], Callable[[], None]]
+    attend: Callable[[StepTensors], Callable[[], Tensor | None]]
     append: Callable[[KVCache, Tensor, Tensor], None] = field(default=write_tokens)
+    _result: Tensor | None = None
 
     def stages(self, step: StepTensors) -> tuple[Stage, ...]:
-        return (
-            Stage("append", lambda: self.append(self.cache, step.k, step.v)),
-            Stage("attend", self.attend(step)),
-        )
+        attend = self.attend(step)
+
+        def run() -> None:
+            self._result = attend()
+
+        return (Stage("append", lambda: self.append(self.cache, step.k, step.v)), Stage("attend", run))
+
+    def output(self, step: StepTensors) -> Tensor:
+        return step.out if self._result is None else self._result.view_as(step.out)
 
     def traffic(self) -> dict[str, Traffic]:
         return dense_traffic(self.cache, self.q_heads)

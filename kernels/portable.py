@@ -82,6 +82,7 @@ class TorchSparseLayer(Layer):
     config: SparseConfig
     work: Workspace
     summaries: Summaries
+    gathered: tuple[Tensor, Tensor]  # [R * N, b D] selected blocks of K and V, reused: fresh pages cost more than copies
 
     def _append(self, step: StepTensors) -> None:
         write_tokens_torch(self.cache, step.k, step.v)
@@ -122,10 +123,12 @@ class TorchSparseLayer(Layer):
             whole = self.cache.capacity // size * size
             query = step.q[b].view(lists.shape[0], shape.q_heads // lists.shape[0], shape.head_dim)
             if whole == self.cache.capacity and self.cache.k.is_contiguous():  # gather blocks: long, fast copies
-                index = owner[:, None] * (whole // size) + lists
+                index = (owner[:, None] * (whole // size) + lists).flatten()
                 keys, values = (
-                    x[b].reshape(-1, size * shape.head_dim)[index.flatten()].view(lists.shape[0], -1, shape.head_dim)
-                    for x in (self.cache.k, self.cache.v)
+                    torch.index_select(
+                        x[b].view(-1, size * shape.head_dim), 0, index, out=buffer[: len(index)]
+                    ).view(lists.shape[0], -1, shape.head_dim)
+                    for x, buffer in zip((self.cache.k, self.cache.v), self.gathered, strict=True)
                 )
             else:
                 tokens = (lists[:, :, None] * size + torch.arange(size, device=lists.device)).flatten(1)
@@ -207,7 +210,10 @@ class ResaTorch(DecodeMethod):
             torch.zeros(cache.batch, rows, dtype=torch.int32, device=cache.device),
             Partials.allocate(0, 1, cache.head_dim, cache.device),
         )
-        return TorchSparseLayer(cache, self.shape, self.config, work, summaries)
+        lists = max(rows, cache.kv_heads)  # one list for all heads is attended to per KV head
+        size = self.config.block_size * cache.head_dim
+        gathered = tuple(torch.empty(lists * chosen, size, dtype=cache.dtype, device=cache.device) for _ in range(2))
+        return TorchSparseLayer(cache, self.shape, self.config, work, summaries, gathered)
 
 
 @register("torch-dense")

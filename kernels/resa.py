@@ -16,6 +16,7 @@ class Resa(SparseMethod):
 
 @register("sparse")
 class SparseOnly(SparseMethod):
-    """ReSA's step without rectification: what drifts."""
+    """ReSA's step without rectification: what drifts. Its step is the same kernels as ReSA's."""
 
+    in_default = False
     uses = USES

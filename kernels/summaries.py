@@ -141,6 +141,9 @@ def _update_blocks_kernel(
         tl.store(summaries + base + D + dims, slot1.to(summaries.dtype.element_ty))
 
 
+APPEND_WARPS = 0
+
+
 def _check(cache: KVCache, summaries: Summaries | None, check_values: bool) -> None:
     check_tensor("cache.k", cache.k, (None, None, None, None), dtypes=kernel_dtypes())
     check_device("cache.k", cache.k)
@@ -190,7 +193,7 @@ def _launch(
         ALL_BLOCKS=all_blocks,
         WRITE=new is not None,
         SUMMARY=summaries.kind if summaries is not None else "none",
-        num_warps=4 if cache.head_dim * block > 1024 else 1,
+        num_warps=APPEND_WARPS or (4 if cache.head_dim * block > 1024 else 1),
         num_stages=1,
     )
 

@@ -61,12 +61,13 @@ def _missing(figures: FigureSet, statuses: tuple[str, ...], word: str) -> str:
     if not by_method:
         return ""
     measured = {variant.method for variant in figures.lines}
-    named = []
+    by_reason: dict[str, list[str]] = defaultdict(list)
     for method, rows in sorted(by_method.items()):
         cases = len({row.case for row in rows})
         where = f" in {cases} {'case' if cases == 1 else 'cases'}" if method in measured else ""
-        named.append(f"{method}{where} ({_short(rows[0].reason or rows[0].status)})")
-    return f"{len(by_method)} {'method' if len(by_method) == 1 else 'methods'} {word}: {', '.join(named)}"
+        by_reason[_short(rows[0].reason or rows[0].status)].append(f"{method}{where}")
+    named = [f"{', '.join(methods)} ({reason})" for reason, methods in by_reason.items()]
+    return f"{len(by_method)} {'method' if len(by_method) == 1 else 'methods'} {word}: {'; '.join(named)}"
 
 
 def _short(reason: str) -> str:

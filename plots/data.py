@@ -9,9 +9,6 @@ from typing import Any
 
 from ..suites.rows import Row, identity
 
-DENSE = frozenset(
-    ("sdpa-flash", "sdpa-cudnn", "flash-attn-2", "flash-attn-3", "flashinfer", "triton-dense", "torch-dense")
-)
 RESA = ("resa", "resa-torch")  # the method this suite is about: Triton, and the portable torch path
 FAILING = ("failed", "oom")
 
@@ -41,7 +38,8 @@ class Variant:
 
     @property
     def dense(self) -> bool:
-        return self.method in DENSE
+        """True of a method without blocks: it read everything."""
+        return self.block_size is None
 
 
 @dataclass(frozen=True, slots=True)

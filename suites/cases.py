@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ..kernels import AttentionShape, SparseConfig
+from ..kernels import AttentionShape, SparseConfig, get_method, registered
 from ..kernels.config import ceil_div
 
+QUEST_POLICIES = ("per-head", "group-sum")  # as published, and the cheapest way to share its lists
 PATTERNS = ("random", "clustered", "recent")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -95,8 +96,6 @@ class MethodSpec:
 
     def columns(self) -> dict[str, object]:
         """The columns that tell this variant from others: only settings that the method uses."""
-        from ..kernels import get_method
-
         return {name: getattr(self.config, name) for name in get_method(self.name).uses}
 
     @property
@@ -114,21 +113,25 @@ class MethodSpec:
         return " ".join(words)
 
 
-DENSE = ("sdpa-cudnn", "flashinfer", "flash-attn-2", "flash-attn-3", "sdpa-flash", "triton-dense", "torch-dense")
-
-
 def default_methods(device: torch.device, base: SparseConfig, block_sizes: Sequence[int]) -> list[MethodSpec]:
-    """Every dense rival; ReSA at each block size; Quest under two GQA policies; the floor and ceiling of selectors."""
-    resa = "resa" if device.type == "cuda" else "resa-torch"
-    smallest = replace(base, block_size=block_sizes[0])
-    return [
-        *(MethodSpec(name) for name in DENSE),
-        *(MethodSpec(resa, replace(base, block_size=b)) for b in block_sizes),
-        MethodSpec("quest", replace(smallest, gqa_policy="per-head")),
-        MethodSpec("quest", replace(smallest, gqa_policy="group-sum")),
-        MethodSpec("sink-window", smallest),
-        MethodSpec("oracle", smallest),
-    ]
+    """Every registered method that is not kept for asking by name, dense ones first.
+
+    ReSA runs at each block size (in plain torch on a CPU), Quest under two GQA policies, any other sparse method at
+    the first block size.
+    """
+    specs = [MethodSpec(name) for name, method in registered().items() if method.is_dense and method.in_default]
+    first = replace(base, block_size=block_sizes[0])
+    left_out = "resa-torch" if device.type == "cuda" else "resa"
+    for name, method in registered().items():
+        if method.is_dense or not method.in_default or name == left_out:
+            continue
+        if name in ("resa", "resa-torch"):
+            specs += [MethodSpec(name, replace(base, block_size=b)) for b in block_sizes]
+        elif name == "quest":
+            specs += [MethodSpec(name, replace(first, gqa_policy=policy)) for policy in QUEST_POLICIES]
+        else:
+            specs.append(MethodSpec(name, first))
+    return specs
 
 
 K = 1024

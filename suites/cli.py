@@ -1,4 +1,4 @@
-"""The command line: `resa-bench bench | micro | plots | compare | methods`."""
+"""The command line: `resa-bench bench | micro | plots | compare | methods | flush-demo`."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from .cases import (
     DTYPES,
     PATTERNS,
     PRESETS,
+    QUEST_POLICIES,
     Case,
     MethodSpec,
     ModelShape,
@@ -112,6 +113,8 @@ def build_parser() -> argparse.ArgumentParser:
     compare.set_defaults(act=act_compare)
     methods = commands.add_parser("methods", help="the methods, and which can run here")
     methods.set_defaults(act=act_methods)
+    flush = commands.add_parser("flush-demo", help="what the way of flushing the L2 does to a result (needs a GPU)")
+    flush.set_defaults(act=act_flush_demo)
     return parser
 
 
@@ -166,7 +169,7 @@ def choose_methods(options: argparse.Namespace, device: torch.device) -> list[Me
     )
     specs = default_methods(device, base, options.block_size)
     quest = next(s for s in specs if s.name == "quest")
-    policies = options.gqa_policy or ["per-head", "group-sum"]
+    policies = options.gqa_policy or QUEST_POLICIES
     budget = {"budget_tokens": options.budget_tokens} if options.budget_tokens else {}
     settings = [replace(quest.config, gqa_policy=p, **budget) for p in policies]
     specs = [s for s in specs if s.name != "quest"] + [MethodSpec("quest", c) for c in settings]
@@ -251,6 +254,13 @@ def act_methods(options: argparse.Namespace, console: Console) -> int:
         reason = method.unavailable(case.shape, case.torch_dtype, device)
         kind = "dense " if method.is_dense else "sparse"
         console.print(f"{name:14} {kind} {'[yellow]' + reason if reason else '[green]ready'}", highlight=False)
+    return 0
+
+
+def act_flush_demo(options: argparse.Namespace, console: Console) -> int:
+    from .flush_demo import flush_demo
+
+    flush_demo(console)
     return 0
 
 

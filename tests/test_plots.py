@@ -60,7 +60,7 @@ def run_of(
             amortised = known | against | {"speedup_vs_best_dense": dense_us / 15, "rectify_every": 32}
             rows.append(make(resa, "total_amortised", median_us=15.0, **amortised))
         policy = shape | {"gqa_policy": "per-head", "budget_tokens": context // 10, "active_ratio": 0.1}
-        rows.append(make("quest", median_us=20.0, speedup_vs_best_dense=dense_us / 20, **policy))
+        rows.append(make("quest", block_size=16, median_us=20.0, speedup_vs_best_dense=dense_us / 20, **policy))
     return rows
 
 
@@ -363,7 +363,7 @@ def test_roofline_shows_attention_fused_or_not_and_counts_rows_above_one() -> No
 
 
 def test_a_budget_that_follows_from_the_ratio_does_not_break_the_line() -> None:
-    rows = [make("quest", context=c, active_ratio=0.1, budget_tokens=c // 10) for c in (8 * K, 16 * K)]
+    rows = [make("quest", block_size=16, context=c, active_ratio=0.1, budget_tokens=c // 10) for c in (8 * K, 16 * K)]
     assert len(variants(rows)) == 1
 
 

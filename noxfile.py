@@ -1,0 +1,76 @@
+"""The commands of the README. `nox --no-venv` runs the same sessions with what is installed, installing nothing."""
+
+import os
+import sys
+from pathlib import Path
+
+import nox
+
+nox.options.sessions = ["bench"]
+nox.options.default_venv_backend = "virtualenv"
+
+ROOT = Path(__file__).parent
+PACKAGES = ("kernels", "baselines", "profiling", "suites", "plots")
+
+
+def _install(session: nox.Session, *extras: str) -> dict[str, str]:
+    """Install the project with extras; without an environment of our own, make it importable. Gives the env to use."""
+    if session.virtualenv.is_sandboxed:
+        wanted = f".[{','.join(extras)}]" if extras else "."
+        session.install("-c", "constraints.txt", "-e", wanted)
+        return {}
+    links = ROOT / "build" / "import" / "resa_bench"
+    links.mkdir(parents=True, exist_ok=True)
+    for name in PACKAGES:
+        link = links / name
+        if not link.exists():
+            link.symlink_to(ROOT / name, target_is_directory=True)
+    return {"PYTHONPATH": os.pathsep.join(filter(None, (str(links.parent), os.environ.get("PYTHONPATH"))))}
+
+
+def _python(session: nox.Session) -> str:
+    """The interpreter to call: the session's, or the one nox runs under."""
+    return "python" if session.virtualenv.is_sandboxed else sys.executable
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """The main job: measure, print tables, draw plots. Takes every flag of `resa-bench bench` (--quick, --full ...)."""
+    env = _install(session)
+    session.run(_python(session), "-m", "resa_bench.suites", "bench", *session.posargs, env=env, external=True)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """All tests; on a CPU the kernels run in Triton's interpreter. Arguments go to pytest."""
+    env = _install(session, "test")
+    workers = str(min(4, os.cpu_count() or 1))
+    session.run(
+        _python(session), "-m", "pytest", "--benchmark-disable", "-n", workers, *session.posargs, env=env, external=True
+    )
+
+
+@nox.session
+def benchmark(session: nox.Session) -> None:
+    """The micro suite under pytest-benchmark (`pytest --benchmark-only`). Arguments go to pytest."""
+    env = _install(session, "test")
+    session.run(_python(session), "-m", "pytest", "--benchmark-only", *session.posargs, env=env, external=True)
+
+
+@nox.session
+def plots(session: nox.Session) -> None:
+    """Draw the figures of result files: nox -s plots -- results/h100/micro.jsonl"""
+    env = _install(session)
+    session.run(_python(session), "-m", "resa_bench.suites", "plots", *session.posargs, env=env, external=True)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Ruff's checks and format, and mypy."""
+    env = _install(session, "lint", "test")
+    run = [_python(session), "-m"]
+    session.run(*run, "ruff", "check", *session.posargs, ".", env=env, external=True)
+    session.run(*run, "ruff", "format", "--check", ".", env=env, external=True)
+    session.run(
+        *run, "mypy", *(part for name in PACKAGES for part in ("-p", f"resa_bench.{name}")), env=env, external=True
+    )

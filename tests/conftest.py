@@ -1,0 +1,43 @@
+"""Where no CUDA device is found, kernels run in Triton's interpreter; that must be settled before triton is imported."""
+
+import os
+
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+import hypothesis
+import pytest
+from kernel_cases import DEVICE, DTYPES, dtype_name
+
+hypothesis.settings.register_profile(
+    "kernels",
+    max_examples=10,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("kernels")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked `gpu` are skipped where kernels are interpreted."""
+    if DEVICE.type == "cuda":
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    """Where the kernels run: the CPU under the interpreter, else the first GPU."""
+    return DEVICE
+
+
+@pytest.fixture(params=DTYPES, ids=dtype_name)
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    """fp16 and fp32 under the interpreter, bf16 and fp16 on a GPU."""
+    return request.param

@@ -1,0 +1,271 @@
+"""Inputs, poisons and comparisons of the kernel tests.
+
+Everything that a kernel must not read is NaN (tokens past a sequence's length, split results before they are
+written), everything that it must write is NaN beforehand.
+
+Run as a script, without TRITON_INTERPRET, it cross-compiles the kernels for sm_90 and prints their resources as JSON.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import pkgutil
+from collections.abc import Iterable, Sequence
+from types import ModuleType
+
+import torch
+from resa_bench.kernels import (
+    AttentionShape,
+    ChunkTensors,
+    DecodeMethod,
+    KVCache,
+    Partials,
+    SparseConfig,
+    StepTensors,
+    Summaries,
+    dense_attention,
+    get_method,
+    merge_partials,
+    sparse_decode,
+)
+from resa_bench.kernels.checks import kernel_dtypes
+from resa_bench.kernels.config import ceil_div
+from resa_bench.kernels.dense import dense_reference
+from resa_bench.kernels.exact import UNIT_ROUNDOFF
+from resa_bench.kernels.launch import INTERPRET, Launch, recording
+from resa_bench.kernels.sparse_decode import sparse_reference
+from resa_bench.kernels.summaries import summaries_reference
+from resa_bench.suites.checks import Check, compare
+from torch import Tensor
+
+DEVICE = torch.device("cpu") if INTERPRET else torch.device("cuda", 0)
+DTYPES = kernel_dtypes()
+LAYOUTS = ("contiguous", "token-major", "paged")
+U32 = 2.0**-24
+NAN = float("nan")
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    return {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}[dtype]
+
+
+def random(*shape: int, dtype: torch.dtype, seed: int) -> Tensor:
+    """Normal deviates, the same on every device."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE, dtype)
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    """Equal everywhere, NaN where NaN."""
+    return torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(), b.nan_to_num())
+
+
+def make_cache(
+    lengths: Sequence[int],
+    kv_heads: int = 2,
+    dim: int = 64,
+    *,
+    dtype: torch.dtype,
+    capacity: int | None = None,
+    layout: str = "contiguous",
+    page_size: int = 32,
+    seed: int = 0,
+) -> KVCache:
+    """A cache of random tokens; those past each sequence's length are NaN."""
+    batch, capacity = len(lengths), capacity or max(*lengths, 1)
+    device_lengths = torch.tensor(lengths, dtype=torch.int32, device=DEVICE)
+    if layout == "paged":
+        cache = KVCache.allocate(
+            batch, kv_heads, capacity, dim, dtype=dtype, device=DEVICE, page_size=page_size
+        )
+        cache.lengths.copy_(device_lengths)
+    else:
+        shape = (batch, capacity, kv_heads, dim) if layout == "token-major" else (batch, kv_heads, capacity, dim)
+        k, v = (torch.empty(shape, dtype=dtype, device=DEVICE) for _ in range(2))
+        if layout == "token-major":
+            k, v = k.transpose(1, 2), v.transpose(1, 2)
+        cache = KVCache(k, v, device_lengths)
+    data = random(2, batch, kv_heads, cache.capacity, dim, dtype=dtype, seed=seed)
+    past = torch.arange(cache.capacity, device=DEVICE) >= device_lengths[:, None]
+    data.masked_fill_(past[None, :, None, :, None], NAN)
+    cache.store(data[0], data[1])
+    return cache
+
+
+def snapshot(cache: KVCache) -> tuple[Tensor, Tensor]:
+    """Copies of K and V in the order of the sequences."""
+    k, v = cache.gather()
+    return k.clone(), v.clone()
+
+
+def poisoned_summaries(cache: KVCache, block_size: int, kind: str) -> Summaries:
+    summaries = Summaries.allocate(cache, block_size, kind)
+    summaries.data.fill_(NAN)
+    return summaries
+
+
+def poisoned_partials(rows: int, splits: int, dim: int) -> Partials:
+    partials = Partials.allocate(rows, splits, dim, DEVICE)
+    partials.out.fill_(NAN)
+    partials.lse.fill_(NAN)
+    return partials
+
+
+def assert_summaries(cache: KVCache, summaries: Summaries, tokens: int | None = None) -> None:
+    """The blocks of the last `tokens` tokens (all by default) are summarised right, every other one is still NaN.
+
+    Minimum and maximum are exact. For mean and deviation, over n keys, in fp32 (u = 2^-24), then rounded to the
+    cache's dtype (u_d): the mean is off by e <= (n + 2) u mean|k| + u_d |mean|. A deviation from a mean that is off by
+    e is sqrt(var + e^2) <= std + e; squares, sum, division and root add (n + 8) u of it at most.
+    """
+    size, unit = summaries.block_size, UNIT_ROUNDOFF[cache.dtype]
+    floor = 2.0**-25 if cache.dtype == torch.float16 else 0.0  # half the spacing of its subnormal numbers
+    keys, found = cache.gather()[0], summaries.logical(cache)
+    for b, length in enumerate(cache.lengths.tolist()):
+        first = 0 if tokens is None else max(length - tokens, 0) // size
+        last = ceil_div(length, size)
+        assert bool(found[b, :, :first].isnan().all()), f"sequence {b}: a block before the touched ones was written"
+        assert bool(found[b, :, last:].isnan().all()), f"sequence {b}: a block past the sequence's end was written"
+        touched = found[b, :, first:last]
+        if summaries.kind == "minmax":
+            assert torch.equal(touched, summaries_reference(keys[b], length, size)[:, first:])
+            continue
+        exact = summaries_reference(keys[b].double(), length, size, "meanstd")[:, first:]
+        for i in range(last - first):
+            block = keys[b, :, (first + i) * size : min((first + i + 1) * size, length)].double()
+            n = block.shape[1]
+            mean_error = (n + 2) * U32 * block.abs().mean(1)
+            mean, std = exact[:, i, 0], exact[:, i, 1]
+            assert bool(((touched[:, i, 0].double() - mean).abs() <= mean_error + unit * mean.abs() + floor).all())
+            bound = mean_error + ((n + 8) * U32 + unit) * (std + mean_error) + floor
+            assert bool(((touched[:, i, 1].double() - std).abs() <= bound).all())
+
+
+def run_sparse(
+    q: Tensor,
+    cache: KVCache,
+    lists: Tensor,
+    counts: Tensor,
+    *,
+    block_size: int,
+    splits: int,
+    scale: float | None = None,
+) -> Check:
+    """Sparse attention and merge into poisoned buffers, compared with fp64 sequence by sequence."""
+    partials = poisoned_partials(q.shape[0] * q.shape[1], splits, q.shape[2])
+    out = torch.full(q.shape, NAN, dtype=q.dtype, device=q.device)
+    sparse_decode(q, cache, lists, counts, partials, block_size=block_size, scale=scale, check_values=True)
+    merge_partials(partials, out)
+    counted = torch.where(torch.arange(lists.shape[2], device=DEVICE) < counts[:, :, None], lists, -1)
+    keys, values = cache.gather()
+    check = Check(0.0, 0.0)
+    for b, length in enumerate(cache.lengths.tolist()):
+        exact = sparse_reference(q[b], keys[b], values[b], length, counted[b], block_size=block_size, scale=scale)
+        check = check.worst(compare(f"sequence {b}", out[b], exact, q.dtype))
+    return check
+
+
+def run_dense(q: Tensor, cache: KVCache, *, splits: int, scale: float | None = None) -> Check:
+    """Dense attention of `[B, T, Hq, D]` and merge into poisoned buffers, compared with fp64."""
+    partials = poisoned_partials(q[..., 0].numel(), splits, q.shape[-1])
+    out = torch.full(q.shape, NAN, dtype=q.dtype, device=q.device)
+    dense_attention(q, cache, partials, scale=scale, check_values=True)
+    merge_partials(partials, out)
+    keys, values = cache.gather()
+    check = Check(0.0, 0.0)
+    for b, length in enumerate(cache.lengths.tolist()):
+        exact = dense_reference(q[b], keys[b], values[b], length, scale=scale)
+        check = check.worst(compare(f"sequence {b}", out[b], exact, q.dtype))
+    return check
+
+
+def make_method(
+    name: str, shape: AttentionShape, config: SparseConfig, dtype: torch.dtype, device: torch.device = DEVICE
+) -> DecodeMethod:
+    return get_method(name)(shape, config, dtype=dtype, device=device)
+
+
+def empty_step(shape: AttentionShape, dtype: torch.dtype, device: torch.device = DEVICE) -> StepTensors:
+    """Unfilled tensors of a step."""
+    q = torch.empty(shape.batch, shape.q_heads, shape.head_dim, dtype=dtype, device=device)
+    k = torch.empty(shape.batch, shape.kv_heads, shape.head_dim, dtype=dtype, device=device)
+    return StepTensors(q, k, torch.empty_like(k), torch.empty_like(q))
+
+
+def empty_chunk(shape: AttentionShape, tokens: int, dtype: torch.dtype, device: torch.device = DEVICE) -> ChunkTensors:
+    """Unfilled tensors of a rectification."""
+    q = torch.empty(shape.batch, tokens, shape.q_heads, shape.head_dim, dtype=dtype, device=device)
+    k = torch.empty(shape.batch, tokens, shape.kv_heads, shape.head_dim, dtype=dtype, device=device)
+    return ChunkTensors(q, k, torch.empty_like(k), torch.empty_like(q))
+
+
+def kernel_modules() -> list[ModuleType]:
+    """Every module that may hold a kernel."""
+    import resa_bench.baselines
+    import resa_bench.kernels
+
+    return [
+        importlib.import_module(f"{package.__name__}.{found.name}")
+        for package in (resa_bench.kernels, resa_bench.baselines)
+        for found in pkgutil.iter_modules(package.__path__)
+    ]
+
+
+def kernel_names() -> set[str]:
+    """Names of all `@triton.jit` functions that are launched (they end in `_kernel`)."""
+    return {
+        name
+        for module in kernel_modules()
+        for name, value in vars(module).items()
+        if name.endswith("_kernel") and hasattr(value, "fn") and value.fn.__module__ == module.__name__
+    }
+
+
+# Variants of the resource tests: block size, policy, summary, head dim, page size. Pairs of settings, not all products.
+VARIANTS = (
+    (16, "group-mean", "minmax", 128, None),
+    (16, "per-head", "minmax", 128, None),
+    (64, "group-mean", "minmax", 128, 64),
+    (64, "per-head", "meanstd", 128, 64),
+    (16, "group-sum", "meanstd", 64, 64),
+    (64, "per-head", "minmax", 64, None),
+    (16, "all-heads", "minmax", 64, None),
+)
+
+
+def run_variants(
+    variants: Iterable[tuple[int, str, str, int, int | None]], capacity: int, device: torch.device
+) -> None:
+    """Every kernel once per variant, on Qwen2.5-7B's heads, over uninitialised data (for recording or statistics)."""
+    import resa_bench.baselines  # noqa: F401  registers the rivals
+
+    dtype = torch.bfloat16
+    for block_size, policy, kind, dim, page_size in variants:
+        shape = AttentionShape(1, 28, 4, dim)
+        config = SparseConfig(block_size=block_size, gqa_policy=policy, summary_kind=kind)
+        cache = KVCache.allocate(1, 4, capacity, dim, dtype=dtype, device=device, page_size=page_size)
+        step, chunk = empty_step(shape, dtype, device), empty_chunk(shape, 32, dtype, device)
+        if device.type != "meta":
+            for x in (cache.k, cache.v, step.q, step.k, step.v, chunk.q, chunk.k, chunk.v):
+                x.normal_()
+            cache.lengths.fill_(capacity)
+        for name in ("resa", "triton-dense", "sink-window"):
+            layer = make_method(name, shape, config, dtype, device).prepare(cache)
+            for stage in (*layer.stages(step), *layer.rectify_stages(chunk)):
+                stage.run()
+
+
+def record_variants(capacity: int = 256 * 1024, sm_count: int = 132) -> list[Launch]:
+    """The launches of `run_variants` on tensors without storage, split as on a chip of `sm_count` multiprocessors."""
+    import resa_bench.kernels.launch as module
+
+    module.sm_count = lambda device: sm_count
+    with recording() as launches:
+        run_variants(VARIANTS, capacity, torch.device("meta"))
+    return launches
+
+
+if __name__ == "__main__":
+    from resa_bench.profiling.resources import as_records
+
+    print(json.dumps(as_records(record_variants())))
