@@ -19,13 +19,18 @@ def _install(session: nox.Session, *extras: str) -> dict[str, str]:
         wanted = f".[{','.join(extras)}]" if extras else "."
         session.install("-c", "constraints.txt", "-e", wanted)
         return {}
-    links = ROOT / "build" / "import" / "resa_bench"
-    links.mkdir(parents=True, exist_ok=True)
+    return {"PYTHONPATH": os.pathsep.join(filter(None, (str(_links()), os.environ.get("PYTHONPATH"))))}
+
+
+def _links() -> Path:
+    """A folder that holds the import name: `resa_bench/` with a link to each package."""
+    folder = ROOT / "build" / "import"
+    (folder / "resa_bench").mkdir(parents=True, exist_ok=True)
     for name in PACKAGES:
-        link = links / name
+        link = folder / "resa_bench" / name
         if not link.exists():
             link.symlink_to(ROOT / name, target_is_directory=True)
-    return {"PYTHONPATH": os.pathsep.join(filter(None, (str(links.parent), os.environ.get("PYTHONPATH"))))}
+    return folder
 
 
 def _python(session: nox.Session) -> str:
@@ -71,6 +76,7 @@ def lint(session: nox.Session) -> None:
     run = [_python(session), "-m"]
     session.run(*run, "ruff", "check", *session.posargs, ".", env=env, external=True)
     session.run(*run, "ruff", "format", "--check", ".", env=env, external=True)
+    _links()  # where mypy finds the import name
     session.run(
         *run, "mypy", *(part for name in PACKAGES for part in ("-p", f"resa_bench.{name}")), env=env, external=True
     )

@@ -14,10 +14,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..kernels import AttentionShape, DecodeMethod, KVCache, Selection, SparseConfig, Stage, StepTensors, Traffic, register
+from ..kernels import (
+    AttentionShape,
+    DecodeMethod,
+    KVCache,
+    Selection,
+    SparseConfig,
+    Stage,
+    StepTensors,
+    Traffic,
+    register,
+)
+from ..kernels.merge import Partials
 from ..kernels.method import Layer
 from ..kernels.pipeline import Workspace, sparse_traffic
-from ..kernels.merge import Partials
 from ..kernels.summaries import write_tokens
 from .optional import first, load, missing, needs_cuda
 

@@ -45,8 +45,8 @@ def exact_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Exact:
 
 def empty_rows(*shape: int, device: torch.device) -> Exact:
     """Rows that see no key: exactly zero."""
-    zeros = [torch.zeros(*shape, dtype=torch.float64, device=device) for _ in range(3)]
-    return Exact(*zeros, torch.zeros(*shape[:-1], 1, dtype=torch.float64, device=device), 0)
+    out, size, spread = torch.zeros(3, *shape, dtype=torch.float64, device=device)
+    return Exact(out, size, spread, torch.zeros(*shape[:-1], 1, dtype=torch.float64, device=device), 0)
 
 
 def assign(target: Exact, index: object, part: Exact) -> Exact:

@@ -79,7 +79,7 @@ class Layer(ABC):
         """The decode step in order; `output(step)` holds the result after the last stage."""
 
     def output(self, step: StepTensors) -> Tensor:
-        """Where the step leaves its result, `[B, Hq, D]`: `step.out`, or a library's own tensor (copying it is time)."""
+        """Where the step leaves its result, `[B, Hq, D]`: `step.out`, or a library's own tensor (a copy costs time)."""
         return step.out
 
     def rectify_stages(self, chunk: ChunkTensors) -> tuple[Stage, ...]:
@@ -111,7 +111,9 @@ class DecodeMethod(ABC):
     uses: ClassVar[tuple[str, ...]] = ()
     """The fields of SparseConfig that make a difference to this method; the rest stays out of its rows."""
 
-    def __init__(self, shape: AttentionShape, config: SparseConfig, *, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, shape: AttentionShape, config: SparseConfig, *, dtype: torch.dtype, device: torch.device
+    ) -> None:
         self.shape, self.config, self.dtype, self.device = shape, config, dtype, device
 
     @classmethod

@@ -1,4 +1,4 @@
-"""The block-sparse decode step in Triton: append, score, select, attend, merge. ReSA and its relatives are its cases."""
+"""The block-sparse decode step in Triton: append, score, select, attend, merge. ReSA and its kin are its cases."""
 
 from __future__ import annotations
 
@@ -136,9 +136,11 @@ def sparse_traffic(
     entries = 4 * int((work.lists >= 0).sum())
     tokens = unique_tokens(work.lists, cache.lengths, shape.kv_heads, config.block_size)
     read = 2 * tokens * dim * size
-    attended = sum(
-        int((work.lists[b] >= 0).sum()) * config.block_size for b in range(shape.batch)
-    ) * shape.q_heads // work.lists.shape[1]
+    attended = (
+        sum(int((work.lists[b] >= 0).sum()) * config.block_size for b in range(shape.batch))
+        * shape.q_heads
+        // work.lists.shape[1]
+    )
     append = Traffic(2 * new_token + one_summary)
     flops = 4 * attended * dim
     parts = {"append": append}
@@ -159,7 +161,9 @@ class SparseMethod(DecodeMethod):
     scored = True
     layer_class: type[SparseLayer] = SparseLayer
 
-    def __init__(self, shape: AttentionShape, config: SparseConfig, *, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, shape: AttentionShape, config: SparseConfig, *, dtype: torch.dtype, device: torch.device
+    ) -> None:
         super().__init__(shape, config, dtype=dtype, device=device)
         self._work: Workspace | None = None
 

@@ -14,6 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from .cache import KVCache
 from .config import AttentionShape, SparseConfig, ceil_div
+from .merge import Partials
 from .method import (
     ChunkTensors,
     DecodeMethod,
@@ -27,7 +28,6 @@ from .method import (
     register,
 )
 from .pipeline import Workspace, sparse_traffic
-from .merge import Partials
 from .scores import query_slots, score_rows
 from .summaries import Summaries, summaries_reference
 
@@ -82,7 +82,9 @@ class TorchSparseLayer(Layer):
     config: SparseConfig
     work: Workspace
     summaries: Summaries
-    gathered: tuple[Tensor, Tensor]  # [R * N, b D] selected blocks of K and V, reused: fresh pages cost more than copies
+    gathered: tuple[
+        Tensor, Tensor
+    ]  # [R * N, b D] selected blocks of K and V, reused: fresh pages cost more than copies
 
     def _append(self, step: StepTensors) -> None:
         write_tokens_torch(self.cache, step.k, step.v)
@@ -125,9 +127,9 @@ class TorchSparseLayer(Layer):
             if whole == self.cache.capacity and self.cache.k.is_contiguous():  # gather blocks: long, fast copies
                 index = (owner[:, None] * (whole // size) + lists).flatten()
                 keys, values = (
-                    torch.index_select(
-                        x[b].view(-1, size * shape.head_dim), 0, index, out=buffer[: len(index)]
-                    ).view(lists.shape[0], -1, shape.head_dim)
+                    torch.index_select(x[b].view(-1, size * shape.head_dim), 0, index, out=buffer[: len(index)]).view(
+                        lists.shape[0], -1, shape.head_dim
+                    )
                     for x, buffer in zip((self.cache.k, self.cache.v), self.gathered, strict=True)
                 )
             else:
@@ -178,7 +180,7 @@ class TorchSparseLayer(Layer):
 
 def dense_chunk_torch(cache: KVCache, chunk: ChunkTensors) -> None:
     """Dense attention of the last f tokens, causal among themselves; the GQA group packed as rows."""
-    batch, tokens, heads, dim = chunk.q.shape
+    _, tokens, heads, dim = chunk.q.shape
     group = heads // cache.kv_heads
     for b, length in enumerate(cache.lengths.tolist()):
         query = chunk.q[b].view(tokens, cache.kv_heads, group, dim).permute(1, 0, 2, 3).flatten(1, 2)  # [Hkv, f G, D]
@@ -212,8 +214,8 @@ class ResaTorch(DecodeMethod):
         )
         lists = max(rows, cache.kv_heads)  # one list for all heads is attended to per KV head
         size = self.config.block_size * cache.head_dim
-        gathered = tuple(torch.empty(lists * chosen, size, dtype=cache.dtype, device=cache.device) for _ in range(2))
-        return TorchSparseLayer(cache, self.shape, self.config, work, summaries, gathered)
+        keys = torch.empty(lists * chosen, size, dtype=cache.dtype, device=cache.device)
+        return TorchSparseLayer(cache, self.shape, self.config, work, summaries, (keys, torch.empty_like(keys)))
 
 
 @register("torch-dense")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -67,7 +69,7 @@ def throttle_names(bits: int) -> str | None:
 def worst(states: list[ClockState]) -> ClockState:
     """Lowest clocks, highest temperature and power, all throttle reasons of several readings."""
 
-    def pick(name: str, choose) -> int | float | None:
+    def pick(name: str, choose: Callable[[list], Any]) -> Any:
         values = [getattr(s, name) for s in states if getattr(s, name) is not None]
         return choose(values) if values else None
 

@@ -220,5 +220,3 @@ def measure(
         if clock() - start > plan.budget_s and rounds >= min(plan.min_samples, 5):
             break
     return samples
-
-

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
@@ -50,6 +51,8 @@ class Case:
     def __post_init__(self) -> None:
         if self.context < 1 or self.batch < 1:
             raise ValueError(f"context, batch: got {self.context}, {self.batch}, must be at least 1")
+        if self.page_size is not None and self.page_size < 1:
+            raise ValueError(f"page_size: got {self.page_size}, must be at least 1 token")
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype: got {self.dtype!r}, allowed are {', '.join(DTYPES)}")
         if self.pattern not in PATTERNS:
@@ -92,9 +95,9 @@ class MethodSpec:
     """A method by its registered name, with the settings it runs at."""
 
     name: str
-    config: SparseConfig = SparseConfig()
+    config: SparseConfig = field(default_factory=SparseConfig)
 
-    def columns(self) -> dict[str, object]:
+    def columns(self) -> dict[str, Any]:
         """The columns that tell this variant from others: only settings that the method uses."""
         return {name: getattr(self.config, name) for name in get_method(self.name).uses}
 
@@ -175,9 +178,7 @@ def filter_cases(
         return not names or any(fnmatch.fnmatch(case.slug, n) or n in case.slug for n in names)
 
     return [
-        c
-        for c in cases
-        if named(c) and (not contexts or c.context in contexts) and (not batches or c.batch in batches)
+        c for c in cases if named(c) and (not contexts or c.context in contexts) and (not batches or c.batch in batches)
     ]
 
 

@@ -65,9 +65,7 @@ def check_step(layer: Layer, inputs: Inputs, dense_exact: list[Exact]) -> Check:
             check = check.worst(compare("attention", out[b][None], exact, out.dtype))
             continue
         lists = selection.lists[b]
-        exact = sparse_reference(
-            inputs.step.q[b], keys[b], values[b], length, lists, block_size=selection.block_size
-        )
+        exact = sparse_reference(inputs.step.q[b], keys[b], values[b], length, lists, block_size=selection.block_size)
         check = check.worst(compare("attention over the selected blocks", out[b], exact, out.dtype))
     if isinstance(layer, SparseLayer) and layer.summaries is not None:
         check_selection(layer, inputs.step.q)
@@ -118,4 +116,3 @@ def check_rectify(layer: Layer, inputs: Inputs) -> Check:
     if not bool(chunk.out.isfinite().all()):
         raise CheckFailed("rectification: some output elements were not written")
     return check
-

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 
 from .. import baselines  # noqa: F401  (registers the rivals)
 from ..kernels import SparseConfig, registered
@@ -29,7 +30,6 @@ from .cases import (
     filter_cases,
     parse_tokens,
 )
-from .rows import read_rows
 
 MICRO_EXAMPLES = """examples:
   resa-bench micro                                     the default list (about 5 minutes on an H100, 4 on 2 CPU cores)
@@ -120,7 +120,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def choose_device(name: str | None) -> torch.device:
     """Raises ValueError for a device that is not here."""
-    device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError:
+        raise ValueError(f"device: got {name!r}, expected cpu, cuda or cuda:N") from None
     if device.type not in ("cuda", "cpu"):
         raise ValueError(f"device: got {device.type}, allowed are cuda and cpu")
     if device.type == "cuda" and not torch.cuda.is_available():
@@ -151,7 +154,7 @@ def choose_cases(options: argparse.Namespace, device: torch.device) -> list[Case
         ]  # fmt: skip
     pattern = {"pattern": options.pattern} if options.pattern else {}
     cases = [replace(c, dtype=dtype, seed=options.seed, page_size=options.page_size, **pattern) for c in cases]
-    cases = filter_cases(cases, options.case)
+    cases = list(dict.fromkeys(filter_cases(cases, options.case)))  # 4K and 4096 are one
     if not cases:
         raise ValueError(f"--case {' '.join(options.case)}: no case matches; see `resa-bench micro --list`")
     for case in cases:
@@ -173,6 +176,7 @@ def choose_methods(options: argparse.Namespace, device: torch.device) -> list[Me
     budget = {"budget_tokens": options.budget_tokens} if options.budget_tokens else {}
     settings = [replace(quest.config, gqa_policy=p, **budget) for p in policies]
     specs = [s for s in specs if s.name != "quest"] + [MethodSpec("quest", c) for c in settings]
+    specs = list(dict.fromkeys(specs))  # a setting given twice is one
     if not options.method:
         return specs
     known = registered()
@@ -185,7 +189,7 @@ def choose_methods(options: argparse.Namespace, device: torch.device) -> list[Me
         if name not in present:
             sizes = options.block_size if "block_size" in known[name].uses else options.block_size[:1]
             named += [MethodSpec(name, replace(base, block_size=b)) for b in sizes]
-    return named
+    return list(dict.fromkeys(named))
 
 
 def act_micro(options: argparse.Namespace, console: Console) -> int:
@@ -253,7 +257,7 @@ def act_methods(options: argparse.Namespace, console: Console) -> int:
     for name, method in registered().items():
         reason = method.unavailable(case.shape, case.torch_dtype, device)
         kind = "dense " if method.is_dense else "sparse"
-        console.print(f"{name:14} {kind} {'[yellow]' + reason if reason else '[green]ready'}", highlight=False)
+        console.print(f"{name:14} {kind} {'[yellow]' + escape(reason) if reason else '[green]ready'}", highlight=False)
     return 0
 
 
@@ -271,7 +275,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return options.act(options, console)
     except (ValueError, TypeError, FileNotFoundError) as error:
-        Console(stderr=True).print(f"[red]resa-bench {options.command}:[/] {error}", highlight=False)
+        Console(stderr=True).print(f"[red]resa-bench {options.command}:[/] {escape(str(error))}", highlight=False)
         return 2
 
 

@@ -86,7 +86,7 @@ def prepare(spec: MethodSpec, case: Case, inputs: Inputs, exact: list[Any], devi
 def make_ops(prepared: Prepared, bench: Bench) -> list[Op]:
     """Each stage apart, `total` and `rectify`; as graphs where stages allow, `total` warm and eager beside."""
     cuda = bench.device.type == "cuda"
-    ops = []
+    ops: list[Op] = []
 
     def add(name: str, stages: Sequence[Stage], *, cold: bool = True, eager: bool = False) -> None:
         graph = cuda and not eager and all(stage.graph_safe for stage in stages)
@@ -215,9 +215,7 @@ def timed_rows(
 def amortise(total: Summary, rectify: Summary, every: int) -> Summary:
     """`total` + `rectify` / f, order statistic by order statistic (wider than the truth, never narrower)."""
     fields = {
-        name: getattr(total, name) + getattr(rectify, name) / every
-        for name in asdict(total)
-        if name.endswith("_us")
+        name: getattr(total, name) + getattr(rectify, name) / every for name in asdict(total) if name.endswith("_us")
     }
     return Summary(n_samples=min(total.n_samples, rectify.n_samples), **fields)
 
@@ -259,7 +257,9 @@ def _row(
     }
     fraction = filled["floor_us"] / summary.median_us if "floor_us" in filled else None
     if fraction is not None and fraction > 1 and key.cache_state == "cold":
-        reason = f"{summary.median_us:.2f} us beats the floor of {filled['floor_us']:.2f} us: wrong bytes or a warm cache"
+        reason = (
+            f"{summary.median_us:.2f} us beats the floor of {filled['floor_us']:.2f} us: wrong bytes or a warm cache"
+        )
         return Row(**common, status="failed", reason=reason)
     if fraction is not None:
         filled["floor_fraction"] = _digits(fraction)
@@ -297,7 +297,8 @@ def with_speedups(rows: Sequence[Row]) -> list[Row]:
         ]
         if row.timed and row.stage in whole and rivals:
             best = min(rivals, key=lambda r: r.median_us or 0.0)
-            assert row.median_us and best.median_us
+            assert row.median_us
+            assert best.median_us
             limit = best.floor_us / row.floor_us if best.floor_us and row.floor_us else None
             row = replace(
                 row,

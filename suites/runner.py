@@ -9,12 +9,13 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import sha1
 from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from ..kernels import get_method
 from ..profiling.device import device_name, source_state
@@ -110,7 +111,7 @@ def run_cases(
                 if case.slug in done:
                     continue
                 began = clock()
-                rows = _attempt(case, specs, worker, lambda text, c=case: _show(progress, task, f"{c.slug}: {text}"))
+                rows = _attempt(case, specs, worker, partial(_show, progress, task, case.slug))
                 append_case(path, rows)
                 outcome.rows += rows
                 progress.advance(task)
@@ -125,8 +126,8 @@ def run_cases(
     return outcome
 
 
-def _show(progress: Progress, task, text: str) -> None:
-    progress.update(task, step=text)
+def _show(progress: Progress, task: TaskID, slug: str, text: str) -> None:
+    progress.update(task, step=f"{slug}: {text}")
 
 
 def _attempt(case: Case, specs: Sequence[MethodSpec], worker: Worker, on_step: Callable[[str], None]) -> list[Row]:
@@ -169,5 +170,3 @@ def _digest(rows: Sequence[Row]) -> str:
     failed = sum(row.status in FAILED for row in rows)
     skipped = sum(row.status == "skipped" for row in rows)
     return f"{timed} timed" + (f", {skipped} skipped" if skipped else "") + (f", {failed} FAILED" if failed else "")
-
-

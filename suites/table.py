@@ -1,4 +1,4 @@
-"""The tables a run ends with: every method's step in every case, what was skipped or failed, where sparse starts to win."""
+"""The tables a run ends with: every method's step per case, what was skipped or failed, where sparse starts to win."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ..kernels import SparseConfig, get_method
@@ -127,8 +128,9 @@ def print_report(rows: Sequence[Row], console: Console) -> None:
         table.add_column("method")
         table.add_column("reason", overflow="fold")
         for name, reason in sorted(skipped, key=str):
-            table.add_row(name, reason)
+            table.add_row(name, escape(reason or ""))
         console.print(table)
     for r in rows:
         if r.status in ("failed", "oom"):
-            console.print(f"[red]{r.status}[/] {r.case} {label(r)} {r.stage}: {r.reason}", highlight=False)
+            reason = escape(r.reason or "")
+            console.print(f"[red]{r.status}[/] {r.case} {label(r)} {r.stage}: {reason}", highlight=False)

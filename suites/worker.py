@@ -96,15 +96,16 @@ class Worker:
         self.start()
         try:
             self._pipe.send((case, specs))
-        except (BrokenPipeError, ConnectionError):  # broke after its last case: take a new one
+            kind, content = self._receive()
+        except (WorkerDied, ConnectionError):  # broke after its last case, before it began this one: take a new one
             self._process = None
             self.start()
             self._pipe.send((case, specs))
-        while True:
             kind, content = self._receive()
-            if kind == "rows":
-                return content
+        while kind != "rows":
             on_step(content)
+            kind, content = self._receive()
+        return content
 
     def stop(self) -> None:
         """End the process, measuring or not."""

@@ -1,0 +1,91 @@
+"""The README keeps its word: its commands run, its example of adding a method works."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from resa_bench import kernels
+from resa_bench.kernels import method as registry
+from resa_bench.suites.cases import Case, MethodSpec, ModelShape
+from resa_bench.suites.checks import dense_exact
+from resa_bench.suites.inputs import make_inputs
+from resa_bench.suites.micro import prepare
+from resa_bench.suites.rows import read_rows
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+# The tests may run under the interpreter; the commands must not: it would time interpreted kernels.
+PLAIN_ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_example_method_registers_and_passes_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    (example,) = [block for block in blocks("python") if "@register" in block]
+    monkeypatch.setattr(registry, "_registry", dict(registry._registry))
+    exec(compile(example, "README.md", "exec"), {"__name__": "readme_example"})
+    assert "written-out" in kernels.registered()
+    case = Case("tiny", ModelShape(4, 2, 64), 2, 100, dtype="fp32")
+    inputs = make_inputs(case, torch.device("cpu"), 4)
+    checked = prepare(MethodSpec("written-out"), case, inputs, dense_exact(inputs), torch.device("cpu"))
+    assert [stage.name for stage in checked.stages] == ["append", "attend"]
+    assert checked.check.budget_used <= 1
+
+
+def sessions_named() -> set[str]:
+    return set(re.findall(r"nox (?:--no-venv )?-s (\w+)", README))
+
+
+def test_sessions_exist_and_say_what_they_do() -> None:
+    listed = subprocess.run(
+        [sys.executable, "-m", "nox", "--list"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    described = dict(re.findall(r"^[*-] (\w+) -> (.+)$", listed, flags=re.MULTILINE))
+    assert sessions_named() <= described.keys()
+    assert {"bench", "tests", "plots", "lint"} <= described.keys()
+
+
+def test_subcommands_exist() -> None:
+    from resa_bench.suites.cli import build_parser
+
+    parser = build_parser()
+    for name in set(re.findall(r"^(?:\S+=\S+ )?resa-bench (\w[\w-]*)", "\n".join(blocks("bash")), flags=re.MULTILINE)):
+        with pytest.raises(SystemExit) as stop:
+            parser.parse_args([name, "--help"])
+        assert stop.value.code == 0
+
+
+@pytest.mark.commands
+def test_bench_command_leaves_rows_table_and_plots(tmp_path: Path) -> None:
+    """The README's first command, short, with what is installed here."""
+    arguments = ["--quick", "--device", "cpu", "--context", "4K", "8K", "--budget-s", "0.5", "--output", str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, "-m", "nox", "--no-venv", "-s", "bench", "--", *arguments],
+        cwd=ROOT, env=PLAIN_ENVIRONMENT, capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = read_rows(tmp_path / "micro.jsonl")
+    assert {row.method for row in rows if row.timed} >= {"resa-torch", "torch-dense"}
+    assert all(row.reason for row in rows if row.status == "skipped")
+    assert "portable torch path" in done.stdout
+    assert (tmp_path / "micro.csv").stat().st_size > 0
+    assert {p.suffix for p in (tmp_path / "plots").iterdir()} == {".png", ".svg"}
+
+
+@pytest.mark.commands
+def test_tests_command_collects() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "nox", "--no-venv", "-s", "tests", "--", "--collect-only", "-q"],
+        cwd=ROOT, env=PLAIN_ENVIRONMENT, capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
