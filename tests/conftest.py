@@ -1,4 +1,4 @@
-"""Where no CUDA device is found, kernels run in Triton's interpreter; that must be settled before triton is imported."""
+"""Without a CUDA device kernels run in the interpreter, which must be settled before triton is imported."""
 
 import os
 
@@ -20,6 +20,12 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("kernels")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The interpreter's numpy warns of -inf minus -inf and of NaN, which kernels discard."""
+    for message in ("invalid value encountered in", "All-NaN slice encountered"):
+        config.addinivalue_line("filterwarnings", f"ignore:{message}:RuntimeWarning")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -13,19 +13,17 @@ from typing import Any
 
 import pytest
 import torch
-
 from resa_bench import baselines  # noqa: F401  (registers the rivals)
 from resa_bench.kernels import SparseConfig, get_method
 from resa_bench.kernels.launch import INTERPRET
-from resa_bench.profiling.timing import EventStamp, Timer, make_timer, warm_up
+from resa_bench.profiling.ceilings import Ceilings, measure_ceilings
+from resa_bench.profiling.device import describe
+from resa_bench.profiling.timing import EventStamp, Plan, Timer, make_timer, warm_up
 from resa_bench.suites.cases import Case, MethodSpec, default_cases, default_methods
 from resa_bench.suites.checks import dense_exact
 from resa_bench.suites.inputs import Inputs, make_inputs
-from resa_bench.suites.micro import make_ops, prepare
 from resa_bench.suites.micro import Bench as MicroBench
-from resa_bench.profiling.ceilings import Ceilings, measure_ceilings
-from resa_bench.profiling.device import describe
-from resa_bench.profiling.timing import Plan
+from resa_bench.suites.micro import make_ops, prepare
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 CUDA = DEVICE.type == "cuda"

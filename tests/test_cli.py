@@ -1,0 +1,393 @@
+"""The command line: what it lists, refuses and returns."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import partial
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from resa_bench.kernels import AttentionShape, TorchDense, method, register, registered
+from resa_bench.profiling import timing
+from resa_bench.profiling.ceilings import Ceilings
+from resa_bench.suites import cli, worker
+from resa_bench.suites.cases import PRESETS, Case, MethodSpec
+from resa_bench.suites.cli import build_parser, main
+from resa_bench.suites.rows import Row, append_case, read_rows
+from resa_bench.suites.worker import Settings, Worker
+
+ON_CPU = ["--device", "cpu"]
+TINY = [*ON_CPU, "--q-heads", "4", "--kv-heads", "2", "--head-dim", "16", "--context", "256"]
+
+
+def subcommands() -> list[str]:
+    (action,) = (a for a in build_parser()._actions if isinstance(a, argparse._SubParsersAction))
+    return list(action.choices)
+
+
+def listed(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[list[str], list[str]]:
+    """Cases and methods of `resa-bench micro --list`."""
+    assert main(["micro", "--list", *ON_CPU, *arguments]) == 0
+    cases, methods = capsys.readouterr().out.split("methods: ")
+    return [line.split()[0] for line in cases.splitlines()], " ".join(methods.split()).split(", ")
+
+
+@pytest.fixture
+def registry() -> Iterator[None]:
+    """Forget afterwards the methods that a test registers."""
+    before = dict(method._registry)
+    yield
+    method._registry.clear()
+    method._registry.update(before)
+
+
+# --- help and refusals ------------------------------------------------------------------------------------------------
+
+
+def test_subcommands() -> None:
+    assert {"bench", "micro", "plots", "compare", "methods"} <= set(subcommands())
+
+
+@pytest.mark.parametrize("command", ["", *subcommands()])
+def test_help(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([*command.split(), "--help"])
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"usage: resa-bench {command}".rstrip())
+    assert "--help" in out
+    if not command:
+        assert all(name in out for name in subcommands())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        pytest.param(["--method", "nope"], "--method nope: unknown; known are resa-torch, torch-dense,", id="method"),
+        pytest.param(["--case", "nope"], "--case nope: no case matches; see `resa-bench micro --list`", id="case"),
+        pytest.param(["--case", "[/b]"], "--case [/b]: no case matches", id="case-with-brackets"),
+        pytest.param(["--q-heads", "8"], "--q-heads, --kv-heads, --head-dim: give all three, or none", id="heads"),
+        pytest.param(
+            ["--q-heads", "5", "--kv-heads", "2", "--head-dim", "64"],
+            "q_heads: got 5, must be a multiple of kv_heads (2)",
+            id="group",
+        ),
+        pytest.param(
+            ["--q-heads", "4", "--kv-heads", "2", "--head-dim", "99"], "head_dim: got 99, allowed are", id="head-dim"
+        ),
+        pytest.param(["--context", "0"], "context, batch: got 0, 1, must be at least 1", id="context-0"),
+        pytest.param(["--batch", "0"], "must be at least 1", id="batch-0"),
+        pytest.param(["--page-size", "0"], "page_size: got 0, must be at least 1 token", id="page-size"),
+        pytest.param(["--block-size", "48"], "block_size: got 48, allowed are the powers of two", id="block-size"),
+        pytest.param(["--ratio", "1.5"], "active_ratio: got 1.5, must be in (0, 1]", id="ratio"),
+        pytest.param(["--rectify-every", "0"], "rectify_every: got 0, must be at least 1 token", id="rectify"),
+        pytest.param(["--device", "gpu"], "device: got 'gpu', expected cpu, cuda or cuda:N", id="no-such-device"),
+        pytest.param(["--device", "mps"], "device: got mps, allowed are cuda and cpu", id="another-device"),
+    ],
+)
+def test_refusals(capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
+    """Exit status 2 and what was wrong, what is allowed; nothing is measured."""
+    device = [] if "--device" in arguments else ON_CPU
+    assert main(["micro", *device, *arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert f"resa-bench micro: {message}" in " ".join(captured.err.split()) or message in " ".join(captured.err.split())
+
+
+def test_an_unknown_method_is_told_every_known_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["micro", "--method", "resa-torch", "nope", *ON_CPU]) == 2
+    known = " ".join(capsys.readouterr().err.split()).split("known are ")[1].split(", ")
+    assert set(known) == set(registered())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "allowed"),
+    [
+        pytest.param(["--model", "nope"], list(PRESETS), id="model"),
+        pytest.param(["--dtype", "fp64"], ["bf16", "fp16", "fp32"], id="dtype"),
+        pytest.param(["--pattern", "zeros"], ["random", "clustered", "recent"], id="pattern"),
+        pytest.param(["--gqa-policy", "nope"], ["group-mean", "group-sum", "per-head", "all-heads"], id="policy"),
+        pytest.param(["--context", "4M"], ["got '4M', expected tokens such as 4096 or 4K"], id="context"),
+        pytest.param(["--quick", "--full"], ["not allowed with"], id="two-scales"),
+    ],
+)
+def test_argparse_refusals(capsys: pytest.CaptureFixture[str], arguments: list[str], allowed: list[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["micro", *arguments])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert arguments[0] in error
+    assert all(name in error for name in allowed)
+
+
+def test_no_gpu_is_said(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(["micro", "--device", "cuda"]) == 2
+    assert "cuda was asked for, but torch finds no GPU here" in " ".join(capsys.readouterr().err.split())
+
+
+def test_status_of_the_process() -> None:
+    """`python -m resa_bench.suites` passes the status on."""
+    command = [sys.executable, "-m", "resa_bench.suites", "micro", "--method", "nope", *ON_CPU]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "--method nope: unknown" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+# --- lists ------------------------------------------------------------------------------------------------------------
+
+
+def test_default_list(capsys: pytest.CaptureFixture[str]) -> None:
+    cases, methods = listed(capsys)
+    assert cases == [f"qwen2.5-7b-b1-{k}k" for k in (4, 8, 16, 32, 64)]
+    assert {"resa-torch b16", "resa-torch b32", "resa-torch b64", "torch-dense", "quest b16 per-head"} <= set(methods)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "cases"),
+    [
+        pytest.param(["--quick"], ["qwen2.5-7b-b1-4k", "qwen2.5-7b-b1-16k"], id="quick"),
+        pytest.param(["--case", "*-8k"], ["qwen2.5-7b-b1-8k"], id="glob"),
+        pytest.param(["--quick", "--model", "qwen3-8b"], ["qwen3-8b-b1-4k", "qwen3-8b-b1-16k"], id="model"),
+        pytest.param(
+            ["--context", "1K", "3000", "--batch", "2", "4"],
+            ["qwen2.5-7b-b2-1k", "qwen2.5-7b-b2-3000", "qwen2.5-7b-b4-1k", "qwen2.5-7b-b4-3000"],
+            id="grid",
+        ),
+        pytest.param(["--context", "4K", "4096"], ["qwen2.5-7b-b1-4k"], id="one-context-twice"),
+        pytest.param(
+            ["--q-heads", "64", "--kv-heads", "8", "--head-dim", "128", "--context", "2K"],
+            ["custom-64-8-128-b1-2k"],
+            id="own-shape",
+        ),
+        pytest.param(
+            ["--context", "2K", "--pattern", "recent", "--page-size", "32"],
+            ["qwen2.5-7b-b1-2k-recent-page32"],
+            id="pattern-and-pages",
+        ),
+    ],
+)
+def test_listed_cases(capsys: pytest.CaptureFixture[str], arguments: list[str], cases: list[str]) -> None:
+    assert listed(capsys, *arguments)[0] == cases
+
+
+@pytest.mark.parametrize(
+    ("arguments", "methods"),
+    [
+        pytest.param(["--method", "torch-dense"], ["torch-dense"], id="dense"),
+        pytest.param(
+            ["--method", "resa-torch", "--block-size", "16", "128"], ["resa-torch b16", "resa-torch b128"], id="sizes"
+        ),
+        pytest.param(
+            ["--method", "resa-torch", "--block-size", "16", "16"], ["resa-torch b16"], id="one-setting-twice"
+        ),
+        pytest.param(
+            ["--method", "quest", "--gqa-policy", "all-heads", "--summary", "meanstd"],
+            ["quest b16 all-heads meanstd"],
+            id="quest",
+        ),
+        pytest.param(
+            ["--method", "sparse", "sparse", "--block-size", "32"], ["sparse b32 group-mean"], id="not-in-the-defaults"
+        ),
+    ],
+)
+def test_listed_methods(capsys: pytest.CaptureFixture[str], arguments: list[str], methods: list[str]) -> None:
+    assert listed(capsys, *arguments)[1] == methods
+
+
+def test_listing_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["micro", "--list", *ON_CPU]) == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("registry")
+def test_methods_says_what_runs_here_and_why_not(capsys: pytest.CaptureFixture[str]) -> None:
+    """A reason is printed whole, brackets and all."""
+
+    @register("elsewhere")
+    class Elsewhere(TorchDense):
+        @classmethod
+        def unavailable(cls, shape: AttentionShape, dtype: torch.dtype, device: torch.device) -> str | None:
+            return "no such module; pip install 'resa-bench[quantum]'"
+
+    assert main(["methods"]) == 0
+    lines = {line.split()[0]: line.split(maxsplit=2)[1:] for line in capsys.readouterr().out.splitlines()}
+    assert set(registered()) <= set(lines)
+    assert lines["elsewhere"] == ["dense", "no such module; pip install 'resa-bench[quantum]'"]
+    assert lines["resa-torch"] == ["sparse", "ready"]
+
+
+# --- compare and plots ------------------------------------------------------------------------------------------------
+
+
+def row(median: float | None, **changes: Any) -> Row:
+    times = {} if median is None else {"median_us": median, "ci_low_us": median * 0.999, "ci_high_us": median * 1.001}
+    defaults: dict[str, Any] = {
+        "suite": "micro", "model": "m", "case": "m-b1-8k", "method": "torch-dense", "stage": "total", "context": 8192,
+        "batch": 1, "q_heads": 4, "kv_heads": 2, "head_dim": 16, "cache_state": "cold", "launch": "eager",
+        "status": "ok", **times,
+    }  # fmt: skip
+    return Row(**(defaults | changes))
+
+
+@pytest.mark.parametrize(
+    ("b", "arguments", "status"),
+    [
+        pytest.param(row(100), [], 0, id="same"),
+        pytest.param(row(90), [], 0, id="faster"),
+        pytest.param(row(110), [], 1, id="slower"),
+        pytest.param(row(110), ["--tolerance", "0.2"], 0, id="slower-within-the-tolerance"),
+        pytest.param(row(None, status="failed", reason="x"), [], 1, id="newly-failed"),
+        pytest.param(row(100, context=4096), [], 2, id="nothing-to-compare"),
+        pytest.param(row(100), ["--tolerance", "2"], 2, id="no-such-tolerance"),
+    ],
+)
+def test_compare(tmp_path: Path, b: Row, arguments: list[str], status: int) -> None:
+    append_case(tmp_path / "a.jsonl", [row(100)])
+    append_case(tmp_path / "b.jsonl", [b])
+    assert main(["compare", str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl"), *arguments]) == status
+
+
+def test_compare_without_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    append_case(tmp_path / "a.jsonl", [row(100)])
+    assert main(["compare", str(tmp_path / "a.jsonl"), str(tmp_path / "none.jsonl")]) == 2
+    captured = capsys.readouterr()
+    assert "no result file at" in captured.out + captured.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "folder"),
+    [
+        pytest.param([], "plots", id="beside-the-file"),
+        pytest.param(["--output", "elsewhere"], "elsewhere", id="where-told"),
+    ],
+)
+def test_plots_go_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], folder: str) -> None:
+    drawn: list[tuple[list[Path], Path]] = []
+    monkeypatch.setattr(cli, "draw", lambda paths, folder, console: drawn.append((paths, folder)))
+    monkeypatch.chdir(tmp_path)
+    Path("micro.jsonl").touch()
+    assert main(["plots", "micro.jsonl", *arguments]) == 0
+    assert drawn == [([Path("micro.jsonl")], Path(folder))]
+
+
+# --- micro ------------------------------------------------------------------------------------------------------------
+
+
+class FakeWorker:
+    """Gives a good row for every method; remembers how it was set up."""
+
+    made: list[FakeWorker]
+    fails = False
+    interrupts = False
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings, self.measured = settings, []  # type: ignore[var-annotated]
+        self.made.append(self)
+
+    def run(self, case: Case, specs: list[MethodSpec], on_step: object) -> list[Row]:
+        if self.interrupts:
+            raise KeyboardInterrupt
+        self.measured.append(case.slug)
+        base = {"case": case.slug, "context": case.context, "dtype": case.dtype, "seed": case.seed}
+        outcome = {"median_us": None, "status": "failed", "reason": "off by 2"} if self.fails else {}
+        return [row(10.0, **base, method=s.name, **s.columns(), **outcome) for s in specs]
+
+    def stop(self) -> None:
+        pass
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeWorker]:
+    class Fake(FakeWorker):
+        made: list[FakeWorker] = []  # noqa: RUF012
+
+    monkeypatch.setattr(worker, "Worker", Fake)
+    return Fake
+
+
+def micro(folder: Path, *more: str) -> int:
+    return main(["micro", *TINY, "--method", "torch-dense", "--output", str(folder), "--no-plots", *more])
+
+
+def test_micro_measures_reports_and_resumes(tmp_path: Path, fake: type[FakeWorker], capsys: Any) -> None:
+    assert micro(tmp_path) == 0
+    out = capsys.readouterr().out
+    assert "1 cases x 1 methods on cpu" in out
+    assert "custom-4-2-16-b1-256: one decode step of attention" in out
+    assert [r.method for r in read_rows(tmp_path / "micro.jsonl")] == ["torch-dense"]
+    assert micro(tmp_path) == 0
+    assert "1 of 1 cases were done already" in capsys.readouterr().out
+    assert [w.measured for w in fake.made] == [["custom-4-2-16-b1-256"], []]
+    assert micro(tmp_path, "--fresh") == 0
+    assert fake.made[2].measured == ["custom-4-2-16-b1-256"]
+
+
+def test_failures_give_status_1(tmp_path: Path, fake: type[FakeWorker], capsys: Any) -> None:
+    fake.fails = True
+    assert micro(tmp_path) == 1
+    out = capsys.readouterr().out
+    assert "1 rows failed" in out
+    assert "failed custom-4-2-16-b1-256 torch-dense total: off by 2" in out
+
+
+def test_interruption_gives_status_130(tmp_path: Path, fake: type[FakeWorker], capsys: Any) -> None:
+    fake.interrupts = True
+    assert micro(tmp_path) == 130
+    assert "interrupted: finished cases are kept" in capsys.readouterr().out
+
+
+def test_settings_reach_the_worker(tmp_path: Path, fake: type[FakeWorker]) -> None:
+    assert micro(tmp_path, "--no-warm", "--no-eager", "--budget-s", "3.5") == 0
+    settings = fake.made[0].settings
+    assert (settings.device, settings.warm, settings.eager, settings.plan.budget_s) == ("cpu", False, False, 3.5)
+    assert micro(tmp_path) == 0
+    defaults = fake.made[1].settings
+    assert (defaults.warm, defaults.eager, defaults.plan.precision) == (True, True, 0.02)
+
+
+def test_plots_are_drawn_beside_the_results(
+    tmp_path: Path, fake: type[FakeWorker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[tuple[list[Path], Path]] = []
+    monkeypatch.setattr(cli, "draw", lambda paths, folder, console: drawn.append((paths, folder)))
+    assert micro(tmp_path) == 0
+    assert drawn == []
+    arguments = ["bench", *TINY, "--method", "torch-dense", "--output", str(tmp_path)]
+    assert main(arguments) == 0
+    assert drawn == [([tmp_path / "micro.jsonl"], tmp_path / "plots")]
+    fake.fails = True
+    assert main([*arguments, "--fresh"]) == 1
+    assert len(drawn) == 1  # nothing was timed
+
+
+def serve_small(pipe: Connection, settings: Settings) -> None:
+    """The real measuring process with a small cache and ceilings given."""
+    timing._cpu_cache_bytes = lambda: 2**16
+    worker.measure_ceilings = lambda timer: Ceilings(1e6, 1e6, 1e6)  # type: ignore[assignment]
+    worker._serve(pipe, settings)
+
+
+def test_micro_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """In a process of its own: two methods, checked, timed, written, compared with themselves."""
+    monkeypatch.setattr(worker, "Worker", partial(Worker, target=serve_small))
+    arguments = ["--method", "torch-dense", "resa-torch", "--block-size", "16", "--min-blocks", "4"]
+    more = ["--output", str(tmp_path), "--no-plots", "--budget-s", "0.3"]
+    assert main(["micro", *TINY, *arguments, *more]) == 0
+    out = capsys.readouterr().out
+    rows = read_rows(tmp_path / "micro.jsonl")
+    assert {(r.method, r.status) for r in rows} == {("torch-dense", "ok"), ("resa-torch", "ok")}
+    assert {r.stage for r in rows if r.method == "resa-torch"} >= {"score", "select", "attend", "total", "rectify"}
+    assert all(r.timed and r.device and r.torch == torch.__version__ for r in rows)
+    assert "resa-torch b16" in out
+    assert all(json.loads(line)["case_rows"] == len(rows) for line in (tmp_path / "micro.jsonl").open())
+    assert main(["compare", *[str(tmp_path / "micro.jsonl")] * 2, "--tolerance", "0.9"]) == 0

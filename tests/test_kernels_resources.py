@@ -1,0 +1,79 @@
+"""Registers and spills of every kernel: cross-compiled for sm_90 anywhere, and of the loaded kernels on a GPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import kernel_cases
+import pytest
+import torch
+from kernel_cases import DEVICE, VARIANTS, kernel_modules, kernel_names, run_variants
+
+SHARED_LIMIT = 227 * 1024  # bytes a program may use on sm_90
+
+
+def test_every_kernel_is_known() -> None:
+    assert kernel_names() == {
+        "_update_blocks_kernel",
+        "_score_kernel",
+        "_select_kernel",
+        "_sparse_decode_kernel",
+        "_dense_kernel",
+        "_merge_kernel",
+        "_sink_window_kernel",
+    }
+
+
+@pytest.fixture(scope="module")
+def cross_compiled() -> list[dict[str, Any]]:
+    """Resources by a process of its own: under the interpreter's setting a kernel cannot be compiled."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, Path(kernel_cases.__file__)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_cross_compiled_kernels_do_not_spill(cross_compiled: list[dict[str, Any]]) -> None:
+    """Qwen2.5-7B's heads at 256K tokens: block sizes, policies, head dims and paging as in `VARIANTS`."""
+    assert {record["kernel"] for record in cross_compiled} == kernel_names()
+    assert len(cross_compiled) >= 20
+    spilling = [record for record in cross_compiled if record["spill_bytes"] != 0]
+    assert spilling == []
+    for record in cross_compiled:
+        assert 0 < record["registers"] <= 255, record
+        assert record["registers"] * 32 * record["num_warps"] <= 65536, record
+        assert record["shared_bytes"] <= SHARED_LIMIT, record
+
+
+@pytest.mark.gpu
+def test_loaded_kernels_do_not_spill(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same figures, of the kernels that this GPU runs."""
+    loaded: dict[str, list[Any]] = {}
+
+    def keeping(launch: Callable[..., Any]) -> Callable[..., Any]:
+        def run(kernel: Any, grid: tuple[int, ...], **arguments: Any) -> Any:
+            compiled = launch(kernel, grid, **arguments)
+            loaded.setdefault(kernel.__name__, []).append(compiled)
+            return compiled
+
+        return run
+
+    for module in kernel_modules():
+        if hasattr(module, "launch") and callable(module.launch):
+            monkeypatch.setattr(module, "launch", keeping(module.launch))
+    run_variants(VARIANTS, 8192, DEVICE)
+    torch.cuda.synchronize()
+    assert set(loaded) == kernel_names()
+    for name, kernels in loaded.items():
+        for kernel in kernels:
+            assert kernel.n_spills == 0, f"{name} spills {kernel.n_spills}"
+            assert 0 < kernel.n_regs <= 255
+            assert kernel.metadata.shared <= SHARED_LIMIT

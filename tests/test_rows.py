@@ -1,0 +1,217 @@
+"""Result rows: what may be said in one, and files that stay readable however a run ended."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from resa_bench.suites.rows import (
+    COLUMNS,
+    IDENTITY,
+    Row,
+    append_case,
+    identity,
+    read_rows,
+    rewrite,
+    to_frame,
+    write_csv,
+)
+
+
+def make(**changes: Any) -> Row:
+    defaults: dict[str, Any] = {
+        "suite": "micro", "model": "m", "case": "m-b1-8k", "method": "resa", "stage": "total", "context": 8192,
+        "batch": 1, "q_heads": 28, "kv_heads": 4, "head_dim": 128, "block_size": 16, "active_ratio": 0.1,
+        "cache_state": "cold", "launch": "graph", "paged": False, "status": "ok", "median_us": 12.5, "n_samples": 20,
+    }  # fmt: skip
+    return Row(**(defaults | changes))
+
+
+def untimed(status: str, **changes: Any) -> Row:
+    return make(**({"status": status, "median_us": None, "n_samples": None, "reason": "why"} | changes))
+
+
+def without_count(rows: list[Row]) -> list[Row]:
+    return [replace(row, case_rows=None) for row in rows]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "deep" / "micro.jsonl"
+
+
+def test_unknown_status_is_refused() -> None:
+    with pytest.raises(ValueError, match="got 'fine', allowed are ok, skipped, oom, failed, throttled"):
+        make(status="fine")
+
+
+@pytest.mark.parametrize("status", ["skipped", "oom", "failed"])
+def test_a_row_without_success_carries_no_time(status: str) -> None:
+    with pytest.raises(ValueError, match=f"{status}.* carries no time, got median_us=12.5"):
+        make(status=status, reason="why")
+
+
+@pytest.mark.parametrize("status", ["skipped", "oom", "failed"])
+@pytest.mark.parametrize("reason", [None, ""], ids=["none", "empty"])
+def test_a_row_without_success_needs_a_reason(status: str, reason: str | None) -> None:
+    with pytest.raises(ValueError, match=f"{status}.* needs a reason"):
+        untimed(status, reason=reason)
+
+
+@pytest.mark.parametrize(
+    ("row", "timed"),
+    [
+        pytest.param(make(), True, id="ok"),
+        pytest.param(make(status="throttled"), True, id="throttled"),
+        pytest.param(make(median_us=None), False, id="ok-without-a-time"),
+        pytest.param(untimed("skipped"), False, id="skipped"),
+        pytest.param(untimed("failed"), False, id="failed"),
+    ],
+)
+def test_timed(row: Row, timed: bool) -> None:
+    assert row.timed is timed
+
+
+@pytest.mark.parametrize("change", [{"median_us": 99.0}, {"commit": "other"}, {"seed": 5}, {"device": "H200"}])
+def test_identity_leaves_out_results_and_circumstances(change: dict[str, Any]) -> None:
+    assert identity(make(**change)) == identity(make())
+
+
+@pytest.mark.parametrize("name", IDENTITY)
+def test_identity_tells_by_every_setting(name: str) -> None:
+    assert identity(make(**{name: "another"})) != identity(make())
+
+
+def test_round_trip(path: Path) -> None:
+    """Integers, floats, booleans, text beyond ASCII and line breaks come back as they were; None stays None."""
+    first = [make(reason="two\nlines, 5 µs"), make(stage="attend", median_us=0.1 + 0.2)]
+    second = [untimed("oom", case="m-b1-16k", paged=True)]
+    append_case(path, first)
+    append_case(path, second)
+    found = read_rows(path)
+    assert without_count(found) == first + second
+    assert [row.case_rows for row in found] == [2, 2, 1]
+
+
+def test_one_object_a_line_with_filled_columns_alone(path: Path) -> None:
+    append_case(path, [make(), make(stage="attend")])
+    text = path.read_text()
+    assert text.endswith("\n")
+    records = [json.loads(line) for line in text.splitlines()]
+    assert [record["stage"] for record in records] == ["total", "attend"]
+    expected = {name for name, value in asdict(make()).items() if value is not None} | {"case_rows"}
+    assert set(records[0]) == expected <= set(COLUMNS)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf], ids=str)
+def test_numbers_that_json_has_not_are_refused(path: Path, bad: float) -> None:
+    """And nothing of the case is written."""
+    append_case(path, [make()])
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        append_case(path, [make(case="other"), make(case="other", stage="attend", gbps=bad)])
+    assert path.read_bytes() == before
+
+
+def test_a_cut_anywhere_leaves_whole_cases(path: Path, tmp_path: Path) -> None:
+    """However much of the file reached the disk, what is read is some of the cases, each complete."""
+    cases = [[make(case=f"c{i}", stage=f"s{j}") for j in range(count)] for i, count in enumerate((2, 1, 3))]
+    ends = [0]
+    for rows in cases:
+        append_case(path, rows)
+        ends.append(path.stat().st_size)
+    data = path.read_bytes()
+    torn = tmp_path / "torn.jsonl"
+    around_breaks = {i + d for i, byte in enumerate(data) if byte == ord("\n") for d in (0, 1)}
+    for cut in sorted({*range(0, len(data), 13), *around_breaks}):
+        torn.write_bytes(data[:cut])
+        whole = sum(end <= cut for end in ends) - 1
+        assert without_count(read_rows(torn)) == [row for rows in cases[:whole] for row in rows], f"cut at byte {cut}"
+
+
+def test_a_line_without_its_newline_is_torn(path: Path) -> None:
+    """Even where it could be parsed: the next append would glue to it."""
+    append_case(path, [make()])
+    path.write_bytes(path.read_bytes().removesuffix(b"\n"))
+    assert read_rows(path) == []
+
+
+def test_an_incomplete_case_in_the_middle_is_left_out(path: Path) -> None:
+    append_case(path, [make(case="cut"), make(case="cut", stage="attend")])
+    path.write_text(path.read_text().splitlines()[0] + "\n")
+    append_case(path, [make(case="whole")])
+    assert [row.case for row in read_rows(path)] == ["whole"]
+
+
+def test_one_suite_does_not_complete_anothers_case(path: Path) -> None:
+    append_case(path, [make(), make(stage="attend")])
+    path.write_text(path.read_text().splitlines()[0] + "\n")
+    append_case(path, [make(suite="decode")])
+    assert [row.suite for row in read_rows(path)] == ["decode"]
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        pytest.param("{broken", "Expecting property name", id="not-json"),
+        pytest.param('{"suite": "micro"}', "missing", id="columns-missing"),
+        pytest.param('{"no_such_column": 1}', "no_such_column", id="unknown-column"),
+        pytest.param(json.dumps(asdict(make()) | {"status": "failed"}), "carries no time", id="contradiction"),
+        pytest.param("[1, 2]", "not a result row", id="no-object"),
+    ],
+)
+def test_a_whole_line_that_is_no_row_is_named(path: Path, line: str, why: str) -> None:
+    append_case(path, [make()])
+    with path.open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(ValueError, match=rf"micro.jsonl, line 2: not a result row .*{why}|line 2: {why}"):
+        read_rows(path)
+
+
+def test_no_file(path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no result file at .*micro\.jsonl"):
+        read_rows(path)
+
+
+def test_empty_file_has_no_rows(path: Path) -> None:
+    path.parent.mkdir()
+    path.touch()
+    assert read_rows(path) == []
+
+
+def test_rewrite_keeps_the_rows_given(path: Path) -> None:
+    append_case(path, [make(case="a"), make(case="a", stage="attend")])
+    append_case(path, [make(case="b")])
+    kept = [row for row in read_rows(path) if row.case == "a"]
+    rewrite(path, kept)
+    assert read_rows(path) == kept
+    assert [file.name for file in path.parent.iterdir()] == ["micro.jsonl"]
+
+
+def test_a_rewrite_that_fails_leaves_the_file(path: Path) -> None:
+    append_case(path, [make()])
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        rewrite(path, [make(case="other"), make(case="other", gbps=math.nan)])
+    assert path.read_bytes() == before
+
+
+def test_csv_holds_the_same_rows(tmp_path: Path) -> None:
+    rows = [make(), untimed("failed", stage="rectify", reason="off, by 2x")]
+    write_csv(rows, tmp_path / "micro.csv")
+    with (tmp_path / "micro.csv").open(newline="") as file:
+        records = list(csv.DictReader(file))
+    filled = [name for name in COLUMNS if any(getattr(row, name) is not None for row in rows)]
+    assert list(records[0]) == filled  # in the order of the format, without empty columns
+    assert [record["median_us"] for record in records] == ["12.5", ""]
+    assert records[1]["reason"] == "off, by 2x"
+
+
+def test_a_frame_has_every_column() -> None:
+    assert tuple(to_frame([make()]).columns) == COLUMNS
+    assert tuple(to_frame([]).columns) == COLUMNS
