@@ -23,6 +23,7 @@ from ..kernels import (
     Stage,
     StepTensors,
     Traffic,
+    Unsupported,
     register,
 )
 from ..kernels.merge import Partials
@@ -101,7 +102,7 @@ class ResaAuthors(DecodeMethod):
     """ReSA as published, Triton path."""
 
     in_default = False
-    uses = ("block_size", "active_ratio")
+    uses = ("block_size", "active_ratio", "min_blocks")
 
     @classmethod
     def unavailable(cls, shape: AttentionShape, dtype: torch.dtype, device: torch.device) -> str | None:
@@ -109,10 +110,10 @@ class ResaAuthors(DecodeMethod):
 
     def prepare(self, cache: KVCache) -> AuthorsLayer:
         if cache.paged:
-            raise ValueError("cache: the authors' kernels take contiguous caches only, got a paged one")
+            raise Unsupported("cache: the authors' kernels take contiguous caches only, got a paged one")
         config = self.config
         if cache.capacity % config.block_size:
-            raise ValueError(f"cache: capacity {cache.capacity} must be a multiple of block_size {config.block_size}")
+            raise Unsupported(f"cache: capacity {cache.capacity} must be a multiple of block_size {config.block_size}")
         manager = load("llm.arch.context_manager").KVManager(
             cache.kv_heads, config.block_size, config.active_ratio, config.local_blocks, config.min_blocks
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..kernels import AttentionShape, DecodeMethod, KVCache, StepTensors, register
+from ..kernels import AttentionShape, DecodeMethod, KVCache, StepTensors, Unsupported, register
 from ..kernels.method import DenseLayer
 from .optional import first, load, missing, needs_cuda
 
@@ -22,7 +22,7 @@ class FlashAttn2(DecodeMethod):
     def prepare(self, cache: KVCache) -> DenseLayer:
         flash = load("flash_attn").flash_attn_with_kvcache
         if cache.paged and cache.page_size % 256:
-            raise ValueError(f"cache: FlashAttention 2 pages are multiples of 256 tokens, got {cache.page_size}")
+            raise Unsupported(f"cache: FlashAttention 2 pages are multiples of 256 tokens, got {cache.page_size}")
         keys, values = cache.k.transpose(1, 2), cache.v.transpose(1, 2)  # [B or P, S, Hkv, D]
 
         def attend(step: StepTensors):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..kernels import AttentionShape, DecodeMethod, KVCache, StepTensors, register
+from ..kernels import AttentionShape, DecodeMethod, KVCache, StepTensors, Unsupported, register
 from ..kernels.method import DenseLayer
 from .optional import first, load, missing, needs_cuda
 
@@ -26,7 +26,7 @@ class FlashAttn3(DecodeMethod):
     def prepare(self, cache: KVCache) -> DenseLayer:
         flash = load("fa3_fwd_interface").flash_attn_with_kvcache
         if cache.paged:
-            raise ValueError("cache: fa3-fwd takes contiguous caches only, got a paged one")
+            raise Unsupported("cache: fa3-fwd takes contiguous caches only, got a paged one")
         keys, values = cache.k.transpose(1, 2), cache.v.transpose(1, 2)  # [B, S, Hkv, D]
 
         def attend(step: StepTensors):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..kernels import AttentionShape, DecodeMethod, KVCache, StepTensors, register
+from ..kernels import AttentionShape, DecodeMethod, KVCache, StepTensors, Unsupported, register
 from ..kernels.config import ceil_div
 from ..kernels.method import DenseLayer
 from .optional import first, load, missing, needs_cuda
@@ -24,7 +24,7 @@ def as_pages(cache: KVCache) -> tuple[Tensor, Tensor, Tensor, int]:
         return cache.k, cache.v, cache.block_table, cache.page_size
     batch, heads, tokens, dim = cache.k.shape
     if tokens % PAGE or not cache.k.is_contiguous():
-        raise ValueError(f"cache: FlashInfer needs a contiguous capacity of a multiple of {PAGE}, got {tokens}")
+        raise Unsupported(f"cache: FlashInfer needs a contiguous capacity of a multiple of {PAGE}, got {tokens}")
     per_sequence = tokens // PAGE
     shape = (batch * heads * per_sequence - (heads - 1) * per_sequence, heads, PAGE, dim)
     strides = (PAGE * dim, tokens * dim, dim, 1)

@@ -11,7 +11,8 @@ def missing(module: str, extra: str) -> str | None:
     try:
         import_module(module)
     except Exception as error:  # a broken extension raises anything at all
-        return f"{module} cannot be imported ({type(error).__name__}: {str(error)[:80]}); pip install 'resa-bench[{extra}]'"
+        cause = f"{type(error).__name__}: {str(error)[:80]}"
+        return f"{module} cannot be imported ({cause}); pip install 'resa-bench[{extra}]'"
     return None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..kernels import AttentionShape, KVCache, Stage, StepTensors, Traffic, register
+from ..kernels import AttentionShape, KVCache, Stage, StepTensors, Traffic, Unsupported, register
 from ..kernels.method import dense_traffic
 from ..kernels.pipeline import SparseLayer, SparseMethod
 from ..kernels.selection import select_blocks
@@ -50,7 +50,7 @@ class Oracle(SparseMethod):
 
     scored = False
     layer_class = OracleLayer
-    uses = ("block_size", "active_ratio", "budget_tokens")
+    uses = ("block_size", "active_ratio", "min_blocks", "budget_tokens")
 
     @classmethod
     def unavailable(cls, shape: AttentionShape, dtype: torch.dtype, device: torch.device) -> str | None:
@@ -61,5 +61,5 @@ class Oracle(SparseMethod):
 
     def prepare(self, cache: KVCache) -> SparseLayer:
         if cache.paged:
-            raise ValueError("cache: the oracle reads contiguous caches only, got a paged one")
+            raise Unsupported("cache: the oracle reads contiguous caches only, got a paged one")
         return super().prepare(cache)

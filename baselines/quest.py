@@ -13,4 +13,4 @@ from ..kernels.pipeline import SparseMethod
 class Quest(SparseMethod):
     """Selection without rectification. The first layers that Quest leaves dense are the decode suite's business."""
 
-    uses = ("block_size", "active_ratio", "budget_tokens", "gqa_policy", "summary_kind")
+    uses = ("block_size", "active_ratio", "min_blocks", "budget_tokens", "gqa_policy", "summary_kind")

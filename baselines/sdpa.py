@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from ..kernels import AttentionShape, DecodeMethod, KVCache, StepTensors, register
+from ..kernels import AttentionShape, DecodeMethod, KVCache, StepTensors, Unsupported, register
 from ..kernels.method import DenseLayer
 from .optional import needs_cuda
 
@@ -29,7 +29,7 @@ class _Sdpa(DecodeMethod):
     def prepare(self, cache: KVCache) -> DenseLayer:
         lengths = set(cache.lengths.tolist())
         if cache.paged or len(lengths) != 1:
-            raise ValueError("cache: SDPA takes one contiguous length; this cache is paged or ragged")
+            raise Unsupported("cache: SDPA takes one contiguous length; this cache is paged or ragged")
         length = lengths.pop()
         keys, values = cache.k[:, :, :length], cache.v[:, :, :length]
 

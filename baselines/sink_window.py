@@ -69,7 +69,7 @@ class SinkWindow(SparseMethod):
 
     scored = False
     layer_class = SinkWindowLayer
-    uses = ("block_size", "active_ratio", "budget_tokens")
+    uses = ("block_size", "active_ratio", "min_blocks", "budget_tokens")
 
     def rows(self) -> int:
         return 1

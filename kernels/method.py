@@ -21,6 +21,10 @@ from .config import AttentionShape, SparseConfig
 from .summaries import write_tokens
 
 
+class Unsupported(ValueError):
+    """A method cannot serve this kind of cache (paged, ragged ...): its row is skipped, with this reason."""
+
+
 @dataclass(frozen=True, slots=True)
 class Stage:
     """One named part of a step (the vocabulary of docs/measuring.md) and the call that enqueues it."""
@@ -123,7 +127,11 @@ class DecodeMethod(ABC):
 
     @abstractmethod
     def prepare(self, cache: KVCache) -> Layer:
-        """Bind to a layer's cache as it stands (summaries built, plans made, work space allocated)."""
+        """Bind to a layer's cache as it stands (summaries built, plans made, work space allocated).
+
+        Raises:
+            Unsupported: the method does not serve this kind of cache.
+        """
 
 
 _registry: dict[str, type[DecodeMethod]] = {}

@@ -24,6 +24,7 @@ from .method import (
     Stage,
     StepTensors,
     Traffic,
+    Unsupported,
     chunk_traffic,
     register,
 )
@@ -196,11 +197,11 @@ def dense_chunk_torch(cache: KVCache, chunk: ChunkTensors) -> None:
 class ResaTorch(DecodeMethod):
     """ReSA in plain torch (gather + SDPA): the method that is timed where there is no GPU."""
 
-    uses = ("block_size", "active_ratio", "gqa_policy", "summary_kind", "rectify_every")
+    uses = ("block_size", "active_ratio", "min_blocks", "gqa_policy", "summary_kind", "rectify_every")
 
     def prepare(self, cache: KVCache) -> TorchSparseLayer:
         if cache.paged:
-            raise ValueError("cache: the portable path takes contiguous caches only, got a paged one")
+            raise Unsupported("cache: the portable path takes contiguous caches only, got a paged one")
         summaries = Summaries.allocate(cache, self.config.block_size, self.config.summary_kind)
         summaries.data.zero_()
         build_torch(cache, summaries)

@@ -3,7 +3,7 @@
 from .method import register
 from .pipeline import SparseMethod
 
-USES = ("block_size", "active_ratio", "gqa_policy", "summary_kind")
+USES = ("block_size", "active_ratio", "min_blocks", "gqa_policy", "summary_kind")
 
 
 @register("resa")

@@ -64,7 +64,9 @@ def source_state() -> tuple[str | None, bool | None]:
         ).stdout.strip()
 
     try:
-        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))
+        changes = git("status", "--porcelain", "--untracked-files=all").splitlines()
+        # A new Python file may be a new method; other new files (results, notes) change nothing.
+        return git("rev-parse", "HEAD"), any(c.endswith(".py") or not c.startswith("??") for c in changes)
     except (OSError, subprocess.SubprocessError):
         return None, None
 

@@ -37,7 +37,7 @@ class Op:
 
 @dataclass(slots=True)
 class Samples:
-    """Times of one op in the order they were taken, and why sampling ended ("precision" or "time")."""
+    """Times of one op in the order they were taken, and why sampling ended ("precision", "time" or "samples")."""
 
     times_us: list[float] = field(default_factory=list)
     stopped_by: str = "time"
@@ -218,5 +218,7 @@ def measure(
                 samples[op.key].stopped_by = "precision"
             active = [op for op in active if op not in done]
         if clock() - start > plan.budget_s and rounds >= min(plan.min_samples, 5):
-            break
+            return samples
+    for op in active:
+        samples[op.key].stopped_by = "samples"
     return samples

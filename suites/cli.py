@@ -212,7 +212,7 @@ def act_micro(options: argparse.Namespace, console: Console) -> int:
         budget_s=options.budget_s or (6.0 if cuda else 5.0 if options.scale == "quick" else 15.0),
         min_samples=20 if cuda else 7,
     )
-    command = "resa-bench " + shlex.join(sys.argv[1:])
+    command = "resa-bench " + shlex.join(options.arguments)
     console.print(f"{len(cases)} cases x {len(specs)} methods on {device}; results in {path}", highlight=False)
     worker = Worker(Settings(str(device), plan, command, warm=not options.no_warm, eager=not options.no_eager))
     outcome = run_cases(cases, specs, worker, path, device, console, fresh=options.fresh)
@@ -270,7 +270,9 @@ def act_flush_demo(options: argparse.Namespace, console: Console) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """Entry point. Exit status: 0 fine, 1 something failed or got slower, 2 wrong arguments, 130 interrupted."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     options = build_parser().parse_args(arguments)
+    options.arguments = arguments
     console = Console(width=None if sys.stdout.isatty() else 140)
     try:
         return options.act(options, console)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..kernels import DecodeMethod, Layer, Stage, Traffic, get_method
+from ..kernels import DecodeMethod, Layer, Stage, Traffic, Unsupported, get_method
 from ..profiling.ceilings import Ceilings
 from ..profiling.clocks import ClockReader, ClockState, worst
 from ..profiling.device import Environment
@@ -133,7 +133,9 @@ def _base(case: Case, bench: Bench, started_at: str) -> dict[str, Any]:
 def failure(error: BaseException) -> tuple[str, str]:
     """Status and reason of a row for what was raised."""
     text = " ".join(str(error).split())[:300] or type(error).__name__
-    if isinstance(error, torch.OutOfMemoryError):
+    if isinstance(error, Unsupported):
+        return "skipped", text
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "not enough memory" in text:  # the CPU allocator's
         return "oom", text
     if isinstance(error, CheckFailed):
         return "failed", f"check: {text}"

@@ -39,6 +39,7 @@ class Row:
     # what varies a method further
     block_size: int | None = None
     active_ratio: float | None = None
+    min_blocks: int | None = None
     budget_tokens: int | None = None
     rectify_every: int | None = None
     gqa_policy: str | None = None
@@ -67,7 +68,7 @@ class Row:
     mean_us: float | None = None
     p50_us: float | None = None
     p99_us: float | None = None
-    stopped_by: str | None = None  # "precision" or "time"
+    stopped_by: str | None = None  # "precision", "time" or "samples"
     # work and floors
     bytes: int | None = None
     flops: int | None = None
@@ -124,9 +125,9 @@ COLUMNS = tuple(f.name for f in fields(Row))
 
 # What tells one measurement from another within a file, and pairs them between files.
 IDENTITY = (
-    "suite", "model", "case", "method", "stage", "context", "batch", "block_size", "active_ratio", "budget_tokens",
-    "rectify_every", "gqa_policy", "summary_kind", "window", "draft_length", "dense_layers", "dtype", "weight_dtype",
-    "kv_layout", "paged", "shared_kv", "selection_pattern", "cache_state", "launch", "metric", "step", "layer",
+    "suite", "model", "case", "method", "stage", "context", "batch", "block_size", "active_ratio", "min_blocks",
+    "budget_tokens", "rectify_every", "gqa_policy", "summary_kind", "window", "draft_length", "dense_layers",
+    "dtype", "weight_dtype", "kv_layout", "paged", "shared_kv", "selection_pattern", "cache_state", "launch", "metric", "step", "layer",
 )  # fmt: skip
 
 

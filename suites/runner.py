@@ -8,16 +8,17 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import sha1
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from ..kernels import get_method
+from ..kernels import get_method, registered
 from ..profiling.device import device_name, source_state
 from .cases import Case, MethodSpec
 from .rows import Row, append_case, read_rows, rewrite, write_csv
@@ -50,12 +51,24 @@ def default_folder(device: torch.device) -> Path:
     commit, dirty = source_state()
     tag = commit[:10] if commit else "unversioned"
     if dirty:
-        diff = subprocess.run(
-            ["git", "-C", str(Path(__file__).resolve().parent), "diff", "HEAD"], capture_output=True, check=False
-        ).stdout
-        tag += f"-dirty-{sha1(diff).hexdigest()[:6]}"
+        tag += f"-dirty-{_changes()}"
     slug = re.sub(r"[^a-z0-9]+", "-", device_name(device).lower()).strip("-")
     return Path("runs") / slug / tag
+
+
+def _changes() -> str:
+    """A short hash of what the tree holds beyond its commit, new files included."""
+    root = Path(__file__).resolve().parent.parent
+
+    def git(*arguments: str) -> bytes:
+        return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, check=False).stdout
+
+    digest = sha1(git("diff", "HEAD"))
+    for name in git("ls-files", "--others", "--exclude-standard", "-z", "*.py").split(b"\0"):
+        path = root / name.decode()
+        if name and path.is_file():
+            digest.update(name + path.read_bytes())
+    return digest.hexdigest()[:6]
 
 
 def is_done(case: Case, specs: Sequence[MethodSpec], rows: Sequence[Row], device: torch.device) -> bool:
@@ -93,7 +106,10 @@ def run_cases(
     kept = [] if fresh or not path.exists() else read_rows(path)
     slugs = {case.slug for case in cases}
     done = {case.slug for case in cases if is_done(case, specs, kept, device)}
-    kept = [row for row in kept if row.case in done or row.case not in slugs]
+    # Of a case measured again, rows of methods that are not asked for now stay.
+    asked = {(spec.name, *sorted(spec.columns().items())) for spec in specs}
+    kept = [row for row in kept if row.case in done or row.case not in slugs or _settings(row) not in asked]
+    kept = [row if row.case in done or row.case not in slugs else replace(row, case_rows=None) for row in kept]
     if path.exists():
         rewrite(path, kept)
     outcome = Outcome(path, list(kept), len(done))
@@ -111,7 +127,7 @@ def run_cases(
                 if case.slug in done:
                     continue
                 began = clock()
-                rows = _attempt(case, specs, worker, partial(_show, progress, task, case.slug))
+                rows = _attempt(case, specs, worker, device, partial(_show, progress, task, case.slug))
                 append_case(path, rows)
                 outcome.rows += rows
                 progress.advance(task)
@@ -126,11 +142,18 @@ def run_cases(
     return outcome
 
 
+def _settings(row: Row) -> tuple[Any, ...]:
+    names = get_method(row.method).uses if row.method in registered() else ()
+    return (row.method, *sorted((name, getattr(row, name)) for name in names))
+
+
 def _show(progress: Progress, task: TaskID, slug: str, text: str) -> None:
     progress.update(task, step=f"{slug}: {text}")
 
 
-def _attempt(case: Case, specs: Sequence[MethodSpec], worker: Worker, on_step: Callable[[str], None]) -> list[Row]:
+def _attempt(
+    case: Case, specs: Sequence[MethodSpec], worker: Worker, device: torch.device, on_step: Callable[[str], None]
+) -> list[Row]:
     """Rows of a case; failed rows if the measuring process does not survive it."""
     try:
         return worker.run(case, list(specs), on_step)
@@ -140,6 +163,11 @@ def _attempt(case: Case, specs: Sequence[MethodSpec], worker: Worker, on_step: C
         reason = f"{type(error).__name__}: {error}"
         traceback.print_exc(file=sys.stderr)
     commit, dirty = source_state()
+
+    def verdict(spec: MethodSpec) -> dict[str, str]:
+        unavailable = get_method(spec.name).unavailable(case.shape, case.torch_dtype, device)
+        return {"status": "skipped", "reason": unavailable} if unavailable else {"status": "failed", "reason": reason}
+
     return [
         Row(
             suite="micro",
@@ -158,8 +186,7 @@ def _attempt(case: Case, specs: Sequence[MethodSpec], worker: Worker, on_step: C
             commit=commit,
             dirty=dirty,
             **spec.columns(),  # type: ignore[arg-type]
-            status="failed",
-            reason=reason,
+            **verdict(spec),  # type: ignore[arg-type]
         )
         for spec in specs
     ]

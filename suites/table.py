@@ -9,13 +9,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..kernels import SparseConfig, get_method
+from ..kernels import SparseConfig, get_method, registered
 from .cases import MethodSpec
 from .rows import Row
 
 
 def label(row: Row) -> str:
     """The method variant of a row as a person reads it."""
+    if row.method not in registered():  # a file may hold methods that are not here any more
+        return row.method
     settings = {n: getattr(row, n) for n in get_method(row.method).uses if getattr(row, n) is not None}
     return MethodSpec(row.method, SparseConfig(**settings)).label
 
@@ -50,7 +52,7 @@ def case_table(case: str, rows: Sequence[Row]) -> Table:
     steps = [r for r in whole_steps(rows) if r.case == case]
     amortised = {label(r): r for r in mine if r.timed and r.stage == "total_amortised"}
     launch = main_launch(rows)
-    where = "portable torch path on a CPU, " if any(r.method == "resa-torch" for r in mine) else ""
+    where = "portable torch path on a CPU, " if any((r.device or "").startswith("CPU") for r in mine) else ""
     table = Table(title=f"{case}: one decode step of attention ({where}cold, {launch})", title_justify="left")
     for name in ("method", "median us", "+-%", "GB/s", "of floor", "vs best dense", "amortised", "floor allows"):
         table.add_column(name, justify="left" if name == "method" else "right")
@@ -87,7 +89,7 @@ def break_even(rows: Sequence[Row], stage: str = "total") -> dict[tuple[str, int
     groups: dict[tuple[str, int, str], list[tuple[int, float]]] = {}
     for r in rows:
         usable = r.timed and r.stage == stage and r.cache_state == "cold" and r.launch == launch
-        if usable and r.selection_pattern == "random" and r.speedup_vs_best_dense and not get_method(r.method).is_dense:
+        if usable and r.selection_pattern == "random" and r.speedup_vs_best_dense and r.block_size is not None:
             groups.setdefault((r.model, r.batch, label(r)), []).append((r.context, r.speedup_vs_best_dense))
     for key, points in groups.items():
         points.sort()

@@ -185,7 +185,8 @@ def test_columns_hold_what_the_method_uses() -> None:
     config = SparseConfig(block_size=32, active_ratio=0.2, rectify_every=8)
     assert MethodSpec("torch-dense", config).columns() == {}
     assert MethodSpec("resa", config).columns() == {
-        "block_size": 32, "active_ratio": 0.2, "gqa_policy": "group-mean", "summary_kind": "minmax", "rectify_every": 8,
+        "block_size": 32, "active_ratio": 0.2, "min_blocks": 16, "gqa_policy": "group-mean", "summary_kind": "minmax",
+        "rectify_every": 8,
     }  # fmt: skip
 
 
