@@ -40,7 +40,11 @@ class KVCache:
         check_tensor("lengths", self.lengths, (batch,), dtypes=(torch.int32,), device=self.k.device)
         if self.block_table is not None:
             check_tensor(
-                "block_table", self.block_table, (self.lengths.shape[0], None), dtypes=(torch.int32,), device=self.device
+                "block_table",
+                self.block_table,
+                (self.lengths.shape[0], None),
+                dtypes=(torch.int32,),
+                device=self.device,
             )
 
     @classmethod

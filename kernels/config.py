@@ -73,7 +73,9 @@ class SparseConfig:
         if self.local_blocks < 0 or self.sink_blocks < 0:
             raise ValueError(f"local_blocks, sink_blocks: got {self.local_blocks}, {self.sink_blocks}, must be >= 0")
         if self.budget_tokens is not None and self.budget_tokens < self.block_size:
-            raise ValueError(f"budget_tokens: got {self.budget_tokens}, must hold one block of {self.block_size} tokens")
+            raise ValueError(
+                f"budget_tokens: got {self.budget_tokens}, must hold one block of {self.block_size} tokens"
+            )
         if self.floor_blocks < max(1, self.local_blocks):
             raise ValueError(
                 f"local_blocks: {self.local_blocks} always-selected blocks do not fit the least number of selected "

@@ -18,7 +18,7 @@ from .cache import KVCache
 from .checks import check_device, check_tensor, kernel_dtypes
 from .config import AttentionShape, ceil_div
 from .exact import Exact, assign, empty_rows, exact_attention
-from .launch import INTERPRET, launch, plan_splits
+from .launch import INTERPRET, await_previous, launch, plan_splits, shared_memory
 from .merge import Partials
 from .softmax import attend_tile, store_partial
 
@@ -57,7 +57,7 @@ def _attend_tiles(
     return m, total, acc
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["kv_heads", "splits"])
 def _dense_kernel(
     q,  # [B, T, Hq, D]
     k_cache,  # [B or P, Hkv, S or page, D]
@@ -85,7 +85,9 @@ def _dense_kernel(
     PAGED: tl.constexpr,
     CAST_FP32: tl.constexpr,
     STAGES: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    await_previous(PDL)
     split = tl.program_id(0)
     batch = tl.program_id(2) // kv_heads
     kv_head = tl.program_id(2) % kv_heads
@@ -130,11 +132,15 @@ def _tiles(rows: int, head_dim: int) -> tuple[int, int, int, int, int]:
     """Rows and tokens of a tile, warps, pipeline stages, programs per multiprocessor for `rows` = T * G rows."""
     if INTERPRET:
         return 16, 32, 4, 1, 1
+    wide = head_dim > 128
     if rows <= 16:
-        return 16, 64, 4, 4 if head_dim <= 128 else 2, 2
+        return 16, 64, 4, 2 if wide else 3, 2
     if rows <= 64:
-        return 64, 64, 4, 3 if head_dim <= 128 else 2, 1
-    return 128, 128 if head_dim <= 128 else 64, 8, 2, 1
+        return 64, 64, 8 if wide else 4, 2 if wide else 3, 1
+    if wide:
+        return 128, 32, 8, 2, 1
+    # A third stage takes 224 KiB at D = 128 and is worth a quarter of the time.
+    return 128, 128, 8, 3 if shared_memory() >= 224 * 1024 else 2, 1
 
 
 def dense_splits(shape: AttentionShape, q_tokens: int, capacity: int, device: torch.device) -> int:
@@ -155,11 +161,13 @@ def dense_attention(
     Args:
         q: `[B, T, Hq, D]` (or `[B, Hq, D]` for one token) of the cache's dtype.
         partials: room for `B * T * Hq` rows and any number of splits (`dense_splits` gives a good one).
-        scale: of the logits; 1 / sqrt(D) by default.
+        scale: of the logits, positive; 1 / sqrt(D) by default.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong dtype, shape, device or stride.
+        TypeError, ValueError: an argument of the wrong dtype, shape, device or stride; a scale that is not positive.
     """
+    if scale is not None and not scale > 0:
+        raise ValueError(f"scale: got {scale}, must be positive")
     if isinstance(q, Tensor) and q.dim() == 3:
         q = q.unsqueeze(1)
     check_tensor("q", q, (cache.batch, None, None, cache.head_dim), dtypes=(cache.dtype,), device=cache.device)

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 INTERPRET: bool = bool(triton.knobs.runtime.interpret)
 """True when kernels run in Triton's interpreter on CPU tensors (TRITON_INTERPRET=1 at import)."""
@@ -50,12 +52,46 @@ def recording() -> Iterator[list[Launch]]:
         _recorded = outer
 
 
+@triton.jit
+def await_previous(PDL: tl.constexpr):
+    """First line of every kernel with a PDL argument: wait until the kernel before this one has ended.
+
+    Such kernels are launched as soon as the programs of the one before leave (programmatic dependent launch), which
+    hides part of the gap between the kernels of a step. Nothing may be read or written, and no program may end, before
+    this line: what waits for this kernel relies on its having waited.
+    """
+    if PDL:
+        gdc_wait()
+
+
+@triton.jit
+def release_next(PDL: tl.constexpr):
+    """Let the programs of the next kernel take their places on the chip already (they still wait for this one's end).
+
+    Not before a kernel with just as many programs as the chip holds (attention): placed while others leave, they land
+    unevenly, which costs more than it saves.
+    """
+    if PDL:
+        gdc_launch_dependents()
+
+
+@cache
+def dependent_launch() -> bool:
+    """Whether the current GPU offers programmatic dependent launch (compute capability 9)."""
+    return not INTERPRET and torch.cuda.is_available() and torch.cuda.get_device_capability()[0] >= 9
+
+
 def launch(kernel: Any, grid: tuple[int, ...], *, num_warps: int = 4, num_stages: int = 3, **arguments: Any) -> Any:
     """Start `kernel` on `grid` with arguments by name; returns the compiled kernel (None when interpreted)."""
+    options: dict[str, Any] = {"num_warps": num_warps, "num_stages": num_stages}
+    if "PDL" in kernel.arg_names:
+        arguments["PDL"] = dependent_launch()
+        if dependent_launch():
+            options["launch_pdl"] = True
     if _recorded is not None:
         _recorded.append(Launch(kernel, grid, arguments, num_warps, num_stages))
         return None
-    return kernel[grid](**arguments, num_warps=num_warps, num_stages=num_stages)
+    return kernel[grid](**arguments, **options)
 
 
 def can_run_on(device: torch.device) -> str | None:
@@ -71,6 +107,14 @@ def sm_count(device: torch.device) -> int:
     if device.type != "cuda":
         return INTERPRETER_SM_COUNT
     return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@cache
+def shared_memory() -> int:
+    """Bytes of shared memory that one program may take on the current GPU; an H100's where there is none."""
+    if not torch.cuda.is_available():
+        return 227 * 1024
+    return torch.cuda.get_device_properties().shared_memory_per_block_optin  # type: ignore[attr-defined]
 
 
 def plan_splits(programs: int, tiles: int, device: torch.device, programs_per_sm: int) -> int:

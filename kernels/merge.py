@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .checks import check_device, check_tensor
-from .launch import launch
+from .launch import await_previous, launch
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +43,7 @@ class Partials:
             raise ValueError("partials: must be contiguous")
 
 
-def T(rows, dim, width):
-    return (dim if rows >= 512 else min(dim, 32)), 4
-
-
-@triton.jit
+@triton.jit(do_not_specialize=["splits"])
 def _merge_kernel(
     partial,  # float32 [rows, splits, D]
     partial_lse,  # float32 [rows, splits]
@@ -56,7 +52,9 @@ def _merge_kernel(
     D: tl.constexpr,
     SLICE: tl.constexpr,  # dims a program takes
     WIDTH: tl.constexpr,  # splits rounded up to a power of two
+    PDL: tl.constexpr,
 ):
+    await_previous(PDL)
     row = tl.program_id(0).to(tl.int64)
     index = tl.arange(0, WIDTH)
     dims = tl.program_id(1) * SLICE + tl.arange(0, SLICE)
@@ -86,7 +84,7 @@ def merge_partials(partials: Partials, out: Tensor) -> None:
         raise ValueError("out: must be contiguous")
     width = max(triton.next_power_of_2(partials.splits), 2)
     # The whole row of programs waits for the slowest load: few values a thread, many programs.
-    piece, warps = T(partials.lse.shape[0], dim, width)
+    piece = dim if partials.lse.shape[0] >= 512 else min(dim, 32)
     launch(
         _merge_kernel,
         (partials.lse.shape[0], dim // piece),
@@ -97,7 +95,7 @@ def merge_partials(partials: Partials, out: Tensor) -> None:
         D=dim,
         SLICE=piece,
         WIDTH=width,
-        num_warps=warps,
+        num_warps=4,
         num_stages=1,
     )
 

@@ -146,6 +146,8 @@ class TorchSparseLayer(Layer):
             elif missing:
                 spots = (lists[:, :, None] * size + torch.arange(size, device=lists.device)).flatten(1)
                 mask = (spots < length)[:, None, :]
+                # What lies past the end may be NaN, which no mask undoes.
+                keys, values = (x.masked_fill(~mask.transpose(1, 2), 0.0) for x in (keys, values))
             else:
                 mask = None
             out = scaled_dot_product_attention(query[None], keys[None], values[None], attn_mask=mask)

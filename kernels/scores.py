@@ -21,16 +21,13 @@ from .addressing import locate
 from .cache import KVCache
 from .checks import check_device, check_tensor, kernel_dtypes
 from .config import AttentionShape, SparseConfig, ceil_div
-from .launch import launch
+from .launch import await_previous, launch, release_next
 from .summaries import Summaries
 
 
 def score_rows(shape: AttentionShape, policy: str) -> int:
     """Rows of scores, and so lists, per sequence: one per KV head, per query head, or one in all."""
     return {"per-head": shape.q_heads, "all-heads": 1}.get(policy, shape.kv_heads)
-
-
-T = dict(tile=64, warps=4)
 
 
 @triton.jit
@@ -52,7 +49,7 @@ def _dot_slots(first, second, q_first, q_second):
     return tl.sum(first * q_first[None, :] + second * q_second[None, :], axis=1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["kv_heads", "local_blocks"])
 def _score_kernel(
     q,  # [B, Hq, D]
     summaries,  # [B or P, Hkv, blocks, 2, D]
@@ -77,7 +74,10 @@ def _score_kernel(
     PAGED: tl.constexpr,
     MINMAX: tl.constexpr,
     POLICY: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    release_next(PDL)
+    await_previous(PDL)
     groups = 1 if POLICY == "all-heads" else kv_heads
     batch = tl.program_id(1) // groups
     group = tl.program_id(1) % groups
@@ -153,7 +153,7 @@ def score_blocks(
     if check_values:
         cache.check_values()
     groups = 1 if config.gqa_policy == "all-heads" else cache.kv_heads
-    tile, warps = T["tile"], T["warps"]
+    tile = 32
     table = cache.block_table if cache.block_table is not None else cache.lengths
     launch(
         _score_kernel,
@@ -181,7 +181,7 @@ def score_blocks(
         PAGED=cache.paged,
         MINMAX=config.summary_kind == "minmax",
         POLICY=config.gqa_policy,
-        num_warps=warps,
+        num_warps=4,
         num_stages=1,
     )
 
@@ -223,9 +223,7 @@ def scores_reference(q: Tensor, summaries: Tensor, config: SparseConfig) -> tupl
         terms, sizes = terms.sum(1, keepdim=True), sizes.sum(1, keepdim=True)
     elif config.gqa_policy == "all-heads":
         terms, sizes = terms.sum((0, 1), keepdim=True), sizes.sum((0, 1), keepdim=True)
-    scores, sizes = terms.reshape(-1, blocks).clone(), sizes.reshape(-1, blocks)
+    scores, sizes = terms.flatten(0, 1).clone(), sizes.flatten(0, 1)
     scores[:, max(blocks - config.local_blocks, 0) :] = float("inf")
     additions = 2 * dim + group + (kv_heads if config.gqa_policy == "all-heads" else 0) + 4
     return scores, additions * 2.0**-24 * sizes
-
-

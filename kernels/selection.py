@@ -1,9 +1,9 @@
 """Selection: the n best blocks of each row of scores, exactly, with n found on the device from the actual length.
 
 One program takes one row. Scores become 32-bit keys in the same order; the n-th largest key is found by narrowing an
-interval that holds it, three thresholds (so two bits) a pass, their counts packed into one 64-bit sum; the search ends
-as soon as a threshold keeps exactly n. One prefix sum then gives each kept block its place, so lists come out
-ascending without sorting. Ties go to the lower block index.
+interval that holds it to a third in each pass, two thresholds with both counts packed into one sum; the search ends as
+soon as a threshold keeps exactly n. One prefix sum then gives each kept block its place, so lists come out ascending
+without sorting. Ties go to the lower block index.
 """
 
 from __future__ import annotations
@@ -17,18 +17,16 @@ from .addressing import selected_blocks
 from .cache import KVCache
 from .checks import check_device, check_tensor
 from .config import MAX_BLOCKS, SparseConfig, ceil_div
-from .launch import launch
-
-
-T = dict(two=1, part=128, keys=512, hint=0, chunk=16384)
+from .launch import await_previous, launch
 
 
 @triton.jit
 def _load_keys(row, index, blocks):
-    """Scores as integers in the same order; past the last block, one that is below every score's."""
+    """Scores as unsigned integers in the same order; past the last block 0, which is below every score's."""
     valid = index < blocks
     bits = (tl.load(row + index, mask=valid, other=0.0) + 0.0).to(tl.int32, bitcast=True)  # + 0.0: -0 becomes +0
-    return tl.where(valid, bits ^ ((bits >> 31) & 0x7FFFFFFF), -0x80000000)
+    key = (bits ^ ((bits >> 31) | -0x80000000)).to(tl.uint32, bitcast=True)
+    return tl.where(valid, key, 0)
 
 
 @triton.jit
@@ -44,6 +42,20 @@ def _rank(flag):
 
 
 @triton.jit
+def _write_kept(key, index, threshold, cuts_tie, missing, written, out):
+    """Write the indices of one chunk's kept keys in order; returns how many ties may still be kept, and written."""
+    keep = key >= threshold
+    if cuts_tie:
+        before, equal = _rank(key == threshold)
+        keep = (key > threshold) | (keep & (before < missing))
+        missing -= equal
+    before, chosen = _rank(keep)
+    place = tl.where(keep, written + before, -1)
+    tl.store(out + place.to(tl.int64), index, mask=place >= 0)
+    return missing, written + chosen
+
+
+@triton.jit(do_not_specialize=["rows", "capacity", "ratio_numerator", "ratio_denominator", "floor_blocks"])
 def _select_kernel(
     scores,  # float32 [B, R, M]
     lists,  # int32 [B, R, N] out: ascending block indices, padded with -1
@@ -61,70 +73,58 @@ def _select_kernel(
     BLOCK: tl.constexpr,
     WIDTH: tl.constexpr,  # M rounded up to a power of two
     CHUNK: tl.constexpr,  # blocks whose places in the list are found together
-    PART: tl.constexpr,  # a chunk is scanned as [CHUNK / PART, PART]
-    TWO: tl.constexpr,
-    HINT: tl.constexpr,
+    PART: tl.constexpr,  # scans run over rows of PART blocks, then over the rows
+    PDL: tl.constexpr,
 ):
+    await_previous(PDL)
     batch = tl.program_id(0) // rows
     row = tl.program_id(0) % rows
     blocks = tl.cdiv(tl.load(lengths + batch), BLOCK)
     n = selected_blocks(blocks, ratio_numerator, ratio_denominator, floor_blocks)
     scores += batch.to(tl.int64) * score_batch_stride + row * score_row_stride
-    lists += batch.to(tl.int64) * list_batch_stride + row * list_row_stride
+    out = lists + batch.to(tl.int64) * list_batch_stride + row * list_row_stride
 
-    index = tl.arange(0, WIDTH)
-    if HINT:
-        index = tl.max_contiguous(index, 1)
+    index = tl.arange(0, WIDTH // PART)[:, None] * PART + tl.arange(0, PART)[None, :]
+    if CHUNK < WIDTH:
+        index = tl.max_contiguous(index, [1, 1])  # the other layout's addresses would spill registers
     key = _load_keys(scores, index, blocks)
-    INFINITE: tl.constexpr = 0x7F800000
+    INFINITE: tl.constexpr = 0xFF800000
     infinite = tl.sum((key >= INFINITE).to(tl.int32))
     least = tl.min(tl.where(index < blocks, key, INFINITE))
-    most = tl.max(tl.where(key < INFINITE, key, -0x80000000))
-    # Invariant: at least n keys are >= low, fewer than n are >= high.
-    low = tl.where(infinite >= n, INFINITE, least).to(tl.int64)
-    high = tl.where(infinite >= n, INFINITE, most).to(tl.int64) + 1
+    most = tl.max(tl.where(key < INFINITE, key, 0))
+    # Invariant: at least n keys are >= low (`kept` of them), fewer than n are >= high.
+    low = tl.where(infinite >= n, INFINITE, least).to(tl.uint32)
+    high = tl.where(infinite >= n, INFINITE, most).to(tl.uint32) + 1
     kept = tl.where(infinite >= n, infinite, blocks)
-    while (high - low > 1) & (kept != n):
-        if TWO:
-            step = (high - low + 2) // 3
-            t1 = low + step
-            t2 = tl.minimum(t1 + step, high)
-            # Counts are at most 2^15: two fit one 32-bit sum.
-            total = tl.sum((key >= t1.to(tl.int32)).to(tl.int32) + tl.where(key >= t2.to(tl.int32), 0x10000, 0))
-            c1 = total & 0xFFFF
-            c2 = (total >> 16) & 0xFFFF
-            high = tl.where(c1 < n, t1, tl.where(c2 < n, t2, high))
-            low = tl.where(c2 >= n, t2, tl.where(c1 >= n, t1, low))
-            kept = tl.where(c2 >= n, c2, tl.where(c1 >= n, c1, kept))
-        else:
-            t1 = low + (high - low) // 2
-            c1 = tl.sum((key >= t1.to(tl.int32)).to(tl.int32))
-            high = tl.where(c1 < n, t1, high)
-            low = tl.where(c1 >= n, t1, low)
-            kept = tl.where(c1 >= n, c1, kept)
+    while (high > low + 1) & (kept != n):
+        step = tl.maximum((high - low) // 3, 1)
+        t1 = low + step
+        t2 = t1 + step
+        # Counts are at most 2^15: two fit one 32-bit sum.
+        total = tl.sum((key >= t1).to(tl.int32) + tl.where(key >= t2, 0x10000, 0))
+        c1 = total & 0xFFFF
+        c2 = (total >> 16) & 0xFFFF
+        high = tl.where(c1 < n, t1, tl.where(c2 < n, t2, high))
+        low = tl.where(c2 >= n, t2, tl.where(c1 >= n, t1, low))
+        kept = tl.where(c2 >= n, c2, tl.where(c1 >= n, c1, kept))
 
-    threshold = low.to(tl.int32)
+    # Where a tie is cut, high = low + 1: of the keys equal to low, the first ones fill up.
+    cuts_tie = kept != n
     missing = n
-    if kept != n:  # then high = low + 1: of the keys equal to low, the first ones fill up
-        missing = n - tl.sum((key > threshold).to(tl.int32))
-
-    # Read the scores again: holding the keys meanwhile would cost more registers than there are.
-    offset = tl.arange(0, CHUNK // PART)[:, None] * PART + tl.arange(0, PART)[None, :]
-    written = 0
-    for start in range(0, blocks, CHUNK):
-        chunk = _load_keys(scores, start + offset, blocks)
-        keep = chunk >= threshold
-        if kept != n:
-            before, equal = _rank(chunk == threshold)
-            keep = (chunk > threshold) | (keep & (before < missing))
-            missing -= equal
-        before, chosen = _rank(keep)
-        place = tl.where(keep, written + before, -1)
-        tl.store(lists + place.to(tl.int64), start + offset, mask=place >= 0)
-        written += chosen
-    tail = tl.arange(0, min(WIDTH, 1024))
-    for start in range(n, capacity, min(WIDTH, 1024)):
-        tl.store(lists + start + tail, -1, mask=start + tail < capacity)
+    if cuts_tie:
+        missing = n - tl.sum((key > low).to(tl.int32))
+    if CHUNK == WIDTH:
+        _write_kept(key, index, low, cuts_tie, missing, 0, out)
+    else:  # read the scores again: holding all keys meanwhile would cost more registers than there are
+        offset = tl.arange(0, CHUNK // PART)[:, None] * PART + tl.arange(0, PART)[None, :]
+        written = 0
+        for start in range(0, blocks, CHUNK):
+            chunk = _load_keys(scores, start + offset, blocks)
+            missing, written = _write_kept(chunk, start + offset, low, cuts_tie, missing, written, out)
+    TAIL: tl.constexpr = min(WIDTH, 1024)
+    tail = tl.arange(0, TAIL)
+    for start in range(n, capacity, TAIL):
+        tl.store(out + start + tail, -1, mask=start + tail < capacity)
     tl.store(counts + tl.program_id(0), n)
 
 
@@ -178,10 +178,8 @@ def select_blocks(
         list_row_stride=lists.stride(1),
         BLOCK=config.block_size,
         WIDTH=width,
-        CHUNK=min(width, T["chunk"]),
-        PART=min(width, T["part"]),
-        HINT=T["hint"],
-        TWO=T["two"],
+        CHUNK=width if width <= 16384 else 4096,
+        PART=32,
         num_warps=select_warps(width),
         num_stages=1,
     )
@@ -189,7 +187,7 @@ def select_blocks(
 
 def select_warps(width: int) -> int:
     """Warps of one row's program: about 16 keys a thread for long rows, few threads (cheap barriers) for short."""
-    return max(1, min(32, width // T["keys"]))
+    return max(1, min(32, width // 512))
 
 
 def selection_reference(scores: Tensor, n: int) -> Tensor:

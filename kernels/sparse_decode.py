@@ -2,7 +2,7 @@
 
 With one list per KV head (or one in all) a program attends for the whole GQA group, so that each block is read once;
 with a list per query head (Quest) it attends for that head alone. The kernel reads the count of valid entries and
-shares exactly those tiles evenly among the splits.
+shares exactly those entries evenly among the splits.
 """
 
 from __future__ import annotations
@@ -19,15 +19,12 @@ from .cache import KVCache
 from .checks import check_device, check_range, check_tensor, kernel_dtypes
 from .config import BLOCK_SIZES, AttentionShape, ceil_div
 from .exact import Exact, assign, empty_rows, exact_attention
-from .launch import INTERPRET, launch, plan_splits
+from .launch import INTERPRET, await_previous, launch, plan_splits, release_next
 from .merge import Partials
 from .softmax import attend_tile, store_partial
 
 
-T = dict(tile=64, per_sm=2, stages=3, carry=1, warps=4)
-
-
-@triton.jit
+@triton.jit(do_not_specialize=["programs", "splits"])
 def _sparse_decode_kernel(
     q,  # [B, Hq, D]
     k_cache,  # [B or P, Hkv, S or page, D]
@@ -61,8 +58,10 @@ def _sparse_decode_kernel(
     PAGED: tl.constexpr,
     CAST_FP32: tl.constexpr,
     STAGES: tl.constexpr,
-    CARRY: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    release_next(PDL)
+    await_previous(PDL)
     split = tl.program_id(0)
     batch = tl.program_id(1) // programs
     program = tl.program_id(1) % programs
@@ -90,9 +89,6 @@ def _sparse_decode_kernel(
         entry = start + lane // BLOCK
         block = tl.load(entries + entry, mask=entry < end, other=-1)
         for first in tl.range(start, end, BLOCKS, num_stages=STAGES):
-            if not CARRY:
-                entry = first + lane // BLOCK
-                block = tl.load(entries + entry, mask=entry < end, other=-1)
             token = block * BLOCK + lane % BLOCK
             valid = (block >= 0) & (token < length)
             outer, inside = locate(batch, token, valid, table, table_stride, PAGE, PAGED)
@@ -100,9 +96,9 @@ def _sparse_decode_kernel(
             offsets = base[:, None] + dims[None, :]
             k = tl.load(k_cache + offsets, mask=valid[:, None], other=0.0)
             v = tl.load(v_cache + offsets, mask=valid[:, None], other=0.0)
-            if CARRY:
-                entry = first + BLOCKS + lane // BLOCK
-                block = tl.load(entries + entry, mask=entry < end, other=-1)
+            # The next tile's entries, a step ahead: read in its own step they would hold up its keys and values.
+            entry = first + BLOCKS + lane // BLOCK
+            block = tl.load(entries + entry, mask=entry < end, other=-1)
             if CAST_FP32:
                 k, v = k.to(tl.float32), v.to(tl.float32)
             m, total, acc = attend_tile(query, k, v, valid[None, :], scale_log2, m, total, acc, True, CAST_FP32)
@@ -113,13 +109,13 @@ def _sparse_decode_kernel(
 
 def sparse_tile(block_size: int) -> int:
     """Tokens a step of the kernel."""
-    return max(T["tile"], block_size)
+    return max(64, block_size)
 
 
 def sparse_splits(shape: AttentionShape, rows: int, list_capacity: int, block_size: int, device: torch.device) -> int:
     """Splits for lists of up to `list_capacity` blocks, `rows` lists a sequence, on this chip."""
     programs = shape.batch * (shape.q_heads if rows == shape.q_heads else shape.kv_heads)
-    return plan_splits(programs, ceil_div(list_capacity * block_size, sparse_tile(block_size)), device, T["per_sm"])
+    return plan_splits(programs, ceil_div(list_capacity * block_size, sparse_tile(block_size)), device, 2)
 
 
 def sparse_decode(
@@ -141,12 +137,14 @@ def sparse_decode(
             are skipped.
         counts: int32 `[B, R]`, entries of each list that count.
         partials: room for `B * Hq` rows and any number of splits (`sparse_splits` gives a good one).
-        scale: of the logits; 1 / sqrt(D) by default.
+        scale: of the logits, positive; 1 / sqrt(D) by default.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong dtype, shape, device or stride; with `check_values`, entries
-            outside -1 .. M-1 or counts over N.
+        TypeError, ValueError: an argument of the wrong dtype, shape, device or stride; a scale that is not positive;
+            with `check_values`, entries outside -1 .. M-1 or counts over N.
     """
+    if scale is not None and not scale > 0:
+        raise ValueError(f"scale: got {scale}, must be positive")
     check_tensor("q", q, (cache.batch, None, cache.head_dim), dtypes=(cache.dtype,), device=cache.device)
     check_tensor("cache.k", cache.k, (None, None, None, None), dtypes=kernel_dtypes())
     check_device("q", q)
@@ -203,9 +201,8 @@ def sparse_decode(
         PAGE=cache.page_size if cache.paged else block_size,
         PAGED=cache.paged,
         CAST_FP32=INTERPRET,
-        STAGES=T["stages"] if cache.head_dim <= 128 else 2,
-        CARRY=T["carry"],
-        num_warps=T["warps"],
+        STAGES=3 if cache.head_dim <= 128 else 2,
+        num_warps=4 if sparse_tile(block_size) * cache.head_dim <= 16384 else 8,
     )
 
 

@@ -19,7 +19,7 @@ from .addressing import locate
 from .cache import KVCache, logical
 from .checks import check_device, check_tensor, kernel_dtypes
 from .config import BLOCK_SIZES, MAX_BLOCKS, SUMMARY_KINDS, ceil_div
-from .launch import launch
+from .launch import await_previous, launch, release_next
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class Summaries:
         return logical(self.data, cache.block_table)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["new_tokens", "kv_heads"])
 def _update_blocks_kernel(
     k_cache,  # [B or P, Hkv, S or page, D]
     v_cache,  # the same strides
@@ -92,7 +92,11 @@ def _update_blocks_kernel(
     ALL_BLOCKS: tl.constexpr,
     WRITE: tl.constexpr,
     SUMMARY: tl.constexpr,  # "minmax", "meanstd" or "none"
+    PDL: tl.constexpr,
 ):
+    if SUMMARY != "none":  # then scoring comes next, not dense attention
+        release_next(PDL)
+    await_previous(PDL)
     batch = tl.program_id(1) // kv_heads
     head = tl.program_id(1) % kv_heads
     length = tl.load(lengths + batch)
@@ -141,9 +145,6 @@ def _update_blocks_kernel(
         tl.store(summaries + base + D + dims, slot1.to(summaries.dtype.element_ty))
 
 
-APPEND_WARPS = 0
-
-
 def _check(cache: KVCache, summaries: Summaries | None, check_values: bool) -> None:
     check_tensor("cache.k", cache.k, (None, None, None, None), dtypes=kernel_dtypes())
     check_device("cache.k", cache.k)
@@ -165,6 +166,7 @@ def _launch(
     k_new, v_new = new if new is not None else (cache.k, cache.v)  # not read without WRITE
     data = summaries.data if summaries is not None else cache.k
     table = cache.block_table if cache.block_table is not None else cache.lengths
+    values = cache.head_dim * block
     launch(
         _update_blocks_kernel,
         (blocks, cache.batch * cache.kv_heads),
@@ -193,7 +195,7 @@ def _launch(
         ALL_BLOCKS=all_blocks,
         WRITE=new is not None,
         SUMMARY=summaries.kind if summaries is not None else "none",
-        num_warps=APPEND_WARPS or (4 if cache.head_dim * block > 1024 else 1),
+        num_warps=1 if values <= 1024 else 4 if values <= 16384 else 8,
         num_stages=1,
     )
 

@@ -45,6 +45,4 @@ class TritonDense(DecodeMethod):
     def prepare(self, cache: KVCache) -> TritonDenseLayer:
         splits = dense_splits(self.shape, 1, cache.capacity, cache.device)
         rows = self.shape.batch * self.shape.q_heads
-        return TritonDenseLayer(
-            cache, self.shape, Partials.allocate(rows, splits, self.shape.head_dim, cache.device)
-        )
+        return TritonDenseLayer(cache, self.shape, Partials.allocate(rows, splits, self.shape.head_dim, cache.device))

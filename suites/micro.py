@@ -21,6 +21,7 @@ from .inputs import Inputs, make_inputs
 from .rows import Row
 
 SUITE = "micro"
+CLOCK_ROUNDS = 20  # rounds between two readings of the clocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,8 +178,14 @@ def run_case(
             ops = [op for op in ops if op.key.spec != spec]
             rows.append(without_time(spec, *failure(error)))
     reader = ClockReader(bench.device)
-    states = [reader.read()]
-    samples = measure(ops, bench.timer, bench.plan, on_round=lambda n: on_step(f"round {n}"))
+    states: list[ClockState] = []
+
+    def each_round(number: int) -> None:
+        on_step(f"round {number}")
+        if number % CLOCK_ROUNDS == 1:
+            states.append(reader.read())
+
+    samples = measure(ops, bench.timer, bench.plan, on_round=each_round)
     states.append(reader.read())
     summaries = {key: (summarize(s.times_us), s.stopped_by) for key, s in samples.items()}
     rows += timed_rows(prepared, summaries, bench, base, worst(states))

@@ -127,7 +127,8 @@ COLUMNS = tuple(f.name for f in fields(Row))
 IDENTITY = (
     "suite", "model", "case", "method", "stage", "context", "batch", "block_size", "active_ratio", "min_blocks",
     "budget_tokens", "rectify_every", "gqa_policy", "summary_kind", "window", "draft_length", "dense_layers",
-    "dtype", "weight_dtype", "kv_layout", "paged", "shared_kv", "selection_pattern", "cache_state", "launch", "metric", "step", "layer",
+    "dtype", "weight_dtype", "kv_layout", "paged", "shared_kv", "selection_pattern", "cache_state", "launch",
+    "metric", "step", "layer",
 )  # fmt: skip
 
 

@@ -115,9 +115,9 @@ BAD: dict[str, tuple[str, Callable[[], dict[str, Any]], type[Exception], str]] =
     # write_tokens
     "write/k-type": ("write_tokens", lambda: dict(k_new=NO_TENSOR), TypeError, r"k_new: got list, expected a torch"),
     "write/k-dtype": ("write_tokens", lambda: dict(k_new=empty(B, 2, HKV, D, dtype=OTHER)), TypeError,
-                      r"k_new: got dtype float64, allowed: float16"),
+                      r"k_new: got dtype float64, allowed: b?float16"),
     "write/v-dtype": ("write_tokens", lambda: dict(v_new=empty(B, 2, HKV, D, dtype=OTHER)), TypeError,
-                      r"v_new: got dtype float64, allowed: float16"),
+                      r"v_new: got dtype float64, allowed: b?float16"),
     "write/k-heads": ("write_tokens", lambda: dict(k_new=empty(B, 2, HQ, D), v_new=empty(B, 2, HQ, D)), ValueError,
                       r"k_new: got shape \[2, 2, 4, 64\], expected \[2, any, 2, 64\]"),
     "write/k-dim": ("write_tokens", lambda: dict(k_new=empty(B, 2, HKV, 32)), ValueError, r"k_new: got shape .*32\]"),
@@ -139,7 +139,7 @@ BAD: dict[str, tuple[str, Callable[[], dict[str, Any]], type[Exception], str]] =
     # build and refresh
     "build/summaries-dtype": ("build_summaries",
                               lambda: dict(summaries=Summaries(empty(B, HKV, N, 2, D, dtype=OTHER), "minmax", BLOCK)),
-                              TypeError, r"summaries.data: got dtype float64, allowed: float16"),
+                              TypeError, r"summaries.data: got dtype float64, allowed: b?float16"),
     "build/summaries-strided": (
         "build_summaries",
         lambda: dict(summaries=Summaries(empty(B, HKV, 2 * N, 2, D)[:, :, ::2], "minmax", BLOCK)), ValueError,

@@ -439,7 +439,6 @@ def test_budgets_tell_precisions_apart() -> None:
     assert bool((budgets[2] < 0.02 * exact.size).all())
 
 
-@pytest.mark.xfail(strict=True, reason="exact.UNIT_ROUNDOFF has half of it for bf16 and fp16")
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 def test_unit_roundoff(half: torch.dtype) -> None:
     """Rounding to nearest is off by up to half of eps, the spacing of numbers at 1."""

@@ -175,7 +175,9 @@ def test_case_table_names_failures_and_the_launch_of_an_uncaptured_method() -> N
 
 
 def test_the_portable_path_is_said() -> None:
-    assert "portable torch path on a CPU" in text(case_table("m-b1-8192", [row("resa-torch", launch="eager", device="CPU X")]))
+    assert "portable torch path on a CPU" in text(
+        case_table("m-b1-8192", [row("resa-torch", launch="eager", device="CPU X")])
+    )
 
 
 def test_report_shows_failures_and_skips_with_their_reasons() -> None:
