@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -55,6 +55,7 @@ class AuthorsLayer(Layer):
     manager: object
     lists: Tensor
     _result: Tensor | None = None
+    _captured: list[Tensor] = field(default_factory=list)
 
     def output(self, step: StepTensors) -> Tensor:
         return step.out if self._result is None else self._result
@@ -72,6 +73,8 @@ class AuthorsLayer(Layer):
             self.lists = manager.get_kv_cache_indices_fast(step.q, cache.lengths)  # type: ignore[attr-defined]
 
         def attend() -> None:
+            if torch.cuda.is_current_stream_capturing():
+                self._captured.append(self.lists)  # a graph keeps the address, not the tensor
             size = self.config.block_size
             self._result = decode(step.q, keys, values, cache.lengths, self.lists, block_size=size)
 

@@ -68,8 +68,8 @@ def await_previous(PDL: tl.constexpr):
 def release_next(PDL: tl.constexpr):
     """Let the programs of the next kernel take their places on the chip already (they still wait for this one's end).
 
-    Not before a kernel with just as many programs as the chip holds (attention): placed while others leave, they land
-    unevenly, which costs more than it saves.
+    Called where it was measured to pay (docs/notes/kernels.md): append before scoring, attention before the merge.
+    Elsewhere programs placed while others still leave land unevenly, which costs more than it saves.
     """
     if PDL:
         gdc_launch_dependents()

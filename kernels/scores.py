@@ -21,7 +21,7 @@ from .addressing import locate
 from .cache import KVCache
 from .checks import check_device, check_tensor, kernel_dtypes
 from .config import AttentionShape, SparseConfig, ceil_div
-from .launch import await_previous, launch, release_next
+from .launch import await_previous, launch
 from .summaries import Summaries
 
 
@@ -76,7 +76,6 @@ def _score_kernel(
     POLICY: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    release_next(PDL)
     await_previous(PDL)
     groups = 1 if POLICY == "all-heads" else kv_heads
     batch = tl.program_id(1) // groups

@@ -29,7 +29,7 @@ def draw_all(result_paths: Sequence[Path], out_dir: Path) -> list[Path]:
     """Draw every figure the rows allow, as PNG and SVG, and print a line for each that they do not.
 
     Args:
-        result_paths: JSON Lines files of rows; a folder stands for every `*.jsonl` in it.
+        result_paths: JSON Lines files of rows; a folder stands for every `*.jsonl` and `*.jsonl.gz` in it.
         out_dir: where to write, made if need be. Files are named `speedup-qwen2.5-7b.png`; the device, or the dtype,
             is added where one model was measured on several.
 
@@ -63,11 +63,11 @@ def draw_all(result_paths: Sequence[Path], out_dir: Path) -> list[Path]:
 
 
 def result_files(paths: Sequence[Path]) -> list[Path]:
-    """The files themselves, folders replaced by their `*.jsonl`."""
+    """The files themselves, folders replaced by their `*.jsonl` and `*.jsonl.gz`."""
     files: list[Path] = []
     for path in paths:
         if path.is_dir():
-            inside = sorted(path.glob("*.jsonl"))
+            inside = sorted((*path.glob("*.jsonl"), *path.glob("*.jsonl.gz")))
             if not inside:
                 raise ValueError(f"no *.jsonl in {path}")
             files += inside

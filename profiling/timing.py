@@ -1,9 +1,11 @@
 """Timing one operation many times: the only way a time comes about in this project.
 
-On a GPU an operation is captured as a CUDA graph (or run eagerly) and timed by events around it. Before a *cold*
-sample a buffer of four times the L2 is *read*: a flush that writes leaves dirty lines whose write-back lands inside
-the timed span (docs/measuring.md shows by how much). The flush also keeps the GPU busy while the host enqueues the
-events and the replay, so that a slow host is not timed; a *warm* sample gets an untimed run and a spin instead.
+On a GPU an operation is captured as a CUDA graph and timed by events around its replay. Before a *cold* sample a
+buffer of four times the L2 is *read*: a flush that writes leaves dirty lines whose write-back lands inside the timed
+span (docs/measuring.md shows by how much). A *warm* sample gets an untimed run instead. Either way the GPU spins first
+for longer than a slow host takes to enqueue events and replay: commands that arrive late cost a microsecond.
+
+An operation launched *eagerly* starts on an idle GPU, so that what its launches cost the host is in its time.
 
 Operations of one case are sampled in turn, round by round, so that drift hits all alike; samples stay in order.
 """
@@ -23,16 +25,17 @@ from .stats import half_width
 
 FLUSH_MULTIPLE = 4  # of the last-level cache
 MAX_FLUSH_BYTES = 2**30
-SPIN_CYCLES = 100_000  # about 55 us: longer than a slow host takes to enqueue a replay
+SPIN_CYCLES = 80_000  # about 40 us of an H100: the host's head start
 
 
 @dataclass(frozen=True, slots=True)
 class Op:
-    """Something to time. `key` names it; `cold` flushes the cache before every sample."""
+    """Something to time. `key` names it; `cold` flushes the cache before every sample; `idle` has the device idle."""
 
     key: Any
     run: Callable[[], object]
     cold: bool = True
+    idle: bool = False
 
 
 @dataclass(slots=True)
@@ -105,11 +108,14 @@ class CudaTimer(Timer):
         super().__init__(device, torch.cuda.get_device_properties(device).L2_cache_size)
 
     def settle(self, op: Op) -> None:
+        torch.cuda._sleep(SPIN_CYCLES)
         if op.cold:
             self.flush()
         else:
             op.run()
-            torch.cuda._sleep(SPIN_CYCLES)
+            torch.cuda._sleep(SPIN_CYCLES)  # a short op would leave the host no time
+        if op.idle:
+            self.synchronize()
 
     def stamp(self) -> EventStamp:
         return EventStamp()

@@ -94,7 +94,7 @@ def make_ops(prepared: Prepared, bench: Bench) -> list[Op]:
         run = run_all(stages)
         key = Key(prepared.spec, name, "cold" if cold else "warm", "graph" if graph else "eager")
         if all(op.key != key for op in ops):
-            ops.append(Op(key, bench.timer.captured(run) if graph else run, cold))
+            ops.append(Op(key, bench.timer.captured(run) if graph else run, cold, idle=not graph))
 
     if len(prepared.stages) > 1:
         for stage in prepared.stages:

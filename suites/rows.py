@@ -7,6 +7,7 @@ by one write, each row says how many belong together (`case_rows`), and `read_ro
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 from collections import Counter
@@ -151,7 +152,7 @@ def append_case(path: Path, rows: list[Row]) -> None:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Rows of a JSON Lines file. A torn last line and cases cut short are left out.
+    """Rows of a JSON Lines file (gzipped if its name ends so). A torn last line and cases cut short are left out.
 
     Raises:
         FileNotFoundError: no such file.
@@ -159,7 +160,8 @@ def read_rows(path: Path) -> list[Row]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"no result file at {path}")
-    lines = path.read_text().split("\n")
+    data = path.read_bytes()
+    lines = (gzip.decompress(data) if path.suffix == ".gz" else data).decode().split("\n")
     rows: list[Row] = []
     for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline is torn or empty
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import math
 from dataclasses import asdict, replace
@@ -215,3 +216,10 @@ def test_csv_holds_the_same_rows(tmp_path: Path) -> None:
 def test_a_frame_has_every_column() -> None:
     assert tuple(to_frame([make()]).columns) == COLUMNS
     assert tuple(to_frame([]).columns) == COLUMNS
+
+
+def test_a_gzipped_file_reads_as_the_plain_one(tmp_path: Path) -> None:
+    plain, packed = tmp_path / "micro.jsonl", tmp_path / "micro.jsonl.gz"
+    append_case(plain, [make()])
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    assert read_rows(packed) == read_rows(plain)
