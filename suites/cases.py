@@ -122,11 +122,12 @@ def default_methods(device: torch.device, base: SparseConfig, block_sizes: Seque
     ReSA runs at each block size (in plain torch on a CPU), Quest under two GQA policies, any other sparse method at
     the first block size.
     """
-    specs = [MethodSpec(name) for name, method in registered().items() if method.is_dense and method.in_default]
+    left_out = ("resa-torch", "torch-dense") if device.type == "cuda" else ("resa",)
+    methods = {n: m for n, m in registered().items() if m.in_default and n not in left_out}
+    specs = [MethodSpec(name) for name, method in methods.items() if method.is_dense]
     first = replace(base, block_size=block_sizes[0])
-    left_out = "resa-torch" if device.type == "cuda" else "resa"
-    for name, method in registered().items():
-        if method.is_dense or not method.in_default or name == left_out:
+    for name, method in methods.items():
+        if method.is_dense:
             continue
         if name in ("resa", "resa-torch"):
             specs += [MethodSpec(name, replace(base, block_size=b)) for b in block_sizes]

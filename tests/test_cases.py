@@ -199,7 +199,8 @@ def test_default_methods(device: torch.device, resa: str, left_out: str) -> None
     labels = [spec.label for spec in specs]
     dense = [get_method(spec.name).is_dense for spec in specs]
     assert dense == sorted(dense, reverse=True)
-    assert {"sdpa-cudnn", "sdpa-flash", "flash-attn-2", "flashinfer", "triton-dense", "torch-dense"} <= set(labels)
+    assert {"sdpa-cudnn", "sdpa-flash", "flash-attn-2", "flashinfer", "triton-dense"} <= set(labels)
+    assert ("torch-dense" in labels) == (device.type == "cpu")
     sparse = [
         f"{resa} b32",
         f"{resa} b64",
