@@ -80,3 +80,13 @@ def lint(session: nox.Session) -> None:
     session.run(
         *run, "mypy", *(part for name in PACKAGES for part in ("-p", f"resa_bench.{name}")), env=env, external=True
     )
+
+
+@nox.session
+def sanitize(session: nox.Session) -> None:
+    """compute-sanitizer's memcheck and racecheck over the kernel tests marked for them (needs a GPU)."""
+    env = _install(session, "test")
+    for tool in ("memcheck", "racecheck"):
+        checker = ["compute-sanitizer", "--tool", tool, "--target-processes", "all", "--error-exitcode", "1"]
+        suite = [_python(session), "-m", "pytest", "--benchmark-disable", "-m", "sanitizer", *session.posargs]
+        session.run(*checker, *suite, env=env, external=True)
