@@ -77,7 +77,7 @@ def add_micro_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--summary", choices=SUMMARY_KINDS, default="minmax")
     run = parser.add_argument_group("the run")
     run.add_argument("--device", help="cuda, cuda:1 or cpu (default: a GPU if there is one)")
-    run.add_argument("--output", type=Path, metavar="DIR", help="default runs/<device>/<commit>")
+    run.add_argument("--output", type=Path, metavar="DIR", help="default runs/<device>/<commit>[/quick]")
     run.add_argument("--fresh", action="store_true", help="measure again what the output holds already")
     run.add_argument("--list", action="store_true", help="print the cases and methods, and stop")
     run.add_argument("--budget-s", type=float, help="most seconds of sampling a case")
@@ -204,12 +204,13 @@ def act_micro(options: argparse.Namespace, console: Console) -> int:
             console.print(f"{case.slug}  (K and V {case.kv_bytes / 1e9:.2f} GB, {case.dtype})", highlight=False)
         console.print("methods: " + ", ".join(s.label for s in specs), highlight=False)
         return 0
-    folder = options.output or default_folder(device)
+    # Quick rows have fewer samples: they must not count as done when the default list is run.
+    folder = options.output or default_folder(device) / ("quick" if options.scale == "quick" else "")
     path = folder / "micro.jsonl"
     cuda = device.type == "cuda"
     plan = Plan(
         precision=0.005 if cuda else 0.02,
-        budget_s=options.budget_s or (6.0 if cuda else 5.0 if options.scale == "quick" else 15.0),
+        budget_s=options.budget_s or (6.0 if cuda else 5.0 if options.scale == "quick" else 25.0),
         min_samples=20 if cuda else 7,
     )
     command = "resa-bench " + shlex.join(options.arguments)
