@@ -58,6 +58,8 @@ def sink_window_blocks(cache: KVCache, lists: Tensor, counts: Tensor, config: Sp
 
 
 class SinkWindowLayer(SparseLayer):
+    scores_blocks = False
+
     def choose_stages(self, step: StepTensors) -> tuple[Stage, ...]:
         work = self.work
         return (Stage("select", lambda: sink_window_blocks(self.cache, work.lists, work.counts, self.config)),)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -43,6 +44,9 @@ class Workspace:
 @dataclass
 class SparseLayer(Layer):
     """One layer of a block-sparse method."""
+
+    scores_blocks: ClassVar[bool] = True
+    """False if `work.scores` plays no part in the selection."""
 
     cache: KVCache
     shape: AttentionShape

@@ -7,14 +7,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..kernels import Layer
+from ..kernels import Layer, SparseConfig
 from ..kernels.dense import dense_reference
-from ..kernels.exact import Exact
+from ..kernels.exact import UNIT_ROUNDOFF, Exact
 from ..kernels.pipeline import SparseLayer
 from ..kernels.scores import scores_reference
 from ..kernels.selection import selection_reference
 from ..kernels.sparse_decode import sparse_reference
+from ..kernels.summaries import summaries_reference
 from .inputs import Inputs
+
+SAMPLED_BLOCKS = 16  # of a sequence, whose summaries are compared with their keys
 
 
 class CheckFailed(Exception):
@@ -67,28 +70,45 @@ def check_step(layer: Layer, inputs: Inputs, dense_exact: list[Exact]) -> Check:
         lists = selection.lists[b]
         exact = sparse_reference(inputs.step.q[b], keys[b], values[b], length, lists, block_size=selection.block_size)
         check = check.worst(compare("attention over the selected blocks", out[b], exact, out.dtype))
-    if isinstance(layer, SparseLayer) and layer.summaries is not None:
+    if isinstance(layer, SparseLayer) and layer.scores_blocks:
         check_selection(layer, inputs.step.q)
     return check
 
 
 def check_selection(layer: SparseLayer, q: Tensor) -> None:
-    """Scores within their fp32 budget of fp64, and the lists exactly the best of the scores computed."""
-    assert layer.summaries is not None
-    table = layer.summaries.logical(layer.cache)
+    """Summaries true to the keys, scores within their fp32 budget of fp64, lists exactly the best of these scores."""
+    table = layer.summaries.logical(layer.cache) if layer.summaries is not None else None
     for b, length in enumerate(layer.cache.lengths.tolist()):
         blocks, n = layer.config.blocks(length), layer.config.selected(length)
         computed = layer.work.scores[b, :, :blocks]
-        exact, budget = scores_reference(q[b], table[b, :, :blocks], layer.config)
-        finite = exact.isfinite()
-        if not torch.equal(computed.isposinf(), ~finite):
-            raise CheckFailed(f"scores: the local blocks of sequence {b} are not the infinite ones")
-        error = torch.where(finite, (computed.double() - exact).abs() - budget, -1.0).amax() if blocks else 0.0
-        if not float(error) <= 0:
-            raise CheckFailed(f"scores: beyond their fp32 error budget by {float(error):.2e} in sequence {b}")
+        if table is not None:
+            _check_summaries(layer, table[b], b, length)
+            _check_scores(computed, q[b], table[b, :, :blocks], layer.config, b)
         wanted = selection_reference(computed, n)
         if not torch.equal(layer.work.lists[b, :, :n], wanted) or bool((layer.work.lists[b, :, n:] != -1).any()):
             raise CheckFailed(f"selection: lists of sequence {b} are not the best {n} blocks of their scores")
+
+
+def _check_summaries(layer: SparseLayer, table: Tensor, sequence: int, length: int) -> None:
+    """Some blocks, the newest among them, against their keys: min and max exactly, mean and std within rounding."""
+    keys = layer.cache.gather()[0][sequence]
+    size, kind, blocks = layer.config.block_size, layer.config.summary_kind, layer.config.blocks(length)
+    slack = 0.0 if kind == "minmax" else 2 * UNIT_ROUNDOFF[keys.dtype] + 2 * size * 2.0**-24  # fp32 sums of `size`
+    for i in sorted({*range(0, blocks, max(blocks // SAMPLED_BLOCKS, 1)), blocks - 1} - {-1}):
+        block = keys[:, i * size : min((i + 1) * size, length)]
+        wanted = summaries_reference(block, block.shape[1], size, kind)[:, 0].double()
+        if not bool(((table[:, i].double() - wanted).abs() <= slack * block.double().abs().amax()).all()):
+            raise CheckFailed(f"summaries: block {i} of sequence {sequence} does not summarise its keys")
+
+
+def _check_scores(computed: Tensor, q: Tensor, table: Tensor, config: SparseConfig, sequence: int) -> None:
+    exact, budget = scores_reference(q, table, config)
+    finite = exact.isfinite()
+    if not torch.equal(computed.isposinf(), ~finite):
+        raise CheckFailed(f"scores: the local blocks of sequence {sequence} are not the infinite ones")
+    error = torch.where(finite, (computed.double() - exact).abs() - budget, -1.0).amax() if computed.numel() else 0.0
+    if not float(error) <= 0:
+        raise CheckFailed(f"scores: beyond their fp32 error budget by {float(error):.2e} in sequence {sequence}")
 
 
 def dense_exact(inputs: Inputs) -> list[Exact]:

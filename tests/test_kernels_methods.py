@@ -553,3 +553,12 @@ def test_steps_do_not_synchronise(dtype: torch.dtype) -> None:
         run(layer, inputs.step)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_stale_summary_fails_the_check() -> None:
+    """A summary that its keys have left behind is caught, though the scores made from it are consistent."""
+    layer, inputs = make("resa", DTYPES[-1], (101, 38))
+    run(layer, inputs.step)
+    layer.summaries.data[0, 0, layer.config.blocks(101) - 1, 1] += 1.0
+    with pytest.raises(CheckFailed, match="summaries: block"):
+        check_selection(layer, inputs.step.q)
