@@ -59,12 +59,21 @@ def tests(session: nox.Session) -> None:
 def benchmark(session: nox.Session) -> None:
     """The micro suite under pytest-benchmark (`pytest --benchmark-only`). Arguments go to pytest."""
     env = _install(session, "test")
-    session.run(_python(session), "-m", "pytest", "--benchmark-only", *session.posargs, env=env, external=True)
+    session.run(
+        _python(session),
+        "-m",
+        "pytest",
+        "--benchmark-only",
+        "tests/test_benchmark_micro.py",
+        *session.posargs,
+        env=env,
+        external=True,
+    )
 
 
 @nox.session
 def plots(session: nox.Session) -> None:
-    """Draw the figures of result files: nox -s plots -- results/h100/micro.jsonl"""
+    """Draw the figures of result files: nox -s plots -- results/h100"""
     env = _install(session)
     session.run(_python(session), "-m", "resa_bench.suites", "plots", *session.posargs, env=env, external=True)
 

@@ -30,7 +30,7 @@ from ..kernels.merge import Partials
 from ..kernels.method import Layer
 from ..kernels.pipeline import Workspace, sparse_traffic
 from ..kernels.summaries import write_tokens
-from .optional import first, load, missing, needs_cuda
+from .optional import first, load, needs_cuda
 
 VARIABLE = "RESA_REFERENCE"
 
@@ -44,7 +44,11 @@ def _checkout() -> str | None:
         return f"{VARIABLE}={folder} holds no llm/kernel/flash_sparse_decoding.py"
     if folder not in sys.path:
         sys.path.append(folder)
-    return missing("llm.kernel.flash_sparse_decoding", "dev")
+    try:
+        load("llm.kernel.flash_sparse_decoding")
+    except Exception as error:  # whatever a foreign checkout raises
+        return f"{VARIABLE}={folder} cannot be imported ({type(error).__name__}: {str(error)[:80]})"
+    return None
 
 
 @dataclass
@@ -109,7 +113,7 @@ class ResaAuthors(DecodeMethod):
 
     @classmethod
     def unavailable(cls, shape: AttentionShape, dtype: torch.dtype, device: torch.device) -> str | None:
-        return first(needs_cuda(device), _checkout())
+        return first(_checkout(), needs_cuda(device))
 
     def prepare(self, cache: KVCache) -> AuthorsLayer:
         if cache.paged:

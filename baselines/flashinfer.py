@@ -38,7 +38,6 @@ class FlashInfer(DecodeMethod):
     """BatchDecodeWithPagedKVCacheWrapper; planned, outside the timed span, for the lengths it is bound at."""
 
     is_dense = True
-    fixed_length = True
 
     @classmethod
     def unavailable(cls, shape: AttentionShape, dtype: torch.dtype, device: torch.device) -> str | None:

@@ -12,7 +12,7 @@ def missing(module: str, extra: str) -> str | None:
         import_module(module)
     except Exception as error:  # a broken extension raises anything at all
         cause = f"{type(error).__name__}: {str(error)[:80]}"
-        return f"{module} cannot be imported ({cause}); pip install 'resa-bench[{extra}]'"
+        return f"{module} cannot be imported ({cause}); pip install -e '.[{extra}]'"
     return None
 
 

@@ -18,7 +18,6 @@ from .optional import needs_cuda
 
 class _Sdpa(DecodeMethod):
     is_dense = True
-    fixed_length = True
     backend: SDPBackend
     packs_group = False
 

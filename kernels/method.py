@@ -2,8 +2,8 @@
 
 A `DecodeMethod` is built for a shape and its settings; `prepare(cache)` binds it to one layer's cache and returns a
 `Layer`. A layer offers its decode step as named stages that can be timed apart or captured as one CUDA graph; stages
-have their tensors bound, allocate nothing and never synchronise. Work space that layers can share lives in the
-method.
+have their tensors bound and, unless they say that they are not graph-safe, allocate nothing and never synchronise.
+Work space that layers can share lives in the method.
 """
 
 from __future__ import annotations
@@ -108,8 +108,6 @@ class DecodeMethod(ABC):
 
     name: ClassVar[str]
     is_dense: ClassVar[bool] = False
-    fixed_length: ClassVar[bool] = False
-    """True if the length is fixed when the step is bound: such a step serves one nominal length."""
     in_default: ClassVar[bool] = True
     """False for a method that runs only when it is named."""
     uses: ClassVar[tuple[str, ...]] = ()

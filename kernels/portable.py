@@ -155,10 +155,10 @@ class TorchSparseLayer(Layer):
 
     def stages(self, step: StepTensors) -> tuple[Stage, ...]:
         return (
-            Stage("append", lambda: self._append(step)),
-            Stage("score", lambda: self._score(step)),
-            Stage("select", self._select),
-            Stage("attend", lambda: self._attend(step)),
+            Stage("append", lambda: self._append(step), graph_safe=False),
+            Stage("score", lambda: self._score(step), graph_safe=False),
+            Stage("select", self._select, graph_safe=False),
+            Stage("attend", lambda: self._attend(step), graph_safe=False),
         )
 
     def rectify_stages(self, chunk: ChunkTensors) -> tuple[Stage, ...]:
@@ -167,7 +167,7 @@ class TorchSparseLayer(Layer):
             refresh_torch(self.cache, self.summaries, chunk.k.shape[1])
             dense_chunk_torch(self.cache, chunk)
 
-        return (Stage("rectify", run),)
+        return (Stage("rectify", run, graph_safe=False),)
 
     def selection(self) -> Selection:
         return Selection(self.work.lists, self.config.block_size)

@@ -46,14 +46,14 @@ def _draw(figures: FigureSet, lines: list[tuple[Variant, str, Look]], what: str)
     rows = [r for variant, stage, _ in lines for r in figures.lines[variant] if r.stage == stage]
     batches = sorted({row.batch for row in rows if row.speedup_vs_best_dense})
     contexts = sorted({row.context for row in rows})
-    limiting = _limiting(figures)
+    limited = _limited(figures)
     fig, axes, left = panels(len(batches))
     drawn: list[Row] = []
     for ax, batch in zip(axes, batches, strict=True):
         ax.axhline(1.0, color="black", linewidth=0.8)
-        if limiting:
-            limit = points(figures.lines[limiting], "total", batch, "floor_speedup")
-            draw_line(ax, limit, "floor_speedup", LIMIT, marker=False)
+        for variant, style in limited.items():
+            limit = points(figures.lines[variant], "total", batch, "floor_speedup")
+            draw_line(ax, limit, "floor_speedup", style, marker=False)
         for variant, stage, style in lines:
             found = points(figures.lines[variant], stage, batch, COLUMN)
             draw_line(ax, found, COLUMN, style)
@@ -70,12 +70,12 @@ def _draw(figures: FigureSet, lines: list[tuple[Variant, str, Look]], what: str)
     return finish(
         fig,
         heading,
-        _legend(figures, lines, limiting),
+        _legend(figures, lines, bool(limited)),
         caption(figures, drawn, f"best dense: {rivals}" if rivals else ""),
     )
 
 
-def _legend(figures: FigureSet, lines: list[tuple[Variant, str, Look]], limiting: Variant | None) -> list[Line2D]:
+def _legend(figures: FigureSet, lines: list[tuple[Variant, str, Look]], limited: bool) -> list[Line2D]:
     names = labels(figures.lines)
     styles = {variant: style for variant, _, style in lines}
     stages = sorted({stage for _, stage, _ in lines})
@@ -84,15 +84,16 @@ def _legend(figures: FigureSet, lines: list[tuple[Variant, str, Look]], limiting
     legend = [legend_line(style, names[variant]) for variant, style in styles.items()]
     if len(stages) > 1:
         legend += [legend_line(Look(GREY, "", STAGE_LINES[stage]), STAGE_NAMES[stage]) for stage in stages]
-    if limiting:
-        legend.append(legend_line(LIMIT, f"floors allow ({names[limiting]})"))
+    if limited:
+        legend.append(legend_line(LIMIT, "what ReSA's floor allows"))
     return legend
 
 
-def _limiting(figures: FigureSet) -> Variant | None:
-    """The variant whose floor is drawn: ReSA in blocks of 16, or the smallest there is."""
+def _limited(figures: FigureSet) -> dict[Variant, Look]:
+    """ReSA's variants whose floor is known, with the look of its line: the variant's colour, thin and dashed."""
+    styles = looks(figures.lines)
     known = [v for v in figures.resa() if any(r.stage == "total" and r.floor_speedup for r in figures.lines[v])]
-    return min(known, key=lambda v: v.block_size != 16, default=None)
+    return {variant: Look(styles[variant].colour, "", LIMIT.linestyle) for variant in known}
 
 
 def _ratio_axis(ax: Axes) -> None:

@@ -59,7 +59,12 @@ def stages(figures: FigureSet) -> Figure:
                 bottom = False
     rivals = sorted({row.method for row in drawn if row.method not in {v.method for v in staged}})
     note = f"dense: {', '.join(rivals)}" if rivals else ""
-    return finish(fig, title(figures, "time of a step by stage"), _legend(drawn), caption(figures, drawn, note))
+    return finish(
+        fig,
+        title(figures, "time of a step by stage"),
+        _legend(drawn),
+        caption(figures, drawn, note, "stages timed apart: each contains a launch that the step overlaps"),
+    )
 
 
 def _parts(stage: str) -> tuple[str, ...]:

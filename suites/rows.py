@@ -129,7 +129,7 @@ IDENTITY = (
     "suite", "model", "case", "method", "stage", "context", "batch", "block_size", "active_ratio", "min_blocks",
     "budget_tokens", "rectify_every", "gqa_policy", "summary_kind", "window", "draft_length", "dense_layers",
     "dtype", "weight_dtype", "kv_layout", "paged", "shared_kv", "selection_pattern", "cache_state", "launch",
-    "metric", "step", "layer",
+    "metric", "step", "layer", "seed",
 )  # fmt: skip
 
 
@@ -168,8 +168,13 @@ def read_rows(path: Path) -> list[Row]:
             rows.append(Row(**json.loads(line)))
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path}, line {number}: not a result row ({error})") from error
-    present = Counter((row.suite, row.case) for row in rows)
-    return [row for row in rows if row.case_rows is None or present[row.suite, row.case] >= row.case_rows]
+    together = Counter(_write(row) for row in rows)
+    return [row for row in rows if row.case_rows is None or together[_write(row)] >= row.case_rows]
+
+
+def _write(row: Row) -> tuple[Any, ...]:
+    """What the rows of one write share."""
+    return row.suite, row.case, row.started_at, row.case_rows
 
 
 def rewrite(path: Path, rows: Iterable[Row]) -> None:

@@ -71,13 +71,26 @@ def _changes() -> str:
     return digest.hexdigest()[:6]
 
 
-def is_done(case: Case, specs: Sequence[MethodSpec], rows: Sequence[Row], device: torch.device) -> bool:
-    """True if every method asked for has its rows in this case, none failed, and none skipped could run by now."""
-    mine = [row for row in rows if row.case == case.slug and row.dtype == case.dtype and row.seed == case.seed]
+def is_done(
+    case: Case,
+    specs: Sequence[MethodSpec],
+    rows: Sequence[Row],
+    device: torch.device,
+    kinds: Sequence[str] = (),
+) -> bool:
+    """True if every method asked for has its rows in this case, none failed, and none skipped could run by now.
+
+    Args:
+        kinds: cache states and launches that every timed method must have a row of, such as "warm", "eager".
+    """
+    mine = [row for row in rows if _belongs(row, case)]
     for spec in specs:
         columns = spec.columns()
         found = [r for r in mine if r.method == spec.name and all(getattr(r, k) == v for k, v in columns.items())]
         if not found or any(row.status in FAILED for row in found):
+            return False
+        present = {kind for row in found if row.timed for kind in (row.cache_state, row.launch)}
+        if present and not present.issuperset(kinds):
             return False
         if any(row.status == "skipped" for row in found) and not get_method(spec.name).unavailable(
             case.shape, case.torch_dtype, device
@@ -95,24 +108,21 @@ def run_cases(
     console: Console,
     *,
     fresh: bool = False,
+    kinds: Sequence[str] = (),
     clock: Callable[[], float] = time.monotonic,
 ) -> Outcome:
-    """Measure what `path` does not hold yet; append each case's rows as they come.
+    """Measure what `path` does not hold yet (with `fresh`: all that is asked for); write each case's rows as they come.
 
-    Ctrl-C stops after writing all finished cases (exit status 130). A case that kills the measuring process becomes
+    Rows that are measured again give way when their successors are there; all others stay. Ctrl-C stops after writing all finished cases (exit status 130). A case that kills the measuring process becomes
     failed rows.
     """
     start = clock()
-    kept = [] if fresh or not path.exists() else read_rows(path)
-    slugs = {case.slug for case in cases}
-    done = {case.slug for case in cases if is_done(case, specs, kept, device)}
-    # Of a case measured again, rows of methods that are not asked for now stay.
+    kept = read_rows(path) if path.exists() else []
+    done = {case.slug for case in cases if not fresh and is_done(case, specs, kept, device, kinds)}
     asked = {(spec.name, *sorted(spec.columns().items())) for spec in specs}
-    kept = [row for row in kept if row.case in done or row.case not in slugs or _settings(row) not in asked]
-    kept = [row if row.case in done or row.case not in slugs else replace(row, case_rows=None) for row in kept]
     if path.exists():
-        rewrite(path, kept)
-    outcome = Outcome(path, list(kept), len(done))
+        rewrite(path, kept)  # without what a run cut short left at its end
+    outcome = Outcome(path, kept, len(done))
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -128,6 +138,10 @@ def run_cases(
                     continue
                 began = clock()
                 rows = _attempt(case, specs, worker, device, partial(_show, progress, task, case.slug))
+                others = [r for r in outcome.rows if not (_belongs(r, case) and _settings(r) in asked)]
+                if len(others) < len(outcome.rows):
+                    outcome.rows = [replace(r, case_rows=None) if _belongs(r, case) else r for r in others]
+                    rewrite(path, outcome.rows)
                 append_case(path, rows)
                 outcome.rows += rows
                 progress.advance(task)
@@ -137,9 +151,14 @@ def run_cases(
         outcome.interrupted = True
     finally:
         worker.stop()
-    write_csv(outcome.rows, path.with_suffix(".csv"))
+    if outcome.rows:
+        write_csv(outcome.rows, path.with_suffix(".csv"))
     outcome.seconds = clock() - start
     return outcome
+
+
+def _belongs(row: Row, case: Case) -> bool:
+    return (row.case, row.dtype, row.seed) == (case.slug, case.dtype, case.seed)
 
 
 def _settings(row: Row) -> tuple[Any, ...]:

@@ -303,7 +303,7 @@ def test_speedup_draws_the_column_the_floor_and_the_line_at_one() -> None:
     assert (6.0, 6.0) in drawn
     assert (1.0, 1.0) in drawn
     words = texts(fig)
-    assert "floors allow (ReSA b=16)" in words
+    assert "what ReSA's floor allows" in words
     assert "Quest per-head" in words
     assert "cuDNN (SDPA)" not in words
 

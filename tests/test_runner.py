@@ -352,3 +352,38 @@ def test_steps_pass_through_and_one_process_serves_all_cases() -> None:
         worker.stop()
     assert told == [f"process {process.pid}"] * 2
     assert not process.is_alive()
+
+
+def test_fresh_keeps_what_was_not_asked_for(run: Run) -> None:
+    run()
+    run(cases=CASES[:1], specs=SPECS[:1], fresh=True)
+    assert run.worker.measured == [A]
+    found = [(row.case, row.method) for row in read_rows(run.path)]
+    assert sorted(found) == sorted((s, n.name) for s in (A, B, C) for n in SPECS)
+
+
+def test_interrupting_a_fresh_run_loses_nothing(run: Run) -> None:
+    run()
+    before = read_rows(run.path)
+    outcome = run(FakeWorker({A: raising(KeyboardInterrupt())}), fresh=True)
+    assert outcome.exit_status == 130
+    assert read_rows(run.path) == before
+
+
+def test_interrupted_before_any_case_leaves_no_file(run: Run) -> None:
+    outcome = run(FakeWorker({A: raising(KeyboardInterrupt())}))
+    assert (outcome.exit_status, outcome.rows) == (130, [])
+    assert not run.path.exists()
+
+
+def test_other_dtypes_and_seeds_stay(run: Run) -> None:
+    run(cases=CASES[:1])
+    run(cases=[replace(CASES[0], seed=7)])
+    run(cases=[replace(CASES[0], dtype="bf16")])
+    assert {(row.dtype, row.seed) for row in read_rows(run.path)} == {("fp32", 0), ("fp32", 7), ("bf16", 0)}
+
+
+def test_rows_of_a_kind_that_is_missing_are_measured(run: Run) -> None:
+    run(cases=CASES[:1])
+    run(cases=CASES[:1], kinds=["warm"])
+    assert run.worker.measured == [A]
