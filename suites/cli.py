@@ -115,7 +115,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--tolerance",
         type=float,
         default=0.05,
-        help="differences up to this count as the same (two runs of one commit differ by less in their whole steps)",
+        help="differences up to this count as the same",
     )
     compare.set_defaults(act=act_compare)
     methods = commands.add_parser("methods", help="the methods, and which can run here")

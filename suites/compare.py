@@ -150,7 +150,8 @@ def render(comparison: Comparison) -> Table:
 def main(path_a: Path, path_b: Path, tolerance: float = 0.02, console: Console | None = None) -> int:
     """Compare two files and print what changed. Returns the exit status.
 
-    0: nothing got worse. 1: a whole step is slower, or something newly failed. 2: nothing was comparable, or a file is unreadable.
+    0: nothing got worse. 1: a whole step is slower, or something newly failed. 2: nothing was comparable, or a file is
+    unreadable.
     """
     console = console or Console()
     try:

@@ -113,8 +113,8 @@ def run_cases(
 ) -> Outcome:
     """Measure what `path` does not hold yet (with `fresh`: all that is asked for); write each case's rows as they come.
 
-    Rows that are measured again give way when their successors are there; all others stay. Ctrl-C stops after writing all finished cases (exit status 130). A case that kills the measuring process becomes
-    failed rows.
+    Rows that are measured again give way when their successors are there; all others stay. Ctrl-C stops after writing
+    all finished cases (exit status 130). A case that kills the measuring process becomes failed rows.
     """
     start = clock()
     kept = read_rows(path) if path.exists() else []

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -40,6 +41,14 @@ def test_example_method_registers_and_passes_the_check(monkeypatch: pytest.Monke
     checked = prepare(MethodSpec("written-out"), case, inputs, dense_exact(inputs), torch.device("cpu"))
     assert [stage.name for stage in checked.stages] == ["append", "attend"]
     assert checked.check.budget_used <= 1
+
+
+def test_library_snippet_runs() -> None:
+    (snippet,) = [block for block in blocks("python") if "KVCache.allocate" in block]
+    names: dict[str, Any] = {}
+    exec(compile(snippet, "README.md", "exec"), names)
+    assert names["out"].shape == (1, 28, 128)
+    assert bool(names["out"].isfinite().all())
 
 
 def sessions_named() -> set[str]:
