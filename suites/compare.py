@@ -61,7 +61,7 @@ class Comparison:
         """1 if a whole step got slower or anything newly failed, else 2 if nothing was comparable, else 0.
 
         Stages of a few microseconds, and eager rows, which time the host, move between runs of one commit: they are
-        listed, but decide only where there are no whole steps as graphs (then all whole steps do, or all rows).
+        listed, but decide only where there are no cold whole steps as graphs (then all whole steps do, or all rows).
         """
         if self.newly_failed or any(pair.verdict == "slower" for pair in self.deciding):
             return 1
@@ -71,7 +71,7 @@ class Comparison:
     def deciding(self) -> tuple[Pair, ...]:
         """The pairs that decide the exit status."""
         whole = tuple(pair for pair in self.pairs if pair.a.stage in ("total", "total_amortised"))
-        graphs = tuple(pair for pair in whole if pair.a.launch == "graph")
+        graphs = tuple(pair for pair in whole if (pair.a.launch, pair.a.cache_state) == ("graph", "cold"))
         return graphs or whole or self.pairs
 
 

@@ -245,3 +245,20 @@ def test_table_names_only_the_settings_that_vary_and_the_run_once() -> None:
     assert "cold graph" in str(table.title)
     mixed = render(compare([*a, make(100, launch="eager")], [*b, make(150, launch="eager")]))
     assert sorted(mixed.columns[3].cells) == ["cold eager", "cold graph", "cold graph"]
+
+
+@pytest.mark.parametrize(
+    ("slower", "status"),
+    [
+        pytest.param({"stage": "total"}, 1, id="cold-graph-step"),
+        pytest.param({"stage": "append"}, 0, id="stage"),
+        pytest.param({"stage": "total", "launch": "eager"}, 0, id="eager-step"),
+        pytest.param({"stage": "total", "cache_state": "warm"}, 0, id="warm-step"),
+    ],
+)
+def test_cold_whole_steps_as_graphs_decide(slower: dict[str, Any], status: int) -> None:
+    """Where there are such rows, others are listed as slower but leave the exit status alone."""
+    steady = make(method="quest", stage="total")
+    comparison = compare([steady, make(100, **slower)], [steady, make(150, **slower)])
+    assert comparison.count("slower") == 1
+    assert comparison.exit_code == status
