@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..kernels import AttentionShape, KVCache, Stage, StepTensors, Traffic, Unsupported, register
+from ..kernels import KVCache, Stage, StepTensors, Traffic, Unsupported, register
 from ..kernels.method import dense_traffic
 from ..kernels.pipeline import SparseLayer, SparseMethod
 from ..kernels.selection import select_blocks
@@ -51,10 +51,6 @@ class Oracle(SparseMethod):
     scored = False
     layer_class = OracleLayer
     uses = ("block_size", "active_ratio", "min_blocks", "budget_tokens")
-
-    @classmethod
-    def unavailable(cls, shape: AttentionShape, dtype: torch.dtype, device: torch.device) -> str | None:
-        return super().unavailable(shape, dtype, device)
 
     def rows(self) -> int:
         return self.shape.kv_heads

@@ -11,6 +11,6 @@ from ..kernels.pipeline import SparseMethod
 
 @register("quest")
 class Quest(SparseMethod):
-    """Selection without rectification. The first layers that Quest leaves dense are the decode suite's business."""
+    """Selection without rectification. (Quest leaves a model's first two layers dense; here a layer stands alone.)"""
 
     uses = ("block_size", "active_ratio", "min_blocks", "budget_tokens", "gqa_policy", "summary_kind")
