@@ -1,0 +1,130 @@
+"""What a decoder model is made of, and the presets that random weights are drawn for."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ...kernels.config import AttentionShape
+
+
+@dataclass(frozen=True, slots=True)
+class RopeScaling:
+    """How rotary frequencies are stretched: `linear`, `llama3` or `yarn` (the names and fields of Hugging Face)."""
+
+    kind: str
+    factor: float
+    original_context: int = 8192  # tokens the model was trained for before scaling
+    low_freq_factor: float = 1.0  # llama3
+    high_freq_factor: float = 4.0  # llama3
+    beta_fast: float = 32.0  # yarn
+    beta_slow: float = 1.0  # yarn
+    attention_factor: float | None = None  # yarn; 0.1 ln(factor) + 1 where it is not given
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("linear", "llama3", "yarn"):
+            raise ValueError(f"rope scaling: got {self.kind!r}, allowed are linear, llama3, yarn")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """Shape of a decoder. `ffn` is the width of SwiGLU's halves."""
+
+    name: str
+    layers: int
+    hidden: int
+    q_heads: int
+    kv_heads: int
+    head_dim: int
+    ffn: int
+    vocab: int
+    context: int = 131072  # tokens the model claims to handle
+    norm_eps: float = 1e-6
+    rope_theta: float = 1e6
+    rope_scaling: RopeScaling | None = None
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    tied_head: bool = False
+
+    def __post_init__(self) -> None:
+        self.attention(1)  # checks the heads
+
+    def attention(self, batch: int) -> AttentionShape:
+        return AttentionShape(batch, self.q_heads, self.kv_heads, self.head_dim)
+
+    @property
+    def qkv_width(self) -> int:
+        return (self.q_heads + 2 * self.kv_heads) * self.head_dim
+
+    @property
+    def linear_parameters(self) -> int:
+        """Parameters of the layers' projections, which 4-bit weights shrink (norms, embedding and head stay)."""
+        attention = self.hidden * (self.qkv_width + self.q_heads * self.head_dim)
+        return self.layers * (attention + 3 * self.hidden * self.ffn)
+
+    @property
+    def head_parameters(self) -> int:
+        return self.vocab * self.hidden
+
+    def rotary(self) -> tuple[Tensor, float]:
+        """Inverse frequencies, float32 `[D / 2]`, and the factor on cos and sin (yarn's; 1 otherwise).
+
+        The formulas of transformers' `modeling_rope_utils`, which checkpoints are trained with; yarn: arXiv 2309.00071.
+        """
+        dim, scaling = self.head_dim, self.rope_scaling
+        frequency = 1.0 / self.rope_theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
+        if scaling is None:
+            return frequency, 1.0
+        if scaling.kind == "linear":
+            return frequency / scaling.factor, 1.0
+        if scaling.kind == "llama3":
+            turns = scaling.original_context * frequency / (2 * math.pi)
+            span = scaling.high_freq_factor - scaling.low_freq_factor
+            smooth = ((turns - scaling.low_freq_factor) / span).clamp(0, 1)
+            return frequency * (smooth + (1 - smooth) / scaling.factor), 1.0
+
+        def dimension(rotations: float) -> float:
+            """The dimension whose frequency turns that often within the original context."""
+            length = scaling.original_context / (rotations * 2 * math.pi)
+            return dim * math.log(length) / (2 * math.log(self.rope_theta))
+
+        low = max(math.floor(dimension(scaling.beta_fast)), 0)
+        high = min(math.ceil(dimension(scaling.beta_slow)), dim - 1)
+        ramp = ((torch.arange(dim // 2, dtype=torch.float32) - low) / max(high - low, 0.001)).clamp(0, 1)
+        factor = scaling.attention_factor
+        if factor is None:
+            factor = 0.1 * math.log(scaling.factor) + 1.0 if scaling.factor > 1 else 1.0
+        return frequency * (1 - ramp) + frequency / scaling.factor * ramp, factor
+
+
+LLAMA3_SCALING = RopeScaling("llama3", 8.0)
+
+MODELS = {
+    config.name: config
+    for config in (
+        ModelConfig("qwen2.5-7b", 28, 3584, 28, 4, 128, 18944, 152064, qkv_bias=True),
+        ModelConfig("qwen2.5-1.5b", 28, 1536, 12, 2, 128, 8960, 151936, qkv_bias=True, tied_head=True),
+        ModelConfig("qwen2.5-14b", 48, 5120, 40, 8, 128, 13824, 152064, norm_eps=1e-5, qkv_bias=True),
+        ModelConfig("r1-distill-qwen-1.5b", 28, 1536, 12, 2, 128, 8960, 151936, rope_theta=1e4, qkv_bias=True),
+        ModelConfig(
+            "llama-3.1-8b", 32, 4096, 32, 8, 128, 14336, 128256,
+            norm_eps=1e-5, rope_theta=5e5, rope_scaling=LLAMA3_SCALING,
+        ),
+        ModelConfig("qwen3-8b", 36, 4096, 32, 8, 128, 12288, 151936, context=40960, qk_norm=True),
+    )
+}  # fmt: skip
+
+
+def preset(name: str) -> ModelConfig:
+    """Raises ValueError naming the presets."""
+    if name not in MODELS:
+        raise ValueError(f"model: got {name!r}, presets are {', '.join(MODELS)}")
+    return MODELS[name]
+
+
+def shrunk(config: ModelConfig, layers: int) -> ModelConfig:
+    """The same model with fewer layers, for tests and trials; its name says so."""
+    return replace(config, name=f"{config.name}-{layers}layers", layers=layers)
