@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Callable
 
-from ..kernels import AttentionShape, DecodeMethod, KVCache, StepTensors, Unsupported, register
+import torch
+from torch import Tensor
+
+from ..kernels import (
+    AttentionShape,
+    ChunkKernel,
+    ChunkTensors,
+    DecodeMethod,
+    KVCache,
+    StepTensors,
+    Unsupported,
+    register,
+    register_chunk_kernel,
+)
 from ..kernels.method import DenseLayer
 from .optional import first, load, missing, needs_cuda
+
+
+def _pages(cache: KVCache) -> str | None:
+    """Why its pages cannot be read, or None."""
+    wrong = cache.paged and cache.page_size % 256
+    return f"FlashAttention 2 pages are multiples of 256 tokens, got {cache.page_size}" if wrong else None
 
 
 @register("flash-attn-2")
@@ -21,8 +40,8 @@ class FlashAttn2(DecodeMethod):
 
     def prepare(self, cache: KVCache) -> DenseLayer:
         flash = load("flash_attn").flash_attn_with_kvcache
-        if cache.paged and cache.page_size % 256:
-            raise Unsupported(f"cache: FlashAttention 2 pages are multiples of 256 tokens, got {cache.page_size}")
+        if reason := _pages(cache):
+            raise Unsupported(f"cache: {reason}")
         keys, values = cache.k.transpose(1, 2), cache.v.transpose(1, 2)  # [B or P, S, Hkv, D]
 
         def attend(step: StepTensors):
@@ -30,3 +49,18 @@ class FlashAttn2(DecodeMethod):
             return lambda: flash(query, keys, values, cache_seqlens=cache.lengths, block_table=cache.block_table)
 
         return DenseLayer(cache, self.shape.q_heads, attend)
+
+
+@register_chunk_kernel("flash-attn-2")
+class FlashAttn2Chunk(ChunkKernel):
+    """The same kernel with f query tokens. Slower than ours on an H100, so it runs only when it is named."""
+
+    @classmethod
+    def unavailable(cls, shape: AttentionShape, dtype: torch.dtype, device: torch.device, cache: KVCache) -> str | None:
+        return first(FlashAttn2.unavailable(shape, dtype, device), _pages(cache))
+
+    def bind(self, cache: KVCache, shape: AttentionShape, chunk: ChunkTensors) -> Callable[[], Tensor]:
+        flash = load("flash_attn").flash_attn_with_kvcache
+        keys, values = cache.k.transpose(1, 2), cache.v.transpose(1, 2)  # [B or P, S, Hkv, D]
+        table = cache.block_table
+        return lambda: flash(chunk.q, keys, values, cache_seqlens=cache.lengths, block_table=table, causal=True)

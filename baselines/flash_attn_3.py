@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Callable
 
-from ..kernels import AttentionShape, DecodeMethod, KVCache, StepTensors, Unsupported, register
+import torch
+from torch import Tensor
+
+from ..kernels import (
+    AttentionShape,
+    ChunkKernel,
+    ChunkTensors,
+    DecodeMethod,
+    KVCache,
+    StepTensors,
+    Unsupported,
+    register,
+    register_chunk_kernel,
+)
 from ..kernels.method import DenseLayer
 from .optional import first, load, missing, needs_cuda
 
@@ -34,3 +47,18 @@ class FlashAttn3(DecodeMethod):
             return lambda: flash(query, keys, values, cache_seqlens=cache.lengths)
 
         return DenseLayer(cache, self.shape.q_heads, attend)
+
+
+@register_chunk_kernel("flash-attn-3")
+class FlashAttn3Chunk(ChunkKernel):
+    """The same kernel with f query tokens."""
+
+    @classmethod
+    def unavailable(cls, shape: AttentionShape, dtype: torch.dtype, device: torch.device, cache: KVCache) -> str | None:
+        paged = "takes contiguous caches only, got a paged one" if cache.paged else None
+        return first(FlashAttn3.unavailable(shape, dtype, device), paged)
+
+    def bind(self, cache: KVCache, shape: AttentionShape, chunk: ChunkTensors) -> Callable[[], Tensor]:
+        flash = load("fa3_fwd_interface").flash_attn_with_kvcache
+        keys, values = cache.k.transpose(1, 2), cache.v.transpose(1, 2)  # [B, S, Hkv, D]
+        return lambda: flash(chunk.q, keys, values, cache_seqlens=cache.lengths, causal=True)

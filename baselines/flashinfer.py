@@ -38,6 +38,7 @@ class FlashInfer(DecodeMethod):
     """BatchDecodeWithPagedKVCacheWrapper; planned, outside the timed span, for the lengths it is bound at."""
 
     is_dense = True
+    fixes_length = True
 
     @classmethod
     def unavailable(cls, shape: AttentionShape, dtype: torch.dtype, device: torch.device) -> str | None:

@@ -18,6 +18,7 @@ from .optional import needs_cuda
 
 class _Sdpa(DecodeMethod):
     is_dense = True
+    fixes_length = True
     backend: SDPBackend
     packs_group = False
 

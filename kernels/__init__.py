@@ -4,6 +4,7 @@ Imports nothing else of this project, so that it can be used on its own from ano
 """
 
 from .cache import KVCache
+from .chunk import ChunkKernel, best_chunk_kernel, chunk_kernels, register_chunk_kernel
 from .config import AttentionShape, SparseConfig
 from .dense import dense_attention, dense_splits
 from .merge import Partials, merge_partials
@@ -30,6 +31,7 @@ from .triton_dense import TritonDense
 
 __all__ = [
     "AttentionShape",
+    "ChunkKernel",
     "ChunkTensors",
     "DecodeMethod",
     "KVCache",
@@ -47,13 +49,16 @@ __all__ = [
     "Traffic",
     "TritonDense",
     "Unsupported",
+    "best_chunk_kernel",
     "build_summaries",
+    "chunk_kernels",
     "dense_attention",
     "dense_splits",
     "get_method",
     "merge_partials",
     "refresh_summaries",
     "register",
+    "register_chunk_kernel",
     "registered",
     "score_blocks",
     "score_rows",

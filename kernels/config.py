@@ -58,6 +58,7 @@ class SparseConfig:
     spread_weight: float = 1.0  # c of the mean/std score q.mean + c |q|.std
     budget_tokens: int | None = None
     sink_blocks: int = 1  # of sink + window alone
+    chunk_kernel: str | None = None  # that attends in rectification (kernels/chunk.py); None: the fastest that can run
 
     def __post_init__(self) -> None:
         if self.block_size not in BLOCK_SIZES:

@@ -86,9 +86,22 @@ class Layer(ABC):
         """Where the step leaves its result, `[B, Hq, D]`: `step.out`, or a library's own tensor (a copy costs time)."""
         return step.out
 
+    @property
+    def chunk_kernel(self) -> str | None:
+        """Name of the kernel (kernels/chunk.py) that attends in rectification; None for methods without one."""
+        return None
+
     def rectify_stages(self, chunk: ChunkTensors) -> tuple[Stage, ...]:
-        """Rectification of the last f tokens; empty for methods without one."""
+        """Rectification of the last f tokens: `overwrite`, then dense attention; empty for methods without one."""
         return ()
+
+    def rectified(self, chunk: ChunkTensors) -> Tensor:
+        """Where the latest rectification left its result, `[B, f, Hq, D]`: `chunk.out`, or a library's own tensor."""
+        return chunk.out
+
+    def overwrite(self, chunk: ChunkTensors) -> None:
+        """Write K and V of the last f tokens and refresh what is derived from them (summaries); no attention."""
+        raise NotImplementedError(f"{type(self).__name__} does not overwrite tokens")
 
     @abstractmethod
     def traffic(self) -> dict[str, Traffic]:
@@ -108,6 +121,8 @@ class DecodeMethod(ABC):
 
     name: ClassVar[str]
     is_dense: ClassVar[bool] = False
+    fixes_length: ClassVar[bool] = False
+    """True if a captured step serves only the lengths that it was bound at; others need a new `prepare`."""
     in_default: ClassVar[bool] = True
     """False for a method that runs only when it is named."""
     uses: ClassVar[tuple[str, ...]] = ()
@@ -166,7 +181,8 @@ class DenseLayer(Layer):
     """A dense step: write the new token, attend over everything. Rivals give `attend` alone.
 
     `attend(step)` binds a step and returns the call that runs it; that call returns the library's own result, or None
-    if it fills `step.out`.
+    if it fills `step.out`. `append(cache, k, v)` takes one token a sequence, `[B, Hkv, D]`, or several,
+    `[B, T, Hkv, D]`.
     """
 
     cache: KVCache
@@ -185,6 +201,9 @@ class DenseLayer(Layer):
 
     def output(self, step: StepTensors) -> Tensor:
         return step.out if self._result is None else self._result.view_as(step.out)
+
+    def overwrite(self, chunk: ChunkTensors) -> None:
+        self.append(self.cache, chunk.k, chunk.v)
 
     def traffic(self) -> dict[str, Traffic]:
         return dense_traffic(self.cache, self.q_heads)

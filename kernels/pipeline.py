@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from .cache import KVCache
+from .chunk import ChunkKernel, best_chunk_kernel
 from .config import AttentionShape, SparseConfig, ceil_div
-from .dense import dense_attention, dense_splits
 from .launch import can_run_on
 from .merge import Partials, merge_partials
 from .method import ChunkTensors, DecodeMethod, Layer, Selection, Stage, StepTensors, Traffic, chunk_traffic
@@ -53,8 +53,12 @@ class SparseLayer(Layer):
     config: SparseConfig
     work: Workspace
     summaries: Summaries | None = None
-    rectifies: bool = False
-    chunk_partials: Partials | None = None
+    kernel: ChunkKernel | None = None  # of rectification
+    _rectified: Tensor | None = None
+
+    @property
+    def chunk_kernel(self) -> str | None:
+        return self.kernel.name if self.kernel is not None else None
 
     def choose_stages(self, step: StepTensors) -> tuple[Stage, ...]:
         """The stages that fill `work.lists`; methods with another selector replace these."""
@@ -81,21 +85,21 @@ class SparseLayer(Layer):
         )
 
     def rectify_stages(self, chunk: ChunkTensors) -> tuple[Stage, ...]:
-        """Overwrite K/V of the last f tokens and refresh their blocks' summaries (one kernel), then attend densely."""
-        if not self.rectifies:
+        if self.kernel is None:
             return ()
-        partials = self.chunk_partials
-        rows = chunk.q.shape[0] * chunk.q.shape[1] * chunk.q.shape[2]
-        if partials is None or partials.lse.shape[0] != rows:
-            splits = dense_splits(self.shape, chunk.q.shape[1], self.cache.capacity, self.cache.device)
-            partials = self.chunk_partials = Partials.allocate(rows, splits, self.shape.head_dim, self.cache.device)
+        attend = self.kernel.bind(self.cache, self.shape, chunk)
 
         def run() -> None:
-            write_tokens(self.cache, chunk.k, chunk.v, self.summaries)
-            dense_attention(chunk.q, self.cache, partials)
-            merge_partials(partials, chunk.out)
+            self.overwrite(chunk)
+            self._rectified = attend()
 
-        return (Stage("rectify", run),)
+        return (Stage("rectify", run, graph_safe=self.kernel.graph_safe),)
+
+    def rectified(self, chunk: ChunkTensors) -> Tensor:
+        return chunk.out if self._rectified is None else self._rectified
+
+    def overwrite(self, chunk: ChunkTensors) -> None:
+        write_tokens(self.cache, chunk.k, chunk.v, self.summaries)
 
     def selection(self) -> Selection:
         return Selection(self.work.lists, self.config.block_size)
@@ -104,7 +108,7 @@ class SparseLayer(Layer):
         return sparse_traffic(self.cache, self.shape, self.config, self.work, self.summaries is not None)
 
     def rectify_traffic(self, tokens: int) -> Traffic:
-        if not self.rectifies:
+        if self.kernel is None:
             return Traffic(0)
         touched = 1 + ceil_div(tokens - 1, self.config.block_size)
         refreshed = 2 * self.cache.head_dim * self.cache.k.element_size() * self.cache.kv_heads * self.cache.batch
@@ -170,6 +174,7 @@ class SparseMethod(DecodeMethod):
     ) -> None:
         super().__init__(shape, config, dtype=dtype, device=device)
         self._work: Workspace | None = None
+        self._kernels: dict[str, ChunkKernel] = {}
 
     @classmethod
     def unavailable(cls, shape: AttentionShape, dtype: torch.dtype, device: torch.device) -> str | None:
@@ -186,4 +191,8 @@ class SparseMethod(DecodeMethod):
         if self.scored:
             summaries = Summaries.allocate(cache, self.config.block_size, self.config.summary_kind)
             build_summaries(cache, summaries)
-        return self.layer_class(cache, self.shape, self.config, self._work, summaries, self.rectifies)
+        kernel = None
+        if self.rectifies:
+            kernel = best_chunk_kernel(self.shape, cache, self.config.chunk_kernel)
+            kernel = self._kernels.setdefault(kernel.name, kernel)  # one for all layers: they share its scratch
+        return self.layer_class(cache, self.shape, self.config, self._work, summaries, kernel)

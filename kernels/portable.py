@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from .cache import KVCache
+from .chunk import ChunkKernel, best_chunk_kernel
 from .config import AttentionShape, SparseConfig, ceil_div
 from .merge import Partials
 from .method import (
@@ -86,6 +87,12 @@ class TorchSparseLayer(Layer):
     gathered: tuple[
         Tensor, Tensor
     ]  # [R * N, b D] selected blocks of K and V, reused: fresh pages cost more than copies
+    kernel: ChunkKernel
+    _rectified: Tensor | None = None
+
+    @property
+    def chunk_kernel(self) -> str:
+        return self.kernel.name
 
     def _append(self, step: StepTensors) -> None:
         write_tokens_torch(self.cache, step.k, step.v)
@@ -162,12 +169,20 @@ class TorchSparseLayer(Layer):
         )
 
     def rectify_stages(self, chunk: ChunkTensors) -> tuple[Stage, ...]:
+        attend = self.kernel.bind(self.cache, self.shape, chunk)
+
         def run() -> None:
-            write_tokens_torch(self.cache, chunk.k, chunk.v)
-            refresh_torch(self.cache, self.summaries, chunk.k.shape[1])
-            dense_chunk_torch(self.cache, chunk)
+            self.overwrite(chunk)
+            self._rectified = attend()
 
         return (Stage("rectify", run, graph_safe=False),)
+
+    def rectified(self, chunk: ChunkTensors) -> Tensor:
+        return chunk.out if self._rectified is None else self._rectified
+
+    def overwrite(self, chunk: ChunkTensors) -> None:
+        write_tokens_torch(self.cache, chunk.k, chunk.v)
+        refresh_torch(self.cache, self.summaries, chunk.k.shape[1])
 
     def selection(self) -> Selection:
         return Selection(self.work.lists, self.config.block_size)
@@ -179,20 +194,6 @@ class TorchSparseLayer(Layer):
         touched = 1 + ceil_div(tokens - 1, self.config.block_size)
         refreshed = 2 * self.cache.head_dim * self.cache.k.element_size() * self.cache.kv_heads * self.cache.batch
         return chunk_traffic(self.cache, self.shape.q_heads, tokens) + Traffic(touched * refreshed)
-
-
-def dense_chunk_torch(cache: KVCache, chunk: ChunkTensors) -> None:
-    """Dense attention of the last f tokens, causal among themselves; the GQA group packed as rows."""
-    _, tokens, heads, dim = chunk.q.shape
-    group = heads // cache.kv_heads
-    for b, length in enumerate(cache.lengths.tolist()):
-        query = chunk.q[b].view(tokens, cache.kv_heads, group, dim).permute(1, 0, 2, 3).flatten(1, 2)  # [Hkv, f G, D]
-        position = length - tokens + torch.arange(tokens, device=cache.device).repeat_interleave(group)
-        visible = torch.arange(length, device=cache.device)[None, :] <= position[:, None]
-        out = scaled_dot_product_attention(
-            query[None], cache.k[b, None, :, :length], cache.v[b, None, :, :length], attn_mask=visible
-        )[0].nan_to_num(0.0)
-        chunk.out[b] = out.view(cache.kv_heads, tokens, group, dim).permute(1, 0, 2, 3).reshape(tokens, heads, dim)
 
 
 @register("resa-torch")
@@ -218,7 +219,8 @@ class ResaTorch(DecodeMethod):
         lists = max(rows, cache.kv_heads)  # one list for all heads is attended to per KV head
         size = self.config.block_size * cache.head_dim
         keys = torch.empty(lists * chosen, size, dtype=cache.dtype, device=cache.device)
-        return TorchSparseLayer(cache, self.shape, self.config, work, summaries, (keys, torch.empty_like(keys)))
+        kernel = best_chunk_kernel(self.shape, cache, self.config.chunk_kernel or "torch")
+        return TorchSparseLayer(cache, self.shape, self.config, work, summaries, (keys, torch.empty_like(keys)), kernel)
 
 
 @register("torch-dense")

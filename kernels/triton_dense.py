@@ -11,7 +11,7 @@ from .config import AttentionShape
 from .dense import dense_attention, dense_splits
 from .launch import can_run_on
 from .merge import Partials, merge_partials
-from .method import DecodeMethod, Layer, Stage, StepTensors, Traffic, dense_traffic, register
+from .method import ChunkTensors, DecodeMethod, Layer, Stage, StepTensors, Traffic, dense_traffic, register
 from .summaries import write_tokens
 
 
@@ -27,6 +27,9 @@ class TritonDenseLayer(Layer):
             Stage("attend", lambda: dense_attention(step.q, self.cache, self.partials)),
             Stage("merge", lambda: merge_partials(self.partials, step.out)),
         )
+
+    def overwrite(self, chunk: ChunkTensors) -> None:
+        write_tokens(self.cache, chunk.k, chunk.v)
 
     def traffic(self) -> dict[str, Traffic]:
         return dense_traffic(self.cache, self.shape.q_heads)

@@ -257,6 +257,7 @@ def _row(
         **one.spec.columns(),
         "method": one.spec.name,
         "stage": key.stage,
+        "chunk_kernel": one.layer.chunk_kernel,
         "cache_state": key.cache_state,
         "launch": key.launch,
         "sm_clock_mhz": clocks.sm_clock_mhz,

@@ -43,6 +43,7 @@ class Row:
     min_blocks: int | None = None
     budget_tokens: int | None = None
     rectify_every: int | None = None
+    chunk_kernel: str | None = None  # that attended in rectification; tells nothing apart
     gqa_policy: str | None = None
     summary_kind: str | None = None
     window: int | None = None
