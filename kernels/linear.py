@@ -1,50 +1,24 @@
 """Linear layers of a decoder, with what stands around them: RMSNorm before, SwiGLU, bias or residual after.
 
 A decode step multiplies one to sixteen rows with every weight of the model: it is bound by the weights' bytes, so a
-small-rows kernel fuses the neighbours into one launch (`small_linear`). More rows (rectification, prefill) go through
-the library's matrix product, or, with 4-bit weights, through `int4_linear`. `linear` chooses.
+small-rows kernel fuses the neighbours into one launch (`small_linear`, `int4_linear`). More rows (rectification,
+prefill) go through the library's matrix product, or, with 4-bit weights, through a kernel of their own. `linear`
+chooses.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear as torch_linear
 from torch.nn.functional import rms_norm, silu
 
+from .int4 import Int4Weight, dequantise
+from .int4_linear import MAX_ROWS, int4_linear, int4_small_linear
+from .small_linear import MAX_SMALL_ROWS, small_linear
+from .weights import DenseWeight, Norm
 
-@dataclass(frozen=True, slots=True)
-class Norm:
-    """RMSNorm before a linear layer: x / rms(x) * weight, `weight` `[K]`."""
-
-    weight: Tensor
-    eps: float
-
-
-@dataclass(frozen=True, slots=True)
-class DenseWeight:
-    """A weight `[N, K]` in the activations' dtype, and its bias `[N]`. With SwiGLU: N/2 gate rows, then N/2 up rows."""
-
-    weight: Tensor
-    bias: Tensor | None = None
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.weight.shape[0], self.weight.shape[1]
-
-    @property
-    def bytes(self) -> int:
-        """What one multiplication must read."""
-        return _bytes(self.weight, self.bias)
-
-
-def _bytes(*tensors: Tensor | None) -> int:
-    return sum(t.numel() * t.element_size() for t in tensors if t is not None)
-
-
-Weight = DenseWeight
+Weight = DenseWeight | Int4Weight
 
 
 def linear(
@@ -60,16 +34,28 @@ def linear(
     Returns:
         `[rows, N]`, or `[rows, N/2]` with `swiglu`, of x's dtype.
     """
+    if x.is_cuda and x.dtype in (torch.bfloat16, torch.float16):
+        if x.shape[0] <= MAX_SMALL_ROWS:
+            small = int4_small_linear if isinstance(weight, Int4Weight) else small_linear
+            return small(x, weight, norm=norm, residual=residual, swiglu=swiglu)
+        if isinstance(weight, Int4Weight) and x.shape[0] <= MAX_ROWS:
+            return _finish(int4_linear(_normalised(x, norm), weight), residual, swiglu)
     return linear_reference(x, weight, norm=norm, residual=residual, swiglu=swiglu)
 
 
 def linear_reference(
     x: Tensor, weight: Weight, *, norm: Norm | None = None, residual: Tensor | None = None, swiglu: bool = False
 ) -> Tensor:
-    """`linear` in plain torch, in x's dtype."""
-    if norm is not None:
-        x = rms_norm(x, (x.shape[-1],), norm.weight, norm.eps)
-    y = torch_linear(x, weight.weight, weight.bias)
+    """`linear` in plain torch, in x's dtype; 4-bit weights are read back first."""
+    plain = dequantise(weight, x.dtype) if isinstance(weight, Int4Weight) else weight.weight
+    return _finish(torch_linear(_normalised(x, norm), plain, weight.bias), residual, swiglu)
+
+
+def _normalised(x: Tensor, norm: Norm | None) -> Tensor:
+    return x if norm is None else rms_norm(x, (x.shape[-1],), norm.weight, norm.eps)
+
+
+def _finish(y: Tensor, residual: Tensor | None, swiglu: bool) -> Tensor:
     if swiglu:
         gate, up = y.chunk(2, dim=-1)
         y = silu(gate) * up
