@@ -1,0 +1,86 @@
+"""A decoder by name or path: a preset with random weights, SmolLM2, a Hugging Face folder, a GGUF file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from . import smollm
+from .checkpoint import load_checkpoint, read_config
+from .config import MODELS, ModelConfig
+from .decoder import Decoder
+from .gguf_file import GGUFModel
+from .tokenizer import Tokenizer, folder_tokenizer
+from .weights import random_decoder
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A decoder, its tokenizer where it has one, and where the weights come from, in words for a table."""
+
+    decoder: Decoder
+    tokenizer: Tokenizer | None
+    source: str
+
+
+def load_decoder(
+    name_or_path: str,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    weight_dtype: str | None = None,
+    seed: int = 0,
+) -> LoadedModel:
+    """Load or draw a model.
+
+    Args:
+        name_or_path: a preset of `config.MODELS` (random weights, no tokenizer), `smollm2-135m`, a folder with
+            config.json and *.safetensors, or a .gguf file.
+        dtype: of activations, embedding, norms and head, and of the projections unless `weight_dtype` is `"int4"`.
+        weight_dtype: `"int4"`, or `dtype`'s name, which None stands for.
+        seed: of random weights.
+
+    Raises:
+        ValueError: nothing of that name, or a model that `Decoder` does not compute.
+        ModelNotHere: SmolLM2 is not in the cache and cannot be fetched.
+    """
+    if name_or_path in MODELS:
+        config = MODELS[name_or_path]
+        decoder = random_decoder(config, dtype=dtype, device=device, weight_dtype=weight_dtype, seed=seed)
+        return LoadedModel(decoder, None, f"random weights, seed {seed}")
+    path, source = _locate(name_or_path)
+    if path.is_dir():
+        decoder = load_checkpoint(path, dtype=dtype, device=device, weight_dtype=weight_dtype)
+        return LoadedModel(decoder, folder_tokenizer(path), source)
+    model = GGUFModel(path)
+    decoder = model.decoder(dtype=dtype, device=device, weight_dtype=weight_dtype)
+    return LoadedModel(decoder, model.tokenizer(), source)
+
+
+def model_config(name_or_path: str) -> ModelConfig:
+    """The shape of what `load_decoder` would load, without its weights (SmolLM2 is fetched first).
+
+    Raises:
+        ValueError, ModelNotHere: as `load_decoder`.
+    """
+    if name_or_path in MODELS:
+        return MODELS[name_or_path]
+    path, _ = _locate(name_or_path)
+    return read_config(path) if path.is_dir() else GGUFModel(path).config
+
+
+def _locate(name_or_path: str) -> tuple[Path, str]:
+    """The folder or GGUF file of that name, and what to call it."""
+    if name_or_path == smollm.NAME:
+        return smollm.smollm_gguf(), f"{smollm.GGUF} of {smollm.PACKAGE}"
+    path = Path(name_or_path)
+    if path.is_dir():
+        return path, f"Hugging Face folder {path.resolve().name}"
+    if path.suffix == ".gguf":
+        return path, f"GGUF file {path.name}"
+    raise ValueError(
+        f"model: got {name_or_path!r}, allowed are {', '.join((*MODELS, smollm.NAME))}, "
+        "a folder with config.json and *.safetensors, a .gguf file"
+    )

@@ -1,0 +1,150 @@
+"""A decoder's weights, put together tensor by tensor: drawn at random, or filled from what a file stores.
+
+Whatever they come from, tensors have Hugging Face's names ("model.layers.0.self_attn.q_proj.weight"). Each is written
+straight into its place in the fused matrices, so that the whole takes its final size plus one matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from ...kernels.int4 import quantise
+from ...kernels.linear import DenseWeight, Norm, Weight
+from ..cases import DTYPES
+from .config import ModelConfig
+from .decoder import Decoder, LayerWeights
+
+WEIGHT_DTYPES = (*DTYPES, "int4")
+
+Fill = Callable[[str, Tensor], None]  # writes the tensor of that name into the one given, `[N, K]` or `[N]`
+
+_STD = 0.02
+
+
+def random_decoder(
+    config: ModelConfig, *, dtype: torch.dtype, device: torch.device, weight_dtype: str | None = None, seed: int = 0
+) -> Decoder:
+    """A decoder of random weights, drawn on the device: normal of std 0.02, norms that much around one.
+
+    Args:
+        dtype: of activations, embedding, norms and head.
+        weight_dtype: `"int4"` quantises the layers' projections; else `dtype`'s name, which None stands for.
+
+    Raises:
+        ValueError: `weight_dtype` is none of these, or rows are no multiple of a 4-bit group.
+    """
+    generator = torch.Generator(device).manual_seed(seed)
+
+    def fill(name: str, out: Tensor) -> None:
+        is_norm = out.ndim == 1 and not name.endswith(".bias")
+        out.normal_(1.0 if is_norm else 0.0, _STD, generator=generator)
+
+    return assemble(config, fill, dtype=dtype, device=device, weight_dtype=weight_dtype)
+
+
+def assemble(
+    config: ModelConfig, fill: Fill, *, dtype: torch.dtype, device: torch.device, weight_dtype: str | None = None
+) -> Decoder:
+    """A decoder whose tensors `fill` writes, one matrix at a time. Raises ValueError as `random_decoder` does."""
+    quantised = _is_int4(dtype, weight_dtype)
+
+    def tensor(shape: tuple[int, ...], *names: str) -> Tensor:
+        """The tensors of these names, stacked along rows."""
+        out = torch.empty(shape, dtype=dtype, device=device)
+        at = 0
+        for name in names:
+            rows = _rows(config, name)
+            fill(name, out[at : at + rows])
+            at += rows
+        return out
+
+    def norm(name: str, size: int) -> Norm:
+        return Norm(tensor((size,), f"{name}.weight"), config.norm_eps)
+
+    def projection(columns: int, *names: str, bias: bool = False) -> Weight:
+        rows = sum(_rows(config, f"{name}.weight") for name in names)
+        weight = tensor((rows, columns), *(f"{name}.weight" for name in names))
+        added = tensor((rows,), *(f"{name}.bias" for name in names)) if bias else None
+        return quantise(weight, added, group=_group(columns)) if quantised else DenseWeight(weight, added)
+
+    def layer(i: int) -> LayerWeights:
+        at = f"model.layers.{i}"
+        attention = f"{at}.self_attn"
+        return LayerWeights(
+            attention_norm=norm(f"{at}.input_layernorm", config.hidden),
+            qkv=projection(config.hidden, *(f"{attention}.{x}_proj" for x in "qkv"), bias=config.qkv_bias),
+            o=projection(config.q_heads * config.head_dim, f"{attention}.o_proj"),
+            ffn_norm=norm(f"{at}.post_attention_layernorm", config.hidden),
+            gate_up=projection(config.hidden, f"{at}.mlp.gate_proj", f"{at}.mlp.up_proj"),
+            down=projection(config.ffn, f"{at}.mlp.down_proj"),
+            q_norm=norm(f"{attention}.q_norm", config.head_dim) if config.qk_norm else None,
+            k_norm=norm(f"{attention}.k_norm", config.head_dim) if config.qk_norm else None,
+        )
+
+    table = (config.vocab, config.hidden)
+    embedding = tensor(table, "model.embed_tokens.weight")
+    layers = [layer(i) for i in range(config.layers)]
+    head = embedding if config.tied_head else tensor(table, "lm_head.weight")
+    return Decoder(config, embedding, layers, norm("model.norm", config.hidden), DenseWeight(head))
+
+
+def _rows(config: ModelConfig, name: str) -> int:
+    """Rows of a tensor, by the second last part of its name."""
+    part = name.split(".")[-2]
+    rows = {
+        "q_proj": config.q_heads * config.head_dim,
+        "k_proj": config.kv_heads * config.head_dim,
+        "v_proj": config.kv_heads * config.head_dim,
+        "q_norm": config.head_dim,
+        "k_norm": config.head_dim,
+        "gate_proj": config.ffn,
+        "up_proj": config.ffn,
+        "embed_tokens": config.vocab,
+        "lm_head": config.vocab,
+    }
+    return rows.get(part, config.hidden)
+
+
+def _group(columns: int) -> int:
+    """Weights that share a 4-bit scale: 128 as is usual, fewer where the rows ask for it (SmolLM2's 576 columns)."""
+    return next((group for group in (128, 64) if columns % group == 0), 32)
+
+
+def _is_int4(dtype: torch.dtype, weight_dtype: str | None) -> bool:
+    own = next((name for name, value in DTYPES.items() if value == dtype), None)
+    if own is None:
+        raise ValueError(f"dtype: got {dtype}, allowed are {', '.join(map(str, DTYPES.values()))}")
+    if weight_dtype not in (None, own, "int4"):
+        raise ValueError(
+            f"weight dtype: got {weight_dtype!r} with activations of {own}, allowed are {own} (as they are) and int4"
+        )
+    return weight_dtype == "int4"
+
+
+class Stored:
+    """A `Fill` from a file's tensors, which notices what is missing, misshapen or left over."""
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], read: Callable[[str], Tensor], where: str) -> None:
+        """`shapes` of all tensors, `read` gives one, in any dtype and on any device; `where` names the file."""
+        self._shapes, self._read, self._where = shapes, read, where
+        self._left = set(shapes)
+
+    def __call__(self, name: str, out: Tensor) -> None:
+        """Raises ValueError where there is no such tensor, or one of another shape."""
+        if name not in self._shapes:
+            raise ValueError(f"{self._where} has no tensor {name!r}")
+        if self._shapes[name] != tuple(out.shape):
+            has, expected = list(self._shapes[name]), list(out.shape)
+            raise ValueError(f"{self._where}: {name!r} has shape {has}, the configuration says {expected}")
+        self._left.discard(name)
+        out.copy_(self._read(name))
+
+    def check_all_read(self, *ignored: str) -> None:
+        """Raises ValueError where tensors were not asked for, but for names that end in one of `ignored`."""
+        left = sorted(name for name in self._left if not name.endswith(ignored))
+        if left:
+            more = f" and {len(left) - 3} more" if len(left) > 3 else ""
+            raise ValueError(f"{self._where} has tensors that this decoder has no use for: {', '.join(left[:3])}{more}")
