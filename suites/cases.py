@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -33,11 +33,14 @@ PRESETS = {
     "r1-distill-qwen-1.5b": ModelShape(12, 2, 128),
 }
 DEFAULT_MODEL = "qwen2.5-7b"
+DEFAULTS = SparseConfig()
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
     """One set of inputs, on which all methods are measured in one run."""
+
+    suite: ClassVar[str] = "micro"
 
     model: str
     heads: ModelShape
@@ -69,6 +72,24 @@ class Case:
             parts.append(f"page{self.page_size}")
         return "-".join(parts)
 
+    def columns(self) -> dict[str, Any]:
+        """What a row says about its case."""
+        return {
+            "suite": self.suite,
+            "model": self.model,
+            "case": self.slug,
+            "context": self.context,
+            "batch": self.batch,
+            "q_heads": self.heads.q_heads,
+            "kv_heads": self.heads.kv_heads,
+            "head_dim": self.heads.head_dim,
+            "dtype": self.dtype,
+            "kv_layout": "head-major",
+            "paged": self.page_size is not None,
+            "selection_pattern": self.pattern,
+            "seed": self.seed,
+        }
+
     @property
     def shape(self) -> AttentionShape:
         return AttentionShape(self.batch, self.heads.q_heads, self.heads.kv_heads, self.heads.head_dim)
@@ -96,10 +117,12 @@ class MethodSpec:
 
     name: str
     config: SparseConfig = field(default_factory=SparseConfig)
+    dense_layers: int = 0  # first layers of a model that stay dense
 
     def columns(self) -> dict[str, Any]:
         """The columns that tell this variant from others: only settings that the method uses."""
-        return {name: getattr(self.config, name) for name in get_method(self.name).uses}
+        columns = {name: getattr(self.config, name) for name in get_method(self.name).uses}
+        return columns | ({"dense_layers": self.dense_layers} if self.dense_layers else {})
 
     @property
     def label(self) -> str:
@@ -109,10 +132,12 @@ class MethodSpec:
         if "block_size" in columns:
             words.append(f"b{columns['block_size']}")
         policy = columns.get("gqa_policy")
-        if policy and not (self.name.startswith("resa") and policy == "group-mean"):
+        if policy and (self.name == "quest" or policy != "group-mean"):
             words.append(str(policy))
         if columns.get("summary_kind") == "meanstd":
             words.append("meanstd")
+        if columns.get("rectify_every", DEFAULTS.rectify_every) != DEFAULTS.rectify_every:
+            words.append(f"f{columns['rectify_every']}")
         return " ".join(words)
 
 

@@ -1,4 +1,4 @@
-"""The command line: `resa-bench bench | micro | plots | compare | methods | flush-demo`."""
+"""The command line: `resa-bench bench | micro | decode | plots | compare | methods | flush-demo`."""
 
 from __future__ import annotations
 
@@ -30,6 +30,11 @@ from .cases import (
     filter_cases,
     parse_tokens,
 )
+from .decode.cli import EXAMPLES as DECODE_EXAMPLES
+from .decode.cli import add_decode_arguments, run_decode
+from .runner import INTERRUPTED, Outcome, default_folder, run_cases
+from .table import print_report
+from .worker import Settings, Worker
 
 MICRO_EXAMPLES = """examples:
   resa-bench micro                                     the default list (about 3 minutes on an H100 or on 2 CPU cores)
@@ -40,6 +45,15 @@ MICRO_EXAMPLES = """examples:
   RESA_REFERENCE=/path/to/ReSA resa-bench micro --method resa resa-authors sdpa-cudnn
 
 A rerun goes on where the last one stopped (same device, commit and output folder); --fresh starts over."""
+
+BENCH_EXAMPLES = """examples:
+  resa-bench bench                                     kernels (`micro`), then decoding (`decode`): default lists
+  resa-bench bench --quick                             both in about a minute
+  resa-bench bench --only decode                       one half
+  resa-bench bench --context 64K 256K --batch 4        these cases in both
+
+Flags that only one half knows (--q-heads, --pattern, --page-size, --case ...) leave the other out; `resa-bench micro
+--help` and `resa-bench decode --help` have more. A rerun goes on where the last one stopped; --fresh starts over."""
 
 
 def tokens(text: str) -> int:
@@ -93,15 +107,22 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     raw = argparse.RawDescriptionHelpFormatter
     bench = commands.add_parser(
-        "bench", help="the main job: measure the default list, print tables, draw plots", epilog=MICRO_EXAMPLES,
+        "bench", help="the main job: both suites on their default lists, tables, plots", epilog=BENCH_EXAMPLES,
         formatter_class=raw,
     )  # fmt: skip
     micro = commands.add_parser(
         "micro", help="one decode step of attention, kernel by kernel", epilog=MICRO_EXAMPLES, formatter_class=raw
     )
-    for sub in (bench, micro):
-        add_micro_arguments(sub)
-        sub.set_defaults(act=act_micro)
+    decode = commands.add_parser(
+        "decode", help="a whole transformer, token by token", epilog=DECODE_EXAMPLES, formatter_class=raw
+    )
+    add_micro_arguments(bench)
+    bench.add_argument("--only", choices=("micro", "decode"), help="one half of the job")
+    bench.set_defaults(act=act_bench)
+    add_micro_arguments(micro)
+    micro.set_defaults(act=act_micro)
+    add_decode_arguments(decode)
+    decode.set_defaults(act=act_decode)
     plots = commands.add_parser("plots", help="draw the figures of result files")
     plots.add_argument("results", nargs="+", type=Path, help="JSON Lines files, or folders of them")
     plots.add_argument("--output", type=Path, help="folder of the figures (default: plots/ beside the first file)")
@@ -199,11 +220,66 @@ def choose_methods(options: argparse.Namespace, device: torch.device) -> list[Me
     return list(dict.fromkeys(named))
 
 
-def act_micro(options: argparse.Namespace, console: Console) -> int:
-    from .runner import default_folder, run_cases
-    from .table import print_report
-    from .worker import Settings, Worker
+def act_bench(options: argparse.Namespace, console: Console) -> int:
+    """Both halves; the exit status of the first that failed."""
+    kernels_only = options.case or options.q_heads or options.pattern or options.page_size or options.dtype
+    kernels_only = kernels_only or (options.model and choose_device(options.device).type == "cpu")  # a model too large
+    halves = [act_micro] if kernels_only else [act_micro, act_decode_half]
+    if options.only:
+        halves = [{"micro": act_micro, "decode": act_decode_half}[options.only]]
+    statuses = []
+    for half in halves:
+        statuses.append(half(options, console))
+        if statuses[-1] == INTERRUPTED:
+            break
+    return next((status for status in statuses if status), 0)
 
+
+def act_decode_half(options: argparse.Namespace, console: Console) -> int:
+    """The decode suite with those of the main job's flags that it knows."""
+    flags: list[str] = []
+    for name in ("context", "batch", "method"):
+        values = getattr(options, name)
+        flags += [f"--{name}", *map(str, values)] if values else []
+    for name in ("model", "device", "output", "budget_tokens"):
+        value = getattr(options, name)
+        flags += [f"--{name.replace('_', '-')}", str(value)] if value is not None else []
+    flags += ["--block-size", str(options.block_size[0])] if options.block_size[0] != 16 else []
+    flags += ["--rectify-every", str(options.rectify_every)] if options.rectify_every != 32 else []
+    flags += ["--ratio", str(options.ratio), "--min-blocks", str(options.min_blocks), "--summary", options.summary]
+    flags += ["--seed", str(options.seed)]
+    for name, on in (("quick", options.scale == "quick"), ("full", options.scale == "full"), ("plan", options.list)):
+        flags += [f"--{name}"] if on else []
+    flags += [f"--{name}" for name in ("fresh", "no-eager", "no-plots") if getattr(options, name.replace("-", "_"))]
+    parsed = build_parser().parse_args(["decode", *flags])
+    parsed.arguments = options.arguments
+    return act_decode(parsed, console)
+
+
+def act_decode(options: argparse.Namespace, console: Console) -> int:
+    device = choose_device(options.device)
+    outcome = run_decode(options, device, command_line(options.arguments), console)
+    if outcome is None:
+        return 0
+    if not options.no_plots and any(row.timed for row in outcome.rows):
+        draw([outcome.path], outcome.path.parent / "plots", console)
+    return report(outcome, console)
+
+
+def command_line(arguments: list[str]) -> str:
+    return "resa-bench " + shlex.join(arguments)
+
+
+def report(outcome: Outcome, console: Console) -> int:
+    """Say how a run ended; its exit status."""
+    if outcome.interrupted:
+        console.print("[yellow]interrupted:[/] finished cases are kept; the same command goes on from here")
+    elif outcome.failures:
+        console.print(f"[red]{len(outcome.failures)} rows failed[/] (listed above)")
+    return outcome.exit_status
+
+
+def act_micro(options: argparse.Namespace, console: Console) -> int:
     device = choose_device(options.device)
     cases, specs = choose_cases(options, device), choose_methods(options, device)
     if options.list:
@@ -220,7 +296,7 @@ def act_micro(options: argparse.Namespace, console: Console) -> int:
         budget_s=options.budget_s or (6.0 if cuda else 5.0 if options.scale == "quick" else 25.0),
         min_samples=20 if cuda else 7,
     )
-    command = "resa-bench " + shlex.join(options.arguments)
+    command = command_line(options.arguments)
     console.print(f"{len(cases)} cases x {len(specs)} methods on {device}; results in {path}", highlight=False)
     worker = Worker(Settings(str(device), plan, command, warm=not options.no_warm, eager=not options.no_eager))
     kinds = [kind for kind, left_out in (("warm", options.no_warm), ("eager", options.no_eager)) if not left_out]
@@ -232,11 +308,7 @@ def act_micro(options: argparse.Namespace, console: Console) -> int:
         draw([path], folder / "plots", console)
     minutes = outcome.seconds / 60
     console.print(f"{len(outcome.rows)} rows in {path} and {path.with_suffix('.csv').name}; {minutes:.1f} minutes")
-    if outcome.interrupted:
-        console.print("[yellow]interrupted:[/] finished cases are kept; the same command goes on from here")
-    elif outcome.failures:
-        console.print(f"[red]{len(outcome.failures)} rows failed[/] (listed above)")
-    return outcome.exit_status
+    return report(outcome, console)
 
 
 def draw(paths: list[Path], folder: Path, console: Console) -> None:

@@ -18,9 +18,8 @@ from ..profiling.timing import Op, Plan, Timer, measure
 from .cases import Case, MethodSpec
 from .checks import Check, CheckFailed, check_rectify, check_step, dense_exact
 from .inputs import Inputs, make_inputs
-from .rows import Row
+from .rows import Row, digits
 
-SUITE = "micro"
 CLOCK_ROUNDS = 20  # rounds between two readings of the clocks
 
 
@@ -111,21 +110,9 @@ def make_ops(prepared: Prepared, bench: Bench) -> list[Op]:
 
 def _base(case: Case, bench: Bench, started_at: str) -> dict[str, Any]:
     return {
-        "suite": SUITE,
-        "model": case.model,
-        "case": case.slug,
-        "context": case.context,
-        "batch": case.batch,
-        "q_heads": case.heads.q_heads,
-        "kv_heads": case.heads.kv_heads,
-        "head_dim": case.heads.head_dim,
-        "dtype": case.dtype,
-        "kv_layout": "head-major",
-        "paged": case.page_size is not None,
-        "selection_pattern": case.pattern,
+        **case.columns(),
         "read_ceiling_gbps": round(bench.ceilings.read_gbps, 1),
         "started_at": started_at,
-        "seed": case.seed,
         "command": bench.command,
         **asdict(bench.environment),
     }
@@ -272,24 +259,20 @@ def _row(
         )
         return Row(**common, status="failed", reason=reason)
     if fraction is not None:
-        filled["floor_fraction"] = _digits(fraction)
-        filled["floor_us"] = _digits(filled["floor_us"])
-        filled["gbps"] = _digits(filled["bytes"] / summary.median_us / 1e3)
-    times = {name: _digits(value) for name, value in asdict(summary).items()}
+        filled["floor_fraction"] = digits(fraction)
+        filled["floor_us"] = digits(filled["floor_us"])
+        filled["gbps"] = digits(filled["bytes"] / summary.median_us / 1e3)
+    times = {name: digits(value) for name, value in asdict(summary).items()}
     return Row(
         **common,
         **filled,
         **times,
         stopped_by=stopped_by,
-        max_rel_error=_digits(one.check.max_rel_error, 3),
-        error_budget_used=_digits(one.check.budget_used, 3),
+        max_rel_error=digits(one.check.max_rel_error, 3),
+        error_budget_used=digits(one.check.budget_used, 3),
         status="throttled" if clocks.throttle_reasons else "ok",
         reason=clocks.throttle_reasons,
     )
-
-
-def _digits(value: float, digits: int = 6) -> Any:
-    return value if isinstance(value, int) else float(f"{value:.{digits}g}")
 
 
 def with_speedups(rows: Sequence[Row]) -> list[Row]:
@@ -312,9 +295,9 @@ def with_speedups(rows: Sequence[Row]) -> list[Row]:
             limit = best.floor_us / row.floor_us if best.floor_us and row.floor_us else None
             row = replace(
                 row,
-                speedup_vs_best_dense=_digits(best.median_us / row.median_us),
+                speedup_vs_best_dense=digits(best.median_us / row.median_us),
                 best_dense=best.method,
-                floor_speedup=_digits(limit) if limit else None,
+                floor_speedup=digits(limit) if limit else None,
             )
         out.append(row)
     return out

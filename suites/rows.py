@@ -37,6 +37,7 @@ class Row:
     q_heads: int
     kv_heads: int
     head_dim: int
+    layers: int | None = None  # of a whole model
     # what varies a method further
     block_size: int | None = None
     active_ratio: float | None = None
@@ -57,6 +58,7 @@ class Row:
     paged: bool | None = None
     shared_kv: bool | None = None
     selection_pattern: str | None = None
+    fixed_length: bool | None = None  # a captured step attends to the case's context, whatever the length
     cache_state: str | None = None
     launch: str | None = None
     # time
@@ -67,7 +69,8 @@ class Row:
     q20_us: float | None = None
     q80_us: float | None = None
     min_us: float | None = None
-    mean_us: float | None = None
+    mean_us: float | None = None  # of a decode step: rectification amortised in
+    wall_mean_us: float | None = None  # the same by the wall clock
     p50_us: float | None = None
     p99_us: float | None = None
     stopped_by: str | None = None  # "precision", "time" or "samples"
@@ -84,6 +87,8 @@ class Row:
     tokens_per_s: float | None = None
     peak_memory_bytes: int | None = None
     joules_per_token: float | None = None
+    idle_watts: float | None = None
+    text: str | None = None  # what was decoded after a real prompt
     # quality
     metric: str | None = None
     value: float | None = None
@@ -121,6 +126,11 @@ class Row:
     @property
     def timed(self) -> bool:
         return self.status in TIMED and self.median_us is not None
+
+
+def digits(value: float, count: int = 6) -> Any:
+    """A number to that many significant digits; whole numbers as they are."""
+    return value if isinstance(value, int) else float(f"{value:.{count}g}")
 
 
 COLUMNS = tuple(f.name for f in fields(Row))

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import sha1
@@ -20,11 +20,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from ..kernels import get_method, registered
 from ..profiling.device import device_name, source_state
-from .cases import Case, MethodSpec
+from .cases import MethodSpec
 from .rows import Row, append_case, read_rows, rewrite, write_csv
-from .worker import Worker, WorkerDied
+from .worker import AnyCase, Worker, WorkerDied
 
 FAILED = ("failed", "oom")
+INTERRUPTED = 130  # exit status
 
 
 @dataclass(slots=True)
@@ -43,7 +44,7 @@ class Outcome:
 
     @property
     def exit_status(self) -> int:
-        return 130 if self.interrupted else int(bool(self.failures))
+        return INTERRUPTED if self.interrupted else int(bool(self.failures))
 
 
 def default_folder(device: torch.device) -> Path:
@@ -72,7 +73,7 @@ def _changes() -> str:
 
 
 def is_done(
-    case: Case,
+    case: AnyCase,
     specs: Sequence[MethodSpec],
     rows: Sequence[Row],
     device: torch.device,
@@ -100,7 +101,7 @@ def is_done(
 
 
 def run_cases(
-    cases: Sequence[Case],
+    cases: Sequence[AnyCase],
     specs: Sequence[MethodSpec],
     worker: Worker,
     path: Path,
@@ -109,17 +110,21 @@ def run_cases(
     *,
     fresh: bool = False,
     kinds: Sequence[str] = (),
+    further: Mapping[str, Sequence[MethodSpec]] | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Outcome:
     """Measure what `path` does not hold yet (with `fresh`: all that is asked for); write each case's rows as they come.
 
     Rows that are measured again give way when their successors are there; all others stay. Ctrl-C stops after writing
     all finished cases (exit status 130). A case that kills the measuring process becomes failed rows.
+
+    Args:
+        further: methods that only some cases run, by the case's slug.
     """
     start = clock()
     kept = read_rows(path) if path.exists() else []
-    done = {case.slug for case in cases if not fresh and is_done(case, specs, kept, device, kinds)}
-    asked = {(spec.name, *sorted(spec.columns().items())) for spec in specs}
+    wanted = {case.slug: [*specs, *(further or {}).get(case.slug, ())] for case in cases}
+    done = {case.slug for case in cases if not fresh and is_done(case, wanted[case.slug], kept, device, kinds)}
     if path.exists():
         rewrite(path, kept)  # without what a run cut short left at its end
     outcome = Outcome(path, kept, len(done))
@@ -137,7 +142,9 @@ def run_cases(
                 if case.slug in done:
                     continue
                 began = clock()
-                rows = _attempt(case, specs, worker, device, partial(_show, progress, task, case.slug))
+                mine = wanted[case.slug]
+                asked = {(spec.name, *sorted(spec.columns().items())) for spec in mine}
+                rows = _attempt(case, mine, worker, device, partial(_show, progress, task, case.slug))
                 others = [r for r in outcome.rows if not (_belongs(r, case) and _settings(r) in asked)]
                 if len(others) < len(outcome.rows):
                     outcome.rows = [replace(r, case_rows=None) if _belongs(r, case) else r for r in others]
@@ -157,13 +164,15 @@ def run_cases(
     return outcome
 
 
-def _belongs(row: Row, case: Case) -> bool:
-    return (row.case, row.dtype, row.seed) == (case.slug, case.dtype, case.seed)
+def _belongs(row: Row, case: AnyCase) -> bool:
+    return (row.suite, row.case, row.dtype, row.seed) == (case.suite, case.slug, case.dtype, case.seed)
 
 
 def _settings(row: Row) -> tuple[Any, ...]:
     names = get_method(row.method).uses if row.method in registered() else ()
-    return (row.method, *sorted((name, getattr(row, name)) for name in names))
+    columns = {name: getattr(row, name) for name in names}
+    columns |= {"dense_layers": row.dense_layers} if row.dense_layers else {}
+    return (row.method, *sorted(columns.items()))
 
 
 def _show(progress: Progress, task: TaskID, slug: str, text: str) -> None:
@@ -171,7 +180,7 @@ def _show(progress: Progress, task: TaskID, slug: str, text: str) -> None:
 
 
 def _attempt(
-    case: Case, specs: Sequence[MethodSpec], worker: Worker, device: torch.device, on_step: Callable[[str], None]
+    case: AnyCase, specs: Sequence[MethodSpec], worker: Worker, device: torch.device, on_step: Callable[[str], None]
 ) -> list[Row]:
     """Rows of a case; failed rows if the measuring process does not survive it."""
     try:
@@ -189,22 +198,12 @@ def _attempt(
 
     return [
         Row(
-            suite="micro",
-            model=case.model,
-            case=case.slug,
+            **case.columns(),
             method=spec.name,
             stage="total",
-            context=case.context,
-            batch=case.batch,
-            q_heads=case.heads.q_heads,
-            kv_heads=case.heads.kv_heads,
-            head_dim=case.heads.head_dim,
-            dtype=case.dtype,
-            seed=case.seed,
-            selection_pattern=case.pattern,
             commit=commit,
             dirty=dirty,
-            **spec.columns(),  # type: ignore[arg-type]
+            **spec.columns(),
             **verdict(spec),  # type: ignore[arg-type]
         )
         for spec in specs

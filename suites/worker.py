@@ -9,7 +9,7 @@ from __future__ import annotations
 import multiprocessing as mp
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -18,9 +18,14 @@ import torch
 from ..profiling.ceilings import Ceilings, measure_ceilings
 from ..profiling.device import describe
 from ..profiling.timing import Plan, make_timer
+from . import micro
 from .cases import Case, MethodSpec
-from .micro import Bench, run_case
+from .decode import suite as decode
+from .decode.cases import DecodeCase
+from .decode.measure import EnergyCounter
 from .rows import Row
+
+AnyCase = Case | DecodeCase
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +37,7 @@ class Settings:
     command: str
     warm: bool = True
     eager: bool = True
+    decode: decode.DecodePlan = field(default_factory=decode.DecodePlan)
 
 
 class WorkerDied(Exception):
@@ -43,19 +49,29 @@ def _serve(pipe: Connection, settings: Settings) -> None:
     from .. import baselines  # noqa: F401  (registers the rivals)
 
     device = torch.device(settings.device)
+    idle_watts = EnergyCounter(device).idle_watts()
     timer = make_timer(device)
     ceilings = measure_ceilings(timer)
     environment = describe(device)
+    kernels = micro.Bench(
+        device, timer, ceilings, environment, settings.plan, settings.command, settings.warm, settings.eager
+    )
+    models = decode.DecodeBench(device, ceilings, environment, settings.decode, settings.command, idle_watts)
+    loader = decode.Loader()
     pipe.send(("ready", (ceilings, environment.device)))
     while True:
         task = pipe.recv()
         if task is None:
             return
         case, specs = task
-        bench = Bench(
-            device, timer, ceilings, environment, settings.plan, settings.command, settings.warm, settings.eager
-        )
-        rows = run_case(case, specs, bench, lambda text: pipe.send(("step", text)))
+
+        def on_step(text: str) -> None:
+            pipe.send(("step", text))
+
+        if isinstance(case, DecodeCase):
+            rows = decode.run_case(case, specs, models, loader, on_step)
+        else:
+            rows = micro.run_case(case, specs, kernels, on_step)
         pipe.send(("rows", rows))
         if device.type == "cuda":
             torch.cuda.empty_cache()
@@ -91,7 +107,7 @@ class Worker:
         if self._process is None or not self._process.is_alive():
             self._start()
 
-    def run(self, case: Case, specs: list[MethodSpec], on_step: Callable[[str], None]) -> list[Row]:
+    def run(self, case: AnyCase, specs: list[MethodSpec], on_step: Callable[[str], None]) -> list[Row]:
         """Rows of one case. Raises WorkerDied."""
         self.start()
         try:

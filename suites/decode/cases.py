@@ -1,0 +1,182 @@
+"""Cases of the decode suite: model x weight type x batch x context, and the methods measured in each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatch
+from typing import Any, ClassVar
+
+import torch
+
+from ...kernels import AttentionShape, SparseConfig, get_method
+from ...kernels.config import ceil_div
+from ..cases import DTYPES, K, MethodSpec
+from ..model.config import ModelConfig
+from .sampling import Sampling
+
+WEIGHTS = ("bf16", "fp16", "fp32", "int4")
+QUEST_DENSE_LAYERS = 2  # Quest leaves a model's first two layers dense (arXiv 2406.10774, section 4.1)
+GPU_DENSE = ("sdpa-cudnn", "triton-dense")  # the best two of the micro suite; the second follows the length
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeCase:
+    """One model, batch and context, in which all methods decode."""
+
+    suite: ClassVar[str] = "decode"
+
+    model: str  # a preset, `smollm2-135m`, or the path of a checkpoint
+    config: ModelConfig
+    batch: int
+    context: int  # tokens: a synthetic period ends there, a text prompt has that many
+    weights: str = "bf16"
+    dtype: str = "bf16"  # of activations and K/V
+    shared_kv: bool = False
+    prompt: str = "synthetic"
+    sampling: Sampling = field(default_factory=Sampling)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.context < 1 or self.batch < 1:
+            raise ValueError(f"context, batch: got {self.context}, {self.batch}, must be at least 1")
+        if self.weights not in WEIGHTS:
+            raise ValueError(f"weights: got {self.weights!r}, allowed are {', '.join(WEIGHTS)}")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype: got {self.dtype!r}, allowed are {', '.join(DTYPES)}")
+        if self.prompt not in ("synthetic", "text"):
+            raise ValueError(f"prompt: got {self.prompt!r}, allowed are synthetic, text")
+
+    @property
+    def slug(self) -> str:
+        """`decode-qwen2.5-7b-int4-b1-256k`, with `-shared` for one K/V cache in all layers."""
+        length = f"{self.context // K}k" if self.context % K == 0 else str(self.context)
+        parts = ["decode", self.config.name, self.weights, f"b{self.batch}", length]
+        if self.shared_kv:
+            parts.append("shared")
+        if self.sampling.temperature:
+            parts.append("sampled")
+        return "-".join(parts)
+
+    @property
+    def shape(self) -> AttentionShape:
+        return self.config.attention(self.batch)
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return DTYPES[self.dtype]
+
+    def columns(self) -> dict[str, Any]:
+        """What a row says about its case."""
+        return {
+            "suite": self.suite,
+            "model": self.config.name,
+            "case": self.slug,
+            "context": self.context,
+            "batch": self.batch,
+            "q_heads": self.config.q_heads,
+            "kv_heads": self.config.kv_heads,
+            "head_dim": self.config.head_dim,
+            "layers": self.config.layers,
+            "dtype": self.dtype,
+            "weight_dtype": self.weights,
+            "kv_layout": "head-major",
+            "paged": False,
+            "shared_kv": self.shared_kv,
+            "selection_pattern": self.prompt,
+            "seed": self.seed,
+        }
+
+
+def capacity(case: DecodeCase, specs: Sequence[MethodSpec]) -> int:
+    """Tokens that each cache has room for."""
+    longest = max([period(s) for s in specs], default=0)
+    tokens = case.context if case.prompt == "synthetic" else case.context + 3 * longest
+    return ceil_div(tokens, 64) * 64
+
+
+def period(spec: MethodSpec) -> int:
+    """Tokens of a period: f, for methods without rectification too, so that all time the same steps."""
+    return spec.config.rectify_every
+
+
+def rectifies(spec: MethodSpec) -> bool:
+    return "rectify_every" in get_method(spec.name).uses
+
+
+def default_specs(device: torch.device, base: SparseConfig, block_sizes: Sequence[int]) -> list[MethodSpec]:
+    """The best dense methods, ReSA and Quest; on a CPU their portable paths and every other selector."""
+    first = replace(base, block_size=block_sizes[0])
+    quest = MethodSpec("quest", replace(first, gqa_policy="group-sum"), QUEST_DENSE_LAYERS)
+    if device.type == "cuda":
+        dense = [MethodSpec(name, base) for name in GPU_DENSE]
+        return [*dense, *(MethodSpec("resa", replace(base, block_size=b)) for b in block_sizes), quest]
+    resa = [MethodSpec("resa-torch", replace(base, block_size=b)) for b in block_sizes]
+    others = [MethodSpec(name, first) for name in ("sparse", "sink-window", "oracle")]
+    return [MethodSpec("torch-dense", base), *resa, quest, *others]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line of a list: weights, batch, contexts, whether layers share one cache."""
+
+    weights: str
+    batch: int
+    contexts_k: tuple[int, ...]
+    shared_kv: bool = False
+
+
+GPU_LISTS = {
+    "quick": (Entry("bf16", 1, (4, 32)),),
+    "default": (
+        Entry("bf16", 1, (4, 32, 128, 256)),
+        Entry("int4", 1, (4, 32, 128, 256)),
+        Entry("int4", 4, (4, 32, 128, 256)),
+        Entry("bf16", 8, (16, 64, 256), shared_kv=True),  # the set-up and contexts of ReSA's paper
+        Entry("int4", 8, (256,), shared_kv=True),
+    ),
+    "full": tuple(
+        Entry(weights, batch, (4, 8, 16, 32, 64, 128, 256), shared)
+        for weights in ("bf16", "int4")
+        for batch, shared in ((1, False), (4, False), (8, False), (8, True))
+    ),
+}
+CPU_LISTS = {
+    "quick": (Entry("fp32", 1, (1,)),),
+    "default": (Entry("fp32", 1, (1, 2, 4, 8)),),
+    "full": (Entry("fp32", 1, (1, 2, 4, 8)),),
+}
+
+
+def default_list(
+    device: torch.device, scale: str, model: str, config: ModelConfig, *, dtype: str, prompt: str, seed: int
+) -> list[DecodeCase]:
+    """The lists `quick`, `default` and `full`."""
+    lists = GPU_LISTS if device.type == "cuda" else CPU_LISTS
+    return [
+        DecodeCase(model, config, e.batch, c * K, e.weights, dtype, e.shared_kv, prompt, seed=seed)
+        for e in lists[scale]
+        for c in e.contexts_k
+    ]
+
+
+def matching(cases: Sequence[DecodeCase], names: Sequence[str]) -> list[DecodeCase]:
+    """Cases whose slug matches any glob (or contains the text), each once. Raises ValueError if none is left."""
+    found = [c for c in cases if not names or any(fnmatch(c.slug, n) or n in c.slug for n in names)]
+    if not found:
+        raise ValueError(f"--case {' '.join(names)}: no case matches; see `resa-bench decode --plan`")
+    return list(dict.fromkeys(found))
+
+
+def is_study(case: DecodeCase) -> bool:
+    """The case of the default list that is measured in more detail."""
+    return (case.weights, case.batch, case.context) == ("int4", 1, 256 * K)
+
+
+def study_specs(specs: Sequence[MethodSpec]) -> list[MethodSpec]:
+    """What the study adds: block sizes, rectification periods, further methods."""
+    resa = next(s.config for s in specs if s.name == "resa")
+    sizes = [MethodSpec("resa", replace(resa, block_size=b)) for b in (32, 64)]
+    periods = [MethodSpec("resa", replace(resa, rectify_every=f)) for f in (16, 64, 128)]
+    further = [MethodSpec(name, resa) for name in ("sparse", "sink-window", "flash-attn-3", "flashinfer")]
+    return [*sizes, *periods, *further]

@@ -1,0 +1,137 @@
+"""What a decode step must move and multiply, and what a case takes of the device's memory. Known before it runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ...kernels import SparseConfig, Traffic
+from ..cases import MethodSpec
+from .cases import DecodeCase, capacity, rectifies
+
+BITS = {"bf16": 16, "fp16": 16, "fp32": 32, "int4": 4.25}  # int4: a scale and a zero point in half per 128 weights
+SCRATCH_BYTES = 2_000_000_000  # context, libraries' work space, logits, rectification's activations, graphs
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """Bytes and floating-point operations of one decode step of the whole model."""
+
+    weights: Traffic
+    attention: Traffic
+    rectification: Traffic  # of one rectification, not amortised
+    rectify_every: int | None
+
+    def floor_us(self, floor: Floor) -> float:
+        """The step's floor, rectification amortised in."""
+        step = floor(self.weights + self.attention)
+        return step + (floor(self.rectification) / self.rectify_every if self.rectify_every else 0.0)
+
+    @property
+    def bytes(self) -> int:
+        every = self.rectify_every
+        return self.weights.bytes + self.attention.bytes + (self.rectification.bytes // every if every else 0)
+
+    @property
+    def flops(self) -> int:
+        every = self.rectify_every
+        return self.weights.flops + self.attention.flops + (self.rectification.flops // every if every else 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Floor:
+    """Shortest time of a piece of work, in microseconds, from ceilings in GB/s and TFLOP/s."""
+
+    read_gbps: float
+    matrix_tflops: float
+
+    def __call__(self, work: Traffic) -> float:
+        return max(work.bytes / (self.read_gbps * 1e3), work.flops / (self.matrix_tflops * 1e6))
+
+
+def element_bytes(case: DecodeCase) -> int:
+    return 4 if case.dtype == "fp32" else 2
+
+
+def weight_bytes(case: DecodeCase) -> int:
+    """Bytes of weights that a step reads: projections in the case's weight type, the head in its activations' type."""
+    config = case.config
+    return int(config.linear_parameters * BITS[case.weights] / 8) + config.head_parameters * element_bytes(case)
+
+
+def weight_traffic(case: DecodeCase, rows: int, *, head: bool = True) -> Traffic:
+    """Reading every weight once for `rows` rows; a rectification has no head."""
+    config, size = case.config, element_bytes(case)
+    read = weight_bytes(case) - (0 if head else config.head_parameters * size)
+    parameters = config.linear_parameters + (config.head_parameters if head else 0)
+    return Traffic(read, 2 * rows * parameters)
+
+
+def kv_bytes(case: DecodeCase, tokens: int) -> int:
+    """K and V of `tokens` tokens a sequence in one layer."""
+    config = case.config
+    return 2 * case.batch * config.kv_heads * tokens * config.head_dim * element_bytes(case)
+
+
+def summary_bytes(case: DecodeCase, config: SparseConfig, tokens: int) -> int:
+    """Summaries of one layer: as many bytes as K and V, over the block size."""
+    return kv_bytes(case, config.blocks(tokens))
+
+
+def dense_attention(case: DecodeCase) -> Traffic:
+    shape = case.shape
+    return Traffic(kv_bytes(case, case.context), 4 * case.batch * case.context * shape.q_heads * shape.head_dim)
+
+
+def planned_attention(case: DecodeCase, spec: MethodSpec, is_dense: bool) -> Traffic:
+    """All layers' attention of a step, before anything ran: lists shared by each GQA group (per head, it is more)."""
+    layers, config = case.config.layers, spec.config
+    dense = dense_attention(case)
+    if is_dense:
+        return Traffic(layers * dense.bytes, layers * dense.flops)
+    chosen = min(config.selected(case.context) * config.block_size, case.context)
+    scored = 0 if spec.name == "sink-window" else summary_bytes(case, config, case.context)
+    if spec.name == "oracle":
+        scored = dense.bytes // 2
+    one = Traffic(scored + kv_bytes(case, chosen), 4 * case.batch * chosen * case.shape.q_heads * case.shape.head_dim)
+    first = spec.dense_layers
+    rest = layers - first
+    return Traffic(first * dense.bytes + rest * one.bytes, first * dense.flops + rest * one.flops)
+
+
+def rectification(case: DecodeCase, every: int) -> Traffic:
+    """Weights without the head for f rows a sequence, and dense attention of them in all layers but the last.
+
+    (The last layer ends with its keys and values, since the logits are not used.)
+    """
+    dense = dense_attention(case)
+    layers = case.config.layers - 1
+    chunk = Traffic(layers * dense.bytes, layers * dense.flops * every)
+    return weight_traffic(case, case.batch * every, head=False) + chunk
+
+
+def plan_costs(case: DecodeCase, spec: MethodSpec, is_dense: bool) -> Costs:
+    """Costs as far as they are known before the case runs."""
+    every = spec.config.rectify_every if rectifies(spec) else None
+    return Costs(
+        weight_traffic(case, case.batch),
+        planned_attention(case, spec, is_dense),
+        rectification(case, every) if every else Traffic(0),
+        every,
+    )
+
+
+def memory_bytes(case: DecodeCase, specs: list[MethodSpec]) -> int:
+    """What the case needs at least on the device: weights, caches, one method's summaries, work space."""
+    config = case.config
+    tokens = capacity(case, specs)
+    caches = 1 if case.shared_kv else config.layers
+    embedding = 0 if config.tied_head else config.head_parameters * element_bytes(case)
+    scored = [s for s in specs if "summary_kind" in _uses(s)]
+    summaries = max([summary_bytes(case, s.config, tokens) for s in scored], default=0)
+    return weight_bytes(case) + embedding + caches * (kv_bytes(case, tokens) + summaries) + SCRATCH_BYTES
+
+
+def _uses(spec: MethodSpec) -> tuple[str, ...]:
+    from ...kernels import get_method
+
+    return get_method(spec.name).uses

@@ -1,0 +1,208 @@
+"""One model decoding under one method: state on the device, a step, a rectification, each as one CUDA graph.
+
+The order is methods.md's. L tokens have their K and V in the caches; one *pending* token is sampled but not yet in
+them. A step feeds the pending token at position L, L grows by one, the logits give the next pending token. After f
+steps rectification runs the last f tokens, whose ids the history holds, through the model densely: in each layer K and
+V are overwritten and the summaries of their blocks refreshed, then the rows attend. The pending token stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...kernels import ChunkTensors, DecodeMethod, KVCache, Layer, Stage, StepTensors
+from ...profiling.ranges import mark
+from ..model.decoder import Cells, Decoder
+from .sampling import Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What a sequence's decoding stands at, on the device at fixed addresses, shared by all methods of a case."""
+
+    caches: tuple[KVCache, ...]  # one a layer; the same one throughout with a shared cache
+    lengths: Tensor  # int32 [B], of every cache
+    pending: Tensor  # int64 [B]
+    history: Tensor  # int64 [H, B], ids fed so far
+    count: Tensor  # int64 [1], entries of `history`
+
+    @classmethod
+    def allocate(
+        cls,
+        decoder: Decoder,
+        batch: int,
+        capacity: int,
+        history: int,
+        *,
+        shared_kv: bool = False,
+        page_size: int | None = None,
+    ) -> State:
+        """Empty caches for `capacity` tokens a sequence, and room for `history` steps."""
+        config, device = decoder.config, decoder.device
+
+        def cache() -> KVCache:
+            return KVCache.allocate(
+                batch, config.kv_heads, capacity, config.head_dim,
+                dtype=decoder.dtype, device=device, page_size=page_size,
+            )  # fmt: skip
+
+        first = cache()
+        rest = [first if shared_kv else cache() for _ in range(config.layers - 1)]
+        caches = (first, *(KVCache(c.k, c.v, first.lengths, c.block_table) for c in rest))
+        if shared_kv:
+            caches = (first,) * config.layers
+        return cls(
+            caches,
+            first.lengths,
+            torch.zeros(batch, dtype=torch.int64, device=device),
+            torch.zeros(history, batch, dtype=torch.int64, device=device),
+            torch.zeros(1, dtype=torch.int64, device=device),
+        )
+
+    @property
+    def batch(self) -> int:
+        return self.lengths.shape[0]
+
+    @property
+    def capacity(self) -> int:
+        return self.caches[0].capacity
+
+    def start(self, length: int | Tensor, pending: Tensor) -> None:
+        """Stand at `length` tokens with `pending` `[B]` next, nothing in the history."""
+        self.lengths.copy_(torch.as_tensor(length, dtype=torch.int32, device=self.lengths.device).expand(self.batch))
+        self.pending.copy_(pending)
+        self.count.zero_()
+
+
+def bind_layers(state: State, method: DecodeMethod, dense: DecodeMethod | None, dense_layers: int) -> list[Layer]:
+    """Bind each layer's cache to `method`, the first `dense_layers` to `dense`; a shared cache is bound once."""
+    bound: dict[tuple[int, bool], Layer] = {}
+    layers = []
+    for i, cache in enumerate(state.caches):
+        first = i < dense_layers
+        key = (id(cache), first)
+        if key not in bound:
+            chosen = dense if first else method
+            assert chosen is not None
+            bound[key] = chosen.prepare(cache)
+        layers.append(bound[key])
+    return layers
+
+
+class Engine:
+    """A decoder bound to a method on a state. `step` and `rectify` run eagerly; `capture` makes graphs of them."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        state: State,
+        layers: Sequence[Layer],
+        *,
+        rectify_every: int | None = None,
+        sampling: Sampling | None = None,
+    ) -> None:
+        """
+        Args:
+            layers: one a layer of the decoder, bound to the state's caches (`bind_layers`).
+            rectify_every: f; None for a method that never rectifies.
+        """
+        self.decoder, self.state, self.layers = decoder, state, list(layers)
+        self.sampling = sampling or Sampling()
+        self.rectify_every = rectify_every
+        self.observe: Callable[[int, Layer, StepTensors], None] | None = None
+        """Called after each layer's attention of an eager step; for checks."""
+        shape = decoder.config.attention(state.batch)
+        options = {"dtype": decoder.dtype, "device": decoder.device}
+
+        def cells(*rows: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+            q = torch.empty(*rows, shape.q_heads, shape.head_dim, **options)  # type: ignore[call-overload]
+            k = torch.empty(*rows, shape.kv_heads, shape.head_dim, **options)  # type: ignore[call-overload]
+            return q, k, torch.empty_like(k), torch.empty_like(q)
+
+        self._cells = StepTensors(*cells(state.batch))
+        stages: dict[int, tuple[Stage, ...]] = {}
+        for layer in self.layers:
+            if id(layer) not in stages:
+                stages[id(layer)] = layer.stages(self._cells)
+        self._stages = [stages[id(layer)] for layer in self.layers]
+        self.graph_safe = all(stage.graph_safe for part in self._stages for stage in part)
+        self._chunk: ChunkTensors | None = None
+        self._chunk_stages: list[tuple[Stage, ...]] = []
+        if rectify_every is not None:
+            chunk = self._chunk = ChunkTensors(*cells(state.batch, rectify_every))
+            known: dict[int, tuple[Stage, ...]] = {}
+            for layer in self.layers:
+                if id(layer) not in known:
+                    known[id(layer)] = layer.rectify_stages(chunk)
+            self._chunk_stages = [known[id(layer)] for layer in self.layers]
+            self._offsets = torch.arange(-rectify_every, 0, device=decoder.device)
+
+    def _attend(self, i: int, cells: Cells) -> Tensor:
+        for stage in self._stages[i]:
+            with mark(stage.name):
+                stage.run()
+        if self.observe is not None:
+            self.observe(i, self.layers[i], self._cells)
+        return self.layers[i].output(self._cells)
+
+    def step(self) -> None:
+        """Feed the pending token of every sequence; the next one is pending afterwards."""
+        state = self.state
+        with mark("other"):
+            state.history.index_copy_(0, state.count, state.pending[None])
+            state.count.add_(1)
+            positions = state.lengths.clone()
+            state.lengths.add_(1)
+        self.logits = self.decoder.logits(
+            self.decoder.hidden(state.pending, positions, self._cells, self._attend)
+        )  # [B, vocab]
+        with mark("sample"):
+            state.pending.copy_(self.sampling(self.logits))
+
+    def _attend_chunk(self, i: int, cells: Cells) -> Tensor:
+        assert self._chunk is not None
+        for stage in self._chunk_stages[i]:
+            with mark(stage.name):
+                stage.run()
+        return self.layers[i].rectified(self._chunk)
+
+    def _overwrite(self, i: int, cells: Cells) -> None:
+        assert self._chunk is not None
+        with mark("rectify"):
+            self.layers[i].overwrite(self._chunk)
+
+    def rectify(self) -> None:
+        """Make K, V and summaries of the last f tokens what dense decoding of them would have left.
+
+        Its logits are not needed, so the last layer ends with its keys and values.
+        """
+        state = self.state
+        assert self._chunk is not None, "the method does not rectify"
+        with mark("other"):
+            tokens = state.history.index_select(0, state.count + self._offsets).t().reshape(-1)  # [B f]
+            positions = (state.lengths[:, None] + self._offsets).reshape(-1)
+        self.decoder.keys_and_values(tokens, positions, self._chunk, self._attend_chunk, self._overwrite)
+
+    def capture(self, run: Callable[[], None]) -> Callable[[], None]:
+        """`run` as a CUDA graph, after a warm-up. The warm-up changes the state: `State.start` afterwards."""
+        side = torch.cuda.Stream(self.decoder.device)
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            run()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            run()
+        return graph.replay
+
+
+def generate(step: Callable[[], object], rectify: Callable[[], object] | None, rectify_every: int, tokens: int) -> None:
+    """`tokens` steps with a rectification after every f of them. The state's history holds what was fed."""
+    for n in range(1, tokens + 1):
+        step()
+        if rectify is not None and n % rectify_every == 0:
+            rectify()

@@ -1,0 +1,145 @@
+"""Timing whole periods of a decoding: token by token on the device's clock, and as a whole on the wall clock."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import torch
+
+from ...profiling.stats import quantile
+
+WARM_UP_STEPS = 2  # of an eager run, which has nothing to warm up but caches
+
+
+@dataclass(slots=True)
+class Timing:
+    """Token intervals in the order they were taken, in microseconds; the wall clock beside them.
+
+    The interval of a period's last token contains its rectification.
+    """
+
+    token_us: list[float] = field(default_factory=list)
+    wall_us: float = 0.0
+    joules: float | None = None
+    seconds: float = 0.0  # that the energy was counted over
+
+    @property
+    def mean_us(self) -> float:
+        """Amortised: rectification included."""
+        return sum(self.token_us) / len(self.token_us)
+
+    @property
+    def wall_mean_us(self) -> float:
+        return self.wall_us / len(self.token_us)
+
+    def quantile_us(self, q: float) -> float:
+        return quantile(sorted(self.token_us), q)
+
+
+class EnergyCounter:
+    """The energy a GPU has taken, from NVML; None on a device that does not count it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._handle = None
+        if device.type != "cuda":
+            return
+        import pynvml
+
+        self._nvml = pynvml
+        pynvml.nvmlInit()
+        try:
+            uuid = str(torch.cuda.get_device_properties(device).uuid)
+            self._handle = pynvml.nvmlDeviceGetHandleByUUID(uuid if uuid.startswith("GPU-") else f"GPU-{uuid}")
+            pynvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)
+        except pynvml.NVMLError:
+            self._handle = None
+
+    def joules(self) -> float | None:
+        if self._handle is None:
+            return None
+        return self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle) / 1e3
+
+    def idle_watts(self, seconds: float = 0.5) -> float | None:
+        """Mean power while nothing runs."""
+        if self._handle is None:
+            return None
+        readings = []
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            readings.append(self._nvml.nvmlDeviceGetPowerUsage(self._handle) / 1e3)
+            time.sleep(0.05)
+        return sum(readings) / len(readings)
+
+
+def time_period(
+    step: Callable[[], object],
+    rectify: Callable[[], object] | None,
+    tokens: int,
+    device: torch.device,
+    clock: Callable[[], float] = time.perf_counter,
+) -> tuple[list[float], float]:
+    """One period: token intervals and the wall time of all, in microseconds. No synchronisation inside on a GPU."""
+    cuda = device.type == "cuda"
+    stamps: list[torch.cuda.Event] = []
+    times: list[float] = []
+
+    def stamp() -> None:
+        if cuda:
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            stamps.append(event)
+        else:
+            times.append(clock())
+
+    if cuda:
+        torch.cuda.synchronize(device)
+    start = clock()
+    stamp()
+    for n in range(1, tokens + 1):
+        step()
+        if n == tokens and rectify is not None:
+            rectify()
+        stamp()
+    if cuda:
+        torch.cuda.synchronize(device)
+    wall = (clock() - start) * 1e6
+    if cuda:
+        return [a.elapsed_time(b) * 1e3 for a, b in pairwise(stamps)], wall
+    return [(b - a) * 1e6 for a, b in pairwise(times)], wall
+
+
+def time_decoding(
+    step: Callable[[], object],
+    rectify: Callable[[], object] | None,
+    tokens: int,
+    device: torch.device,
+    *,
+    restart: Callable[[], None] = lambda: None,
+    periods: int = 2,
+    seconds: float = 0.0,
+    energy: EnergyCounter | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Timing:
+    """Time at least `periods` whole periods of `tokens` tokens, and at least `seconds` of wall time.
+
+    Args:
+        restart: called before every period, outside the timed spans.
+    """
+    timing = Timing()
+    before = energy.joules() if energy else None
+    begin = clock()
+    done = 0
+    while done < periods or clock() - begin < seconds:
+        restart()
+        intervals, wall = time_period(step, rectify, tokens, device, clock)
+        timing.token_us += intervals
+        timing.wall_us += wall
+        done += 1
+    timing.seconds = clock() - begin
+    after = energy.joules() if energy else None
+    if before is not None and after is not None:
+        timing.joules = after - before
+    return timing

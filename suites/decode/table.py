@@ -1,0 +1,163 @@
+"""The tables a decode run ends with: tokens per second per case and method, where a step's time goes, what was said."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from rich.columns import Columns
+from rich.console import Console
+from rich.markup import escape
+from rich.panel import Panel
+from rich.table import Table
+
+from ..rows import Row
+from ..table import label
+
+PARTS = (
+    "append", "score", "select", "score+select", "attend", "merge", "rectify", "project", "ffn", "rectify+project+ffn",
+    "head", "sample", "other", "gap",
+)  # fmt: skip
+
+
+def steps(rows: Sequence[Row]) -> list[Row]:
+    """Whole steps with a time."""
+    return [r for r in rows if r.suite == "decode" and r.stage == "total" and r.tokens_per_s]
+
+
+def _speedup(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"[bold green]{value:.2f}x[/]" if value > 1 else f"{value:.2f}x"
+
+
+def _number(value: float | None, form: str, scale: float = 1.0) -> str:
+    return "" if value is None else format(value * scale, form)
+
+
+def case_table(case: str, rows: Sequence[Row]) -> Table:
+    """One case: a line per method and launch, most tokens per second first."""
+    mine = [r for r in rows if r.case == case]
+    first = mine[0]
+    cache = ", one K/V cache shared by all layers" if first.shared_kv else ""
+    prompt = "synthetic context" if first.selection_pattern == "synthetic" else "text prompt"
+    table = Table(title=f"{case}: decoding with {first.weight_dtype} weights, {prompt}{cache}", title_justify="left")
+    names = ("method", "tokens/s", "ms a token", "p50", "p99", "of floor", "vs best dense", "floor allows", "J a token")
+    for name in (*names, "peak GB"):
+        table.add_column(name, justify="left" if name == "method" else "right")
+    for row in sorted(steps(mine), key=lambda r: -(r.tokens_per_s or 0)):
+        notes = [] if row.launch == main_launch(mine) else [str(row.launch)]
+        notes += ["fixed length"] if row.fixed_length else []
+        notes += ["[yellow]throttled[/]"] if row.status == "throttled" else []
+        name = label(row) + (f" ({', '.join(notes)})" if notes else "")
+        best = row.best_dense == row.method and row.launch == main_launch(mine)
+        table.add_row(
+            f"[bold]{name}[/] (best dense)" if best else name,
+            f"{row.tokens_per_s:.1f}",
+            _number(row.mean_us, ".2f", 1e-3),
+            _number(row.p50_us, ".2f", 1e-3),
+            _number(row.p99_us, ".2f", 1e-3),
+            _number(row.floor_fraction, ".0f", 100) + " %",
+            _speedup(row.speedup_vs_best_dense),
+            _number(row.floor_speedup, ".2f") + ("x" if row.floor_speedup else ""),
+            _number(row.joules_per_token, ".2f"),
+            _number(row.peak_memory_bytes, ".1f", 1e-9),
+        )
+    for row in mine:
+        if row.status in ("failed", "oom"):
+            table.add_row(f"[red]{label(row)} {row.stage}: {row.status}[/]")
+    return table
+
+
+def main_launch(rows: Sequence[Row]) -> str:
+    return "graph" if any(r.launch == "graph" for r in rows) else "eager"
+
+
+def breakdown_table(case: str, rows: Sequence[Row]) -> Table | None:
+    """Where each method's step goes, in microseconds; the parts sum to the mean step."""
+    mine = [r for r in rows if r.case == case and r.timed and r.stage in PARTS]
+    if not mine:
+        return None
+    present = [part for part in PARTS if any(r.stage == part for r in mine)]
+    table = Table(title=f"{case}: a step's time in microseconds (sums to the mean step)", title_justify="left")
+    table.add_column("method")
+    for part in present:
+        table.add_column(part, justify="right")
+    for name in dict.fromkeys(label(r) for r in mine):
+        parts = {r.stage: r.mean_us for r in mine if label(r) == name}
+        table.add_row(name, *(_number(parts.get(part), ".0f") for part in present))
+    return table
+
+
+def texts(rows: Sequence[Row]) -> list[Panel]:
+    """What the dense method and ReSA wrote after the longest prompt, to be set side by side."""
+    written = [r for r in rows if r.text]
+    if not written:
+        return []
+    longest = max(r.context for r in written)
+    shown: dict[str, Panel] = {}
+    for row in written:
+        kind = "dense" if row.best_dense == row.method else "resa" if row.method.startswith("resa") else None
+        if row.context == longest and kind and kind not in shown:
+            title = f"{label(row)} after {longest} tokens"
+            shown[kind] = Panel(escape(row.text or ""), title=title, width=68)
+    return list(shown.values())
+
+
+def break_even(rows: Sequence[Row]) -> dict[tuple[str, str, int, str], float]:
+    """Context from which a method decodes faster than the best dense one: (model, weights, batch, method) to tokens.
+
+    Log-linear between the neighbouring contexts; the shortest measured if it wins throughout; absent if it never does.
+    """
+    groups: dict[tuple[str, str, int, str], list[tuple[int, float]]] = {}
+    for r in steps(rows):
+        if r.block_size is not None and r.speedup_vs_best_dense and r.launch == main_launch(rows) and not r.shared_kv:
+            key = (r.model, str(r.weight_dtype), r.batch, label(r))
+            groups.setdefault(key, []).append((r.context, r.speedup_vs_best_dense))
+    found = {}
+    for key, points in groups.items():
+        points.sort()
+        wins = [i for i in range(len(points)) if all(s > 1 for _, s in points[i:])]
+        if not wins or len(points) < 2:
+            continue
+        i = wins[0]
+        if i == 0:
+            found[key] = float(points[0][0])
+            continue
+        (c0, s0), (c1, s1) = points[i - 1], points[i]
+        found[key] = math.exp(math.log(c0) + (1 - s0) / (s1 - s0) * (math.log(c1) - math.log(c0)))
+    return found
+
+
+def print_report(rows: Sequence[Row], console: Console) -> None:
+    """All tables of a run."""
+    for case in dict.fromkeys(r.case for r in rows):
+        mine = [r for r in rows if r.case == case]
+        if steps(mine) or any(r.status in ("failed", "oom") for r in mine):
+            console.print(case_table(case, rows))
+            parts = breakdown_table(case, rows)
+            if parts is not None:
+                console.print(parts)
+    points = break_even(rows)
+    if points:
+        table = Table(title="break-even context (whole steps, against the best dense method)", title_justify="left")
+        for name in ("model", "weights", "batch", "method", "tokens"):
+            table.add_column(name)
+        for (model, weights, batch, name), tokens in sorted(points.items()):
+            least = min(r.context for r in steps(rows) if (r.model, r.batch) == (model, batch))
+            table.add_row(model, weights, str(batch), name, f"<= {least}" if tokens <= least else f"{tokens:.0f}")
+        console.print(table)
+    panels = texts(rows)
+    if panels:
+        console.print(Columns(panels))
+    skipped = {(r.case, label(r), r.reason) for r in rows if r.status == "skipped"}
+    if skipped:
+        table = Table(title="skipped", title_justify="left")
+        for name in ("case", "method", "reason"):
+            table.add_column(name, overflow="fold")
+        for case, name, reason in sorted(skipped, key=str):
+            table.add_row(case, name, escape(reason or ""))
+        console.print(table)
+    for r in rows:
+        if r.status in ("failed", "oom"):
+            console.print(f"[red]{r.status}[/] {r.case} {label(r)} {r.stage}: {escape(r.reason or '')}")
