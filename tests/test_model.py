@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -392,9 +392,20 @@ def smol_transformers(smol: LoadedModel) -> Any:
     return theirs.eval()
 
 
-PROMPT = "<|im_start|>user\nHow do bees find their way home? Explain in detail.<|im_end|>\n<|im_start|>assistant\n"
+# In its 200 tokens the best two logits are never closer than 1e-3 of the largest one: rounding decides nothing.
+PROMPT = "<|im_start|>user\nHow do bees find their way home?<|im_end|>\n<|im_start|>assistant\n"
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Threads that wait for one another make small products many times slower where other tests run beside them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_smollm_greedy_decoding_is_that_of_transformers(smol: LoadedModel, smol_transformers: Any) -> None:
     assert smol.tokenizer is not None
     prompt = torch.tensor(smol.tokenizer.encode(PROMPT))
