@@ -18,8 +18,8 @@ from torch import Tensor
 
 from .checks import check_tensor
 from .int4 import NIBBLES, Int4Weight
-from .launch import INTERPRET, await_previous, launch
-from .small_linear import MAX_SMALL_ROWS, check_small, finish_rows, normalise
+from .launch import INTERPRET, await_previous, launch, release_next
+from .small_linear import MAX_SMALL_ROWS, T, check_small, finish_rows, load_addends, normalise, prefetch_rows
 from .weights import Norm
 
 MAX_ROWS = 512
@@ -73,20 +73,24 @@ def _unpack_nibbles(words, BF16: tl.constexpr, INTERPRETED: tl.constexpr):
 
 
 @triton.jit
-def _load_scale(scales, at, OFFSET: tl.constexpr, BF16: tl.constexpr, INTERPRETED: tl.constexpr):
-    """Scale and zero (of c + q) in fp32; the pair is one 32-bit word, except in the interpreter."""
+def _load_pair(scales, at, BF16: tl.constexpr, INTERPRETED: tl.constexpr):
+    """Scale and zero as stored; the pair is one 32-bit word, except in the interpreter."""
     if INTERPRETED:
-        scale = tl.load(scales + 2 * at).to(tl.float32)
-        zero = tl.load(scales + 2 * at + 1).to(tl.float32)
+        scale, zero = tl.load(scales + 2 * at).to(tl.float32), tl.load(scales + 2 * at + 1).to(tl.float32)
     else:
         pair = tl.load(scales + at)
-        if BF16:
-            scale = (pair << 16).to(tl.float32, bitcast=True)
-            zero = (pair & -65536).to(tl.float32, bitcast=True)
-        else:
-            scale = (pair & 65535).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
-            zero = (pair >> 16).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
-    return scale, zero - (OFFSET + 8.0) * scale
+        HALF: tl.constexpr = tl.bfloat16 if BF16 else tl.float16
+        scale = pair.to(tl.int16).to(HALF, bitcast=True)
+        zero = (pair >> 16).to(tl.int16).to(HALF, bitcast=True)
+    return scale, zero
+
+
+@triton.jit
+def _load_scale(scales, at, OFFSET: tl.constexpr, BF16: tl.constexpr, INTERPRETED: tl.constexpr):
+    """Scale, and zero of c + q instead of q - 8, in fp32."""
+    scale, zero = _load_pair(scales, at, BF16, INTERPRETED)
+    scale = scale.to(tl.float32)
+    return scale, zero.to(tl.float32) - (OFFSET + 8.0) * scale
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -115,25 +119,37 @@ def _int4_small_kernel(
     SWIGLU: tl.constexpr,
     BF16: tl.constexpr,
     INTERPRETED: tl.constexpr,
+    AHEAD: tl.constexpr,  # bytes of each weight row asked for before waiting: weights are nobody's output
+    RELEASE: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    await_previous(PDL)
     OFFSET: tl.constexpr = 0.0 if INTERPRETED else (128.0 if BF16 else 1024.0)
     HALF: tl.constexpr = tl.float32 if INTERPRETED else x.dtype.element_ty
     total_rows = 2 * N if SWIGLU else N
     first = tl.program_id(0) * BN
     column = tl.minimum(first + tl.arange(0, BN), N - 1)  # past the end: the last row again
+    base = words + first.to(tl.int64) * W  # one address a program; the offsets stay the same
+    if PDL:
+        prefetch_rows(base, (column - first) * (2 * W), AHEAD)
+        if SWIGLU:
+            prefetch_rows(base + tl.cast(N, tl.int64) * W, (column - first) * (2 * W), AHEAD)
+    await_previous(PDL)
+    if RELEASE:
+        release_next(PDL)
     row = tl.arange(0, R)
     live = row < rows
+    mask = live[:, None] & (first + tl.arange(0, BN) < N)[None, :]
+    there = row[:, None] * residual_stride + column[None, :]
+    added, up_added, kept = load_addends(bias, residual, column, there, mask, N, R, BN, SWIGLU)
     word = tl.arange(0, J)
     part = tl.arange(0, SPLIT) * J
-    base = words + first.to(tl.int64) * W  # one address a program; the offsets stay the same
     w_offsets = (column - first)[None, :, None] * W + part[:, None, None] + word[None, None, :]
     x_rows = row[None, None, :] * x_stride
     ones = tl.full((SPLIT, BN, J), 1.0, HALF)
     acc = tl.zeros((SPLIT, BN, R), dtype=tl.float32)
     up_acc = tl.zeros((SPLIT, BN, R), dtype=tl.float32)
-    squares = tl.zeros((SPLIT, R), dtype=tl.float32)
+    squares = tl.zeros((SPLIT, 16, R), dtype=tl.float32)
+    square_ones = tl.full((SPLIT, 16, J), 1.0, tl.float32 if INTERPRETED else tl.bfloat16)
     for start in tl.range(0, W, SPLIT * J, num_stages=STAGES):
         mine = start + part  # [SPLIT]
         group = mine // GROUP * 4  # of nibble 0
@@ -141,14 +157,14 @@ def _int4_small_kernel(
         if EVEN:
             quads = tl.load(base + start + w_offsets)
         else:
-            there = (mine < W)[:, None, None]
+            within = (mine < W)[:, None, None]
             group = tl.minimum(group, W // GROUP * 4 - 4)
-            quads = tl.load(base + start + w_offsets, mask=there, other=0)
+            quads = tl.load(base + start + w_offsets, mask=within, other=0)
         values = _unpack_nibbles(quads, BF16, INTERPRETED)
         if SWIGLU:
             up_at = base + tl.cast(N, tl.int64) * W + start + w_offsets
             up_values = _unpack_nibbles(
-                tl.load(up_at) if EVEN else tl.load(up_at, mask=there, other=0), BF16, INTERPRETED
+                tl.load(up_at) if EVEN else tl.load(up_at, mask=within, other=0), BF16, INTERPRETED
             )
         for nibble in tl.static_range(4):
             at = k + nibble * GROUP
@@ -157,18 +173,19 @@ def _int4_small_kernel(
             if INTERPRETED:
                 x_tile = x_tile.to(tl.float32)
             if norm is not None:
-                x_tile, squares = normalise(x_tile, squares, tl.load(norm + at, mask=at < K, other=0.0))
+                factor = tl.load(norm + at) if EVEN else tl.load(norm + at, mask=at < K, other=0.0)
+                x_tile, squares = normalise(x_tile, factor, squares, square_ones, INTERPRETED)
             sums = tl.dot(ones, x_tile)
             of_group = (group + nibble)[:, None] * total_rows + column[None, :]
             scale, zero = _load_scale(scales, of_group, OFFSET, BF16, INTERPRETED)
-            acc += tl.dot(values[nibble], x_tile) * scale[:, :, None] + sums * zero[:, :, None]
+            acc += tl.dot(values[nibble], x_tile) * scale[:, :, None]
+            acc += sums * zero[:, :, None]
             if SWIGLU:
                 scale, zero = _load_scale(scales, of_group + N, OFFSET, BF16, INTERPRETED)
-                up_acc += tl.dot(up_values[nibble], x_tile) * scale[:, :, None] + sums * zero[:, :, None]
-    finish_rows(
-        acc, up_acc, squares, column, first + tl.arange(0, BN) < N, row, live, bias, residual, out, N, K,
-        residual_stride, eps, norm is not None, SWIGLU,
-    )  # fmt: skip
+                up_acc += tl.dot(up_values[nibble], x_tile) * scale[:, :, None]
+                up_acc += sums * zero[:, :, None]
+    y = finish_rows(acc, up_acc, squares, added, up_added, kept, K, eps, norm is not None, SWIGLU)
+    tl.store(out + row[:, None] * N + column[None, :], y.to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -181,9 +198,10 @@ def _scaled(values, scale, zero, BF16: tl.constexpr, INTERPRETED: tl.constexpr):
         if BF16:
             return tl.inline_asm_elementwise(
                 """{
-                .reg .b32 t;
-                mov.b32 t, 0x3F803F80;
-                fma.rn.bf16x2 $0, $1, t, 0xC308C308;
+                .reg .b32 one, less;
+                mov.b32 one, 0x3F803F80;
+                mov.b32 less, 0xC308C308;
+                fma.rn.bf16x2 $0, $1, one, less;
                 fma.rn.bf16x2 $0, $0, $2, $3;
                 }""",
                 "=&r,r,r,r",
@@ -195,9 +213,10 @@ def _scaled(values, scale, zero, BF16: tl.constexpr, INTERPRETED: tl.constexpr):
         else:
             return tl.inline_asm_elementwise(
                 """{
-                .reg .b32 t;
-                mov.b32 t, 0x3C003C00;
-                fma.rn.f16x2 $0, $1, t, 0xE408E408;
+                .reg .b32 one, less;
+                mov.b32 one, 0x3C003C00;
+                mov.b32 less, 0xE408E408;
+                fma.rn.f16x2 $0, $1, one, less;
                 fma.rn.f16x2 $0, $0, $2, $3;
                 }""",
                 "=&r,r,r,r",
@@ -212,7 +231,7 @@ def _scaled(values, scale, zero, BF16: tl.constexpr, INTERPRETED: tl.constexpr):
 def _int4_rows_kernel(
     x,  # [rows, K]
     words,  # int16 [N, W]
-    scales,  # [groups, N, 2]
+    scales,  # int32 [groups, N]: pairs of scale and zero; in the interpreter [groups, N, 2]
     bias,  # [N], or None
     out,  # [rows, N]
     rows,
@@ -242,7 +261,7 @@ def _int4_rows_kernel(
     acc = tl.zeros((BN, BM), dtype=tl.float32)
     for start in tl.range(0, W, J, num_stages=STAGES):
         group = start // GROUP * 4  # of nibble 0
-        k = group * GROUP + start % GROUP + word
+        k = tl.multiple_of(group * GROUP + start % GROUP, J) + word
         values = _unpack_nibbles(tl.load(base + start + w_offsets), BF16, INTERPRETED)
         for nibble in tl.static_range(4):
             at = k + nibble * GROUP
@@ -250,8 +269,8 @@ def _int4_rows_kernel(
             x_tile = tl.load(x + at[:, None] + x_rows, mask=x_mask, other=0.0)
             if INTERPRETED:
                 x_tile = x_tile.to(tl.float32)
-            pair = scales + 2 * ((group + nibble) * N + column)
-            weights = _scaled(values[nibble], tl.load(pair)[:, None], tl.load(pair + 1)[:, None], BF16, INTERPRETED)
+            scale, zero = _load_pair(scales, (group + nibble) * N + column, BF16, INTERPRETED)
+            weights = _scaled(values[nibble], scale[:, None], zero[:, None], BF16, INTERPRETED)
             acc = tl.dot(weights, x_tile, acc)
     y = tl.trans(acc)
     if bias is not None:
@@ -331,6 +350,8 @@ def int4_small_linear(
         SWIGLU=swiglu,
         BF16=x.dtype == torch.bfloat16,
         INTERPRETED=INTERPRET,
+        AHEAD=T["ahead"],
+        RELEASE=T["release"],
         num_warps=warps,
     )
     return out
@@ -356,7 +377,7 @@ def int4_linear(x: Tensor, weight: Int4Weight, *, out: Tensor | None = None) -> 
         (triton.cdiv(out.shape[1], tile), triton.cdiv(rows, row_tile)),
         x=x,
         words=weight.words,
-        scales=weight.scales,
+        scales=weight.scales if INTERPRET else weight.scales.view(torch.int32),
         bias=weight.bias,
         out=out,
         rows=rows,

@@ -14,44 +14,66 @@ import triton.language as tl
 from torch import Tensor
 
 from .checks import check_device, check_tensor, kernel_dtypes
-from .launch import INTERPRET, await_previous, launch
+from .launch import INTERPRET, await_previous, launch, release_next
 from .weights import DenseWeight, Norm
 
 MAX_SMALL_ROWS = 16
+T = dict(ahead=0, release=False)
 
 
 @triton.jit
-def finish_rows(
-    acc, up_acc, squares, column, inside, row, live, bias, residual, out, N, K, residual_stride, eps,
-    NORM: tl.constexpr, SWIGLU: tl.constexpr,
-):  # fmt: skip
-    """Sum the warps' products `[SPLIT, BN, R]`, apply what follows the product, and store `[R, BN]`."""
-    y = tl.trans(tl.sum(acc, axis=0))
-    mask = live[:, None] & inside[None, :]
-    if NORM:
-        rstd = tl.rsqrt(tl.sum(squares, axis=0) / K + eps)
-        y = y * rstd[:, None]
+def load_addends(bias, residual, column, there, mask, N, R: tl.constexpr, BN: tl.constexpr, SWIGLU: tl.constexpr):
+    """What is added at the end, asked for at the beginning: bias `[BN]`, bias of the up rows, residual `[R, BN]`."""
+    first = tl.zeros((BN,), dtype=tl.float32)
+    second = first
+    last = tl.zeros((R, BN), dtype=tl.float32)
     if bias is not None:
-        y += tl.load(bias + column).to(tl.float32)[None, :]
+        first = tl.load(bias + column).to(tl.float32)
+        if SWIGLU:
+            second = tl.load(bias + N + column).to(tl.float32)
+    if residual is not None:
+        last = tl.load(residual + there, mask=mask, other=0.0).to(tl.float32)
+    return first, second, last
+
+
+@triton.jit
+def finish_rows(acc, up_acc, squares, bias, up_bias, residual, K, eps, NORM: tl.constexpr, SWIGLU: tl.constexpr):
+    """Sum the warps' products `[SPLIT, BN, R]` and apply what follows the product: `[R, BN]`."""
+    y = tl.trans(tl.sum(acc, axis=0))
+    rstd = tl.rsqrt(tl.sum(tl.max(squares, axis=1), axis=0) / K + eps)  # `squares` has 16 equal rows
+    if NORM:
+        y = y * rstd[:, None]
+    y += bias[None, :]
     if SWIGLU:
         up = tl.trans(tl.sum(up_acc, axis=0))
         if NORM:
             up = up * rstd[:, None]
-        if bias is not None:
-            up += tl.load(bias + N + column).to(tl.float32)[None, :]
-        y = y / (1.0 + tl.exp(-y)) * up
-    if residual is not None:
-        there = residual + row[:, None] * residual_stride + column[None, :]
-        y += tl.load(there, mask=mask, other=0.0).to(tl.float32)
-    tl.store(out + row[:, None] * N + column[None, :], y.to(out.dtype.element_ty), mask=mask)
+        y = y / (1.0 + tl.exp(-y)) * (up + up_bias[None, :])
+    return y + residual
 
 
 @triton.jit
-def normalise(x, squares, weight):
-    """x times the norm's weight, in x's dtype, and its squares added up; 1 / rms is a factor of the whole row."""
+def normalise(x, weight, squares, ones, FP32: tl.constexpr):
+    """x times the norm's weight, in x's dtype, and the sum of x^2 (1 / rms is a factor of the whole row).
+
+    Squares are rounded to bf16 and summed by the tensor cores: all that reads the tile is then a matrix product, and
+    only so is it laid out in shared memory without bank conflicts. Rounding them moves 1 / rms by 2^-10 at the worst.
+    """
     wide = x.to(tl.float32)
-    squares += tl.sum(wide * wide, axis=1)
+    square = wide * wide
+    squares = tl.dot(ones, square if FP32 else square.to(tl.bfloat16), squares)
     return (wide * weight.to(tl.float32)[:, :, None]).to(x.dtype), squares
+
+
+@triton.jit
+def prefetch_rows(weights, offsets, BYTES: tl.constexpr):
+    """Ask for the first BYTES of each row (a cache line of 128 each) to come into L2. `offsets` `[BN]` in bytes."""
+    if BYTES:
+        lines = offsets[:, None] + tl.arange(0, BYTES // 128)[None, :] * 128
+        tl.inline_asm_elementwise(
+            "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [weights.to(tl.int64) + lines],
+            dtype=tl.int32, is_pure=False, pack=1,
+        )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -76,22 +98,34 @@ def _small_linear_kernel(
     EVEN: tl.constexpr,  # K is a multiple of SPLIT * BK
     SWIGLU: tl.constexpr,
     CAST_FP32: tl.constexpr,
+    AHEAD: tl.constexpr,  # bytes of each weight row asked for before waiting: weights are nobody's output
+    RELEASE: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    await_previous(PDL)
     first = tl.program_id(0) * BN
     column = first + tl.arange(0, BN)
-    inside = column < N
     lane = tl.minimum(column, N - 1) - first  # past the end: the last row again
+    weights = weight + first.to(tl.int64) * K  # one address a program; the offsets stay the same
+    if PDL:
+        prefetch_rows(weights, lane * (2 * K), AHEAD)
+        if SWIGLU:
+            prefetch_rows(weights + tl.cast(N, tl.int64) * K, lane * (2 * K), AHEAD)
+    await_previous(PDL)
+    if RELEASE:
+        release_next(PDL)
     row = tl.arange(0, R)
     live = row < rows
+    mask = live[:, None] & (column < N)[None, :]
+    added, up_added, kept = load_addends(
+        bias, residual, first + lane, row[:, None] * residual_stride + column[None, :], mask, N, R, BN, SWIGLU
+    )
     at = tl.arange(0, SPLIT)[:, None] * BK + tl.arange(0, BK)[None, :]  # [SPLIT, BK]
-    weights = weight + first.to(tl.int64) * K  # one address a program; the offsets stay the same
     w_offsets = lane[None, :, None] * K + at[:, None, :]
     x_offsets = row[None, None, :] * x_stride + at[:, :, None]
     acc = tl.zeros((SPLIT, BN, R), dtype=tl.float32)
     up_acc = tl.zeros((SPLIT, BN, R), dtype=tl.float32)
-    squares = tl.zeros((SPLIT, R), dtype=tl.float32)
+    squares = tl.zeros((SPLIT, 16, R), dtype=tl.float32)
+    ones = tl.full((SPLIT, 16, BK), 1.0, tl.float32 if CAST_FP32 else tl.bfloat16)
     for k in tl.range(0, K, SPLIT * BK, num_stages=STAGES):
         if EVEN:
             w_tile = tl.load(weights + k + w_offsets)
@@ -103,7 +137,8 @@ def _small_linear_kernel(
         if CAST_FP32:
             w_tile, x_tile = w_tile.to(tl.float32), x_tile.to(tl.float32)
         if norm is not None:
-            x_tile, squares = normalise(x_tile, squares, tl.load(norm + k + at, mask=k + at < K, other=0.0))
+            factor = tl.load(norm + k + at) if EVEN else tl.load(norm + k + at, mask=within, other=0.0)
+            x_tile, squares = normalise(x_tile, factor, squares, ones, CAST_FP32)
         acc = tl.dot(w_tile, x_tile, acc)
         if SWIGLU:
             ups = weights + tl.cast(N, tl.int64) * K + k + w_offsets
@@ -111,10 +146,8 @@ def _small_linear_kernel(
             if CAST_FP32:
                 up_tile = up_tile.to(tl.float32)
             up_acc = tl.dot(up_tile, x_tile, up_acc)
-    finish_rows(
-        acc, up_acc, squares, tl.minimum(column, N - 1), inside, row, live, bias, residual, out, N, K,
-        residual_stride, eps, norm is not None, SWIGLU,
-    )  # fmt: skip
+    y = finish_rows(acc, up_acc, squares, added, up_added, kept, K, eps, norm is not None, SWIGLU)
+    tl.store(out + row[:, None] * N + column[None, :], y.to(out.dtype.element_ty), mask=mask)
 
 
 def _tiles(columns: int, swiglu: bool) -> tuple[int, int, int, int]:
@@ -202,6 +235,8 @@ def small_linear(
         EVEN=depth % (warps * step) == 0,
         SWIGLU=swiglu,
         CAST_FP32=INTERPRET,
+        AHEAD=T["ahead"],
+        RELEASE=T["release"],
         num_warps=warps,
     )
     return out
