@@ -418,6 +418,7 @@ def test_smollm_greedy_decoding_is_that_of_transformers(smol: LoadedModel, smol_
 def test_smollm_knows_english(smol: LoadedModel) -> None:
     """What wrong rows or a wrong rotation would spoil, with no other implementation to compare with."""
     assert smol.tokenizer is not None
+    assert smol.decoder.config.name == smollm.NAME
     text = "The sun rises in the east and sets in the west. Water boils at one hundred degrees Celsius."
     ids = torch.tensor(smol.tokenizer.encode(text))
     assert cross_entropy(Dense(smol.decoder)(ids)[:-1], ids[1:]) < 3

@@ -38,8 +38,12 @@ _FACTORS = "rope_freqs.weight"  # llama3's scaling, as what to divide each frequ
 class GGUFModel:
     """An open GGUF file of a Llama, Qwen2 or Qwen3."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises ValueError where the file is missing, no GGUF, or of a model that `Decoder` does not compute."""
+    def __init__(self, path: Path, name: str | None = None) -> None:
+        """`name` of the model, by default the file's without its suffix.
+
+        Raises:
+            ValueError: the file is missing, no GGUF, or of a model that `Decoder` does not compute.
+        """
         if not path.is_file():
             raise ValueError(f"{path}: no such file")
         self._path = path
@@ -53,7 +57,7 @@ class GGUFModel:
                 f"{path}: architecture is {self._architecture!r}, supported are {', '.join(ARCHITECTURES)}"
             )
         self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
-        self.config = self._config()
+        self.config = self._config(name or path.stem)
 
     def decoder(self, *, dtype: torch.dtype, device: torch.device, weight_dtype: str | None = None) -> Decoder:
         """The weights, dequantised to `dtype`; with `weight_dtype="int4"` the projections are quantised anew.
@@ -98,7 +102,7 @@ class GGUFModel:
             raise ValueError(f"{self._path}: {self._architecture}.{key} {what}")
         return value
 
-    def _config(self) -> ModelConfig:
+    def _config(self, name: str) -> ModelConfig:
         number = self._number
         hidden, heads = number("embedding_length"), number("attention.head_count")
         dim = number("attention.key_length", hidden // heads)
@@ -110,7 +114,7 @@ class GGUFModel:
         if "token_embd.weight" not in self._tensors:
             raise ValueError(f"{self._path} has no tensor 'token_embd.weight'")
         return ModelConfig(
-            name=self._path.stem,
+            name=name,
             layers=number("block_count"),
             hidden=hidden,
             q_heads=heads,

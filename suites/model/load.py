@@ -50,11 +50,10 @@ def load_decoder(
         config = MODELS[name_or_path]
         decoder = random_decoder(config, dtype=dtype, device=device, weight_dtype=weight_dtype, seed=seed)
         return LoadedModel(decoder, None, f"random weights, seed {seed}")
-    path, source = _locate(name_or_path)
-    if path.is_dir():
-        decoder = load_checkpoint(path, dtype=dtype, device=device, weight_dtype=weight_dtype)
-        return LoadedModel(decoder, folder_tokenizer(path), source)
-    model = GGUFModel(path)
+    model, source = _locate(name_or_path)
+    if isinstance(model, Path):
+        decoder = load_checkpoint(model, dtype=dtype, device=device, weight_dtype=weight_dtype)
+        return LoadedModel(decoder, folder_tokenizer(model), source)
     decoder = model.decoder(dtype=dtype, device=device, weight_dtype=weight_dtype)
     return LoadedModel(decoder, model.tokenizer(), source)
 
@@ -67,19 +66,19 @@ def model_config(name_or_path: str) -> ModelConfig:
     """
     if name_or_path in MODELS:
         return MODELS[name_or_path]
-    path, _ = _locate(name_or_path)
-    return read_config(path) if path.is_dir() else GGUFModel(path).config
+    model, _ = _locate(name_or_path)
+    return read_config(model) if isinstance(model, Path) else model.config
 
 
-def _locate(name_or_path: str) -> tuple[Path, str]:
-    """The folder or GGUF file of that name, and what to call it."""
+def _locate(name_or_path: str) -> tuple[Path | GGUFModel, str]:
+    """The folder or open GGUF file of that name, and what to call the source."""
     if name_or_path == smollm.NAME:
-        return smollm.smollm_gguf(), f"{smollm.GGUF} of {smollm.PACKAGE}"
+        return GGUFModel(smollm.smollm_gguf(), smollm.NAME), f"{smollm.GGUF} of {smollm.PACKAGE}"
     path = Path(name_or_path)
     if path.is_dir():
         return path, f"Hugging Face folder {path.resolve().name}"
     if path.suffix == ".gguf":
-        return path, f"GGUF file {path.name}"
+        return GGUFModel(path), f"GGUF file {path.name}"
     raise ValueError(
         f"model: got {name_or_path!r}, allowed are {', '.join((*MODELS, smollm.NAME))}, "
         "a folder with config.json and *.safetensors, a .gguf file"
