@@ -75,7 +75,8 @@ def prefill(
         raise ValueError(f"prompt: {count} tokens do not fit the capacity of {state.capacity}")
     config = decoder.config
     shape = config.attention(batch)
-    write = write_tokens if decoder.device.type == "cuda" else write_tokens_torch
+    portable = None if decoder.device.type == "cuda" else "torch"  # the interpreter would take hours
+    write = write_tokens_torch if portable else write_tokens
     state.lengths.zero_()
     x = torch.empty(0)
     for start in range(0, count, chunk_tokens):
@@ -90,7 +91,7 @@ def prefill(
         def attend(i: int, cells: Cells, chunk: ChunkTensors = chunk) -> Tensor:
             cache: KVCache = state.caches[i]
             write(cache, chunk.k, chunk.v)
-            out = best_chunk_kernel(shape, cache).bind(cache, shape, chunk)()
+            out = best_chunk_kernel(shape, cache, portable).bind(cache, shape, chunk)()
             return chunk.out if out is None else out
 
         positions = torch.arange(start, start + length, device=decoder.device).repeat(batch)

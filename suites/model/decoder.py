@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding
 
-from ...kernels.linear import Norm, Weight, linear
+from ...kernels.linear import DenseWeight, Norm, Weight, linear
 from ...kernels.rope import rope_split
 from ...profiling.ranges import mark
 from .config import ModelConfig
@@ -77,7 +77,7 @@ class Decoder:
     @property
     def parameter_bytes(self) -> int:
         """Bytes that the weights take."""
-        tied = isinstance(getattr(self.head, "weight", None), Tensor) and self.head.weight is self.embedding
+        tied = isinstance(self.head, DenseWeight) and self.head.weight is self.embedding
         return self.weight_bytes + (0 if tied else self.embedding.numel() * self.embedding.element_size())
 
     def rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
