@@ -26,10 +26,9 @@ from ..kernels import (
     Unsupported,
     register,
 )
-from ..kernels.merge import Partials
 from ..kernels.method import Layer
-from ..kernels.pipeline import Workspace, sparse_traffic
 from ..kernels.summaries import write_tokens
+from ..kernels.workspace import sparse_traffic
 from .optional import first, load, needs_cuda
 
 VARIABLE = "RESA_REFERENCE"
@@ -92,10 +91,7 @@ class AuthorsLayer(Layer):
         return Selection(self.lists, self.config.block_size)
 
     def traffic(self) -> dict[str, Traffic]:
-        cache = self.cache
-        empty = Partials.allocate(0, 1, cache.head_dim, cache.device)
-        work = Workspace(torch.empty(0, 0, 0), self.lists, torch.empty(0, 0), empty)
-        parts = sparse_traffic(cache, self.shape, self.config, work, True)
+        parts = sparse_traffic(self.cache, self.shape, self.config, self.lists, True)
         return {
             "append": parts["append"],
             "score+select": parts["score"],

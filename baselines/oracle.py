@@ -7,33 +7,28 @@ import torch
 from ..kernels import KVCache, Stage, StepTensors, Traffic, Unsupported, register
 from ..kernels.method import dense_traffic
 from ..kernels.pipeline import SparseLayer, SparseMethod
+from ..kernels.portable import TorchSparseLayer
 from ..kernels.selection import select_blocks
+from ..kernels.workspace import BlockSparseLayer
 
 
-class OracleLayer(SparseLayer):
+class _ScoredByMass(BlockSparseLayer):
     """Scores are sums over the group's heads of softmax mass per block, in plain torch."""
 
-    def _score(self, step: StepTensors) -> None:
+    def score_masses(self, step: StepTensors, tokens: int) -> None:
+        """Fill `work.scores` for the blocks of the first `tokens` tokens, which every length lies within."""
         shape, config, cache = self.shape, self.config, self.cache
-        size = config.block_size
         query = step.q.view(shape.batch, shape.kv_heads, shape.group, shape.head_dim)
-        logits = (query @ cache.k.transpose(2, 3)).float() * shape.head_dim**-0.5  # [B, Hkv, G, S]
-        position = torch.arange(cache.capacity, device=cache.device)
+        logits = (query @ cache.k[:, :, :tokens].transpose(2, 3)).float() * shape.head_dim**-0.5  # [B, Hkv, G, S]
+        position = torch.arange(tokens, device=cache.device)
         logits.masked_fill_(position >= cache.lengths[:, None, None, None], float("-inf"))
         mass = torch.softmax(logits, dim=-1).sum(2)  # [B, Hkv, S]
-        mass = torch.nn.functional.pad(mass, (0, -cache.capacity % size))
-        scores = mass.unflatten(2, (-1, size)).sum(3)
+        mass = torch.nn.functional.pad(mass, (0, -tokens % config.block_size))
+        scores = mass.unflatten(2, (-1, config.block_size)).sum(3)
         index = torch.arange(scores.shape[2], device=cache.device)
-        blocks = (cache.lengths + size - 1) // size
+        blocks = (cache.lengths + config.block_size - 1) // config.block_size
         local = index >= (blocks - config.local_blocks)[:, None, None]
-        self.work.scores.copy_(scores.masked_fill(local, float("inf")))
-
-    def choose_stages(self, step: StepTensors) -> tuple[Stage, ...]:
-        work = self.work
-        return (
-            Stage("score", lambda: self._score(step)),
-            Stage("select", lambda: select_blocks(work.scores, self.cache, work.lists, work.counts, self.config)),
-        )
+        self.work.scores[:, :, : scores.shape[2]] = scores.masked_fill(local, float("inf"))
 
     def traffic(self) -> dict[str, Traffic]:
         """Scoring reads every key instead of summaries."""
@@ -44,18 +39,33 @@ class OracleLayer(SparseLayer):
         return parts
 
 
+class OracleLayer(_ScoredByMass, SparseLayer):
+    def choose_stages(self, step: StepTensors) -> tuple[Stage, ...]:
+        work = self.work
+        return (
+            Stage("score", lambda: self.score_masses(step, self.cache.capacity)),
+            Stage("select", lambda: select_blocks(work.scores, self.cache, work.lists, work.counts, self.config)),
+        )
+
+
+class TorchOracleLayer(_ScoredByMass, TorchSparseLayer):
+    def score(self, step: StepTensors) -> None:
+        self.score_masses(step, max(int(self.cache.lengths.max()), 1))
+
+
 @register("oracle")
 class Oracle(SparseMethod):
     """Top-k by exact mass, one list per KV head."""
 
     scored = False
     layer_class = OracleLayer
+    torch_layer_class = TorchOracleLayer
     uses = ("block_size", "active_ratio", "min_blocks", "budget_tokens")
 
     def rows(self) -> int:
         return self.shape.kv_heads
 
-    def prepare(self, cache: KVCache) -> SparseLayer:
+    def prepare(self, cache: KVCache) -> BlockSparseLayer:
         if cache.paged:
             raise Unsupported("cache: the oracle reads contiguous caches only, got a paged one")
         return super().prepare(cache)

@@ -12,6 +12,7 @@ from ..kernels.addressing import selected_blocks
 from ..kernels.config import ceil_div
 from ..kernels.launch import launch
 from ..kernels.pipeline import SparseLayer, SparseMethod
+from ..kernels.portable import TorchSparseLayer
 
 
 @triton.jit
@@ -65,12 +66,24 @@ class SinkWindowLayer(SparseLayer):
         return (Stage("select", lambda: sink_window_blocks(self.cache, work.lists, work.counts, self.config)),)
 
 
+class TorchSinkWindowLayer(TorchSparseLayer):
+    scores_blocks = False
+
+    def choose_stages(self, step: StepTensors) -> tuple[Stage, ...]:
+        return (Stage("select", self.select, graph_safe=False),)
+
+    def select(self) -> None:
+        for b, length in enumerate(self.cache.lengths.tolist()):
+            self.fill(b, sink_window_reference(length, self.config)[None])
+
+
 @register("sink-window")
 class SinkWindow(SparseMethod):
     """A constant list of the size the others select; nothing is scored."""
 
     scored = False
     layer_class = SinkWindowLayer
+    torch_layer_class = TorchSinkWindowLayer
     uses = ("block_size", "active_ratio", "min_blocks", "budget_tokens")
 
     def rows(self) -> int:

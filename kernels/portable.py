@@ -1,12 +1,15 @@
-"""The portable path: ReSA and a dense rival in plain torch, for machines without a GPU and as an oracle for kernels.
+"""The portable path: block-sparse steps and a dense rival in plain torch, for machines that run no Triton kernels.
 
-Same method, other means: scores are one batched matrix-vector product of summaries with query slots, attention is a
-gather of the selected blocks and SDPA over the packed GQA group, so that K and V are read once there too.
+Same methods, other means: scores are one batched matrix-vector product of summaries with query slots, attention is a
+gather of the selected blocks and SDPA over the packed GQA group, so that K and V are read once there too. Contiguous
+caches only. Also an oracle for the kernels.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -14,24 +17,13 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from .cache import KVCache
 from .chunk import ChunkKernel, best_chunk_kernel
-from .config import AttentionShape, SparseConfig, ceil_div
-from .merge import Partials
-from .method import (
-    ChunkTensors,
-    DecodeMethod,
-    DenseLayer,
-    Layer,
-    Selection,
-    Stage,
-    StepTensors,
-    Traffic,
-    Unsupported,
-    chunk_traffic,
-    register,
-)
-from .pipeline import Workspace, sparse_traffic
+from .config import AttentionShape, SparseConfig
+from .method import DecodeMethod, DenseLayer, Stage, StepTensors, Unsupported, register
 from .scores import query_slots, score_rows
-from .summaries import Summaries, summaries_reference
+from .summaries import Summaries
+from .workspace import BlockSparseLayer, Workspace
+
+PAGED = "cache: the portable path takes contiguous caches only, got a paged one"
 
 
 def write_tokens_torch(cache: KVCache, k_new: Tensor, v_new: Tensor) -> None:
@@ -44,25 +36,28 @@ def write_tokens_torch(cache: KVCache, k_new: Tensor, v_new: Tensor) -> None:
         cache.v[b, :, length - count : length] = v_new[b, v_new.shape[1] - count :].transpose(0, 1)
 
 
+def _summarise(blocks: Tensor, out: Tensor, kind: str) -> None:
+    """`[Hkv, n, tokens, D]` keys to `[Hkv, n, 2, D]`."""
+    if kind == "minmax":
+        torch.amin(blocks, 2, out=out[:, :, 0])
+        torch.amax(blocks, 2, out=out[:, :, 1])
+    else:
+        variance, mean = torch.var_mean(blocks.float(), 2, correction=0)
+        out[:, :, 0], out[:, :, 1] = mean, variance.sqrt()
+
+
 def refresh_torch(cache: KVCache, summaries: Summaries, tokens: int | None = None) -> None:
     """Summarise again the blocks of the last `tokens` tokens (all of them by default). Contiguous caches."""
     size = summaries.block_size
     for b, length in enumerate(cache.lengths.tolist()):
+        keys, data = cache.k[b], summaries.data[b]
         first = 0 if tokens is None else max(length - tokens, 0) // size
-        fresh = summaries_reference(cache.k[b, :, first * size :], length - first * size, size, summaries.kind)
-        summaries.data[b, :, first : first + fresh.shape[1]] = fresh
-
-
-def build_torch(cache: KVCache, summaries: Summaries) -> None:
-    """Summarise every block; whole blocks by one reduction."""
-    size = summaries.block_size
-    whole = cache.capacity // size
-    if summaries.kind != "minmax" or not whole or int(cache.lengths.min()) < cache.capacity:
-        refresh_torch(cache, summaries)
-        return
-    blocks = cache.k[:, :, : whole * size].unflatten(2, (whole, size))
-    summaries.data[:, :, :whole] = torch.stack((blocks.amin(3), blocks.amax(3)), dim=3)
-    refresh_torch(cache, summaries, 1)
+        whole = length // size
+        if whole > first:
+            blocks = keys[:, first * size : whole * size].unflatten(1, (whole - first, size))
+            _summarise(blocks, data[:, first:whole], summaries.kind)
+        if length % size:
+            _summarise(keys[:, None, whole * size : length], data[:, whole : whole + 1], summaries.kind)
 
 
 def select_torch(scores: Tensor, n: int) -> Tensor:
@@ -76,151 +71,169 @@ def select_torch(scores: Tensor, n: int) -> Tensor:
 
 
 @dataclass
-class TorchSparseLayer(Layer):
-    """One layer of the portable ReSA. Stages hand over through `work` and the fields below."""
+class TorchSparseLayer(BlockSparseLayer):
+    """One layer of a block-sparse method, in plain torch. It asks the lengths of the device in every stage."""
 
-    cache: KVCache
-    shape: AttentionShape
-    config: SparseConfig
-    work: Workspace
-    summaries: Summaries
-    gathered: tuple[
-        Tensor, Tensor
-    ]  # [R * N, b D] selected blocks of K and V, reused: fresh pages cost more than copies
-    kernel: ChunkKernel
-    _rectified: Tensor | None = None
+    graph_safe: ClassVar[bool] = False
 
-    @property
-    def chunk_kernel(self) -> str:
-        return self.kernel.name
+    gathered: tuple[Tensor, Tensor]
+    """`[R * N, b D]`: selected blocks of K and V, reused by all layers: fresh pages cost more than copies."""
 
-    def _append(self, step: StepTensors) -> None:
-        write_tokens_torch(self.cache, step.k, step.v)
-        refresh_torch(self.cache, self.summaries, 1)
+    def __post_init__(self) -> None:
+        cache, size, rows = self.cache, self.config.block_size, self.work.lists.shape[1]
+        lists = max(rows, self.shape.kv_heads)  # one list for all heads is attended to per KV head
+        self._owner = torch.arange(lists, device=cache.device)[:, None] // (lists // self.shape.kv_heads)
+        self._blocks: tuple[Tensor, Tensor] | None = None  # [B, Hkv * blocks, b D]
+        if cache.capacity % size == 0 and cache.k.is_contiguous():
+            shape = (cache.batch, -1, size * cache.head_dim)
+            self._blocks = cache.k.view(shape), cache.v.view(shape)
 
-    def _score(self, step: StepTensors) -> None:
-        config, shape, work = self.config, self.shape, self.work
+    def write(self, k: Tensor, v: Tensor) -> None:
+        write_tokens_torch(self.cache, k, v)
+        if self.summaries is not None:
+            refresh_torch(self.cache, self.summaries, k.shape[1] if k.dim() == 4 else 1)
+
+    def choose_stages(self, step: StepTensors) -> tuple[Stage, ...]:
+        return Stage("score", lambda: self.score(step), False), Stage("select", self.select, False)
+
+    def attend_stages(self, step: StepTensors) -> tuple[Stage, ...]:
+        return (Stage("attend", lambda: self.attend(step), False),)
+
+    def score(self, step: StepTensors) -> None:
+        """Fill `work.scores`, +inf at local blocks."""
+        config, shape, scores = self.config, self.shape, self.work.scores
+        assert self.summaries is not None
+        lengths = self.cache.lengths.tolist()
+        top = config.blocks(max(lengths))
         heads = step.q.float().view(shape.batch, shape.kv_heads, shape.group, shape.head_dim)
         if config.gqa_policy == "group-mean":
             heads = heads.mean(2, keepdim=True)
         slots = query_slots(heads, config.summary_kind, config.spread_weight)  # [B, Hkv, 1 or G, 2 D]
         if config.gqa_policy in ("group-sum", "all-heads"):
             slots = slots.sum(2, keepdim=True)
-        table = self.summaries.data.flatten(3).float()  # [B, Hkv, M, 2 D]
-        scores = slots @ table.transpose(2, 3)  # [B, Hkv, 1 or G, M]
+        table = self.summaries.data[:, :, :top].flatten(3).float()  # [B, Hkv, M, 2 D]
+        found = slots @ table.transpose(2, 3)  # [B, Hkv, 1 or G, M]
         if config.gqa_policy == "all-heads":
-            scores = scores.sum(1, keepdim=True)
-        work.scores.copy_(scores.flatten(1, 2))
-        for b, length in enumerate(self.cache.lengths.tolist()):
+            found = found.sum(1, keepdim=True)
+        scores[:, :, :top] = found.flatten(1, 2)
+        for b, length in enumerate(lengths):
             blocks = config.blocks(length)
-            work.scores[b, :, max(blocks - config.local_blocks, 0) : blocks] = float("inf")
+            scores[b, :, max(blocks - config.local_blocks, 0) : blocks] = float("inf")
 
-    def _select(self) -> None:
+    def select(self) -> None:
+        """Fill the lists with the best of `work.scores`."""
+        work, config = self.work, self.config
         for b, length in enumerate(self.cache.lengths.tolist()):
-            n = self.config.selected(length)
-            self.work.lists[b, :, :n] = select_torch(self.work.scores[b, :, : self.config.blocks(length)], n)
-            self.work.lists[b, :, n:] = -1
-            self.work.counts[b] = n
+            self.fill(b, select_torch(work.scores[b, :, : config.blocks(length)], config.selected(length)))
 
-    def _attend(self, step: StepTensors) -> None:
-        shape, size, work = self.shape, self.config.block_size, self.work
-        rows = work.lists.shape[1]
-        for b, length in enumerate(self.cache.lengths.tolist()):
-            n = int(work.counts[b, 0])
-            lists = work.lists[b, :, :n].long()
-            lists = lists.expand(shape.kv_heads, -1) if rows == 1 else lists
-            owner = torch.arange(lists.shape[0], device=lists.device) // (lists.shape[0] // shape.kv_heads)
-            whole = self.cache.capacity // size * size
-            query = step.q[b].view(lists.shape[0], shape.q_heads // lists.shape[0], shape.head_dim)
-            if whole == self.cache.capacity and self.cache.k.is_contiguous():  # gather blocks: long, fast copies
-                index = (owner[:, None] * (whole // size) + lists).flatten()
+    def fill(self, sequence: int, chosen: Tensor) -> None:
+        """Put `[R, n]` block indices on the lists of a sequence."""
+        n = chosen.shape[1]
+        self.work.lists[sequence, :, :n] = chosen
+        self.work.lists[sequence, :, n:] = -1
+        self.work.counts[sequence] = n
+
+    def attend(self, step: StepTensors) -> None:
+        """Gather the listed blocks, then SDPA per list."""
+        shape, cache, size, work = self.shape, self.cache, self.config.block_size, self.work
+        count = len(self._owner)
+        for b, (length, n) in enumerate(zip(cache.lengths.tolist(), work.counts[:, 0].tolist(), strict=True)):
+            lists = work.lists[b, :, :n].long().expand(count, -1)
+            query = step.q[b].view(count, shape.q_heads // count, shape.head_dim)
+            if self._blocks is not None:  # gather blocks: long, fast copies
+                index = (self._owner * (cache.capacity // size) + lists).flatten()
                 keys, values = (
-                    torch.index_select(x[b].view(-1, size * shape.head_dim), 0, index, out=buffer[: len(index)]).view(
-                        lists.shape[0], -1, shape.head_dim
-                    )
-                    for x, buffer in zip((self.cache.k, self.cache.v), self.gathered, strict=True)
+                    torch.index_select(x[b], 0, index, out=buffer[: len(index)]).view(count, -1, shape.head_dim)
+                    for x, buffer in zip(self._blocks, self.gathered, strict=True)
                 )
             else:
-                tokens = (lists[:, :, None] * size + torch.arange(size, device=lists.device)).flatten(1)
-                tokens = tokens.clamp(max=self.cache.capacity - 1)
-                keys, values = (x[b][owner[:, None], tokens] for x in (self.cache.k, self.cache.v))
-            # Only the newest block, always last on the list, can be partly filled.
-            last_listed = length > 0 and bool((lists[:, -1] == (length - 1) // size).all())
-            missing = -length % size
-            if missing and last_listed:
-                keys, values = keys[:, :-missing], values[:, :-missing]
-                mask = None
-            elif missing:
-                spots = (lists[:, :, None] * size + torch.arange(size, device=lists.device)).flatten(1)
-                mask = (spots < length)[:, None, :]
-                # What lies past the end may be NaN, which no mask undoes.
-                keys, values = (x.masked_fill(~mask.transpose(1, 2), 0.0) for x in (keys, values))
-            else:
-                mask = None
+                tokens = _tokens(lists, size).clamp(max=cache.capacity - 1)
+                keys, values = (x[b][self._owner, tokens] for x in (cache.k, cache.v))
+            mask = None
+            if missing := -length % size:
+                if bool((lists[:, -1] == length // size).all()):  # the partly filled block is last on every list
+                    keys, values = keys[:, :-missing], values[:, :-missing]
+                else:
+                    mask = (_tokens(lists, size) < length)[:, None, :]
+                    # What lies past the end may be NaN, which no mask undoes.
+                    keys, values = (x.masked_fill(~mask.transpose(1, 2), 0.0) for x in (keys, values))
             out = scaled_dot_product_attention(query[None], keys[None], values[None], attn_mask=mask)
-            step.out[b] = out[0].reshape(shape.q_heads, shape.head_dim)
+            step.out[b] = out.view(shape.q_heads, shape.head_dim)
 
-    def stages(self, step: StepTensors) -> tuple[Stage, ...]:
-        return (
-            Stage("append", lambda: self._append(step), graph_safe=False),
-            Stage("score", lambda: self._score(step), graph_safe=False),
-            Stage("select", self._select, graph_safe=False),
-            Stage("attend", lambda: self._attend(step), graph_safe=False),
+
+def _tokens(lists: Tensor, size: int) -> Tensor:
+    """`[R, n]` blocks to `[R, n * size]` positions of their tokens."""
+    return (lists[:, :, None] * size + torch.arange(size, device=lists.device)).flatten(1)
+
+
+class TorchSparseMethod(DecodeMethod):
+    """Base of block-sparse methods in plain torch; `pipeline.SparseMethod` adds the kernels.
+
+    What layers share, since they run one after another, lives here: work space, gathered blocks, the chunk kernel.
+    """
+
+    rectifies: ClassVar[bool] = False
+    scored: ClassVar[bool] = True
+    """Whether blocks are scored by their summaries."""
+    torch_layer_class: ClassVar[type[TorchSparseLayer]] = TorchSparseLayer
+
+    def __init__(
+        self, shape: AttentionShape, config: SparseConfig, *, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        super().__init__(shape, config, dtype=dtype, device=device)
+        self._work: dict[int, Workspace] = {}  # by blocks of the cache; kept, since captured graphs hold addresses
+        self._gathered: dict[int, tuple[Tensor, Tensor]] = {}  # by blocks gathered
+        self._kernels: dict[str, ChunkKernel] = {}
+
+    def rows(self) -> int:
+        """Lists a sequence."""
+        return score_rows(self.shape, self.config.gqa_policy)
+
+    def workspace(self, cache: KVCache) -> Workspace:
+        blocks = self.config.blocks(cache.capacity)
+        if blocks not in self._work:
+            self._work[blocks] = Workspace.allocate(self.config, self.rows(), cache)
+        return self._work[blocks]
+
+    def summaries(self, cache: KVCache) -> Summaries | None:
+        """Room for a layer's summaries, or None where nothing is scored by them."""
+        return Summaries.allocate(cache, self.config.block_size, self.config.summary_kind) if self.scored else None
+
+    def kernel(self, cache: KVCache, name: str | None) -> ChunkKernel | None:
+        """The chunk kernel that all layers share, or None where nothing is rectified."""
+        if not self.rectifies:
+            return None
+        kernel = best_chunk_kernel(self.shape, cache, name)
+        return self._kernels.setdefault(kernel.name, kernel)
+
+    def prepare(self, cache: KVCache) -> BlockSparseLayer:
+        if cache.paged:
+            raise Unsupported(PAGED)
+        summaries = self.summaries(cache)
+        if summaries is not None:
+            refresh_torch(cache, summaries)
+        count = max(self.rows(), cache.kv_heads) * self.config.selected(cache.capacity)
+        if count not in self._gathered:
+            size = self.config.block_size * cache.head_dim
+            keys = torch.empty(count, size, dtype=cache.dtype, device=cache.device)
+            self._gathered[count] = keys, torch.empty_like(keys)
+        return self.torch_layer_class(
+            cache,
+            self.shape,
+            self.config,
+            self.workspace(cache),
+            summaries,
+            self.kernel(cache, self.config.chunk_kernel or "torch"),
+            self._gathered[count],
         )
-
-    def rectify_stages(self, chunk: ChunkTensors) -> tuple[Stage, ...]:
-        attend = self.kernel.bind(self.cache, self.shape, chunk)
-
-        def run() -> None:
-            self.overwrite(chunk)
-            self._rectified = attend()
-
-        return (Stage("rectify", run, graph_safe=False),)
-
-    def rectified(self, chunk: ChunkTensors) -> Tensor:
-        return chunk.out if self._rectified is None else self._rectified
-
-    def overwrite(self, chunk: ChunkTensors) -> None:
-        write_tokens_torch(self.cache, chunk.k, chunk.v)
-        refresh_torch(self.cache, self.summaries, chunk.k.shape[1])
-
-    def selection(self) -> Selection:
-        return Selection(self.work.lists, self.config.block_size)
-
-    def traffic(self) -> dict[str, Traffic]:
-        return sparse_traffic(self.cache, self.shape, self.config, self.work, True)
-
-    def rectify_traffic(self, tokens: int) -> Traffic:
-        touched = 1 + ceil_div(tokens - 1, self.config.block_size)
-        refreshed = 2 * self.cache.head_dim * self.cache.k.element_size() * self.cache.kv_heads * self.cache.batch
-        return chunk_traffic(self.cache, self.shape.q_heads, tokens) + Traffic(touched * refreshed)
 
 
 @register("resa-torch")
-class ResaTorch(DecodeMethod):
+class ResaTorch(TorchSparseMethod):
     """ReSA in plain torch (gather + SDPA): the method that is timed where there is no GPU."""
 
+    rectifies = True
     uses = ("block_size", "active_ratio", "min_blocks", "gqa_policy", "summary_kind", "rectify_every")
-
-    def prepare(self, cache: KVCache) -> TorchSparseLayer:
-        if cache.paged:
-            raise Unsupported("cache: the portable path takes contiguous caches only, got a paged one")
-        summaries = Summaries.allocate(cache, self.config.block_size, self.config.summary_kind)
-        summaries.data.zero_()
-        build_torch(cache, summaries)
-        rows = score_rows(self.shape, self.config.gqa_policy)
-        blocks, chosen = self.config.blocks(cache.capacity), self.config.selected(cache.capacity)
-        work = Workspace(
-            torch.full((cache.batch, rows, blocks), float("-inf"), device=cache.device),
-            torch.full((cache.batch, rows, chosen), -1, dtype=torch.int32, device=cache.device),
-            torch.zeros(cache.batch, rows, dtype=torch.int32, device=cache.device),
-            Partials.allocate(0, 1, cache.head_dim, cache.device),
-        )
-        lists = max(rows, cache.kv_heads)  # one list for all heads is attended to per KV head
-        size = self.config.block_size * cache.head_dim
-        keys = torch.empty(lists * chosen, size, dtype=cache.dtype, device=cache.device)
-        kernel = best_chunk_kernel(self.shape, cache, self.config.chunk_kernel or "torch")
-        return TorchSparseLayer(cache, self.shape, self.config, work, summaries, (keys, torch.empty_like(keys)), kernel)
 
 
 @register("torch-dense")
@@ -234,16 +247,17 @@ class TorchDense(DecodeMethod):
         return "is the CPU's dense rival; GPUs have better ones" if device.type == "cuda" else None
 
     def prepare(self, cache: KVCache) -> DenseLayer:
-        keys, values = cache.gather()
+        if cache.paged:
+            raise Unsupported(PAGED)
         batch, group = cache.batch, self.shape.group
 
-        def attend(step: StepTensors):
+        def attend(step: StepTensors) -> Callable[[], None]:
             query = step.q.view(batch, cache.kv_heads, group, cache.head_dim)
             out = step.out.view_as(query)
 
             def run() -> None:
                 for b, length in enumerate(cache.lengths.tolist()):
-                    k, v = keys[b, None, :, :length], values[b, None, :, :length]
+                    k, v = cache.k[b, None, :, :length], cache.v[b, None, :, :length]
                     out[b] = scaled_dot_product_attention(query[b, None], k, v)[0]
 
             return run

@@ -1,5 +1,9 @@
 """Rectified Sparse Attention (arXiv 2506.04108) in Triton, and the same step without rectification."""
 
+import torch
+
+from .config import AttentionShape
+from .launch import can_run_on
 from .method import register
 from .pipeline import SparseMethod
 
@@ -12,6 +16,10 @@ class Resa(SparseMethod):
 
     rectifies = True
     uses = (*USES, "rectify_every")
+
+    @classmethod
+    def unavailable(cls, shape: AttentionShape, dtype: torch.dtype, device: torch.device) -> str | None:
+        return can_run_on(device)  # in plain torch it is `resa-torch`
 
 
 @register("sparse")

@@ -10,12 +10,11 @@ from torch import Tensor
 from ..kernels import Layer, SparseConfig
 from ..kernels.dense import dense_reference
 from ..kernels.exact import UNIT_ROUNDOFF, Exact
-from ..kernels.pipeline import SparseLayer
-from ..kernels.portable import TorchSparseLayer
 from ..kernels.scores import scores_reference
 from ..kernels.selection import selection_reference
 from ..kernels.sparse_decode import sparse_reference
 from ..kernels.summaries import summaries_reference
+from ..kernels.workspace import BlockSparseLayer
 from .inputs import Inputs
 
 SAMPLED_BLOCKS = 16  # of a sequence, whose summaries are compared with their keys
@@ -71,12 +70,12 @@ def check_step(layer: Layer, inputs: Inputs, dense_exact: list[Exact]) -> Check:
         lists = selection.lists[b]
         exact = sparse_reference(inputs.step.q[b], keys[b], values[b], length, lists, block_size=selection.block_size)
         check = check.worst(compare("attention over the selected blocks", out[b], exact, out.dtype))
-    if isinstance(layer, TorchSparseLayer) or (isinstance(layer, SparseLayer) and layer.scores_blocks):
+    if isinstance(layer, BlockSparseLayer) and layer.scores_blocks:
         check_selection(layer, inputs.step.q)
     return check
 
 
-def check_selection(layer: SparseLayer | TorchSparseLayer, q: Tensor) -> None:
+def check_selection(layer: BlockSparseLayer, q: Tensor) -> None:
     """Summaries true to the keys, scores within their fp32 budget of fp64, lists exactly the best of these scores."""
     table = layer.summaries.logical(layer.cache) if layer.summaries is not None else None
     for b, length in enumerate(layer.cache.lengths.tolist()):
@@ -90,7 +89,7 @@ def check_selection(layer: SparseLayer | TorchSparseLayer, q: Tensor) -> None:
             raise CheckFailed(f"selection: lists of sequence {b} are not the best {n} blocks of their scores")
 
 
-def _check_summaries(layer: SparseLayer | TorchSparseLayer, table: Tensor, sequence: int, length: int) -> None:
+def _check_summaries(layer: BlockSparseLayer, table: Tensor, sequence: int, length: int) -> None:
     """Some blocks, the newest among them, against their keys: min and max exactly, mean and std within rounding."""
     keys = layer.cache.gather()[0][sequence]
     size, kind, blocks = layer.config.block_size, layer.config.summary_kind, layer.config.blocks(length)

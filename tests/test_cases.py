@@ -269,6 +269,7 @@ def test_a_case_end_to_end(bench: Bench) -> None:
         assert row.error_budget_used is not None
         assert 0 <= row.error_budget_used <= 1
         assert row.block_size == (16 if row.method == "resa-torch" else None)
+        assert row.chunk_kernel == ("torch" if row.method == "resa-torch" else None)
 
 
 def test_whole_steps_name_the_best_dense(bench: Bench) -> None:

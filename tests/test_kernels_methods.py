@@ -30,7 +30,9 @@ from resa_bench.kernels import (
     SparseConfig,
     Stage,
     StepTensors,
+    Unsupported,
     build_summaries,
+    chunk_kernels,
     get_method,
     register,
     registered,
@@ -226,7 +228,7 @@ def test_rectify(name: str, dtype: torch.dtype) -> None:
 def test_rectify_of_more_tokens_than_there_are(dtype: torch.dtype) -> None:
     layer, inputs = make("resa", dtype, (38, 2))
     check_rectify(layer, inputs)
-    assert not inputs.chunk.out[1, : CHUNK - 2].any()
+    assert not layer.rectified(inputs.chunk)[1, : CHUNK - 2].any()
 
 
 @pytest.mark.parametrize("name", ["resa", "resa-torch"])
@@ -337,7 +339,11 @@ class Spoilt(Layer):
         return (*self.inner.stages(step), Stage("spoil", lambda: self.spoil(self.inner, step.out)))
 
     def rectify_stages(self, chunk: ChunkTensors) -> tuple[Stage, ...]:
-        return (*self.inner.rectify_stages(chunk), Stage("spoil", lambda: self.spoil(self.inner, chunk.out)))
+        spoil = Stage("spoil", lambda: self.spoil(self.inner, self.rectified(chunk)))
+        return (*self.inner.rectify_stages(chunk), spoil)
+
+    def rectified(self, chunk: ChunkTensors) -> Tensor:
+        return self.inner.rectified(chunk)
 
     def selection(self):
         return self.inner.selection()
@@ -427,6 +433,7 @@ def test_registry() -> None:
 def test_only_resa_rectifies() -> None:
     for name in ("sparse", "quest", "sink-window", "triton-dense"):
         layer, inputs = make(name, DTYPES[-1])
+        assert layer.chunk_kernel is None
         assert layer.rectify_stages(inputs.chunk) == ()
         assert layer.rectify_traffic(CHUNK).bytes == 0
 
@@ -440,6 +447,12 @@ def test_dense_layer_is_a_step() -> None:
         stage.run()
     assert calls == ["append", "attend"]
     assert layer.selection() is None
+    layer.overwrite(empty_chunk(AttentionShape(1, 2, 2, 64), CHUNK, DTYPES[-1]))
+    assert calls == ["append", "attend", "append"]
+
+
+def test_only_rivals_that_fix_their_length_say_so() -> None:
+    assert {n for n, m in registered().items() if m.fixes_length} == {"sdpa-cudnn", "sdpa-flash", "flashinfer"}
 
 
 def test_traffic_of_a_step() -> None:
@@ -507,8 +520,12 @@ def test_graph_replay_with_changed_lengths(name: str, page_size: int | None, dty
 
 
 @pytest.mark.gpu
-def test_graph_replay_of_rectification(dtype: torch.dtype, stream) -> None:
-    layer, inputs = make("resa", dtype, (1000, 1000))
+@pytest.mark.parametrize("kernel", [name for name, kernel in chunk_kernels().items() if kernel.graph_safe])
+def test_graph_replay_of_rectification(kernel: str, dtype: torch.dtype, stream) -> None:
+    try:
+        layer, inputs = make("resa", dtype, (1000, 1000), chunk_kernel=kernel)
+    except Unsupported as error:
+        pytest.skip(str(error))
     stages = layer.rectify_stages(inputs.chunk)
     for stage in stages:
         stage.run()
@@ -517,20 +534,21 @@ def test_graph_replay_of_rectification(dtype: torch.dtype, stream) -> None:
     with torch.cuda.graph(graph, stream=stream):
         for stage in stages:
             stage.run()
+    captured = layer.rectified(inputs.chunk)
     for lengths in ((1000, 1000), (17, 640), (3, 100)):
         inputs.cache.lengths.copy_(torch.tensor(lengths, dtype=torch.int32))
         inputs.chunk.out.fill_(NAN)
         graph.replay()
-        replayed = inputs.chunk.out.clone()
+        replayed = captured.clone()
         check_rectify(layer, inputs)
-        assert torch.equal(replayed, inputs.chunk.out)
+        assert torch.equal(replayed, layer.rectified(inputs.chunk))
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", GRAPH_METHODS)
 def test_steps_allocate_nothing(name: str, dtype: torch.dtype) -> None:
-    """In steady state: not one allocation over several steps and, for ReSA, rectifications."""
-    layer, inputs = make(name, dtype, (1000, 600))
+    """In steady state: not one allocation over several steps and, for ReSA, rectifications on our chunk kernel."""
+    layer, inputs = make(name, dtype, (1000, 600), chunk_kernel="triton")
     stages = (*layer.stages(inputs.step), *layer.rectify_stages(inputs.chunk))
 
     def all_stages() -> None:

@@ -1,0 +1,148 @@
+"""What block-sparse layers have in common, with kernels or in plain torch: work space, rectification, floors."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from .cache import KVCache
+from .chunk import ChunkKernel
+from .config import AttentionShape, SparseConfig, ceil_div
+from .method import ChunkTensors, Layer, Selection, Stage, StepTensors, Traffic, chunk_traffic
+from .summaries import Summaries
+
+
+@dataclass(frozen=True, slots=True)
+class Workspace:
+    """Scores and lists of a sparse step, shared by all layers of a model, which run one after another."""
+
+    scores: Tensor  # float32 [B, R, M]
+    lists: Tensor  # int32 [B, R, N]
+    counts: Tensor  # int32 [B, R]
+
+    @classmethod
+    def allocate(cls, config: SparseConfig, rows: int, cache: KVCache) -> Workspace:
+        blocks, chosen = config.blocks(cache.capacity), config.selected(cache.capacity)
+        return cls(
+            torch.empty(cache.batch, rows, blocks, dtype=torch.float32, device=cache.device),
+            torch.full((cache.batch, rows, chosen), -1, dtype=torch.int32, device=cache.device),
+            torch.zeros(cache.batch, rows, dtype=torch.int32, device=cache.device),
+        )
+
+
+@dataclass
+class BlockSparseLayer(Layer):
+    """One layer of a block-sparse method."""
+
+    scores_blocks: ClassVar[bool] = True
+    """False if `work.scores` plays no part in the selection."""
+    graph_safe: ClassVar[bool] = True
+
+    cache: KVCache
+    shape: AttentionShape
+    config: SparseConfig
+    work: Workspace
+    summaries: Summaries | None  # None where nothing is scored by them
+    kernel: ChunkKernel | None  # None for methods without rectification
+    _rectified: Tensor | None = field(default=None, init=False)
+
+    @abstractmethod
+    def write(self, k: Tensor, v: Tensor) -> None:
+        """Write the last T tokens, `[B, T, Hkv, D]` or `[B, Hkv, D]`, and refresh their blocks' summaries."""
+
+    @abstractmethod
+    def choose_stages(self, step: StepTensors) -> tuple[Stage, ...]:
+        """The stages that fill `work.lists` and `work.counts`; methods with another selector replace these."""
+
+    @abstractmethod
+    def attend_stages(self, step: StepTensors) -> tuple[Stage, ...]:
+        """The stages that attend over the listed blocks into `step.out`."""
+
+    def stages(self, step: StepTensors) -> tuple[Stage, ...]:
+        append = Stage("append", lambda: self.write(step.k, step.v), self.graph_safe)
+        return (append, *self.choose_stages(step), *self.attend_stages(step))
+
+    @property
+    def chunk_kernel(self) -> str | None:
+        return self.kernel.name if self.kernel is not None else None
+
+    def rectify_stages(self, chunk: ChunkTensors) -> tuple[Stage, ...]:
+        if self.kernel is None:
+            return ()
+        attend = self.kernel.bind(self.cache, self.shape, chunk)
+
+        def run() -> None:
+            self.overwrite(chunk)
+            self._rectified = attend()
+
+        return (Stage("rectify", run, self.graph_safe and self.kernel.graph_safe),)
+
+    def rectified(self, chunk: ChunkTensors) -> Tensor:
+        return chunk.out if self._rectified is None else self._rectified
+
+    def overwrite(self, chunk: ChunkTensors) -> None:
+        self.write(chunk.k, chunk.v)
+
+    def selection(self) -> Selection:
+        return Selection(self.work.lists, self.config.block_size)
+
+    def traffic(self) -> dict[str, Traffic]:
+        return sparse_traffic(self.cache, self.shape, self.config, self.work.lists, self.summaries is not None)
+
+    def rectify_traffic(self, tokens: int) -> Traffic:
+        if self.kernel is None:
+            return Traffic(0)
+        touched = 1 + ceil_div(tokens - 1, self.config.block_size)
+        refreshed = 2 * self.cache.head_dim * self.cache.k.element_size() * self.cache.kv_heads * self.cache.batch
+        return chunk_traffic(self.cache, self.shape.q_heads, tokens) + Traffic(touched * refreshed)
+
+
+def unique_tokens(lists: Tensor, lengths: Tensor, kv_heads: int, block_size: int) -> int:
+    """Distinct tokens read, summed over sequences and KV heads: the union of the lists of each KV head's group."""
+    batch, rows, _ = lists.shape
+    blocks = max(1, int(lists.max()) + 1)
+    hit = torch.zeros(batch, rows, blocks + 1, dtype=torch.bool, device=lists.device)
+    hit.scatter_(2, torch.where(lists < 0, blocks, lists).long(), True)
+    hit = hit[:, :, :blocks]
+    hit = hit.expand(-1, kv_heads, -1) if rows == 1 else hit.view(batch, kv_heads, rows // kv_heads, blocks).any(2)
+    size = (lengths.long()[:, None] - torch.arange(blocks, device=lists.device) * block_size).clamp(0, block_size)
+    return int((hit * size[:, None, :]).sum())
+
+
+def sparse_traffic(
+    cache: KVCache, shape: AttentionShape, config: SparseConfig, lists: Tensor, scored: bool
+) -> dict[str, Traffic]:
+    """Floors of a sparse step: summaries, lists, query and output, and the *unique* selected tokens per KV head.
+
+    In `total` the scores and split results are intermediate and cost nothing; the lists count once.
+    """
+    size, dim = cache.k.element_size(), cache.head_dim
+    query = shape.batch * shape.q_heads * dim * size
+    new_token = 2 * shape.batch * shape.kv_heads * dim * size
+    one_summary = 2 * shape.batch * shape.kv_heads * dim * size if scored else 0
+    blocks = sum(config.blocks(length) for length in cache.lengths.tolist())
+    summary = 2 * blocks * shape.kv_heads * dim * size if scored else 0
+    score_rows_bytes = 4 * blocks * lists.shape[1] if scored else 0
+    entries = 4 * int((lists >= 0).sum())
+    tokens = unique_tokens(lists, cache.lengths, shape.kv_heads, config.block_size)
+    read = 2 * tokens * dim * size
+    attended = (
+        sum(int((lists[b] >= 0).sum()) * config.block_size for b in range(shape.batch))
+        * shape.q_heads
+        // lists.shape[1]
+    )
+    append = Traffic(2 * new_token + one_summary)
+    flops = 4 * attended * dim
+    parts = {"append": append}
+    if scored:
+        parts["score"] = Traffic(summary + query + score_rows_bytes, 4 * blocks * lists.shape[1] * dim)
+        parts["select"] = Traffic(score_rows_bytes + entries)
+    else:
+        parts["select"] = Traffic(entries)
+    parts["attend"] = Traffic(entries + query + read + query, flops)
+    parts["total"] = append + Traffic(summary + entries + 2 * query + read, flops)
+    return parts
