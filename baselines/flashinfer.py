@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from ..kernels import AttentionShape, DecodeMethod, KVCache, StepTensors, Unsupported, register
+from ..kernels import AttentionShape, DecodeMethod, KVCache, SparseConfig, StepTensors, Unsupported, register
 from ..kernels.config import ceil_div
 from ..kernels.method import DenseLayer
 from .optional import first, load, missing, needs_cuda
@@ -33,6 +36,16 @@ def as_pages(cache: KVCache) -> tuple[Tensor, Tensor, Tensor, int]:
     return cache.k.as_strided(shape, strides), cache.v.as_strided(shape, strides), table, PAGE
 
 
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """A planned wrapper and what it was planned for."""
+
+    lengths: list[int]
+    page: int
+    indices: Tensor  # int32, the sequences' pages in order
+    wrapper: Any
+
+
 @register("flashinfer")
 class FlashInfer(DecodeMethod):
     """BatchDecodeWithPagedKVCacheWrapper; planned, outside the timed span, for the lengths it is bound at."""
@@ -44,16 +57,38 @@ class FlashInfer(DecodeMethod):
     def unavailable(cls, shape: AttentionShape, dtype: torch.dtype, device: torch.device) -> str | None:
         return first(needs_cuda(device), missing("flashinfer", "flashinfer"))
 
+    def __init__(
+        self, shape: AttentionShape, config: SparseConfig, *, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        super().__init__(shape, config, dtype=dtype, device=device)
+        self._workspace: Tensor | None = None
+        self._plan: _Plan | None = None
+
     def prepare(self, cache: KVCache) -> DenseLayer:
+        """Layers whose caches are of one layout, with the same lengths and pages, share one plan."""
         keys, values, table, page = as_pages(cache)
         lengths = cache.lengths.tolist()
         used = [ceil_div(length, page) for length in lengths]
-        indptr = torch.tensor([0, *used], dtype=torch.int32).cumsum(0).to(torch.int32)
         indices = torch.cat([table[b, :n] for b, n in enumerate(used)]).to(torch.int32)
+        plan = self._plan
+        if plan is None or (plan.lengths, plan.page) != (lengths, page) or not torch.equal(plan.indices, indices):
+            plan = self._plan = _Plan(lengths, page, indices, self._wrapper(lengths, used, indices, page))
+        wrapper = plan.wrapper
+
+        def attend(step: StepTensors):
+            return lambda: wrapper.run(step.q, (keys, values), out=step.out)  # returns `out`
+
+        return DenseLayer(cache, self.shape.q_heads, attend)
+
+    def _wrapper(self, lengths: list[int], used: list[int], indices: Tensor, page: int) -> Any:
+        """A wrapper planned for these lengths. Wrappers share their scratch, since they run one after another."""
+        device = indices.device
+        if self._workspace is None:
+            self._workspace = torch.zeros(WORKSPACE_BYTES, dtype=torch.uint8, device=device)
+        indptr = torch.tensor([0, *used], dtype=torch.int32).cumsum(0).to(torch.int32)
         last = torch.tensor([(n - 1) % page + 1 for n in lengths], dtype=torch.int32)
-        device = cache.device
         wrapper = load("flashinfer").BatchDecodeWithPagedKVCacheWrapper(
-            torch.zeros(WORKSPACE_BYTES, dtype=torch.uint8, device=device),
+            self._workspace,
             "HND",
             use_cuda_graph=True,
             use_tensor_cores=True,
@@ -72,8 +107,4 @@ class FlashInfer(DecodeMethod):
             q_data_type=self.dtype,
             kv_data_type=self.dtype,
         )
-
-        def attend(step: StepTensors):
-            return lambda: wrapper.run(step.q, (keys, values), out=step.out)  # returns `out`
-
-        return DenseLayer(cache, self.shape.q_heads, attend)
+        return wrapper

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from .cache import KVCache
-from .config import AttentionShape
+from .config import AttentionShape, SparseConfig
 from .dense import dense_attention, dense_splits
 from .launch import can_run_on
 from .merge import Partials, merge_partials
@@ -45,7 +45,15 @@ class TritonDense(DecodeMethod):
     def unavailable(cls, shape: AttentionShape, dtype: torch.dtype, device: torch.device) -> str | None:
         return can_run_on(device)
 
+    def __init__(
+        self, shape: AttentionShape, config: SparseConfig, *, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        super().__init__(shape, config, dtype=dtype, device=device)
+        self._partials: dict[int, Partials] = {}  # by splits, shared by the layers
+
     def prepare(self, cache: KVCache) -> TritonDenseLayer:
         splits = dense_splits(self.shape, 1, cache.capacity, cache.device)
-        rows = self.shape.batch * self.shape.q_heads
-        return TritonDenseLayer(cache, self.shape, Partials.allocate(rows, splits, self.shape.head_dim, cache.device))
+        if splits not in self._partials:
+            rows = self.shape.batch * self.shape.q_heads
+            self._partials[splits] = Partials.allocate(rows, splits, self.shape.head_dim, cache.device)
+        return TritonDenseLayer(cache, self.shape, self._partials[splits])
