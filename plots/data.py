@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,19 +138,29 @@ def figure_sets(rows: Sequence[Row]) -> tuple[list[FigureSet], list[str]]:
     return sets, notes
 
 
-def variants(rows: Iterable[Row]) -> dict[Variant, list[Row]]:
-    """Rows by variant: dense first, then by method and parameters."""
+def place(row: Row) -> tuple[Any, ...]:
+    """Where a row falls in the micro figures: rows of one line differ in it."""
+    return row.stage, row.batch, row.context
+
+
+def variants(rows: Iterable[Row], point: Callable[[Row], tuple[Any, ...]] = place) -> dict[Variant, list[Row]]:
+    """Rows by variant: dense first, then by method and parameters.
+
+    Args:
+        rows: of one set.
+        point: where a row falls. Variants that meet there are told apart by `TIE_BREAKERS`.
+    """
     by_core: dict[Variant, list[Row]] = defaultdict(list)
     for row in rows:
         by_core[_core(row)].append(row)
     lines: dict[Variant, list[Row]] = defaultdict(list)
     for core, found in by_core.items():
-        names = _ties(found)
+        names = _ties(found, point)
         for row in found:
             ties = tuple((name, getattr(row, name)) for name in names)
             key = (core.method, core.block_size, core.active_ratio, core.budget_tokens, core.gqa_policy)
             lines[Variant(*key, core.summary_kind, core.window, ties)].append(row)
-    return dict(sorted(lines.items(), key=lambda item: _order(item[0])))
+    return dict(sorted(lines.items(), key=lambda item: order(item[0])))
 
 
 def _core(row: Row) -> Variant:
@@ -167,15 +177,16 @@ def _core(row: Row) -> Variant:
     )
 
 
-def _ties(rows: list[Row]) -> list[str]:
+def _ties(rows: list[Row], point: Callable[[Row], tuple[Any, ...]]) -> list[str]:
     """Tie-breaking columns that tell rows at the same point apart."""
-    same_point: dict[tuple[str, int, int], list[Row]] = defaultdict(list)
+    same_point: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
     for row in rows:
-        same_point[row.stage, row.batch, row.context].append(row)
+        same_point[point(row)].append(row)
     return [n for n in TIE_BREAKERS if any(len({getattr(r, n) for r in group}) > 1 for group in same_point.values())]
 
 
-def _order(variant: Variant) -> tuple[Any, ...]:
+def order(variant: Variant) -> tuple[Any, ...]:
+    """Sorts variants: dense first, then ReSA, then by method and parameters."""
     leading = ("resa", "resa-torch", "resa-authors", "sparse")
     rank = leading.index(variant.method) if variant.method in leading else len(leading)
     numbers = (variant.block_size, variant.active_ratio, variant.budget_tokens, variant.window)

@@ -10,6 +10,11 @@ from matplotlib.figure import Figure
 
 from ..suites.rows import Row, read_rows
 from .data import FigureSet, NotDrawn, figure_sets
+from .decode_attention import decode_attention
+from .decode_curves import decode_speedup, decode_tokens
+from .decode_data import decode_sets
+from .decode_periods import decode_periods
+from .decode_stages import decode_stages
 from .latency import latency
 from .roofline import roofline
 from .speedup import speedup, speedup_amortised
@@ -23,6 +28,17 @@ FIGURES: dict[str, Callable[[FigureSet], Figure]] = {
     "stages": stages,
     "roofline": roofline,
 }
+DECODE_FIGURES: dict[str, Callable[[FigureSet], Figure]] = {
+    "decode-tokens": decode_tokens,
+    "decode-speedup": decode_speedup,
+    "decode-stages": decode_stages,
+    "decode-attention": decode_attention,
+    "decode-periods": decode_periods,
+}
+NEEDED = (
+    "no timed row of suite 'micro' with cache_state 'cold' and a random selection, "
+    "and no whole step of suite 'decode' with tokens_per_s"
+)
 
 
 def draw_all(result_paths: Sequence[Path], out_dir: Path) -> list[Path]:
@@ -30,8 +46,9 @@ def draw_all(result_paths: Sequence[Path], out_dir: Path) -> list[Path]:
 
     Args:
         result_paths: JSON Lines files of rows; a folder stands for every `*.jsonl` and `*.jsonl.gz` in it.
-        out_dir: where to write, made if need be. Files are named `speedup-qwen2.5-7b.png`; the device, or the dtype,
-            is added where one model was measured on several.
+        out_dir: where to write, made if need be. Files are named `speedup-qwen2.5-7b.png` after rows of the micro
+            suite and `decode-speedup-qwen2.5-7b.png` after rows of the decode suite; the device, or the dtype, is
+            added where one model was measured on several.
 
     Returns:
         The files written.
@@ -42,23 +59,23 @@ def draw_all(result_paths: Sequence[Path], out_dir: Path) -> list[Path]:
     """
     files = result_files(result_paths)
     rows: list[Row] = [row for path in files for row in read_rows(path)]
-    sets, notes = figure_sets(rows)
-    for note in notes:
+    micro, decode = figure_sets(rows), decode_sets(rows)
+    for note in (*micro[1], *decode[1]):
         print(f"note: {note}")
     written: list[Path] = []
     reasons: list[str] = []
     with paper():
-        for figures in sets:
-            slug = _slug(figures, sets)
-            for name, draw in FIGURES.items():
-                try:
-                    written += save(draw(figures), out_dir / f"{name}-{slug}")
-                except NotDrawn as reason:
-                    reasons.append(f"{name}-{slug}: {reason}")
-                    print(f"skipped {reasons[-1]}")
+        for draws, sets in ((FIGURES, micro[0]), (DECODE_FIGURES, decode[0])):
+            for figures in sets:
+                slug = _slug(figures, sets)
+                for name, draw in draws.items():
+                    try:
+                        written += save(draw(figures), out_dir / f"{name}-{slug}")
+                    except NotDrawn as reason:
+                        reasons.append(f"{name}-{slug}: {reason}")
+                        print(f"skipped {reasons[-1]}")
     if not written:
-        why = "; ".join(reasons) or "no timed row of suite 'micro' with cache_state 'cold' and a random selection"
-        raise ValueError(f"no figure from {len(rows)} rows in {len(files)} files: {why}")
+        raise ValueError(f"no figure from {len(rows)} rows in {len(files)} files: {'; '.join(reasons) or NEEDED}")
     return written
 
 

@@ -229,16 +229,18 @@ def legend_line(look: Look, label: str) -> Line2D:
     return Line2D([], [], color=look.colour, marker=look.marker, linestyle=look.linestyle, label=label)
 
 
-def panels(count: int, height_in: float = 2.1) -> tuple[Figure, list[Axes], list[Axes]]:
-    """A figure of `count` panels that share their y axis: one column of the paper for one, both for more.
+def panels(
+    count: int, height_in: float = 2.1, *, share_y: bool = True, columns: int | None = None
+) -> tuple[Figure, list[Axes], list[Axes]]:
+    """A figure of `count` panels, `columns` side by side: one column of the paper for one, both for more.
 
     Returns:
         The figure, its panels, and those of them that stand leftmost.
     """
-    columns = 2 if count in (2, 4) else min(count, 3)
+    columns = min(count, columns or (2 if count in (2, 4) else 3))
     rows = -(-count // columns)
     fig = Figure(figsize=(SINGLE_IN if count == 1 else DOUBLE_IN, height_in * rows), layout="constrained")
-    axes = list(fig.subplots(rows, columns, sharey=True, squeeze=False).flat)
+    axes = list(fig.subplots(rows, columns, sharey=share_y, squeeze=False).flat)
     for ax in axes[count:]:
         ax.set_visible(False)
     return fig, axes[:count], axes[:count:columns]

@@ -1,0 +1,142 @@
+"""Where the time of a decode step of the whole model goes: the best dense method, ReSA and Quest, stage on stage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from ..suites.rows import Row
+from .caption import caption, title
+from .data import FigureSet, NotDrawn, Variant
+from .decode_data import Setting, fastest_dense, parts, settings, steps, usual
+from .decode_style import REST, fill, names, rank, stage_patch
+from .style import DOUBLE_IN, SMALL_PT, finish, panels, tokens
+
+BAR, SPACE = 0.86, 0.7  # widths in bars, of a bar and between contexts
+NAME_IN = 0.12  # inches that a name under a bar needs
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """One method at one context."""
+
+    name: str
+    step: Row
+    heights: dict[str, float]  # milliseconds by stage, in drawing order
+    gap_us: float  # as measured, which may be below 0
+
+
+def decode_stages(figures: FigureSet) -> Figure:
+    """Milliseconds a token by stage, a panel a setting, a group of bars a context.
+
+    The stages sum to the mean step: what they leave is the gap. Where tracing made them longer than the step, the gap
+    would be below 0: it is drawn as 0, and a diamond marks the step.
+    """
+    groups = {where: _groups(figures, where) for where in settings(figures)}
+    groups = {where: found for where, found in groups.items() if found}
+    if not groups:
+        raise NotDrawn("no whole step has stages: was it measured with --no-breakdown?")
+    bars: list[Bar] = []
+    longest = max(len(bar.name) for found in groups.values() for group in found.values() for bar in group)
+    widest = max(_width(found) for found in groups.values())
+    columns = 3 if len(groups) > 4 and widest * NAME_IN < DOUBLE_IN / 3 - 0.5 else 2
+    fig, axes, left = panels(len(groups), 1.75 + 0.061 * longest, share_y=False, columns=columns)
+    for ax, (where, found) in zip(axes, groups.items(), strict=True):
+        _draw(ax, found, widest, 7 + 4.4 * longest)
+        ax.set_title(str(where))
+        bars += [bar for group in found.values() for bar in group]
+    for ax in left:
+        ax.set_ylabel("a step, ms")
+    return finish(fig, title(figures, "time of a decode step by stage"), _legend(bars), _caption(figures, bars))
+
+
+def _groups(figures: FigureSet, where: Setting) -> dict[int, list[Bar]]:
+    """Bars by context, of steps with stages."""
+    named = names(figures.lines)
+    dense = fastest_dense(figures, where)
+    sparse = [*(v for v in figures.resa() if v in usual(figures, (v.method,))), *usual(figures, ("quest",))]
+    found: dict[int, list[Bar]] = {}
+    for context, row in dense.items():
+        found.setdefault(context, []).append(_bar(figures, "dense", row))
+    for variant in sparse:
+        for row in steps(figures, variant, where):
+            found.setdefault(row.context, []).append(_bar(figures, _short(variant, sparse, named[variant]), row))
+    kept = {context: [bar for bar in bars if bar.heights] for context, bars in sorted(found.items())}
+    return {context: bars for context, bars in kept.items() if bars}
+
+
+def _short(variant: Variant, beside: Sequence[Variant], name: str) -> str:
+    """A method's name; its parameters too where several variants of it stand side by side."""
+    brothers = sum(other.method == variant.method for other in beside)
+    method = {"resa": "ReSA", "resa-torch": "ReSA", "quest": "Quest"}[variant.method]
+    return method if brothers == 1 else name.replace("ReSA (torch)", "ReSA").replace("ReSA ", "")
+
+
+def _bar(figures: FigureSet, name: str, step: Row) -> Bar:
+    found = parts(figures, step)
+    heights: dict[str, float] = {}
+    for stage in sorted(found, key=rank):
+        shown = REST[-1] if stage in REST else stage
+        heights[shown] = heights.get(shown, 0.0) + max(found[stage].mean_us or 0.0, 0.0) / 1e3
+    return Bar(name, step, heights, (found["gap"].mean_us or 0.0) if "gap" in found else 0.0)
+
+
+def _width(groups: dict[int, list[Bar]]) -> float:
+    return sum(map(len, groups.values())) + SPACE * (len(groups) - 1)
+
+
+def _draw(ax: Axes, groups: dict[int, list[Bar]], width: float, below_pt: float) -> None:
+    """Groups side by side, from the left of a panel with room for `width` bars; contexts stand below their names."""
+    x = 0.0
+    at: list[float] = []
+    for context, bars in groups.items():
+        middle = x + (len(bars) - 1) / 2
+        for bar in bars:
+            bottom = 0.0
+            for stage, height in bar.heights.items():
+                if height == 0:
+                    continue
+                ax.bar(x, height, BAR, bottom, **fill(stage))
+                bottom += height
+            if bar.gap_us < 0:
+                ax.plot([x], [(bar.step.mean_us or 0.0) / 1e3], "D", color="black", markersize=3)
+            at.append(x)
+            x += 1
+        ax.annotate(
+            tokens(context), (middle, 0), (0, -below_pt), xycoords=("data", "axes fraction"),
+            textcoords="offset points", ha="center", va="top", fontsize=SMALL_PT + 0.5, fontweight="bold",
+        )  # fmt: skip
+        x += SPACE
+    ax.set_xticks(at, [bar.name for bars in groups.values() for bar in bars], rotation=90)
+    ax.tick_params(axis="x", length=0, pad=2)
+    ax.set_xlim(-0.8, max(width, 4.0) - 0.2)
+    ax.grid(visible=False, axis="x")
+    ax.yaxis.set_major_locator(MaxNLocator(5))
+
+
+def _legend(bars: Sequence[Bar]) -> list[Artist]:
+    present = {stage for bar in bars for stage, height in bar.heights.items() if height > 0}
+    legend: list[Artist] = [stage_patch(stage) for stage in sorted(present, key=rank)]
+    if any(bar.gap_us < 0 for bar in bars):
+        legend.append(Line2D([], [], color="black", marker="D", markersize=3, linestyle="", label="measured step"))
+    return legend
+
+
+def _caption(figures: FigureSet, bars: Sequence[Bar]) -> str:
+    rivals = sorted({bar.step.method for bar in bars if bar.name == "dense"})
+    below = [bar for bar in bars if bar.gap_us < 0]
+    most = max((-bar.gap_us / (bar.step.mean_us or 1.0) for bar in below), default=0.0)
+    notes = (
+        f"dense: {', '.join(rivals)}" if rivals else "",
+        "gap: what the stages leave of the mean step",
+        f"{len(below)} of {len(bars)} gaps below 0 (tracing takes time, {most:.0%} of the step at most): drawn as 0"
+        if below
+        else "",
+    )
+    return caption(figures, [bar.step for bar in bars], *notes)
