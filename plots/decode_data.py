@@ -26,6 +26,7 @@ class Setting:
     def __str__(self) -> str:
         parts = [f"{self.weights} weights, batch {self.batch}"]
         parts += ["shared K/V"] if self.shared_kv else []
+        parts += ["text prompt"] if self.prompt == "text" else []
         parts += ["sampled"] if self.sampled else []
         return ", ".join(parts)
 
