@@ -46,6 +46,13 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session
+def decode(session: nox.Session) -> None:
+    """The decode suite alone: tokens per second of a whole model. Takes every flag of `resa-bench decode`."""
+    env = _install(session)
+    session.run(_python(session), "-m", "resa_bench.suites", "decode", *session.posargs, env=env, external=True)
+
+
+@nox.session
 def tests(session: nox.Session) -> None:
     """All tests; on a CPU the kernels run in Triton's interpreter. Arguments go to pytest."""
     env = _install(session, "test")

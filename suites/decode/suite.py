@@ -186,7 +186,8 @@ class CaseRun:
         every = spec.config.rectify_every if rectifies(spec) else None
         engine = Engine(decoder, self.state, layers, rectify_every=every, sampling=case.sampling)
         self.restart(1)
-        check = check_attention(engine, (0, spec.dense_layers, case.config.layers - 1))
+        last = case.config.layers - 1  # with a shared cache the later layers overwrite the token of the earlier ones
+        check = check_attention(engine, (last,) if case.shared_kv else (0, spec.dense_layers, last))
         if device.type != "cuda" or not engine.graph_safe:
             return Contender(spec, method, engine, check, engine.step, engine.rectify if every else None, "eager")
         eager = engine.logits.clone()

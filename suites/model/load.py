@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -11,9 +12,11 @@ from . import smollm
 from .checkpoint import load_checkpoint, read_config
 from .config import MODELS, ModelConfig
 from .decoder import Decoder
-from .gguf_file import GGUFModel
 from .tokenizer import Tokenizer, folder_tokenizer
 from .weights import random_decoder
+
+if TYPE_CHECKING:
+    from .gguf_file import GGUFModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +76,22 @@ def model_config(name_or_path: str) -> ModelConfig:
 def _locate(name_or_path: str) -> tuple[Path | GGUFModel, str]:
     """The folder or open GGUF file of that name, and what to call the source."""
     if name_or_path == smollm.NAME:
-        return GGUFModel(smollm.smollm_gguf(), smollm.NAME), f"{smollm.GGUF} of {smollm.PACKAGE}"
+        return _gguf(smollm.smollm_gguf(), smollm.NAME), f"{smollm.GGUF} of {smollm.PACKAGE}"
     path = Path(name_or_path)
     if path.is_dir():
         return path, f"Hugging Face folder {path.resolve().name}"
     if path.suffix == ".gguf":
-        return GGUFModel(path), f"GGUF file {path.name}"
+        return _gguf(path), f"GGUF file {path.name}"
     raise ValueError(
         f"model: got {name_or_path!r}, allowed are {', '.join((*MODELS, smollm.NAME))}, "
         "a folder with config.json and *.safetensors, a .gguf file"
     )
+
+
+def _gguf(path: Path, name: str | None = None) -> GGUFModel:
+    """Raises ValueError where the library is missing: only GGUF files need it."""
+    try:
+        from .gguf_file import GGUFModel
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{path}: reading GGUF files needs the package {error.name}; pip install gguf") from None
+    return GGUFModel(path, name)

@@ -1,0 +1,387 @@
+"""The decode suite's measuring: traces, floors, periods, cases, rows end to end."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from resa_bench.kernels import SparseConfig, get_method
+from resa_bench.profiling.ceilings import Ceilings
+from resa_bench.profiling.device import describe
+from resa_bench.profiling.ranges import StageClock, listening, mark
+from resa_bench.profiling.trace import Kernel, TraceMismatch, charge, kernels_of, short_name, with_stages
+from resa_bench.suites.cases import K, MethodSpec
+from resa_bench.suites.cli import main
+from resa_bench.suites.decode import cli, suite
+from resa_bench.suites.decode.cases import DecodeCase, capacity, default_list, default_specs, is_study, study_specs
+from resa_bench.suites.decode.costs import Floor, memory_bytes, plan_costs
+from resa_bench.suites.decode.measure import time_decoding, time_period
+from resa_bench.suites.decode.suite import DecodeBench, DecodePlan, Loader, run_case, with_speedups
+from resa_bench.suites.decode.table import break_even, breakdown_table, texts
+from resa_bench.suites.model import config as model_config
+from resa_bench.suites.model.config import ModelConfig, preset
+from resa_bench.suites.model.smollm import ModelNotHere
+from resa_bench.suites.rows import Row
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+TINY = ModelConfig("tiny-for-tests", 2, 32, 4, 2, 16, 64, 100)
+
+
+# --- traces -----------------------------------------------------------------------------------------------------------
+
+
+def event(category: str, name: str, start: float, length: float, correlation: int | None = None) -> dict[str, Any]:
+    arguments = {} if correlation is None else {"correlation": correlation}
+    return {"cat": category, "name": name, "ts": start, "dur": length, "tid": 1, "args": arguments}
+
+
+EVENTS = [
+    event("user_annotation", "resa/score", 0, 10),
+    event("user_annotation", "resa/attend", 10, 10),
+    event("user_annotation", "somebody else's", 0, 100),
+    event("cuda_driver", "cuLaunchKernelEx", 2, 1, 7),
+    event("cuda_runtime", "cudaLaunchKernel", 12, 1, 8),
+    event("cuda_runtime", "cudaLaunchKernel", 25, 1, 9),
+    event("kernel", "void attend_kernel<float, 3>(float*)", 32, 20, 8),
+    event("kernel", "_score_kernel", 20, 10, 7),
+    event("gpu_memset", "Memset (Device)", 60, 1, 9),
+]
+
+
+def test_kernels_take_the_mark_around_their_launch() -> None:
+    found = kernels_of(EVENTS)
+    assert [(k.name, k.stage) for k in found] == [
+        ("_score_kernel", "score"),
+        ("attend_kernel", "attend"),
+        ("Memset", "other"),
+    ]
+    assert (found[1].start_us, found[1].end_us) == (32, 52)
+
+
+def test_short_names() -> None:
+    assert short_name("void at::native::reduce_kernel<512, 1>(int)") == "at::native::reduce_kernel"
+    assert short_name("_merge_kernel") == "_merge_kernel"
+    assert short_name("Memcpy DtoD (Device -> Device)") == short_name("memcpy32_post") == "copy"
+
+
+def test_charges_and_gaps_sum_to_the_span() -> None:
+    """B starts while A still runs (dependent launch): it is charged from A's end on."""
+    one = [Kernel("a", 0, 10, "score"), Kernel("b", 4, 25, "attend"), Kernel("c", 30, 31, "merge")]
+    again = [Kernel(k.name, k.start_us + 100, k.end_us + 100, k.stage) for k in one]
+    result = charge([*one, *again], 2)
+    assert result.stages_us == {"score": 10, "attend": 15, "merge": 1}
+    assert result.gap_us == 5
+    assert result.kernels == 3
+    assert sum(result.stages_us.values()) + result.gap_us == 31
+
+
+def test_replays_take_over_the_stages_of_the_eager_pass() -> None:
+    eager = [Kernel("a", 0, 1, "score"), Kernel("b", 1, 2, "attend")]
+    replayed = [Kernel("a", 10, 11), Kernel("b", 11, 12), Kernel("a", 20, 21), Kernel("b", 21, 22)]
+    assert [k.stage for k in with_stages(replayed, eager, 2)] == ["score", "attend"] * 2
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [("ab", "2 kernels in 2 replays, 2 in an eager pass"), ("abac", "kernel 1 is c in the replay, b in the eager")],
+)
+def test_other_kernels_than_the_eager_ones(names: str, message: str) -> None:
+    eager = [Kernel("a", 0, 1, "score"), Kernel("b", 1, 2, "attend")]
+    with pytest.raises(TraceMismatch, match=message):
+        with_stages([Kernel(name, i, i + 1) for i, name in enumerate(names)], eager, 2)
+
+
+def test_marks_cost_nothing_unheard_and_add_up_when_heard() -> None:
+    times = itertools.count()
+    clock = StageClock(lambda: float(next(times)))
+    with mark("score"):
+        pass
+    with listening(clock):
+        for stage in ("score", "attend", "score"):
+            with mark(stage):
+                pass
+    with mark("score"):
+        pass
+    assert clock.seconds == {"score": 2.0, "attend": 1.0}
+
+
+# --- floors -----------------------------------------------------------------------------------------------------------
+
+H100 = Floor(3068.0, 790.0)
+
+
+@pytest.mark.parametrize(
+    ("batch", "weights", "shared", "dense_ms", "resa_ms"),
+    [
+        pytest.param(1, "bf16", False, 9.5, 5.7, id="b1-bf16"),
+        pytest.param(1, "int4", False, 6.4, 2.5, id="b1-int4"),
+        pytest.param(4, "int4", False, 21.1, 5.3, id="b4-int4"),
+        pytest.param(8, "bf16", True, 43.8, 12.35, id="b8-bf16-shared"),
+        pytest.param(8, "int4", True, 40.7, 9.1, id="b8-int4-shared"),
+    ],
+)
+def test_floors_of_a_known_model(batch: int, weights: str, shared: bool, dense_ms: float, resa_ms: float) -> None:
+    """The floors worked out by hand for Qwen2.5-7B at 256K, rectification by bytes there, by FLOPs too here."""
+    case = DecodeCase("qwen2.5-7b", preset("qwen2.5-7b"), batch, 256 * K, weights, shared_kv=shared)
+    dense = plan_costs(case, MethodSpec("triton-dense"), True).floor_us(H100) / 1e3
+    resa = plan_costs(case, MethodSpec("resa"), False)
+    by_bytes = Floor(3068.0, 1e9)
+    assert dense == pytest.approx(dense_ms, rel=0.02)
+    assert resa.floor_us(by_bytes) / 1e3 == pytest.approx(resa_ms, rel=0.03)
+    assert resa.floor_us(H100) >= resa.floor_us(by_bytes)
+
+
+def test_memory_of_known_cases() -> None:
+    config, specs = preset("qwen2.5-7b"), [MethodSpec("resa"), MethodSpec("triton-dense")]
+    one = memory_bytes(DecodeCase("qwen2.5-7b", config, 1, 256 * K), specs) / 1e9
+    assert one == pytest.approx(15.2 + 15.03 + 0.94 + 2, rel=0.01)
+    eight = DecodeCase("qwen2.5-7b", config, 8, 256 * K)
+    assert memory_bytes(eight, specs) > 130e9
+    shared = DecodeCase("qwen2.5-7b", config, 8, 256 * K, shared_kv=True)
+    assert memory_bytes(shared, specs) / 1e9 == pytest.approx(15.2 + 8 * 0.57 + 2, rel=0.02)
+
+
+# --- periods ----------------------------------------------------------------------------------------------------------
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def takes(self, seconds: float) -> Callable[[], None]:
+        def run() -> None:
+            self.now += seconds
+
+        return run
+
+
+def test_the_last_interval_of_a_period_holds_its_rectification() -> None:
+    clock = Clock()
+    intervals, wall = time_period(clock.takes(0.001), clock.takes(0.005), 4, CPU, clock)
+    assert intervals == pytest.approx([1000, 1000, 1000, 6000])
+    assert wall == pytest.approx(9000)
+
+
+def test_whole_periods_until_both_bounds_are_met() -> None:
+    clock = Clock()
+    restarts: list[float] = []
+    timing = time_decoding(
+        clock.takes(0.001), clock.takes(0.004), 4, CPU,
+        restart=lambda: restarts.append(clock.now), periods=2, seconds=0.02, clock=clock,
+    )  # fmt: skip
+    assert len(restarts) == 3
+    assert len(timing.token_us) == 12
+    assert timing.mean_us == pytest.approx(2000)  # (4 + 4) ms over 4 tokens
+    assert timing.wall_mean_us == pytest.approx(2000)
+    assert timing.quantile_us(0.5) == pytest.approx(1000)
+    assert timing.quantile_us(0.99) == pytest.approx(5000, rel=0.05)
+
+
+# --- cases ------------------------------------------------------------------------------------------------------------
+
+
+def test_slugs() -> None:
+    config = preset("qwen2.5-7b")
+    assert DecodeCase("qwen2.5-7b", config, 1, 256 * K, "int4").slug == "decode-qwen2.5-7b-int4-b1-256k"
+    assert DecodeCase("x", config, 8, 1000, shared_kv=True).slug == "decode-qwen2.5-7b-bf16-b8-1000-shared"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"batch": 0}, "context, batch: got 4096, 0"),
+        ({"weights": "int3"}, "weights: got 'int3', allowed are bf16, fp16, fp32, int4"),
+        ({"dtype": "fp8"}, "dtype: got 'fp8'"),
+        ({"prompt": "zeros"}, "prompt: got 'zeros', allowed are synthetic, text"),
+    ],
+)
+def test_wrong_cases(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DecodeCase(**({"model": "tiny", "config": TINY, "batch": 1, "context": 4096} | change))
+
+
+def test_default_list_on_a_gpu_holds_every_case_of_the_readme() -> None:
+    cases = default_list(CUDA, "default", "qwen2.5-7b", preset("qwen2.5-7b"), dtype="bf16", prompt="synthetic", seed=0)
+    asked = {(c.weights, c.batch, c.context // K, c.shared_kv) for c in cases}
+    assert {("bf16", 1, 256, False), ("int4", 1, 256, False), ("int4", 4, 256, False)} <= asked
+    assert {("bf16", 8, 256, True), ("bf16", 8, 16, True), ("int4", 8, 256, True)} <= asked
+    assert [c.slug for c in cases if is_study(c)] == ["decode-qwen2.5-7b-int4-b1-256k"]
+    specs = default_specs(CUDA, SparseConfig(), [16])
+    assert [s.label for s in specs] == ["sdpa-cudnn", "triton-dense", "resa b16", "quest b16 group-sum"]
+    assert next(s for s in specs if s.name == "quest").dense_layers == 2
+    assert {s.config.rectify_every for s in study_specs(specs)} == {16, 32, 64, 128}
+
+
+def test_capacity() -> None:
+    spec = MethodSpec("resa", SparseConfig(rectify_every=32))
+    assert capacity(DecodeCase("m", TINY, 1, 256 * K), [spec]) == 256 * K
+    assert capacity(DecodeCase("m", TINY, 1, 1000, prompt="text"), [spec]) == 1152  # 1000 + 3 * 32, in 64s
+
+
+# --- rows -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setitem(model_config.MODELS, TINY.name, TINY)
+    return TINY.name
+
+
+def bench_on_cpu(**plan: Any) -> DecodeBench:
+    plan = {"seconds": 0.0} | plan
+    return DecodeBench(CPU, Ceilings(1e5, 1e5, 1e3), describe(CPU), DecodePlan(**plan), "resa-bench decode ...")
+
+
+SPECS = [
+    MethodSpec("torch-dense", SparseConfig(rectify_every=4)),
+    MethodSpec("resa-torch", SparseConfig(rectify_every=4, min_blocks=4)),
+]
+
+
+def test_rows_of_a_case(tiny: str) -> None:
+    case = DecodeCase(tiny, TINY, 2, 512, "fp32", "fp32")
+    rows = run_case(case, SPECS, bench_on_cpu(), Loader())
+    assert not [r for r in rows if r.status != "ok"], [r.reason for r in rows]
+    totals = {r.method: r for r in rows if r.stage == "total"}
+    assert set(totals) == {"torch-dense", "resa-torch"}
+    for row in totals.values():
+        assert row.suite == "decode"
+        assert row.n_samples == 8  # two periods of four tokens
+        assert row.tokens_per_s == pytest.approx(2 / row.mean_us * 1e6, rel=1e-4)
+        assert row.wall_mean_us == pytest.approx(row.mean_us, rel=0.05)
+        assert 0 < (row.error_budget_used or 0) <= 1
+        assert row.best_dense == "torch-dense"
+        parts = [r for r in rows if r.method == row.method and r.stage != "total"]
+        assert sum(r.mean_us for r in parts) == pytest.approx(row.mean_us, rel=1e-3)  # the gap fills the rest
+        assert {"append", "attend", "project", "ffn", "head", "sample", "gap"} <= {r.stage for r in parts}
+    resa = totals["resa-torch"]
+    assert resa.speedup_vs_best_dense == pytest.approx(resa.tokens_per_s / totals["torch-dense"].tokens_per_s, rel=1e-4)
+    assert resa.rectify_every == 4
+    assert {"rectify", "rectify+project+ffn"} <= {r.stage for r in rows if r.method == "resa-torch"}
+    assert breakdown_table(case.slug, rows) is not None
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["apart", "shared"])
+@pytest.mark.parametrize("weights", ["fp32", "int4"])
+def test_every_setting_passes_the_gate(tiny: str, shared: bool, weights: str) -> None:
+    case = DecodeCase(tiny, TINY, 1, 256, weights, "fp32", shared_kv=shared)
+    rows = run_case(case, SPECS, bench_on_cpu(periods=1), Loader())
+    assert {r.status for r in rows} == {"ok"}, [r.reason for r in rows]
+
+
+def test_a_wrong_kernel_gets_no_time(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = get_method("resa-torch")
+    original = kind.prepare
+
+    def prepare(self: Any, cache: Any) -> Any:
+        layer = original(self, cache)
+        layer.output = lambda cells: cells.out * 1.01
+        return layer
+
+    monkeypatch.setattr(kind, "prepare", prepare)
+    rows = run_case(DecodeCase(tiny, TINY, 1, 512, "fp32", "fp32"), SPECS, bench_on_cpu(), Loader())
+    resa = [r for r in rows if r.method == "resa-torch"]
+    assert [(r.status, r.median_us) for r in resa] == [("failed", None)]
+    assert "check: attention of layer 0" in str(resa[0].reason)
+    assert [r for r in rows if r.method == "torch-dense" and r.timed]
+
+
+def test_a_floor_that_is_beaten_is_an_error(tiny: str) -> None:
+    bench = bench_on_cpu(breakdown=False)
+    slow = DecodeBench(CPU, Ceilings(1e-6, 1e-6, 1e-9), bench.environment, bench.plan, bench.command)
+    rows = run_case(DecodeCase(tiny, TINY, 1, 128, "fp32", "fp32"), SPECS[:1], slow, Loader())
+    assert [r.status for r in rows] == ["failed"]
+    assert "beats the floor" in str(rows[0].reason)
+
+
+def test_a_model_that_cannot_be_fetched_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere(*_: Any, **__: Any) -> None:
+        raise ModelNotHere("offline: put the wheel there")
+
+    monkeypatch.setattr(suite, "load_decoder", nowhere)
+    case = DecodeCase("smollm2-135m", TINY, 1, 128, "fp32", "fp32", prompt="text")
+    rows = run_case(case, SPECS, bench_on_cpu(), Loader())
+    assert {(r.status, r.reason) for r in rows} == {("skipped", "offline: put the wheel there")}
+
+
+def total(method: str, tokens_per_s: float, context: int = 1024, **columns: Any) -> Row:
+    case = DecodeCase("m", TINY, 1, context)
+    columns = {"launch": "graph", "median_us": 1.0, "floor_us": 1.0, "status": "ok"} | columns
+    return Row(**case.columns(), method=method, stage="total", tokens_per_s=tokens_per_s, **columns)
+
+
+def test_speedups_are_against_the_best_dense_of_the_same_launch() -> None:
+    rows = with_speedups(
+        [
+            total("torch-dense", 100.0, floor_us=6.0),
+            total("triton-dense", 120.0, floor_us=6.0),
+            total("triton-dense", 40.0, launch="eager"),
+            total("resa", 240.0, floor_us=2.0),
+            total("resa", 50.0, launch="eager"),
+        ]
+    )
+    assert [r.speedup_vs_best_dense for r in rows[3:]] == [2.0, 1.25]
+    assert rows[3].best_dense == "triton-dense"
+    assert rows[3].floor_speedup == 3.0
+
+
+def test_break_even() -> None:
+    rows = with_speedups(
+        [
+            *(total("torch-dense", 100.0, context) for context in (1024, 4096, 16384)),
+            *(
+                total("resa", speed, context, block_size=16)
+                for context, speed in ((1024, 50.0), (4096, 80.0), (16384, 120.0))
+            ),
+        ]
+    )
+    ((key, tokens),) = break_even(rows).items()
+    assert key[3] == "resa b16"
+    assert tokens == pytest.approx(8192, rel=0.01)
+
+
+def test_texts_of_the_longest_prompt() -> None:
+    rows = with_speedups(
+        [
+            total("torch-dense", 100.0, 1024, text="short"),
+            total("torch-dense", 100.0, 4096, text="dense says"),
+            total("resa-torch", 90.0, 4096, text="resa says"),
+            total("oracle", 90.0, 4096, text="oracle says"),
+        ]
+    )
+    assert [str(panel.renderable) for panel in texts(rows)] == ["dense says", "resa says"]
+
+
+# --- commands ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_plan_measures_nothing_but_ceilings(
+    tiny: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "measure_ceilings", lambda timer: Ceilings(10.0, 10.0, 0.1))
+    assert main(["decode", "--device", "cpu", "--model", tiny, "--context", "128", "--batch", "1", "--plan"]) == 0
+    out = capsys.readouterr().out
+    assert "decode-tiny-for-tests-fp32-b1-128" in out
+    assert "tokens/s at most" in " ".join(out.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "nope"], "model: got 'nope', allowed are qwen2.5-7b"),
+        (["--model", "qwen2.5-7b", "--prompt", "text"], "has random weights and no tokenizer"),
+        (["--model", "qwen2.5-7b", "--method", "nope"], "--method nope: unknown; known are"),
+        (["--model", "qwen2.5-7b", "--case", "nope"], "--case nope: no case matches"),
+        (["--model", "qwen2.5-7b", "--temperature", "-1"], "temperature: got -1.0"),
+        (["--model", "qwen2.5-7b", "--ratio", "2"], "active_ratio: got 2.0"),
+    ],
+)
+def test_wrong_arguments(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["decode", "--device", "cpu", *arguments]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
