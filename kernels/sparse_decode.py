@@ -2,8 +2,7 @@
 
 With one list per KV head (or one in all) a program attends for the whole GQA group, so that each block is read once;
 with a list per query head (Quest) it attends for that head alone. The kernel reads the count of valid entries and
-shares exactly their tokens evenly among the splits, in units of 16: whole blocks of 64 would leave some splits with a
-block more than others, a tenth of their time.
+shares exactly those entries evenly among the splits.
 """
 
 from __future__ import annotations
@@ -54,8 +53,7 @@ def _sparse_decode_kernel(
     HEADS: tl.constexpr,  # query heads a program serves
     ROWS: tl.constexpr,  # HEADS padded for the matrix unit
     BLOCK: tl.constexpr,
-    UNIT: tl.constexpr,  # tokens that splits are counted in, a divisor of BLOCK
-    TILE: tl.constexpr,  # tokens a step, a multiple of UNIT
+    TILE: tl.constexpr,  # tokens a step, a multiple of BLOCK
     PAGE: tl.constexpr,
     PAGED: tl.constexpr,
     CAST_FP32: tl.constexpr,
@@ -72,8 +70,8 @@ def _sparse_decode_kernel(
     length = tl.load(lengths + batch)
     count = tl.load(counts + batch * count_batch_stride + program * count_row_stride)
 
-    PER_BLOCK: tl.constexpr = BLOCK // UNIT
-    start, end = tile_range(count * PER_BLOCK, split, splits)
+    BLOCKS: tl.constexpr = TILE // BLOCK
+    start, end = tile_range(count, split, splits)
     row = tl.arange(0, ROWS)
     dims = tl.arange(0, D)
     lane = tl.arange(0, TILE)
@@ -88,10 +86,10 @@ def _sparse_decode_kernel(
         if CAST_FP32:
             query = query.to(tl.float32)
         entries = lists + batch.to(tl.int64) * list_batch_stride + program * list_row_stride
-        unit = start + lane // UNIT
-        block = tl.load(entries + unit // PER_BLOCK, mask=unit < end, other=-1)
-        for first in tl.range(start, end, TILE // UNIT, num_stages=STAGES):
-            token = block * BLOCK + (first + lane // UNIT) % PER_BLOCK * UNIT + lane % UNIT
+        entry = start + lane // BLOCK
+        block = tl.load(entries + entry, mask=entry < end, other=-1)
+        for first in tl.range(start, end, BLOCKS, num_stages=STAGES):
+            token = block * BLOCK + lane % BLOCK
             valid = (block >= 0) & (token < length)
             outer, inside = locate(batch, token, valid, table, table_stride, PAGE, PAGED)
             base = outer * cache_outer_stride + kv_head * cache_head_stride + inside * cache_token_stride
@@ -99,8 +97,8 @@ def _sparse_decode_kernel(
             k = tl.load(k_cache + offsets, mask=valid[:, None], other=0.0)
             v = tl.load(v_cache + offsets, mask=valid[:, None], other=0.0)
             # The next tile's entries, a step ahead: read in its own step they would hold up its keys and values.
-            unit = first + TILE // UNIT + lane // UNIT
-            block = tl.load(entries + unit // PER_BLOCK, mask=unit < end, other=-1)
+            entry = first + BLOCKS + lane // BLOCK
+            block = tl.load(entries + entry, mask=entry < end, other=-1)
             if CAST_FP32:
                 k, v = k.to(tl.float32), v.to(tl.float32)
             m, total, acc = attend_tile(query, k, v, valid[None, :], scale_log2, m, total, acc, True, CAST_FP32)
@@ -199,7 +197,6 @@ def sparse_decode(
         HEADS=heads,
         ROWS=max(16, triton.next_power_of_2(heads)),
         BLOCK=block_size,
-        UNIT=min(block_size, 16),
         TILE=sparse_tile(block_size),
         PAGE=cache.page_size if cache.paged else block_size,
         PAGED=cache.paged,
