@@ -380,6 +380,7 @@ def test_the_plan_measures_nothing_but_ceilings(
         (["--model", "qwen2.5-7b", "--case", "nope"], "--case nope: no case matches"),
         (["--model", "qwen2.5-7b", "--temperature", "-1"], "temperature: got -1.0"),
         (["--model", "qwen2.5-7b", "--ratio", "2"], "active_ratio: got 2.0"),
+        (["--model", "qwen2.5-7b", "--context", "32"], "--context 32: a period of 32 tokens needs a context of 33"),
     ],
 )
 def test_wrong_arguments(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,6 +33,7 @@ from .cases import (
     study_specs,
 )
 from .costs import Floor, memory_bytes, plan_costs
+from .measure import EAGER_STEPS
 from .sampling import Sampling
 from .suite import DecodePlan
 from .table import print_report
@@ -123,7 +124,10 @@ def choose_cases(options: argparse.Namespace, device: torch.device) -> list[Deco
     else:
         cases = default_list(device, scale, model, config, dtype=dtype, prompt=prompt, seed=options.seed)
     cases = matching([replace(c, sampling=sampling) for c in cases], options.case)
+    least = max(*options.rectify_every, 2 * EAGER_STEPS) + 1
     for case in cases:
+        if case.context < least:
+            raise ValueError(f"--context {case.context}: a period of {least - 1} tokens needs a context of {least}")
         if prompt == "text" and case.context + 3 * max(options.rectify_every) > config.context:
             raise ValueError(
                 f"--context {case.context}: with the tokens decoded it is over the {config.context} of {config.name}"

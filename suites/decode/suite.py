@@ -26,7 +26,7 @@ from .cases import DecodeCase, capacity, period, rectifies
 from .checks import check_attention, check_linears, check_replay
 from .costs import Costs, Floor, memory_bytes, rectification, weight_traffic
 from .engine import Engine, State, bind_layers
-from .measure import WARM_UP_STEPS, EnergyCounter, Timing, time_decoding
+from .measure import EAGER_STEPS, EnergyCounter, Timing, time_decoding, time_period
 from .prompt import english_text, fill_synthetic, prefill
 
 TRACED_STEPS = 2
@@ -39,7 +39,7 @@ class DecodePlan:
 
     periods: int = 2  # whole periods at least, after one of warm-up
     seconds: float = 2.0  # at least, so that the energy counter has something to count
-    eager: bool = True  # on a GPU: the same launched eagerly, for one period
+    eager: bool = True  # on a GPU: some steps launched eagerly beside
     breakdown: bool = True
 
 
@@ -253,17 +253,21 @@ class CaseRun:
             rows += self.stage_rows(one, timing, clocks)
         if bench.plan.eager and one.launch == "graph":
             self.on_step(f"eager {spec.label}")
-            rows.append(self.eager(one, costs, clocks, tokens))
+            rows.append(self.eager(one, costs, clocks))
         return rows
 
-    def eager(self, one: Contender, costs: Costs, clocks: ClockState, tokens: int) -> Row:
-        """The row of the same steps launched eagerly, over one period."""
-        rectify = one.engine.rectify if one.rectify else None
-        self.restart(tokens)
-        for _ in range(WARM_UP_STEPS):
-            one.engine.step()
-        restart = lambda: self.restart(tokens)  # noqa: E731
-        timing = time_decoding(one.engine.step, rectify, tokens, self.bench.device, restart=restart, periods=1)
+    def eager(self, one: Contender, costs: Costs, clocks: ClockState) -> Row:
+        """The row of steps launched eagerly: some steps, and one rectification timed apart."""
+        device = self.bench.device
+        self.restart(2 * EAGER_STEPS)
+        time_period(one.engine.step, None, EAGER_STEPS, device)
+        timing = Timing(*time_period(one.engine.step, None, EAGER_STEPS, device))
+        every = one.engine.rectify_every
+        if every:
+            self.at_period_end(every)
+            one.engine.rectify()
+            _, wall_us = time_period(one.engine.rectify, None, 1, device)
+            timing.apart_us = wall_us / every
         return self.total(one, timing, costs, clocks, "eager")
 
     def text(self) -> str:
