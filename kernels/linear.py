@@ -2,8 +2,7 @@
 
 A decode step multiplies one to sixteen rows with every weight of the model: it is bound by the weights' bytes, so a
 small-rows kernel fuses the neighbours into one launch (`small_linear`, `int4_linear`). More rows (rectification,
-prefill) go through the library's matrix product, or, with 4-bit weights, through a kernel of their own. `linear`
-chooses.
+prefill) go through the library's matrix product, or, with 4-bit weights, through `int4_rows`. `linear` chooses.
 """
 
 from __future__ import annotations
@@ -14,7 +13,8 @@ from torch.nn.functional import linear as torch_linear
 from torch.nn.functional import rms_norm, silu
 
 from .int4 import Int4Weight, dequantise
-from .int4_linear import MAX_ROWS, int4_linear, int4_small_linear
+from .int4_linear import int4_small_linear
+from .int4_rows import int4_linear
 from .small_linear import MAX_SMALL_ROWS, small_linear
 from .weights import DenseWeight, Norm
 
@@ -38,7 +38,7 @@ def linear(
         if x.shape[0] <= MAX_SMALL_ROWS:
             small = int4_small_linear if isinstance(weight, Int4Weight) else small_linear
             return small(x, weight, norm=norm, residual=residual, swiglu=swiglu)
-        if isinstance(weight, Int4Weight) and x.shape[0] <= MAX_ROWS:
+        if isinstance(weight, Int4Weight):
             return _finish(int4_linear(_normalised(x, norm), weight), residual, swiglu)
     return linear_reference(x, weight, norm=norm, residual=residual, swiglu=swiglu)
 

@@ -14,15 +14,16 @@ import triton.language as tl
 from torch import Tensor
 
 from .checks import check_device, check_tensor, kernel_dtypes
-from .launch import INTERPRET, await_previous, launch, release_next
+from .launch import INTERPRET, await_previous, launch
 from .weights import DenseWeight, Norm
 
 MAX_SMALL_ROWS = 16
-T = dict(ahead=0, release=False)
 
 
 @triton.jit
-def load_addends(bias, residual, column, there, mask, N, R: tl.constexpr, BN: tl.constexpr, SWIGLU: tl.constexpr):
+def load_addends(
+    bias, residual, column, row, live, N, residual_stride, R: tl.constexpr, BN: tl.constexpr, SWIGLU: tl.constexpr
+):  # fmt: skip
     """What is added at the end, asked for at the beginning: bias `[BN]`, bias of the up rows, residual `[R, BN]`."""
     first = tl.zeros((BN,), dtype=tl.float32)
     second = first
@@ -32,7 +33,8 @@ def load_addends(bias, residual, column, there, mask, N, R: tl.constexpr, BN: tl
         if SWIGLU:
             second = tl.load(bias + N + column).to(tl.float32)
     if residual is not None:
-        last = tl.load(residual + there, mask=mask, other=0.0).to(tl.float32)
+        there = row[:, None] * residual_stride + column[None, :]
+        last = tl.load(residual + there, mask=live[:, None], other=0.0).to(tl.float32)
     return first, second, last
 
 
@@ -40,8 +42,8 @@ def load_addends(bias, residual, column, there, mask, N, R: tl.constexpr, BN: tl
 def finish_rows(acc, up_acc, squares, bias, up_bias, residual, K, eps, NORM: tl.constexpr, SWIGLU: tl.constexpr):
     """Sum the warps' products `[SPLIT, BN, R]` and apply what follows the product: `[R, BN]`."""
     y = tl.trans(tl.sum(acc, axis=0))
-    rstd = tl.rsqrt(tl.sum(tl.max(squares, axis=1), axis=0) / K + eps)  # `squares` has 16 equal rows
     if NORM:
+        rstd = tl.rsqrt(tl.sum(tl.max(squares, axis=1), axis=0) / K + eps)  # `squares` has 16 equal rows
         y = y * rstd[:, None]
     y += bias[None, :]
     if SWIGLU:
@@ -63,17 +65,6 @@ def normalise(x, weight, squares, ones, FP32: tl.constexpr):
     square = wide * wide
     squares = tl.dot(ones, square if FP32 else square.to(tl.bfloat16), squares)
     return (wide * weight.to(tl.float32)[:, :, None]).to(x.dtype), squares
-
-
-@triton.jit
-def prefetch_rows(weights, offsets, BYTES: tl.constexpr):
-    """Ask for the first BYTES of each row (a cache line of 128 each) to come into L2. `offsets` `[BN]` in bytes."""
-    if BYTES:
-        lines = offsets[:, None] + tl.arange(0, BYTES // 128)[None, :] * 128
-        tl.inline_asm_elementwise(
-            "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [weights.to(tl.int64) + lines],
-            dtype=tl.int32, is_pure=False, pack=1,
-        )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -98,27 +89,16 @@ def _small_linear_kernel(
     EVEN: tl.constexpr,  # K is a multiple of SPLIT * BK
     SWIGLU: tl.constexpr,
     CAST_FP32: tl.constexpr,
-    AHEAD: tl.constexpr,  # bytes of each weight row asked for before waiting: weights are nobody's output
-    RELEASE: tl.constexpr,
     PDL: tl.constexpr,
 ):
+    await_previous(PDL)
     first = tl.program_id(0) * BN
     column = first + tl.arange(0, BN)
     lane = tl.minimum(column, N - 1) - first  # past the end: the last row again
     weights = weight + first.to(tl.int64) * K  # one address a program; the offsets stay the same
-    if PDL:
-        prefetch_rows(weights, lane * (2 * K), AHEAD)
-        if SWIGLU:
-            prefetch_rows(weights + tl.cast(N, tl.int64) * K, lane * (2 * K), AHEAD)
-    await_previous(PDL)
-    if RELEASE:
-        release_next(PDL)
     row = tl.arange(0, R)
     live = row < rows
-    mask = live[:, None] & (column < N)[None, :]
-    added, up_added, kept = load_addends(
-        bias, residual, first + lane, row[:, None] * residual_stride + column[None, :], mask, N, R, BN, SWIGLU
-    )
+    added, up_added, kept = load_addends(bias, residual, first + lane, row, live, N, residual_stride, R, BN, SWIGLU)
     at = tl.arange(0, SPLIT)[:, None] * BK + tl.arange(0, BK)[None, :]  # [SPLIT, BK]
     w_offsets = lane[None, :, None] * K + at[:, None, :]
     x_offsets = row[None, None, :] * x_stride + at[:, :, None]
@@ -147,14 +127,17 @@ def _small_linear_kernel(
                 up_tile = up_tile.to(tl.float32)
             up_acc = tl.dot(up_tile, x_tile, up_acc)
     y = finish_rows(acc, up_acc, squares, added, up_added, kept, K, eps, norm is not None, SWIGLU)
+    mask = live[:, None] & (column < N)[None, :]
     tl.store(out + row[:, None] * N + column[None, :], y.to(out.dtype.element_ty), mask=mask)
 
 
-def _tiles(columns: int, swiglu: bool) -> tuple[int, int, int, int]:
+def _tiles(rows: int, columns: int, depth: int, swiglu: bool) -> tuple[int, int, int, int]:
     """Weight rows of a program, warps, K of a warp's step, stages (docs/notes/linear.md)."""
-    if swiglu:
-        return 16, 4, 64, 4
-    return (32, 4, 64, 4) if columns >= 32768 else (16, 4, 128, 4)
+    if columns >= 32768 and not swiglu:
+        return 32, 4, 128, 3
+    if depth >= 8192:
+        return 16, 4, 128, 3
+    return 16, (1 if swiglu and rows > 8 else 2), 128, 4  # two warps of the former spill a register in Triton 3.9
 
 
 def check_small(
@@ -211,7 +194,7 @@ def small_linear(
         raise ValueError("weight: must be contiguous")
     out = check_small(x, weight.shape, weight.bias, norm, residual, swiglu, out, MAX_SMALL_ROWS)
     rows, depth = x.shape
-    tile, warps, step, stages = _tiles(out.shape[1], swiglu)
+    tile, warps, step, stages = _tiles(rows, out.shape[1], depth, swiglu)
     launch(
         _small_linear_kernel,
         (triton.cdiv(out.shape[1], tile),),
@@ -235,8 +218,6 @@ def small_linear(
         EVEN=depth % (warps * step) == 0,
         SWIGLU=swiglu,
         CAST_FP32=INTERPRET,
-        AHEAD=T["ahead"],
-        RELEASE=T["release"],
         num_warps=warps,
     )
     return out

@@ -235,6 +235,7 @@ def run_variants(
 ) -> None:
     """Every kernel once per variant, on Qwen2.5-7B's heads, over uninitialised data (for recording or statistics)."""
     import resa_bench.baselines  # noqa: F401  registers the rivals
+    from linear_cases import run_linears
 
     dtype = torch.bfloat16
     for block_size, policy, kind, dim, page_size in variants:
@@ -250,6 +251,7 @@ def run_variants(
             layer = make_method(name, shape, config, dtype, device).prepare(cache)
             for stage in (*layer.stages(step), *layer.rectify_stages(chunk)):
                 stage.run()
+    run_linears(device)
 
 
 def record_variants(capacity: int = 256 * 1024, sm_count: int = 132) -> list[Launch]:

@@ -27,6 +27,11 @@ def test_every_kernel_is_known() -> None:
         "_dense_kernel",
         "_merge_kernel",
         "_sink_window_kernel",
+        "_small_linear_kernel",
+        "_int4_small_kernel",
+        "_int4_rows_kernel",
+        "_dequantise_kernel",
+        "_rope_kernel",
     }
 
 
