@@ -35,11 +35,13 @@ def linear(
         `[rows, N]`, or `[rows, N/2]` with `swiglu`, of x's dtype.
     """
     if x.is_cuda and x.dtype in (torch.bfloat16, torch.float16):
-        if x.shape[0] <= MAX_SMALL_ROWS:
-            small = int4_small_linear if isinstance(weight, Int4Weight) else small_linear
-            return small(x, weight, norm=norm, residual=residual, swiglu=swiglu)
+        few = x.shape[0] <= MAX_SMALL_ROWS
         if isinstance(weight, Int4Weight):
+            if few:
+                return int4_small_linear(x, weight, norm=norm, residual=residual, swiglu=swiglu)
             return _finish(int4_linear(_normalised(x, norm), weight), residual, swiglu)
+        if few:
+            return small_linear(x, weight, norm=norm, residual=residual, swiglu=swiglu)
     return linear_reference(x, weight, norm=norm, residual=residual, swiglu=swiglu)
 
 

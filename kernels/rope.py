@@ -5,6 +5,8 @@ Heads are rotated in halves (dims d and d + D/2 are a pair), as Hugging Face's L
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -106,7 +108,7 @@ def _check(
     rows, q_heads, dim = q.shape
     if dim % 2:
         raise ValueError(f"q: got head dim {dim}, expected an even one")
-    same = dict(dtypes=(qkv.dtype,), device=qkv.device)
+    same: dict[str, Any] = dict(dtypes=(qkv.dtype,), device=qkv.device)
     check_tensor("q", q, (rows, q_heads, dim), **same)
     check_tensor("k", k, (rows, None, dim), **same)
     check_tensor("v", v, k.shape, **same)

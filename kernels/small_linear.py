@@ -8,6 +8,8 @@ Weight rows are the first operand of the matrix product (16 of them), rows of x 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -158,7 +160,7 @@ def check_small(
     if swiglu and total % 2:
         raise ValueError(f"weight: got {total} rows, swiglu needs an even number")
     columns = total // 2 if swiglu else total
-    same = dict(dtypes=(x.dtype,), device=x.device)
+    same: dict[str, Any] = dict(dtypes=(x.dtype,), device=x.device)
     if bias is not None:
         check_tensor("bias", bias, (total,), **same)
     if norm is not None:
