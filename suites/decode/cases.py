@@ -178,5 +178,5 @@ def study_specs(specs: Sequence[MethodSpec]) -> list[MethodSpec]:
     resa = next(s.config for s in specs if s.name == "resa")
     sizes = [MethodSpec("resa", replace(resa, block_size=b)) for b in (32, 64)]
     periods = [MethodSpec("resa", replace(resa, rectify_every=f)) for f in (16, 64, 128)]
-    further = [MethodSpec(name, resa) for name in ("sparse", "sink-window", "flash-attn-3", "flashinfer")]
+    further = [MethodSpec(name, resa) for name in ("sparse", "sink-window", "flash-attn-2", "flash-attn-3")]
     return [*sizes, *periods, *further]
