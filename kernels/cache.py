@@ -59,16 +59,19 @@ class KVCache:
         device: torch.device | str,
         page_size: int | None = None,
     ) -> KVCache:
-        """An empty cache for `capacity` tokens a sequence; with `page_size`, pages in shuffled order."""
+        """An empty cache for `capacity` tokens a sequence; with `page_size`, pages in shuffled order.
+
+        It holds zeros: some libraries multiply what lies past the length by zero, which NaN would survive.
+        """
         lengths = torch.zeros(batch, dtype=torch.int32, device=device)
         if page_size is None:
-            k = torch.empty(batch, kv_heads, capacity, head_dim, dtype=dtype, device=device)
-            return cls(k, torch.empty_like(k), lengths)
+            k = torch.zeros(batch, kv_heads, capacity, head_dim, dtype=dtype, device=device)
+            return cls(k, torch.zeros_like(k), lengths)
         per_sequence = ceil_div(capacity, page_size)
         pages = batch * per_sequence
         order = torch.randperm(pages, generator=torch.Generator().manual_seed(0)).to(torch.int32)
-        k = torch.empty(pages, kv_heads, page_size, head_dim, dtype=dtype, device=device)
-        return cls(k, torch.empty_like(k), lengths, order.view(batch, per_sequence).to(device))
+        k = torch.zeros(pages, kv_heads, page_size, head_dim, dtype=dtype, device=device)
+        return cls(k, torch.zeros_like(k), lengths, order.view(batch, per_sequence).to(device))
 
     @property
     def batch(self) -> int:

@@ -139,5 +139,5 @@ def dense_chunk_torch(cache: KVCache, chunk: ChunkTensors) -> None:
         visible = torch.arange(length, device=cache.device)[None, :] <= position[:, None]
         out = scaled_dot_product_attention(
             query[None], cache.k[b, None, :, :length], cache.v[b, None, :, :length], attn_mask=visible
-        )[0].nan_to_num(0.0)
+        )[0].masked_fill(position[None, :, None] < 0, 0.0)  # rows that see nothing: NaN or anything, by the backend
         chunk.out[b] = out.view(cache.kv_heads, tokens, group, dim).permute(1, 0, 2, 3).reshape(tokens, heads, dim)

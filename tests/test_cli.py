@@ -194,9 +194,7 @@ def test_listed_cases(capsys: pytest.CaptureFixture[str], arguments: list[str], 
             ["quest b16 all-heads meanstd"],
             id="quest",
         ),
-        pytest.param(
-            ["--method", "sparse", "sparse", "--block-size", "32"], ["sparse b32 group-mean"], id="not-in-the-defaults"
-        ),
+        pytest.param(["--method", "sparse", "sparse", "--block-size", "32"], ["sparse b32"], id="not-in-the-defaults"),
     ],
 )
 def test_listed_methods(capsys: pytest.CaptureFixture[str], arguments: list[str], methods: list[str]) -> None:
@@ -311,7 +309,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeWorker]:
     class Fake(FakeWorker):
         made: list[FakeWorker] = []  # noqa: RUF012
 
-    monkeypatch.setattr(worker, "Worker", Fake)
+    monkeypatch.setattr(cli, "Worker", Fake)
     return Fake
 
 
@@ -370,6 +368,31 @@ def test_plots_are_drawn_beside_the_results(
     assert len(drawn) == 1  # nothing was timed
 
 
+def test_the_main_job_runs_both_halves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Common flags reach both; flags that only kernels know leave decoding out; the first failure decides."""
+    ran: list[tuple[str, argparse.Namespace]] = []
+
+    def half(name: str, status: int) -> Any:
+        return lambda options, console: ran.append((name, options)) or status
+
+    monkeypatch.setattr(cli, "act_micro", half("micro", 0))
+    monkeypatch.setattr(cli, "act_decode", half("decode", 1))
+    assert main(["bench", *ON_CPU, "--quick", "--context", "1K", "--method", "torch-dense", "--fresh"]) == 1
+    assert [name for name, _ in ran] == ["micro", "decode"]
+    decode = ran[1][1]
+    assert (decode.context, decode.method, decode.scale, decode.fresh) == ([1024], ["torch-dense"], "quick", True)
+    for arguments, halves in (
+        (["--q-heads", "4", "--kv-heads", "2", "--head-dim", "16"], ["micro"]),
+        (["--pattern", "recent"], ["micro"]),
+        (["--only", "decode"], ["decode"]),
+        (["--only", "micro"], ["micro"]),
+        (["--context", "64K"], ["micro"]),  # longer than SmolLM2's texts
+    ):
+        ran.clear()
+        main(["bench", *ON_CPU, *arguments])
+        assert [name for name, _ in ran] == halves, arguments
+
+
 def serve_small(pipe: Connection, settings: Settings) -> None:
     """The real measuring process with a small cache and ceilings given."""
     timing._cpu_cache_bytes = lambda: 2**16
@@ -379,7 +402,7 @@ def serve_small(pipe: Connection, settings: Settings) -> None:
 
 def test_micro_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     """In a process of its own: two methods, checked, timed, written, compared with themselves."""
-    monkeypatch.setattr(worker, "Worker", partial(Worker, target=serve_small))
+    monkeypatch.setattr(cli, "Worker", partial(Worker, target=serve_small))
     arguments = ["--method", "torch-dense", "resa-torch", "--block-size", "16", "--min-blocks", "4"]
     more = ["--output", str(tmp_path), "--no-plots", "--budget-s", "0.3"]
     assert main(["micro", *TINY, *arguments, *more]) == 0

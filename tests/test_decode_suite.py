@@ -16,7 +16,15 @@ from resa_bench.profiling.trace import Kernel, TraceMismatch, charge, kernels_of
 from resa_bench.suites.cases import K, MethodSpec
 from resa_bench.suites.cli import main
 from resa_bench.suites.decode import cli, suite
-from resa_bench.suites.decode.cases import DecodeCase, capacity, default_list, default_specs, is_study, study_specs
+from resa_bench.suites.decode.cases import (
+    DecodeCase,
+    capacity,
+    default_list,
+    default_specs,
+    is_study,
+    prompt_tokens,
+    study_specs,
+)
 from resa_bench.suites.decode.costs import Floor, memory_bytes, plan_costs
 from resa_bench.suites.decode.measure import time_decoding, time_period
 from resa_bench.suites.decode.suite import DecodeBench, DecodePlan, Loader, run_case, with_speedups
@@ -219,9 +227,13 @@ def test_default_list_on_a_gpu_holds_every_case_of_the_readme() -> None:
 
 
 def test_capacity() -> None:
+    assert capacity(DecodeCase("m", TINY, 1, 256 * K)) == 256 * K
+    assert capacity(DecodeCase("m", TINY, 1, 1000)) == 1024
+
+
+def test_a_text_ends_at_the_context() -> None:
     spec = MethodSpec("resa", SparseConfig(rectify_every=32))
-    assert capacity(DecodeCase("m", TINY, 1, 256 * K), [spec]) == 256 * K
-    assert capacity(DecodeCase("m", TINY, 1, 1000, prompt="text"), [spec]) == 1152  # 1000 + 3 * 32, in 64s
+    assert prompt_tokens(DecodeCase("m", TINY, 1, 1000, prompt="text"), [spec]) == 1000 - 3 * 32
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------
@@ -380,7 +392,7 @@ def test_the_plan_measures_nothing_but_ceilings(
         (["--model", "qwen2.5-7b", "--case", "nope"], "--case nope: no case matches"),
         (["--model", "qwen2.5-7b", "--temperature", "-1"], "temperature: got -1.0"),
         (["--model", "qwen2.5-7b", "--ratio", "2"], "active_ratio: got 2.0"),
-        (["--model", "qwen2.5-7b", "--context", "32"], "--context 32: a period of 32 tokens needs a context of 33"),
+        (["--model", "qwen2.5-7b", "--context", "32"], "--context 32: periods of 32 tokens need a context of 33"),
     ],
 )
 def test_wrong_arguments(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

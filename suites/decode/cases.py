@@ -29,7 +29,7 @@ class DecodeCase:
     model: str  # a preset, `smollm2-135m`, or the path of a checkpoint
     config: ModelConfig
     batch: int
-    context: int  # tokens: a synthetic period ends there, a text prompt has that many
+    context: int  # tokens that the timed decoding ends at
     weights: str = "bf16"
     dtype: str = "bf16"  # of activations and K/V
     shared_kv: bool = False
@@ -88,11 +88,17 @@ class DecodeCase:
         }
 
 
-def capacity(case: DecodeCase, specs: Sequence[MethodSpec]) -> int:
+TEXT_PERIODS = 3  # of warm-up and timing, which follow a text prompt
+
+
+def capacity(case: DecodeCase) -> int:
     """Tokens that each cache has room for."""
-    longest = max([period(s) for s in specs], default=0)
-    tokens = case.context if case.prompt == "synthetic" else case.context + 3 * longest
-    return ceil_div(tokens, 64) * 64
+    return ceil_div(case.context, 64) * 64
+
+
+def prompt_tokens(case: DecodeCase, specs: Sequence[MethodSpec]) -> int:
+    """Tokens of a text prompt: what is decoded after it ends at the case's context."""
+    return case.context - TEXT_PERIODS * max([period(s) for s in specs], default=0)
 
 
 def period(spec: MethodSpec) -> int:

@@ -22,8 +22,10 @@ from ..model.smollm import NAME as SMOLLM
 from ..runner import Outcome, default_folder, run_cases
 from ..worker import Settings, Worker
 from .cases import (
+    CPU_LISTS,
     GPU_LISTS,
     QUEST_DENSE_LAYERS,
+    TEXT_PERIODS,
     WEIGHTS,
     DecodeCase,
     default_list,
@@ -114,7 +116,9 @@ def choose_cases(options: argparse.Namespace, device: torch.device) -> list[Deco
     scale = options.scale or "default"
     sampling = Sampling(options.temperature, options.top_p)
     if options.context or options.batch or options.weights or options.shared_kv:
-        contexts = options.context or sorted({c * K for e in GPU_LISTS[scale] for c in e.contexts_k})
+        contexts = options.context or sorted(
+            {c * K for e in (GPU_LISTS if cuda else CPU_LISTS)[scale] for c in e.contexts_k}
+        )
         cases = [
             DecodeCase(model, config, b, c, w, dtype, options.shared_kv, prompt, seed=options.seed)
             for w in options.weights or [dtype]
@@ -124,13 +128,14 @@ def choose_cases(options: argparse.Namespace, device: torch.device) -> list[Deco
     else:
         cases = default_list(device, scale, model, config, dtype=dtype, prompt=prompt, seed=options.seed)
     cases = matching([replace(c, sampling=sampling) for c in cases], options.case)
-    least = max(*options.rectify_every, 2 * EAGER_STEPS) + 1
+    every = max(options.rectify_every)
+    least = (TEXT_PERIODS * every if prompt == "text" else max(every, 2 * EAGER_STEPS)) + 1
     for case in cases:
         if case.context < least:
-            raise ValueError(f"--context {case.context}: a period of {least - 1} tokens needs a context of {least}")
-        if prompt == "text" and case.context + 3 * max(options.rectify_every) > config.context:
+            raise ValueError(f"--context {case.context}: periods of {every} tokens need a context of {least} at least")
+        if prompt == "text" and case.context > config.context:
             raise ValueError(
-                f"--context {case.context}: with the tokens decoded it is over the {config.context} of {config.name}"
+                f"--context {case.context}: {config.name} handles texts of at most {config.context} tokens"
             )
     return cases
 

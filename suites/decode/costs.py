@@ -123,7 +123,7 @@ def plan_costs(case: DecodeCase, spec: MethodSpec, is_dense: bool) -> Costs:
 def memory_bytes(case: DecodeCase, specs: list[MethodSpec]) -> int:
     """What the case needs at least on the device: weights, caches, one method's summaries, work space."""
     config = case.config
-    tokens = capacity(case, specs)
+    tokens = capacity(case)
     caches = 1 if case.shared_kv else config.layers
     embedding = 0 if config.tied_head else config.head_parameters * element_bytes(case)
     scored = [s for s in specs if "summary_kind" in _uses(s)]

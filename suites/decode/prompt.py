@@ -54,13 +54,15 @@ def prefill(
     state: State,
     tokens: Tensor,
     *,
+    done: int = 0,
     chunk_tokens: int = 512,
     on_tokens: Callable[[int], None] = lambda _: None,
 ) -> Tensor:
-    """Run a prompt through the model densely, filling the caches from position 0.
+    """Run a prompt through the model densely, filling the caches.
 
     Args:
         tokens: int64 `[B, T]`.
+        done: tokens whose K and V are in the caches already.
         chunk_tokens: tokens of each sequence that go through the model at a time.
         on_tokens: told how many are done.
 
@@ -77,9 +79,9 @@ def prefill(
     shape = config.attention(batch)
     portable = None if decoder.device.type == "cuda" else "torch"  # the interpreter would take hours
     write = write_tokens_torch if portable else write_tokens
-    state.lengths.zero_()
+    state.lengths.fill_(done)
     x = torch.empty(0)
-    for start in range(0, count, chunk_tokens):
+    for start in range(done, count, chunk_tokens):
         part = tokens[:, start : start + chunk_tokens]
         length = part.shape[1]
         state.lengths.add_(length)

@@ -22,7 +22,7 @@ from ..micro import failure
 from ..model.load import LoadedModel, load_decoder
 from ..model.smollm import ModelNotHere
 from ..rows import Row, digits
-from .cases import DecodeCase, capacity, period, rectifies
+from .cases import TEXT_PERIODS, DecodeCase, capacity, period, prompt_tokens, rectifies
 from .checks import check_attention, check_linears, check_replay
 from .costs import Costs, Floor, memory_bytes, rectification, weight_traffic
 from .engine import Engine, State, bind_layers
@@ -78,13 +78,26 @@ class Loader:
 
     def prefilled(self, loaded: LoadedModel, tokens: int, on_step: Callable[[str], None]) -> State:
         """A state whose caches hold at least `tokens` tokens of the text prompt, at batch 1."""
-        if self._prefilled is None or self._prefilled.capacity < tokens:
+        have = self._prefilled
+        if have is None or have.capacity < tokens:
             ids = prompt_ids(loaded, tokens)
             state = State.allocate(loaded.decoder, 1, tokens, 1)
-            with torch.inference_mode():
-                prefill(loaded.decoder, state, ids[None], on_tokens=lambda n: on_step(f"prefill {n} of {tokens}"))
+            done = 0 if have is None else have.capacity
+            if have is not None:
+                copy_tokens(have, state, done)
+            prefill(
+                loaded.decoder, state, ids[None], done=done, on_tokens=lambda n: on_step(f"prefill {n} of {tokens}")
+            )
             self._prefilled = state
-        return self._prefilled
+            return state
+        return have
+
+
+def copy_tokens(source: State, target: State, tokens: int) -> None:
+    """Copy the first tokens' K and V of one sequence to every sequence of another state."""
+    for theirs, mine in zip(source.caches, target.caches, strict=True):
+        mine.k[:, :, :tokens] = theirs.k[:, :, :tokens]
+        mine.v[:, :, :tokens] = theirs.v[:, :, :tokens]
 
 
 def release(device: torch.device) -> None:
@@ -147,7 +160,8 @@ class CaseRun:
         self.on_step("model")
         self.loaded = loader.model(case, self.bench.device)
         decoder = self.decoder = self.loaded.decoder
-        size = capacity(case, self.specs)
+        size = capacity(case)
+        self.prompt = prompt_tokens(case, self.specs)
         longest = max(period(spec) for spec in self.specs)
         self.on_step("caches")
         self.state = State.allocate(decoder, case.batch, size, 4 * longest, shared_kv=case.shared_kv)
@@ -155,19 +169,13 @@ class CaseRun:
             fill_synthetic(self.state, case.seed)
             self.pending = torch.arange(1, case.batch + 1, device=decoder.device)
             return
-        source = loader.prefilled(self.loaded, max(case.context, 1), self.on_step)
-        for mine, theirs in zip(self.state.caches, source.caches, strict=True):
-            mine.k.zero_()
-            mine.v.zero_()
-            mine.k[:, :, : case.context] = theirs.k[:, :, : case.context]
-            mine.v[:, :, : case.context] = theirs.v[:, :, : case.context]
-        self.pending = prompt_ids(self.loaded, case.context + 1)[-1:].repeat(case.batch)
+        copy_tokens(loader.prefilled(self.loaded, self.prompt, self.on_step), self.state, self.prompt)
+        self.pending = prompt_ids(self.loaded, self.prompt + 1)[-1:].repeat(case.batch)
 
     def restart(self, tokens_before_end: int) -> None:
-        """Stand so that a synthetic period ends at the context; a text starts at its end."""
+        """Stand that many tokens before the case's context; a text always starts after its prompt."""
         text = self.case.prompt == "text"
-        length = self.case.context - (0 if text else tokens_before_end)
-        self.state.start(length, self.pending)
+        self.state.start(self.prompt if text else self.case.context - tokens_before_end, self.pending)
 
     def contend(self, spec: MethodSpec) -> Contender:
         """Bind a method to the case, check it, and capture it where it can be. Raises CheckFailed, Unsupported."""
@@ -211,7 +219,7 @@ class CaseRun:
     def costs(self, one: Contender) -> Costs:
         """Costs at the lists that the last step selected."""
         case, every = self.case, one.engine.rectify_every
-        self.restart(0)
+        self.state.lengths.fill_(case.context)
         attention = sum((layer.traffic()["total"] for layer in one.engine.layers), Traffic(0))
         return Costs(
             weight_traffic(case, case.batch), attention, rectification(case, every) if every else Traffic(0), every
@@ -238,7 +246,7 @@ class CaseRun:
             tokens,
             device,
             restart=(lambda: None) if text else (lambda: self.restart(tokens)),
-            periods=bench.plan.periods,
+            periods=TEXT_PERIODS - 1 if text else bench.plan.periods,
             seconds=0.0 if text else bench.plan.seconds,
             energy=EnergyCounter(device),
         )

