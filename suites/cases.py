@@ -34,6 +34,7 @@ PRESETS = {
 }
 DEFAULT_MODEL = "qwen2.5-7b"
 DEFAULTS = SparseConfig()
+QUEST_DENSE_LAYERS = 2  # Quest leaves a model's first two layers dense (arXiv 2406.10774, section 4.1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,12 +118,12 @@ class MethodSpec:
 
     name: str
     config: SparseConfig = field(default_factory=SparseConfig)
-    dense_layers: int = 0  # first layers of a model that stay dense
+    dense_layers: int | None = None  # first layers of a model that stay dense, where the method has such
 
     def columns(self) -> dict[str, Any]:
         """The columns that tell this variant from others: only settings that the method uses."""
         columns = {name: getattr(self.config, name) for name in get_method(self.name).uses}
-        return columns | ({"dense_layers": self.dense_layers} if self.dense_layers else {})
+        return columns | ({} if self.dense_layers is None else {"dense_layers": self.dense_layers})
 
     @property
     def label(self) -> str:
@@ -136,6 +137,8 @@ class MethodSpec:
             words.append(str(policy))
         if columns.get("summary_kind") == "meanstd":
             words.append("meanstd")
+        if self.dense_layers not in (None, QUEST_DENSE_LAYERS):
+            words.append(f"{self.dense_layers} dense layers")
         if columns.get("rectify_every", DEFAULTS.rectify_every) != DEFAULTS.rectify_every:
             words.append(f"f{columns['rectify_every']}")
         return " ".join(words)

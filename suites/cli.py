@@ -33,7 +33,7 @@ from .cases import (
 from .decode.cases import TEXT_PERIODS
 from .decode.cli import EXAMPLES as DECODE_EXAMPLES
 from .decode.cli import add_decode_arguments, run_decode
-from .model.smollm import CONTEXT as SMOLLM_CONTEXT
+from .model.smollm import CONFIG as SMOLLM_CONFIG
 from .runner import INTERRUPTED, Outcome, default_folder, run_cases
 from .table import print_report
 from .worker import Settings, Worker
@@ -240,7 +240,7 @@ def act_bench(options: argparse.Namespace, console: Console) -> int:
 def act_decode_half(options: argparse.Namespace, console: Console) -> int:
     """The decode suite with those of the main job's flags that it knows."""
     if choose_device(options.device).type == "cpu" and options.context:
-        least, most = TEXT_PERIODS * options.rectify_every + 1, SMOLLM_CONTEXT
+        least, most = TEXT_PERIODS * options.rectify_every + 1, SMOLLM_CONFIG.context
         fitting = [c for c in options.context if least <= c <= most]
         if len(fitting) < len(options.context):
             console.print(f"decode: on a CPU contexts of {least} to {most} tokens (SmolLM2); others are left out")

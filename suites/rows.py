@@ -99,6 +99,7 @@ class Row:
     # outcome and circumstances
     status: str
     reason: str | None = None
+    final: bool | None = None  # of a skipped row: nothing that could be installed would change it
     sm_clock_mhz: int | None = None
     memory_clock_mhz: int | None = None
     temperature_c: int | None = None

@@ -82,7 +82,7 @@ def is_done(
     """True if every method asked for has its rows in this case, none failed, and none skipped could run by now.
 
     Args:
-        kinds: cache states and launches that every timed method must have a row of, such as "warm", "eager".
+        kinds: cache states, launches and stages that every timed method must have a row of: "warm", "eager", "gap".
     """
     mine = [row for row in rows if _belongs(row, case)]
     for spec in specs:
@@ -90,10 +90,10 @@ def is_done(
         found = [r for r in mine if r.method == spec.name and all(getattr(r, k) == v for k, v in columns.items())]
         if not found or any(row.status in FAILED for row in found):
             return False
-        present = {kind for row in found if row.timed for kind in (row.cache_state, row.launch)}
+        present = {kind for row in found if row.timed for kind in (row.cache_state, row.launch, row.stage)}
         if present and not present.issuperset(kinds):
             return False
-        if any(row.status == "skipped" for row in found) and not get_method(spec.name).unavailable(
+        if any(row.status == "skipped" and not row.final for row in found) and not get_method(spec.name).unavailable(
             case.shape, case.torch_dtype, device
         ):
             return False
@@ -171,7 +171,7 @@ def _belongs(row: Row, case: AnyCase) -> bool:
 def _settings(row: Row) -> tuple[Any, ...]:
     names = get_method(row.method).uses if row.method in registered() else ()
     columns = {name: getattr(row, name) for name in names}
-    columns |= {"dense_layers": row.dense_layers} if row.dense_layers else {}
+    columns |= {} if row.dense_layers is None else {"dense_layers": row.dense_layers}
     return (row.method, *sorted(columns.items()))
 
 

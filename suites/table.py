@@ -19,7 +19,7 @@ def label(row: Row) -> str:
     if row.method not in registered():  # a file may hold methods that are not here any more
         return row.method
     settings = {n: getattr(row, n) for n in get_method(row.method).uses if getattr(row, n) is not None}
-    return MethodSpec(row.method, SparseConfig(**settings), row.dense_layers or 0).label
+    return MethodSpec(row.method, SparseConfig(**settings), row.dense_layers).label
 
 
 def main_launch(rows: Sequence[Row]) -> str:

@@ -49,6 +49,8 @@ def _serve(pipe: Connection, settings: Settings) -> None:
     from .. import baselines  # noqa: F401  (registers the rivals)
 
     device = torch.device(settings.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     idle_watts = EnergyCounter(device).idle_watts()
     timer = make_timer(device)
     ceilings = measure_ceilings(timer)

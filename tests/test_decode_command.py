@@ -55,7 +55,7 @@ def test_decode_measures_resumes_and_draws(folder: Path, tmp_path: Path, capsys:
 
 def test_text_needs_room_in_the_model(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["decode", "--device", "cpu", "--model", str(folder), "--context", "8K"]) == 2
-    assert "--context 8192: small-qwen2 handles at most 4096 tokens of text" in " ".join(
+    assert "--context 8192: small-qwen2 handles texts of at most 4096 tokens" in " ".join(
         capsys.readouterr().err.split()
     )
 

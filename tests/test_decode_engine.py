@@ -8,9 +8,10 @@ import pytest
 import torch
 from resa_bench import baselines  # noqa: F401  (registers the rivals)
 from resa_bench.kernels import SparseConfig, get_method
+from resa_bench.kernels.linear import DenseWeight
 from resa_bench.kernels.summaries import summaries_reference
 from resa_bench.suites.checks import CheckFailed
-from resa_bench.suites.decode.checks import check_attention, check_linears, check_replay
+from resa_bench.suites.decode.checks import check_attention, check_linears, check_rectified, check_replay
 from resa_bench.suites.decode.engine import Engine, State, bind_layers, generate
 from resa_bench.suites.decode.prompt import english_text, fill_synthetic, prefill
 from resa_bench.suites.decode.sampling import Sampling
@@ -179,12 +180,27 @@ def test_gate_sees_a_wrong_output(decoder: Decoder, prompt: torch.Tensor) -> Non
         check_attention(engine, (0, 2))
 
 
-def test_gate_of_linears_and_replays(decoder: Decoder) -> None:
+def test_gate_of_linears(decoder: Decoder) -> None:
     check_linears(decoder, (1, 3, 40))
-    logits = torch.randn(2, 50)
-    check_replay(logits, logits.clone())
-    with pytest.raises(CheckFailed, match="logits of the graph differ"):
-        check_replay(logits * 1.1, logits)
+    wrong = decoder.layers[0].o
+    object.__setattr__(decoder.layers[0], "o", DenseWeight(wrong.weight * float("nan"), wrong.bias))
+    with pytest.raises(CheckFailed, match="linear layer"):
+        check_linears(decoder, (1,))
+    object.__setattr__(decoder.layers[0], "o", wrong)
+
+
+def test_gate_of_replays_and_rectifications(decoder: Decoder, prompt: torch.Tensor) -> None:
+    """Stand-ins for graphs: eager calls pass, calls that skip something do not."""
+    state = start(decoder, prompt)
+    engine = bind(decoder, state, RESA)
+    assert 0 < check_replay(engine, engine.step).budget_used <= 1
+    with pytest.raises(CheckFailed, match="unwritten or not finite"):
+        check_replay(engine, lambda: None)
+    for _ in range(SPARSE.rectify_every):
+        engine.step()
+    check_rectified(engine, engine.rectify)
+    with pytest.raises(CheckFailed, match="the graph's rectification writes keys or values"):
+        check_rectified(engine, lambda: None)
 
 
 @pytest.mark.gpu
@@ -269,7 +285,12 @@ def test_samples_follow_the_probabilities() -> None:
 
 @pytest.mark.parametrize(
     ("temperature", "top_p", "message"),
-    [(-1.0, 1.0, "temperature: got -1.0"), (1.0, 0.0, "top_p: got 0.0"), (1.0, 1.5, "top_p: got 1.5")],
+    [
+        (0.0, 0.5, "top_p: got 0.5 beside temperature 0"),
+        (-1.0, 1.0, "temperature: got -1.0"),
+        (1.0, 0.0, "top_p: got 0.0"),
+        (1.0, 1.5, "top_p: got 1.5"),
+    ],
 )
 def test_wrong_sampling(temperature: float, top_p: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from resa_bench.profiling.ranges import StageClock, listening, mark
 from resa_bench.profiling.trace import Kernel, TraceMismatch, charge, kernels_of, short_name, with_stages
 from resa_bench.suites.cases import K, MethodSpec
 from resa_bench.suites.cli import main
-from resa_bench.suites.decode import cli, suite
+from resa_bench.suites.decode import cli, loader
 from resa_bench.suites.decode.cases import (
     DecodeCase,
     capacity,
@@ -26,8 +27,10 @@ from resa_bench.suites.decode.cases import (
     study_specs,
 )
 from resa_bench.suites.decode.costs import Floor, memory_bytes, plan_costs
+from resa_bench.suites.decode.loader import Loader
 from resa_bench.suites.decode.measure import time_decoding, time_period
-from resa_bench.suites.decode.suite import DecodeBench, DecodePlan, Loader, run_case, with_speedups
+from resa_bench.suites.decode.sampling import Sampling
+from resa_bench.suites.decode.suite import CaseRun, DecodeBench, DecodePlan, run_case, with_speedups
 from resa_bench.suites.decode.table import break_even, breakdown_table, texts
 from resa_bench.suites.model import config as model_config
 from resa_bench.suites.model.config import ModelConfig, preset
@@ -145,11 +148,11 @@ def test_floors_of_a_known_model(batch: int, weights: str, shared: bool, dense_m
 def test_memory_of_known_cases() -> None:
     config, specs = preset("qwen2.5-7b"), [MethodSpec("resa"), MethodSpec("triton-dense")]
     one = memory_bytes(DecodeCase("qwen2.5-7b", config, 1, 256 * K), specs) / 1e9
-    assert one == pytest.approx(15.2 + 15.03 + 0.94 + 2, rel=0.01)
+    assert one == pytest.approx(15.2 + 15.03 + 0.94 + 4, rel=0.01)
     eight = DecodeCase("qwen2.5-7b", config, 8, 256 * K)
     assert memory_bytes(eight, specs) > 130e9
     shared = DecodeCase("qwen2.5-7b", config, 8, 256 * K, shared_kv=True)
-    assert memory_bytes(shared, specs) / 1e9 == pytest.approx(15.2 + 8 * 0.57 + 2, rel=0.02)
+    assert memory_bytes(shared, specs) / 1e9 == pytest.approx(15.2 + 8 * 0.57 + 4, rel=0.02)
 
 
 # --- periods ----------------------------------------------------------------------------------------------------------
@@ -198,6 +201,8 @@ def test_slugs() -> None:
     config = preset("qwen2.5-7b")
     assert DecodeCase("qwen2.5-7b", config, 1, 256 * K, "int4").slug == "decode-qwen2.5-7b-int4-b1-256k"
     assert DecodeCase("x", config, 8, 1000, shared_kv=True).slug == "decode-qwen2.5-7b-bf16-b8-1000-shared"
+    sampled = DecodeCase("x", config, 1, K, prompt="text", sampling=Sampling(0.6, 0.9))
+    assert sampled.slug == "decode-qwen2.5-7b-bf16-b1-1k-text-t0.6-p0.9"
 
 
 @pytest.mark.parametrize(
@@ -206,6 +211,7 @@ def test_slugs() -> None:
         ({"batch": 0}, "context, batch: got 4096, 0"),
         ({"weights": "int3"}, "weights: got 'int3', allowed are bf16, fp16, fp32, int4"),
         ({"dtype": "fp8"}, "dtype: got 'fp8'"),
+        ({"weights": "fp16"}, "weights: got fp16 beside bf16 activations"),
         ({"prompt": "zeros"}, "prompt: got 'zeros', allowed are synthetic, text"),
     ],
 )
@@ -304,6 +310,44 @@ def test_a_wrong_kernel_gets_no_time(tiny: str, monkeypatch: pytest.MonkeyPatch)
     assert [r for r in rows if r.method == "torch-dense" and r.timed]
 
 
+class Words:
+    """A tokenizer of a hundred words."""
+
+    def encode(self, text: str) -> list[int]:
+        return [ord(c) % 100 for c in text]
+
+    def decode(self, ids: list[int]) -> str:
+        return " ".join(map(str, ids))
+
+
+def test_a_text_prompt_is_never_written_to(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a method is asked to do, the next one finds the prompt as it was prefilled."""
+    original = loader.load_decoder
+    monkeypatch.setattr(loader, "load_decoder", lambda *a, **k: replace(original(*a, **k), tokenizer=Words()))
+    case = DecodeCase(tiny, TINY, 1, 300, "fp32", "fp32", prompt="text")
+    run = CaseRun(case, SPECS, bench_on_cpu(), lambda _: None)
+    with torch.inference_mode():
+        run.prepare(Loader())
+        before = [(c.k[:, :, : run.prompt].clone(), c.v[:, :, : run.prompt].clone()) for c in run.state.caches]
+        for spec in (SPECS[1], SPECS[0]):
+            rows = list(run.measure(spec))
+            assert rows[0].status == "ok", rows[0].reason
+            assert len(rows[0].text.split()) == 12, "three periods of four tokens"
+        for cache, (k, v) in zip(run.state.caches, before, strict=True):
+            assert torch.equal(cache.k[:, :, : run.prompt], k)
+            assert torch.equal(cache.v[:, :, : run.prompt], v)
+
+
+def test_what_fails_late_leaves_what_was_measured(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise RuntimeError("no profiler here")
+
+    monkeypatch.setattr(CaseRun, "stage_rows", broken)
+    rows = run_case(DecodeCase(tiny, TINY, 1, 128, "fp32", "fp32"), SPECS[:1], bench_on_cpu(), Loader())
+    assert [(r.status, r.tokens_per_s is not None) for r in rows] == [("ok", True), ("failed", False)]
+    assert "no profiler here" in str(rows[1].reason)
+
+
 def test_a_floor_that_is_beaten_is_an_error(tiny: str) -> None:
     bench = bench_on_cpu(breakdown=False)
     slow = DecodeBench(CPU, Ceilings(1e-6, 1e-6, 1e-9), bench.environment, bench.plan, bench.command)
@@ -316,7 +360,7 @@ def test_a_model_that_cannot_be_fetched_is_skipped(monkeypatch: pytest.MonkeyPat
     def nowhere(*_: Any, **__: Any) -> None:
         raise ModelNotHere("offline: put the wheel there")
 
-    monkeypatch.setattr(suite, "load_decoder", nowhere)
+    monkeypatch.setattr(loader, "load_decoder", nowhere)
     case = DecodeCase("smollm2-135m", TINY, 1, 128, "fp32", "fp32", prompt="text")
     rows = run_case(case, SPECS, bench_on_cpu(), Loader())
     assert {(r.status, r.reason) for r in rows} == {("skipped", "offline: put the wheel there")}
@@ -353,9 +397,13 @@ def test_break_even() -> None:
             ),
         ]
     )
-    ((key, tokens),) = break_even(rows).items()
-    assert key[3] == "resa b16"
+    ((curve, (tokens, at_most)),) = break_even(rows).items()
+    assert (curve.method, at_most) == ("resa b16", False)
     assert tokens == pytest.approx(8192, rel=0.01)
+    ((_, (tokens, at_most)),) = break_even(
+        [r for r in rows if r.context > 4096 or r.method != "resa"] + rows[-1:]
+    ).items()
+    assert at_most
 
 
 def test_texts_of_the_longest_prompt() -> None:

@@ -415,6 +415,13 @@ def test_smollm_greedy_decoding_is_that_of_transformers(smol: LoadedModel, smol_
     assert Dense(smol.decoder).greedy(prompt, 200) == ids.tolist()
 
 
+def test_smollm_is_what_its_configuration_says(smol: LoadedModel) -> None:
+    """The configuration known without the file; the file's eps went through a 32-bit float."""
+    known, read = smollm.CONFIG, smol.decoder.config
+    assert read.norm_eps == pytest.approx(known.norm_eps, rel=1e-6)
+    assert replace(read, norm_eps=known.norm_eps) == known
+
+
 def test_smollm_knows_english(smol: LoadedModel) -> None:
     """What wrong rows or a wrong rotation would spoil, with no other implementation to compare with."""
     assert smol.tokenizer is not None

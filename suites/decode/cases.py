@@ -11,12 +11,13 @@ import torch
 
 from ...kernels import AttentionShape, SparseConfig, get_method
 from ...kernels.config import ceil_div
-from ..cases import DTYPES, K, MethodSpec
+from ..cases import DTYPES, QUEST_DENSE_LAYERS, K, MethodSpec
 from ..model.config import ModelConfig
+from .measure import EAGER_STEPS
 from .sampling import Sampling
 
 WEIGHTS = ("bf16", "fp16", "fp32", "int4")
-QUEST_DENSE_LAYERS = 2  # Quest leaves a model's first two layers dense (arXiv 2406.10774, section 4.1)
+GPU_TEXT_DENSE = ("triton-dense", "flash-attn-3", "flash-attn-2")  # that follow the length of a growing text
 GPU_DENSE = ("sdpa-cudnn", "triton-dense")  # the best two of the micro suite; the second follows the length
 
 
@@ -44,18 +45,24 @@ class DecodeCase:
             raise ValueError(f"weights: got {self.weights!r}, allowed are {', '.join(WEIGHTS)}")
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype: got {self.dtype!r}, allowed are {', '.join(DTYPES)}")
+        if self.weights not in ("int4", self.dtype):
+            raise ValueError(
+                f"weights: got {self.weights} beside {self.dtype} activations, allowed int4 or {self.dtype}"
+            )
         if self.prompt not in ("synthetic", "text"):
             raise ValueError(f"prompt: got {self.prompt!r}, allowed are synthetic, text")
 
     @property
     def slug(self) -> str:
-        """`decode-qwen2.5-7b-int4-b1-256k`, with `-shared` for one K/V cache in all layers."""
+        """`decode-qwen2.5-7b-int4-b1-256k`, then `-shared` (one K/V cache), `-text`, the sampling where they apply."""
         length = f"{self.context // K}k" if self.context % K == 0 else str(self.context)
         parts = ["decode", self.config.name, self.weights, f"b{self.batch}", length]
         if self.shared_kv:
             parts.append("shared")
+        if self.prompt == "text":
+            parts.append("text")
         if self.sampling.temperature:
-            parts.append("sampled")
+            parts.append(f"t{self.sampling.temperature:g}-p{self.sampling.top_p:g}")
         return "-".join(parts)
 
     @property
@@ -98,7 +105,7 @@ def capacity(case: DecodeCase) -> int:
 
 def prompt_tokens(case: DecodeCase, specs: Sequence[MethodSpec]) -> int:
     """Tokens of a text prompt: what is decoded after it ends at the case's context."""
-    return case.context - TEXT_PERIODS * max([period(s) for s in specs], default=0)
+    return case.context - max([TEXT_PERIODS * period(s) for s in specs] + [2 * EAGER_STEPS])
 
 
 def period(spec: MethodSpec) -> int:
@@ -110,16 +117,19 @@ def rectifies(spec: MethodSpec) -> bool:
     return "rectify_every" in get_method(spec.name).uses
 
 
-def default_specs(device: torch.device, base: SparseConfig, block_sizes: Sequence[int]) -> list[MethodSpec]:
+def default_specs(
+    device: torch.device, base: SparseConfig, block_sizes: Sequence[int], prompt: str = "synthetic"
+) -> list[MethodSpec]:
     """The best dense methods, ReSA and Quest; on a CPU their portable paths and every other selector."""
     first = replace(base, block_size=block_sizes[0])
-    quest = MethodSpec("quest", replace(first, gqa_policy="group-sum"), QUEST_DENSE_LAYERS)
+    shared = [replace(base, block_size=b, gqa_policy="group-sum") for b in block_sizes]
+    quest = [MethodSpec("quest", config, QUEST_DENSE_LAYERS) for config in shared]
     if device.type == "cuda":
-        dense = [MethodSpec(name, base) for name in GPU_DENSE]
-        return [*dense, *(MethodSpec("resa", replace(base, block_size=b)) for b in block_sizes), quest]
+        dense = [MethodSpec(name, base) for name in (GPU_DENSE if prompt == "synthetic" else GPU_TEXT_DENSE)]
+        return [*dense, *(MethodSpec("resa", replace(base, block_size=b)) for b in block_sizes), *quest]
     resa = [MethodSpec("resa-torch", replace(base, block_size=b)) for b in block_sizes]
     others = [MethodSpec(name, first) for name in ("sparse", "sink-window", "oracle")]
-    return [MethodSpec("torch-dense", base), *resa, quest, *others]
+    return [MethodSpec("torch-dense", base), *resa, *quest, *others]
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,11 +169,13 @@ def default_list(
 ) -> list[DecodeCase]:
     """The lists `quick`, `default` and `full`."""
     lists = GPU_LISTS if device.type == "cuda" else CPU_LISTS
-    return [
-        DecodeCase(model, config, e.batch, c * K, e.weights, dtype, e.shared_kv, prompt, seed=seed)
-        for e in lists[scale]
-        for c in e.contexts_k
-    ]
+    cases = []
+    for entry in lists[scale]:
+        weights = "int4" if entry.weights == "int4" else dtype
+        for context_k in entry.contexts_k:
+            case = DecodeCase(model, config, entry.batch, context_k * K, weights, dtype, entry.shared_kv, prompt)
+            cases.append(replace(case, seed=seed))
+    return cases
 
 
 def matching(cases: Sequence[DecodeCase], names: Sequence[str]) -> list[DecodeCase]:

@@ -1,72 +1,67 @@
-"""The gate of the decode suite: attention inside the model against fp64, and graph replays against eager steps."""
+"""The gate of the decode suite: attention inside the model against fp64, eagerly and replayed; linear layers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
 
 import torch
 from torch import Tensor
 
-from ...kernels import Layer, StepTensors
+from ...kernels import ChunkTensors, Layer, StepTensors
 from ...kernels.dense import dense_reference
 from ...kernels.linear import linear, linear_reference
 from ...kernels.sparse_decode import sparse_reference
-from ..checks import Check, CheckFailed, compare
+from ...kernels.workspace import BlockSparseLayer
+from ..checks import Check, CheckFailed, check_selection, compare
 from ..model.decoder import Decoder
 from .engine import Engine
 
-LOGITS_TOLERANCE = {torch.bfloat16: 3e-2, torch.float16: 6e-3, torch.float32: 1e-4}
-"""Relative distance (2-norm) of two runs' logits: rounding to the dtype after each of some hundred operations."""
+MODEL_TOLERANCE = {torch.bfloat16: 3e-2, torch.float16: 6e-3, torch.float32: 1e-4}
+"""Relative distance (2-norm) of two runs of a model: rounding to the dtype after each of some hundred operations."""
 LINEAR_TOLERANCE = {torch.bfloat16: 1e-2, torch.float16: 2e-3, torch.float32: 1e-4}
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """What one layer's attention was given and gave in a step."""
+def check_attention(engine: Engine, layers: Collection[int]) -> Check:
+    """Run one step; compare the attention of these layers with fp64 as soon as each has run, their selection too.
 
-    layer: int
-    q: Tensor  # [B, Hq, D]
-    out: Tensor
-    lists: Tensor | None
-
-
-def check_attention(engine: Engine, layers: Sequence[int]) -> Check:
-    """Run one step; compare the attention of these layers, in the first and the last sequence, with fp64.
+    (Later would be too late where layers share a cache: the next one overwrites the newest token.)
 
     Raises:
-        CheckFailed: an output is outside its budget.
+        CheckFailed: an output is outside its budget, or a list does not hold the best blocks of its scores.
     """
-    seen: list[Seen] = []
+    check = Check(0.0, 0.0)
 
     def observe(i: int, layer: Layer, cells: StepTensors) -> None:
+        nonlocal check
         if i in layers:
-            selection = layer.selection()
-            lists = None if selection is None else selection.lists.clone()
-            seen.append(Seen(i, cells.q.clone(), layer.output(cells).clone(), lists))
+            check = check.worst(check_layer(f"layer {i}", layer, cells))
 
     engine.observe = observe
     try:
         engine.step()
     finally:
         engine.observe = None
+    return check
+
+
+def check_layer(name: str, layer: Layer, cells: StepTensors) -> Check:
+    """The attention a layer has just done, in the first and the last sequence, against fp64. Raises CheckFailed."""
+    out, selection = layer.output(cells), layer.selection()
+    keys, values = layer.cache.gather()
+    lengths = layer.cache.lengths.tolist()
     check = Check(0.0, 0.0)
-    for one in seen:
-        layer = engine.layers[one.layer]
-        keys, values = layer.cache.gather()
-        lengths = layer.cache.lengths.tolist()
-        for b in sorted({0, len(lengths) - 1}):
-            what = f"attention of layer {one.layer}, sequence {b}"
-            if one.lists is None:
-                exact = dense_reference(one.q[b][None], keys[b], values[b], lengths[b])
-                check = check.worst(compare(what, one.out[b][None], exact, one.out.dtype))
-            else:
-                selection = layer.selection()
-                assert selection is not None
-                exact = sparse_reference(
-                    one.q[b], keys[b], values[b], lengths[b], one.lists[b], block_size=selection.block_size
-                )
-                check = check.worst(compare(f"{what} over its blocks", one.out[b], exact, one.out.dtype))
+    for b in sorted({0, len(lengths) - 1}):
+        what = f"attention of {name}, sequence {b}"
+        if selection is None:
+            exact = dense_reference(cells.q[b][None], keys[b], values[b], lengths[b])
+            check = check.worst(compare(what, out[b][None], exact, out.dtype))
+            continue
+        exact = sparse_reference(
+            cells.q[b], keys[b], values[b], lengths[b], selection.lists[b], block_size=selection.block_size
+        )
+        check = check.worst(compare(f"{what} over its blocks", out[b], exact, out.dtype))
+    if isinstance(layer, BlockSparseLayer) and layer.scores_blocks:
+        check_selection(layer, cells.q)
     return check
 
 
@@ -74,29 +69,83 @@ def relative_distance(a: Tensor, b: Tensor) -> float:
     return float((a.double() - b.double()).norm() / b.double().norm().clamp(min=1e-30))
 
 
-def check_replay(replayed: Tensor, eager: Tensor) -> None:
-    """Raises CheckFailed unless a replay's logits are those of the eager step."""
-    distance = relative_distance(replayed, eager)
-    if not distance <= LOGITS_TOLERANCE[eager.dtype]:
-        raise CheckFailed(f"logits of the graph differ from the eager step's by {distance:.1e}")
+def check_replay(engine: Engine, replay: Callable[[], object]) -> Check:
+    """Replay a captured step into a poisoned output: its last layer's attention against fp64. Raises CheckFailed."""
+    last = len(engine.layers) - 1
+    engine.cells.out.fill_(float("nan"))
+    replay()
+    return check_layer(f"layer {last}, replayed", engine.layers[last], engine.cells)
 
 
-def check_linears(decoder: Decoder, rows: Sequence[int], seed: int = 0) -> None:
-    """The first layer's linear layers against plain torch, on random rows.
+def check_rectified(engine: Engine, replay: Callable[[], object] | None) -> None:
+    """Rectify eagerly with one layer's attention compared with fp64, then replay: K and V must come out the same.
+
+    The state must stand at the end of a period.
+
+    Raises:
+        CheckFailed: the attention is outside its budget, or the graph writes other keys and values.
+    """
+    every = engine.rectify_every
+    assert every is not None
+    last = len(engine.layers) - 1
+
+    def observe(i: int, layer: Layer, chunk: ChunkTensors) -> None:
+        if i != max(last - 1, 0):
+            return
+        keys, values = layer.cache.gather()
+        out = layer.rectified(chunk)
+        for b, length in enumerate(layer.cache.lengths.tolist()):
+            if b not in (0, len(out) - 1):
+                continue
+            for t in sorted({0, every // 2, every - 1}):
+                exact = dense_reference(chunk.q[b, t][None], keys[b], values[b], length - every + t + 1)
+                compare(f"rectified token {t} of layer {i}, sequence {b}", out[b, t][None], exact, out.dtype)
+
+    engine.observe_chunk = observe
+    try:
+        engine.rectify()
+    finally:
+        engine.observe_chunk = None
+    if replay is None:
+        return
+    cache = engine.layers[last].cache
+    spots = [slice(length - every, length) for length in cache.lengths.tolist()]
+
+    def written() -> list[Tensor]:
+        return [data[b, :, spot].clone() for data in (cache.k, cache.v) for b, spot in enumerate(spots)]
+
+    eager = written()
+    for data in (cache.k, cache.v):
+        for b, spot in enumerate(spots):
+            data[b, :, spot] = 0.0
+    replay()
+    for mine, theirs in zip(written(), eager, strict=True):
+        distance = relative_distance(mine, theirs)
+        if not distance <= MODEL_TOLERANCE[mine.dtype]:
+            raise CheckFailed(f"the graph's rectification writes keys or values that are off by {distance:.1e}")
+
+
+def check_linears(decoder: Decoder, rows: Collection[int], seed: int = 0) -> None:
+    """The first layer's linear layers and the head against plain torch, on random rows, residuals included.
 
     Raises:
         CheckFailed: one is further off than rounding explains.
     """
     first = decoder.layers[0]
     generator = torch.Generator(decoder.device).manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, dtype=decoder.dtype, device=decoder.device, generator=generator)
+
     for count in rows:
         for weight, options in (
             (first.qkv, {"norm": first.attention_norm}),
-            (first.o, {}),
+            (first.o, {"residual": draw(count, first.o.shape[0])}),
             (first.gate_up, {"norm": first.ffn_norm, "swiglu": True}),
-            (first.down, {}),
+            (first.down, {"residual": draw(count, first.down.shape[0])}),
+            (decoder.head, {"norm": decoder.norm}),
         ):
-            x = torch.randn(count, weight.shape[1], dtype=decoder.dtype, device=decoder.device, generator=generator)
+            x = draw(count, weight.shape[1])
             distance = relative_distance(
                 linear(x, weight, **options),  # type: ignore[arg-type]
                 linear_reference(x, weight, **options),  # type: ignore[arg-type]

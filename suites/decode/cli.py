@@ -15,15 +15,14 @@ from ...kernels import SparseConfig, get_method, registered
 from ...kernels.config import GQA_POLICIES, SUMMARY_KINDS
 from ...profiling.ceilings import measure_ceilings
 from ...profiling.timing import Plan, make_timer
-from ..cases import DEFAULT_MODEL, DTYPES, K, MethodSpec, parse_tokens
+from ..cases import DEFAULT_MODEL, DTYPES, MethodSpec, parse_tokens
 from ..model.config import MODELS
 from ..model.load import model_config
+from ..model.smollm import CONFIG as SMOLLM_CONFIG
 from ..model.smollm import NAME as SMOLLM
 from ..runner import Outcome, default_folder, run_cases
 from ..worker import Settings, Worker
 from .cases import (
-    CPU_LISTS,
-    GPU_LISTS,
     QUEST_DENSE_LAYERS,
     TEXT_PERIODS,
     WEIGHTS,
@@ -105,7 +104,7 @@ def choose_cases(options: argparse.Namespace, device: torch.device) -> list[Deco
     """The list asked for. Contexts, batches and weights that are not on it are added rather than refused."""
     cuda = device.type == "cuda"
     model = options.model or (DEFAULT_MODEL if cuda else SMOLLM)
-    config = model_config(model)
+    config = SMOLLM_CONFIG if model == SMOLLM else model_config(model)  # its package is fetched when it is needed
     real = model not in MODELS
     dtype = options.dtype or ("bf16" if cuda else "fp32")
     prompt = options.prompt or ("text" if real else "synthetic")
@@ -115,10 +114,9 @@ def choose_cases(options: argparse.Namespace, device: torch.device) -> list[Deco
         raise ValueError("--shared-kv: layers that share a cache overwrite each other's text; use --prompt synthetic")
     scale = options.scale or "default"
     sampling = Sampling(options.temperature, options.top_p)
-    if options.context or options.batch or options.weights or options.shared_kv:
-        contexts = options.context or sorted(
-            {c * K for e in (GPU_LISTS if cuda else CPU_LISTS)[scale] for c in e.contexts_k}
-        )
+    listed = default_list(device, scale, model, config, dtype=dtype, prompt=prompt, seed=options.seed)
+    if options.context or options.batch or options.shared_kv:
+        contexts = options.context or sorted({c.context for c in listed})
         cases = [
             DecodeCase(model, config, b, c, w, dtype, options.shared_kv, prompt, seed=options.seed)
             for w in options.weights or [dtype]
@@ -126,7 +124,7 @@ def choose_cases(options: argparse.Namespace, device: torch.device) -> list[Deco
             for c in contexts
         ]
     else:
-        cases = default_list(device, scale, model, config, dtype=dtype, prompt=prompt, seed=options.seed)
+        cases = [c for c in listed if not options.weights or c.weights in options.weights]
     cases = matching([replace(c, sampling=sampling) for c in cases], options.case)
     every = max(options.rectify_every)
     least = (TEXT_PERIODS * every if prompt == "text" else max(every, 2 * EAGER_STEPS)) + 1
@@ -140,7 +138,7 @@ def choose_cases(options: argparse.Namespace, device: torch.device) -> list[Deco
     return cases
 
 
-def choose_specs(options: argparse.Namespace, device: torch.device) -> list[MethodSpec]:
+def choose_specs(options: argparse.Namespace, device: torch.device, prompt: str) -> list[MethodSpec]:
     """The default methods at the settings given; with --method those named, others with default settings too."""
     base = SparseConfig(
         active_ratio=options.ratio,
@@ -148,7 +146,7 @@ def choose_specs(options: argparse.Namespace, device: torch.device) -> list[Meth
         rectify_every=options.rectify_every[0],
         summary_kind=options.summary,
     )
-    specs = default_specs(device, base, options.block_size)
+    specs = default_specs(device, base, options.block_size, prompt)
     known = registered()
     for name in options.method:
         if name not in known:
@@ -218,7 +216,8 @@ def print_plan(
 
 def run_decode(options: argparse.Namespace, device: torch.device, command: str, console: Console) -> Outcome | None:
     """Measure what is asked for, print tables; None after `--plan`."""
-    cases, specs = choose_cases(options, device), choose_specs(options, device)
+    cases = choose_cases(options, device)
+    specs = choose_specs(options, device, cases[0].prompt)
     study = not narrowed(options) and (options.scale or "default") == "default" and device.type == "cuda"
     further = {case.slug: study_specs(specs) for case in cases if study and is_study(case)}
     if options.plan:
@@ -229,7 +228,7 @@ def run_decode(options: argparse.Namespace, device: torch.device, command: str, 
     plan = DecodePlan(seconds=options.seconds, eager=not options.no_eager, breakdown=not options.no_breakdown)
     console.print(f"{len(cases)} cases x {len(specs)} methods on {device}; results in {path}", highlight=False)
     worker = Worker(Settings(str(device), Plan(), command, decode=plan))
-    kinds = ["eager"] if plan.eager and device.type == "cuda" else []
+    kinds = [*(["eager"] if plan.eager and device.type == "cuda" else []), *(["gap"] if plan.breakdown else [])]
     outcome = run_cases(cases, specs, worker, path, device, console, fresh=options.fresh, kinds=kinds, further=further)
     print_report(outcome.rows, console)
     if outcome.resumed:

@@ -9,7 +9,7 @@ from ..cases import MethodSpec
 from .cases import DecodeCase, capacity, rectifies
 
 BITS = {"bf16": 16, "fp16": 16, "fp32": 32, "int4": 4.25}  # int4: a scale and a zero point in half per 128 weights
-SCRATCH_BYTES = 2_000_000_000  # context, libraries' work space, logits, rectification's activations, graphs
+SCRATCH_BYTES = 4_000_000_000  # context, work space, activations, graphs, the gate's fp64 references
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ def planned_attention(case: DecodeCase, spec: MethodSpec, is_dense: bool) -> Tra
     if spec.name == "oracle":
         scored = dense.bytes // 2
     one = Traffic(scored + kv_bytes(case, chosen), 4 * case.batch * chosen * case.shape.q_heads * case.shape.head_dim)
-    first = spec.dense_layers
+    first = spec.dense_layers or 0
     rest = layers - first
     return Traffic(first * dense.bytes + rest * one.bytes, first * dense.flops + rest * one.flops)
 
@@ -103,10 +103,13 @@ def rectification(case: DecodeCase, every: int) -> Traffic:
 
     (The last layer ends with its keys and values, since the logits are not used.)
     """
-    dense = dense_attention(case)
-    layers = case.config.layers - 1
+    config, dense = case.config, dense_attention(case)
+    layers = config.layers - 1
     chunk = Traffic(layers * dense.bytes, layers * dense.flops * every)
-    return weight_traffic(case, case.batch * every, head=False) + chunk
+    rows, bits = case.batch * every, BITS[case.weights]
+    left_out = config.hidden * (config.q_heads * config.head_dim + 3 * config.ffn)  # the last layer's o and ffn
+    weights = weight_traffic(case, rows, head=False)
+    return Traffic(weights.bytes - int(left_out * bits / 8), weights.flops - 2 * rows * left_out) + chunk
 
 
 def plan_costs(case: DecodeCase, spec: MethodSpec, is_dense: bool) -> Costs:

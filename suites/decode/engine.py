@@ -51,10 +51,10 @@ class State:
             )  # fmt: skip
 
         first = cache()
-        rest = [first if shared_kv else cache() for _ in range(config.layers - 1)]
-        caches = (first, *(KVCache(c.k, c.v, first.lengths, c.block_table) for c in rest))
-        if shared_kv:
-            caches = (first,) * config.layers
+        caches = (first,) * config.layers
+        if not shared_kv:
+            others = [cache() for _ in range(config.layers - 1)]
+            caches = (first, *(KVCache(c.k, c.v, first.lengths, c.block_table) for c in others))
         return cls(
             caches,
             first.lengths,
@@ -115,6 +115,8 @@ class Engine:
         self.rectify_every = rectify_every
         self.observe: Callable[[int, Layer, StepTensors], None] | None = None
         """Called after each layer's attention of an eager step; for checks."""
+        self.observe_chunk: Callable[[int, Layer, ChunkTensors], None] | None = None
+        """The same in an eager rectification."""
         shape = decoder.config.attention(state.batch)
         options = {"dtype": decoder.dtype, "device": decoder.device}
 
@@ -123,13 +125,12 @@ class Engine:
             k = torch.empty(*rows, shape.kv_heads, shape.head_dim, **options)  # type: ignore[call-overload]
             return q, k, torch.empty_like(k), torch.empty_like(q)
 
-        self._cells = StepTensors(*cells(state.batch))
+        self.cells = StepTensors(*cells(state.batch))
         stages: dict[int, tuple[Stage, ...]] = {}
         for layer in self.layers:
             if id(layer) not in stages:
-                stages[id(layer)] = layer.stages(self._cells)
+                stages[id(layer)] = layer.stages(self.cells)
         self._stages = [stages[id(layer)] for layer in self.layers]
-        self.graph_safe = all(stage.graph_safe for part in self._stages for stage in part)
         self._chunk: ChunkTensors | None = None
         self._chunk_stages: list[tuple[Stage, ...]] = []
         if rectify_every is not None:
@@ -140,14 +141,16 @@ class Engine:
                     known[id(layer)] = layer.rectify_stages(chunk)
             self._chunk_stages = [known[id(layer)] for layer in self.layers]
             self._offsets = torch.arange(-rectify_every, 0, device=decoder.device)
+        stages_of_all = [stage for part in (*self._stages, *self._chunk_stages) for stage in part]
+        self.graph_safe = all(stage.graph_safe for stage in stages_of_all)
 
     def _attend(self, i: int, cells: Cells) -> Tensor:
         for stage in self._stages[i]:
             with mark(stage.name):
                 stage.run()
         if self.observe is not None:
-            self.observe(i, self.layers[i], self._cells)
-        return self.layers[i].output(self._cells)
+            self.observe(i, self.layers[i], self.cells)
+        return self.layers[i].output(self.cells)
 
     def step(self) -> None:
         """Feed the pending token of every sequence; the next one is pending afterwards."""
@@ -158,7 +161,7 @@ class Engine:
             positions = state.lengths.clone()
             state.lengths.add_(1)
         self.logits = self.decoder.logits(
-            self.decoder.hidden(state.pending, positions, self._cells, self._attend)
+            self.decoder.hidden(state.pending, positions, self.cells, self._attend)
         )  # [B, vocab]
         with mark("sample"):
             state.pending.copy_(self.sampling(self.logits))
@@ -168,6 +171,8 @@ class Engine:
         for stage in self._chunk_stages[i]:
             with mark(stage.name):
                 stage.run()
+        if self.observe_chunk is not None:
+            self.observe_chunk(i, self.layers[i], self._chunk)
         return self.layers[i].rectified(self._chunk)
 
     def _overwrite(self, i: int, cells: Cells) -> None:

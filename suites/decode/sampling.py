@@ -20,6 +20,8 @@ class Sampling:
             raise ValueError(f"temperature: got {self.temperature}, must be 0 (greedy) or more")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p: got {self.top_p}, must be in (0, 1]")
+        if self.top_p < 1 and self.temperature == 0:
+            raise ValueError(f"top_p: got {self.top_p} beside temperature 0, which is greedy; give a temperature")
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """float32 `[B, vocab]` from logits `[B, vocab]`; needs a temperature above 0."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -19,17 +18,19 @@ from ...profiling.trace import TraceMismatch, break_down
 from ..cases import MethodSpec
 from ..checks import Check
 from ..micro import failure
-from ..model.load import LoadedModel, load_decoder
 from ..model.smollm import ModelNotHere
 from ..rows import Row, digits
 from .cases import TEXT_PERIODS, DecodeCase, capacity, period, prompt_tokens, rectifies
-from .checks import check_attention, check_linears, check_replay
+from .checks import check_attention, check_rectified, check_replay
 from .costs import Costs, Floor, memory_bytes, rectification, weight_traffic
 from .engine import Engine, State, bind_layers
+from .loader import Loader, copy_tokens, prompt_ids, release
 from .measure import EAGER_STEPS, EnergyCounter, Timing, time_decoding, time_period
-from .prompt import english_text, fill_synthetic, prefill
+from .prompt import fill_synthetic
 
 TRACED_STEPS = 2
+CLOCKED_STEPS = 8  # of a breakdown by the wall clock
+ENERGY_SECONDS = 2.0
 TEXT_CHARS = 600  # of a continuation kept in its row
 
 
@@ -53,68 +54,6 @@ class DecodeBench:
     plan: DecodePlan
     command: str
     idle_watts: float | None = None
-
-
-class Loader:
-    """Keeps the model in use, and the longest prompt it was given, for the cases that follow."""
-
-    def __init__(self) -> None:
-        self._key: Any = None
-        self._model: LoadedModel | None = None
-        self._prefilled: State | None = None
-
-    def model(self, case: DecodeCase, device: torch.device) -> LoadedModel:
-        """The case's model; another one than the last takes its place. Raises CheckFailed on wrong linear layers."""
-        key = (case.model, case.weights, case.dtype, case.seed)
-        if self._model is None or self._key != key:
-            self._model = self._prefilled = None
-            release(device)
-            loaded = load_decoder(
-                case.model, dtype=case.torch_dtype, device=device, weight_dtype=case.weights, seed=case.seed
-            )
-            check_linears(loaded.decoder, (1, case.batch, 64))
-            self._model, self._key = loaded, key
-        return self._model
-
-    def prefilled(self, loaded: LoadedModel, tokens: int, on_step: Callable[[str], None]) -> State:
-        """A state whose caches hold at least `tokens` tokens of the text prompt, at batch 1."""
-        have = self._prefilled
-        if have is None or have.capacity < tokens:
-            ids = prompt_ids(loaded, tokens)
-            state = State.allocate(loaded.decoder, 1, tokens, 1)
-            done = 0 if have is None else have.capacity
-            if have is not None:
-                copy_tokens(have, state, done)
-            prefill(
-                loaded.decoder, state, ids[None], done=done, on_tokens=lambda n: on_step(f"prefill {n} of {tokens}")
-            )
-            self._prefilled = state
-            return state
-        return have
-
-
-def copy_tokens(source: State, target: State, tokens: int) -> None:
-    """Copy the first tokens' K and V of one sequence to every sequence of another state."""
-    for theirs, mine in zip(source.caches, target.caches, strict=True):
-        mine.k[:, :, :tokens] = theirs.k[:, :, :tokens]
-        mine.v[:, :, :tokens] = theirs.v[:, :, :tokens]
-
-
-def release(device: torch.device) -> None:
-    """Give unused device memory back."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-
-
-def prompt_ids(loaded: LoadedModel, tokens: int) -> torch.Tensor:
-    """The first `tokens` ids of plain English, int64 `[tokens]`. Raises Unsupported without a tokenizer."""
-    if loaded.tokenizer is None:
-        raise Unsupported("prompt: a text prompt needs a model with a tokenizer; this one has random weights")
-    ids = loaded.tokenizer.encode(english_text()[: tokens * 8])[:tokens]
-    if len(ids) < tokens:
-        raise ValueError(f"prompt: the text holds {len(ids)} tokens, {tokens} are asked for")
-    return torch.tensor(ids, dtype=torch.int64, device=loaded.decoder.device)
 
 
 @dataclass(slots=True)
@@ -158,13 +97,13 @@ class CaseRun:
         """Model, caches and what they hold."""
         case = self.case
         self.on_step("model")
-        self.loaded = loader.model(case, self.bench.device)
+        chunks = {case.batch * spec.config.rectify_every for spec in self.specs if rectifies(spec)}
+        self.loaded = loader.model(case, {case.batch, *chunks}, self.bench.device)
         decoder = self.decoder = self.loaded.decoder
-        size = capacity(case)
         self.prompt = prompt_tokens(case, self.specs)
-        longest = max(period(spec) for spec in self.specs)
+        history = max(TEXT_PERIODS * max(period(spec) for spec in self.specs), 2 * EAGER_STEPS)
         self.on_step("caches")
-        self.state = State.allocate(decoder, case.batch, size, 4 * longest, shared_kv=case.shared_kv)
+        self.state = State.allocate(decoder, case.batch, capacity(case), history, shared_kv=case.shared_kv)
         if case.prompt == "synthetic":
             fill_synthetic(self.state, case.seed)
             self.pending = torch.arange(1, case.batch + 1, device=decoder.device)
@@ -172,10 +111,16 @@ class CaseRun:
         copy_tokens(loader.prefilled(self.loaded, self.prompt, self.on_step), self.state, self.prompt)
         self.pending = prompt_ids(self.loaded, self.prompt + 1)[-1:].repeat(case.batch)
 
-    def restart(self, tokens_before_end: int) -> None:
-        """Stand that many tokens before the case's context; a text always starts after its prompt."""
+    def restart(self, tokens: int) -> None:
+        """Stand at the start of so many tokens: a text's follow its prompt, synthetic ones end at the context."""
         text = self.case.prompt == "text"
-        self.state.start(self.prompt if text else self.case.context - tokens_before_end, self.pending)
+        self.state.start(self.prompt if text else self.case.context - tokens, self.pending)
+
+    def at_period_end(self, tokens: int) -> None:
+        """Stand where a period of `tokens` ends, as rectification finds it."""
+        text = self.case.prompt == "text"
+        self.state.start(self.prompt + tokens if text else self.case.context, self.pending)
+        self.state.count.fill_(tokens)
 
     def contend(self, spec: MethodSpec) -> Contender:
         """Bind a method to the case, check it, and capture it where it can be. Raises CheckFailed, Unsupported."""
@@ -184,49 +129,42 @@ class CaseRun:
         if kind.fixes_length and case.prompt == "text":
             raise Unsupported("fixes its length when it is bound; a text grows")
         shape, dtype, device = case.shape, case.torch_dtype, self.bench.device
-        self.state.lengths.fill_(case.context)
+        self.restart(0)
         method = kind(shape, spec.config, dtype=dtype, device=device)
         dense = None
         if spec.dense_layers:
             name = "triton-dense" if device.type == "cuda" else "torch-dense"
             dense = get_method(name)(shape, spec.config, dtype=dtype, device=device)
-        layers = bind_layers(self.state, method, dense, spec.dense_layers)
+        layers = bind_layers(self.state, method, dense, spec.dense_layers or 0)
         every = spec.config.rectify_every if rectifies(spec) else None
         engine = Engine(decoder, self.state, layers, rectify_every=every, sampling=case.sampling)
         self.restart(1)
-        last = case.config.layers - 1  # with a shared cache the later layers overwrite the token of the earlier ones
-        check = check_attention(engine, (last,) if case.shared_kv else (0, spec.dense_layers, last))
-        if device.type != "cuda" or not engine.graph_safe:
-            return Contender(spec, method, engine, check, engine.step, engine.rectify if every else None, "eager")
-        eager = engine.logits.clone()
-        self.restart(1)
-        step = engine.capture(engine.step)
-        self.restart(1)
-        step()
-        if not case.sampling.temperature:
-            check_replay(engine.logits, eager)
-        rectify = None
+        check = check_attention(engine, {0, spec.dense_layers or 0, case.config.layers - 1})
+        graph = device.type == "cuda" and engine.graph_safe
+        step: Callable[[], object] = engine.step
+        rectify: Callable[[], object] | None = engine.rectify if every else None
+        if graph:
+            self.restart(1)
+            step = engine.capture(engine.step)
+            self.restart(1)
+            check = check.worst(check_replay(engine, step))
         if every:
             self.at_period_end(every)
-            rectify = engine.capture(engine.rectify)
-        return Contender(spec, method, engine, check, step, rectify, "graph")
-
-    def at_period_end(self, tokens: int) -> None:
-        """Stand where a period of `tokens` ends, as rectification finds it."""
-        self.restart(0)
-        self.state.count.fill_(tokens)
+            if graph:
+                rectify = engine.capture(engine.rectify)
+            check_rectified(engine, rectify if graph else None)
+        return Contender(spec, method, engine, check, step, rectify, "graph" if graph else "eager")
 
     def costs(self, one: Contender) -> Costs:
         """Costs at the lists that the last step selected."""
         case, every = self.case, one.engine.rectify_every
         self.state.lengths.fill_(case.context)
         attention = sum((layer.traffic()["total"] for layer in one.engine.layers), Traffic(0))
-        return Costs(
-            weight_traffic(case, case.batch), attention, rectification(case, every) if every else Traffic(0), every
-        )
+        weights = replace(weight_traffic(case, case.batch), bytes=self.decoder.weight_bytes)
+        return Costs(weights, attention, rectification(case, every) if every else Traffic(0), every)
 
-    def measure(self, spec: MethodSpec) -> list[Row]:
-        """Rows of one method."""
+    def measure(self, spec: MethodSpec) -> Iterator[Row]:
+        """Rows of one method, as they come: what fails late leaves what was measured before."""
         bench, case, device = self.bench, self.case, self.bench.device
         cuda = device.type == "cuda"
         self.on_step(f"check {spec.label}")
@@ -256,14 +194,14 @@ class CaseRun:
         clocks = worst(states)
         costs = self.costs(one)
         peak = torch.cuda.max_memory_allocated(device) if cuda else None
-        rows = [self.total(one, timing, costs, clocks, one.launch, text=written, peak_memory_bytes=peak)]
-        if bench.plan.breakdown and rows[0].timed:
+        total = self.total(one, timing, costs, clocks, one.launch, text=written, peak_memory_bytes=peak)
+        yield total
+        if bench.plan.breakdown and total.timed:
             self.on_step(f"break down {spec.label}")
-            rows += self.stage_rows(one, timing, clocks)
+            yield from self.stage_rows(one, timing, clocks)
         if bench.plan.eager and one.launch == "graph":
             self.on_step(f"eager {spec.label}")
-            rows.append(self.eager(one, costs, clocks))
-        return rows
+            yield self.eager(one, costs, clocks)
 
     def eager(self, one: Contender, costs: Costs, clocks: ClockState) -> Row:
         """The row of steps launched eagerly: some steps, and one rectification timed apart."""
@@ -303,8 +241,8 @@ class CaseRun:
             return self.row(
                 one.spec, **common, status="failed", reason=f"{mean:.0f} us a step beats the floor of {floor:.0f} us"
             )
-        joules = None
-        if timing.joules is not None:
+        joules = None  # the counter is too coarse for less than two seconds
+        if timing.joules is not None and timing.seconds >= ENERGY_SECONDS:
             joules = digits(timing.joules / (len(timing.token_us) * case.batch), 4)
         return self.row(
             one.spec,
@@ -312,7 +250,7 @@ class CaseRun:
             n_samples=len(timing.token_us),
             median_us=digits(timing.quantile_us(0.5)),
             p50_us=digits(timing.quantile_us(0.5)),
-            p99_us=digits(timing.quantile_us(0.99)),
+            p99_us=None if timing.apart_us else digits(timing.quantile_us(0.99)),  # without rectification, no tail
             q20_us=digits(timing.quantile_us(0.2)),
             q80_us=digits(timing.quantile_us(0.8)),
             min_us=digits(min(timing.token_us)),
@@ -335,18 +273,17 @@ class CaseRun:
         """Microseconds by stage of one step, and of one rectification."""
         engine, every = one.engine, one.engine.rectify_every
         if self.bench.device.type != "cuda":
-            steps = 8
-            self.restart(steps)
+            self.restart(CLOCKED_STEPS)
             clock = StageClock()
             with listening(clock):
-                for _ in range(steps):
+                for _ in range(CLOCKED_STEPS):
                     engine.step()
-            step = {k: v * 1e6 / steps for k, v in clock.seconds.items()}
+            step = {k: v * 1e6 / CLOCKED_STEPS for k, v in clock.seconds.items()}
             if not every:
                 return step, {}
             clock = StageClock()
+            self.at_period_end(every)
             with listening(clock):
-                self.state.count.fill_(every)
                 engine.rectify()
             return step, {k: v * 1e6 for k, v in clock.seconds.items()}
         graph = one.launch == "graph"
@@ -413,7 +350,7 @@ def run_case(
     run.specs = able
     reason = too_large(case, able, bench.device)
     if reason:
-        return rows + [run.row(spec, status="skipped", reason=reason) for spec in able]
+        return rows + [run.row(spec, status="skipped", reason=reason, final=True) for spec in able]
     with torch.inference_mode():
         try:
             if able:
@@ -425,11 +362,13 @@ def run_case(
             return rows + [run.row(spec, status=status, reason=reason) for spec in able]
         for spec in able:
             try:
-                rows += run.measure(spec)
+                for row in run.measure(spec):
+                    rows.append(row)
+                release(bench.device)
             except Exception as error:
                 status, reason = failure(error)
-                rows.append(run.row(spec, status=status, reason=reason))
-            release(bench.device)
+                final = True if isinstance(error, Unsupported) else None
+                rows.append(run.row(spec, status=status, reason=reason, final=final))
     return with_speedups(rows)
 
 

