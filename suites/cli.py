@@ -38,6 +38,7 @@ from .runner import INTERRUPTED, Outcome, default_folder, run_cases
 from .table import print_report
 from .worker import Settings, Worker
 
+BLOCK_SIZES = [16, 32, 64]
 MICRO_EXAMPLES = """examples:
   resa-bench micro                                     the default list (about 3 minutes on an H100 or on 2 CPU cores)
   resa-bench micro --quick                             two short cases
@@ -84,7 +85,7 @@ def add_micro_arguments(parser: argparse.ArgumentParser) -> None:
     which.add_argument("--seed", type=int, default=0)
     how = parser.add_argument_group("which methods, and how they are set")
     how.add_argument("--method", nargs="+", default=[], metavar="NAME", help="see `resa-bench methods`")
-    how.add_argument("--block-size", nargs="+", type=int, default=[16, 32, 64], metavar="b", help="of ReSA, in tokens")
+    how.add_argument("--block-size", nargs="+", type=int, default=BLOCK_SIZES, metavar="b", help="of ReSA, in tokens")
     how.add_argument("--ratio", type=float, default=0.1, metavar="r", help="active ratio: share of blocks read")
     how.add_argument("--min-blocks", type=int, default=16, help="least blocks read")
     how.add_argument("--rectify-every", type=int, default=32, metavar="f", help="tokens between rectifications")
@@ -193,16 +194,21 @@ def choose_cases(options: argparse.Namespace, device: torch.device) -> list[Case
 
 
 def choose_methods(options: argparse.Namespace, device: torch.device) -> list[MethodSpec]:
-    """The default methods at the settings given; with --method those named, others with default settings too."""
+    """The default methods at the settings given; with --method those named, others with default settings too.
+
+    `--quick` takes one block size and one of Quest's policies.
+    """
     base = SparseConfig(
         active_ratio=options.ratio,
         min_blocks=options.min_blocks,
         rectify_every=options.rectify_every,
         summary_kind=options.summary,
     )
-    specs = default_methods(device, base, options.block_size)
+    quick = options.scale == "quick" and options.block_size == BLOCK_SIZES
+    sizes = options.block_size[:1] if quick else options.block_size
+    specs = default_methods(device, base, sizes)
     quest = next(s for s in specs if s.name == "quest")
-    policies = options.gqa_policy or QUEST_POLICIES
+    policies = options.gqa_policy or (QUEST_POLICIES[-1:] if quick else QUEST_POLICIES)
     budget = {"budget_tokens": options.budget_tokens} if options.budget_tokens else {}
     settings = [replace(quest.config, gqa_policy=p, **budget) for p in policies]
     specs = [s for s in specs if s.name != "quest"] + [MethodSpec("quest", c) for c in settings]
@@ -217,8 +223,8 @@ def choose_methods(options: argparse.Namespace, device: torch.device) -> list[Me
     present = {s.name for s in named}
     for name in options.method:
         if name not in present:
-            sizes = options.block_size if "block_size" in known[name].uses else options.block_size[:1]
-            named += [MethodSpec(name, replace(base, block_size=b)) for b in sizes]
+            blocks = sizes if "block_size" in known[name].uses else sizes[:1]
+            named += [MethodSpec(name, replace(base, block_size=b)) for b in blocks]
     return list(dict.fromkeys(named))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,7 +19,9 @@ from .cases import Case, MethodSpec
 from .checks import Check, CheckFailed, check_rectify, check_step, dense_exact
 from .inputs import Inputs, make_inputs
 from .rows import Row, digits
+from .speedups import with_speedups
 
+WHOLE_STEPS = ("total", "total_amortised")
 CLOCK_ROUNDS = 20  # rounds between two readings of the clocks
 
 
@@ -118,6 +120,11 @@ def _base(case: Case, bench: Bench, started_at: str) -> dict[str, Any]:
     }
 
 
+def step_us(row: Row) -> float | None:
+    """What steps are compared by."""
+    return row.median_us if row.timed else None
+
+
 def failure(error: BaseException) -> tuple[str, str]:
     """Status and reason of a row for what was raised."""
     text = " ".join(str(error).split())[:300] or type(error).__name__
@@ -176,7 +183,7 @@ def run_case(
     states.append(reader.read())
     summaries = {key: (summarize(s.times_us), s.stopped_by) for key, s in samples.items()}
     rows += timed_rows(prepared, summaries, bench, base, worst(states))
-    return with_speedups(rows)
+    return with_speedups(rows, step_us, WHOLE_STEPS)
 
 
 def timed_rows(
@@ -273,31 +280,3 @@ def _row(
         status="throttled" if clocks.throttle_reasons else "ok",
         reason=clocks.throttle_reasons,
     )
-
-
-def with_speedups(rows: Sequence[Row]) -> list[Row]:
-    """Fill `speedup_vs_best_dense`, `best_dense` and `floor_speedup` of whole steps, against the same run's rivals."""
-    whole = {"total", "total_amortised"}
-    out = []
-    for row in rows:
-        rivals = [
-            r
-            for r in rows
-            if r.timed
-            and r.stage == "total"
-            and get_method(r.method).is_dense
-            and (r.cache_state, r.launch) == (row.cache_state, row.launch)
-        ]
-        if row.timed and row.stage in whole and rivals:
-            best = min(rivals, key=lambda r: r.median_us or 0.0)
-            assert row.median_us
-            assert best.median_us
-            limit = best.floor_us / row.floor_us if best.floor_us and row.floor_us else None
-            row = replace(
-                row,
-                speedup_vs_best_dense=digits(best.median_us / row.median_us),
-                best_dense=best.method,
-                floor_speedup=digits(limit) if limit else None,
-            )
-        out.append(row)
-    return out

@@ -28,7 +28,7 @@ from resa_bench.profiling.clocks import ClockReader, ClockState
 from resa_bench.profiling.device import describe
 from resa_bench.profiling.stats import Summary, summarize
 from resa_bench.profiling.timing import CpuTimer, Plan, Timer
-from resa_bench.suites import micro
+from resa_bench.suites import micro, speedups
 from resa_bench.suites.cases import (
     PATTERNS,
     PRESETS,
@@ -40,7 +40,7 @@ from resa_bench.suites.cases import (
     filter_cases,
     parse_tokens,
 )
-from resa_bench.suites.micro import Bench, amortise, run_case, with_speedups
+from resa_bench.suites.micro import WHOLE_STEPS, Bench, amortise, run_case, step_us
 from resa_bench.suites.rows import Row
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -476,6 +476,10 @@ def row(name: str, median: float | None = 10.0, **changes: Any) -> Row:
         "status": "ok", "median_us": median,
     }  # fmt: skip
     return Row(**(defaults | changes))
+
+
+def with_speedups(rows: list[Row]) -> list[Row]:
+    return speedups.with_speedups(rows, step_us, WHOLE_STEPS)
 
 
 def test_speedup_is_against_the_fastest_dense() -> None:

@@ -16,7 +16,7 @@ from resa_bench.profiling.ranges import StageClock, listening, mark
 from resa_bench.profiling.trace import Kernel, TraceMismatch, charge, kernels_of, short_name, with_stages
 from resa_bench.suites.cases import K, MethodSpec
 from resa_bench.suites.cli import main
-from resa_bench.suites.decode import cli, loader
+from resa_bench.suites.decode import cli, loader, suite
 from resa_bench.suites.decode.cases import (
     DecodeCase,
     capacity,
@@ -27,15 +27,17 @@ from resa_bench.suites.decode.cases import (
     study_specs,
 )
 from resa_bench.suites.decode.costs import Floor, memory_bytes, plan_costs
+from resa_bench.suites.decode.engine import Engine
 from resa_bench.suites.decode.loader import Loader
-from resa_bench.suites.decode.measure import time_decoding, time_period
+from resa_bench.suites.decode.measure import Timing, time_decoding, time_period
 from resa_bench.suites.decode.sampling import Sampling
-from resa_bench.suites.decode.suite import CaseRun, DecodeBench, DecodePlan, run_case, with_speedups
+from resa_bench.suites.decode.suite import CaseRun, DecodeBench, DecodePlan, run_case, step_us
 from resa_bench.suites.decode.table import break_even, breakdown_table, texts
 from resa_bench.suites.model import config as model_config
 from resa_bench.suites.model.config import ModelConfig, preset
 from resa_bench.suites.model.smollm import ModelNotHere
 from resa_bench.suites.rows import Row
+from resa_bench.suites.speedups import with_speedups
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 TINY = ModelConfig("tiny-for-tests", 2, 32, 4, 2, 16, 64, 100)
@@ -194,6 +196,11 @@ def test_whole_periods_until_both_bounds_are_met() -> None:
     assert timing.quantile_us(0.99) == pytest.approx(5000, rel=0.05)
 
 
+def test_a_rectification_timed_apart_is_in_the_mean_alone() -> None:
+    timing = Timing([100.0, 200.0], 320.0, apart_us=50.0)
+    assert (timing.mean_us, timing.wall_mean_us, timing.quantile_us(1.0)) == (200.0, 210.0, 200.0)
+
+
 # --- cases ------------------------------------------------------------------------------------------------------------
 
 
@@ -348,6 +355,36 @@ def test_what_fails_late_leaves_what_was_measured(tiny: str, monkeypatch: pytest
     assert "no profiler here" in str(rows[1].reason)
 
 
+@pytest.mark.parametrize("shared", [False, True], ids=["apart", "shared"])
+def test_the_way_of_graphs(tiny: str, monkeypatch: pytest.MonkeyPatch, shared: bool) -> None:
+    """What a GPU does, with calls in the place of graphs: captures, replays checked, eager rows beside."""
+    monkeypatch.setattr(suite, "can_capture", lambda engine, device: True)
+    monkeypatch.setattr(Engine, "capture", lambda self, run: run() or run)
+    case = DecodeCase(tiny, TINY, 2, 512, "fp32", "fp32", shared_kv=shared)
+    rows = run_case(case, SPECS, bench_on_cpu(), Loader())
+    assert {r.status for r in rows} == {"ok"}, [r.reason for r in rows]
+    totals = [(r.method, r.launch) for r in rows if r.stage == "total"]
+    assert sorted(totals) == sorted((s.name, launch) for s in SPECS for launch in ("graph", "eager"))
+    eager = next(r for r in rows if r.stage == "total" and r.launch == "eager" and r.method == "resa-torch")
+    assert eager.p99_us is None
+
+
+@pytest.mark.parametrize(("broken", "message"), [("step", "replayed"), ("rectify", "graph's rectification writes")])
+def test_a_graph_that_does_nothing_gets_no_time(
+    tiny: str, monkeypatch: pytest.MonkeyPatch, broken: str, message: str
+) -> None:
+    monkeypatch.setattr(suite, "can_capture", lambda engine, device: True)
+
+    def capture(self: Engine, run: Callable[[], None]) -> Callable[[], None]:
+        run()
+        return (lambda: None) if run.__name__ == broken else run
+
+    monkeypatch.setattr(Engine, "capture", capture)
+    rows = run_case(DecodeCase(tiny, TINY, 1, 256, "fp32", "fp32"), SPECS[1:], bench_on_cpu(), Loader())
+    assert [r.status for r in rows] == ["failed"]
+    assert message in str(rows[0].reason)
+
+
 def test_a_floor_that_is_beaten_is_an_error(tiny: str) -> None:
     bench = bench_on_cpu(breakdown=False)
     slow = DecodeBench(CPU, Ceilings(1e-6, 1e-6, 1e-9), bench.environment, bench.plan, bench.command)
@@ -368,12 +405,22 @@ def test_a_model_that_cannot_be_fetched_is_skipped(monkeypatch: pytest.MonkeyPat
 
 def total(method: str, tokens_per_s: float, context: int = 1024, **columns: Any) -> Row:
     case = DecodeCase("m", TINY, 1, context)
-    columns = {"launch": "graph", "median_us": 1.0, "floor_us": 1.0, "status": "ok"} | columns
+    columns = {
+        "launch": "graph",
+        "median_us": 1.0,
+        "mean_us": 1e6 / tokens_per_s,
+        "floor_us": 1.0,
+        "status": "ok",
+    } | columns
     return Row(**case.columns(), method=method, stage="total", tokens_per_s=tokens_per_s, **columns)
 
 
+def speedups(rows: list[Row]) -> list[Row]:
+    return with_speedups(rows, step_us)
+
+
 def test_speedups_are_against_the_best_dense_of_the_same_launch() -> None:
-    rows = with_speedups(
+    rows = speedups(
         [
             total("torch-dense", 100.0, floor_us=6.0),
             total("triton-dense", 120.0, floor_us=6.0),
@@ -388,7 +435,7 @@ def test_speedups_are_against_the_best_dense_of_the_same_launch() -> None:
 
 
 def test_break_even() -> None:
-    rows = with_speedups(
+    rows = speedups(
         [
             *(total("torch-dense", 100.0, context) for context in (1024, 4096, 16384)),
             *(
@@ -407,7 +454,7 @@ def test_break_even() -> None:
 
 
 def test_texts_of_the_longest_prompt() -> None:
-    rows = with_speedups(
+    rows = speedups(
         [
             total("torch-dense", 100.0, 1024, text="short"),
             total("torch-dense", 100.0, 4096, text="dense says"),

@@ -140,6 +140,7 @@ def choose_cases(options: argparse.Namespace, device: torch.device) -> list[Deco
 
 def choose_specs(options: argparse.Namespace, device: torch.device, prompt: str) -> list[MethodSpec]:
     """The default methods at the settings given; with --method those named, others with default settings too."""
+    known = registered()
     base = SparseConfig(
         active_ratio=options.ratio,
         min_blocks=options.min_blocks,
@@ -147,7 +148,8 @@ def choose_specs(options: argparse.Namespace, device: torch.device, prompt: str)
         summary_kind=options.summary,
     )
     specs = default_specs(device, base, options.block_size, prompt)
-    known = registered()
+    if options.scale == "quick" and not options.method:
+        specs = [s for s in specs if known[s.name].is_dense or s.name.startswith("resa")]
     for name in options.method:
         if name not in known:
             raise ValueError(f"--method {name}: unknown; known are {', '.join(known)}")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ...kernels import SparseConfig, Traffic
+import torch
+
+from ...kernels import SparseConfig, Traffic, get_method
 from ..cases import MethodSpec
 from .cases import DecodeCase, capacity, rectifies
 
@@ -129,12 +132,15 @@ def memory_bytes(case: DecodeCase, specs: list[MethodSpec]) -> int:
     tokens = capacity(case)
     caches = 1 if case.shared_kv else config.layers
     embedding = 0 if config.tied_head else config.head_parameters * element_bytes(case)
-    scored = [s for s in specs if "summary_kind" in _uses(s)]
+    scored = [s for s in specs if "summary_kind" in get_method(s.name).uses]
     summaries = max([summary_bytes(case, s.config, tokens) for s in scored], default=0)
     return weight_bytes(case) + embedding + caches * (kv_bytes(case, tokens) + summaries) + SCRATCH_BYTES
 
 
-def _uses(spec: MethodSpec) -> tuple[str, ...]:
-    from ...kernels import get_method
-
-    return get_method(spec.name).uses
+def too_large(case: DecodeCase, specs: Sequence[MethodSpec], device: torch.device) -> str | None:
+    """Why the case does not fit the device's memory, or None."""
+    if device.type != "cuda":
+        return None
+    total = torch.cuda.get_device_properties(device).total_memory
+    need = memory_bytes(case, list(specs))
+    return None if need <= total else f"needs {need / 1e9:.0f} GB of memory, the device has {total / 1e9:.0f}"

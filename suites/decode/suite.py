@@ -20,9 +20,10 @@ from ..checks import Check
 from ..micro import failure
 from ..model.smollm import ModelNotHere
 from ..rows import Row, digits
+from ..speedups import with_speedups
 from .cases import TEXT_PERIODS, DecodeCase, capacity, period, prompt_tokens, rectifies
 from .checks import check_attention, check_rectified, check_replay
-from .costs import Costs, Floor, memory_bytes, rectification, weight_traffic
+from .costs import Costs, Floor, rectification, too_large, weight_traffic
 from .engine import Engine, State, bind_layers
 from .loader import Loader, copy_tokens, prompt_ids, release
 from .measure import EAGER_STEPS, EnergyCounter, Timing, time_decoding, time_period
@@ -140,7 +141,7 @@ class CaseRun:
         engine = Engine(decoder, self.state, layers, rectify_every=every, sampling=case.sampling)
         self.restart(1)
         check = check_attention(engine, {0, spec.dense_layers or 0, case.config.layers - 1})
-        graph = device.type == "cuda" and engine.graph_safe
+        graph = can_capture(engine, device)
         step: Callable[[], object] = engine.step
         rectify: Callable[[], object] | None = engine.rectify if every else None
         if graph:
@@ -321,6 +322,16 @@ class CaseRun:
         ]
 
 
+def step_us(row: Row) -> float | None:
+    """What steps are compared by: the amortised mean."""
+    return row.mean_us if row.tokens_per_s else None
+
+
+def can_capture(engine: Engine, device: torch.device) -> bool:
+    """Whether steps and rectifications can be graphs."""
+    return device.type == "cuda" and engine.graph_safe
+
+
 def asdict_clocks(clocks: ClockState) -> dict[str, Any]:
     return {
         "sm_clock_mhz": clocks.sm_clock_mhz,
@@ -369,32 +380,4 @@ def run_case(
                 status, reason = failure(error)
                 final = True if isinstance(error, Unsupported) else None
                 rows.append(run.row(spec, status=status, reason=reason, final=final))
-    return with_speedups(rows)
-
-
-def too_large(case: DecodeCase, specs: Sequence[MethodSpec], device: torch.device) -> str | None:
-    """Why the case does not fit the device's memory, or None."""
-    if device.type != "cuda":
-        return None
-    total = torch.cuda.get_device_properties(device).total_memory
-    need = memory_bytes(case, list(specs))
-    return None if need <= total else f"needs {need / 1e9:.0f} GB of memory, the device has {total / 1e9:.0f}"
-
-
-def with_speedups(rows: Sequence[Row]) -> list[Row]:
-    """Fill `speedup_vs_best_dense`, `best_dense` and `floor_speedup` of whole steps, by tokens per second."""
-    out = []
-    for row in rows:
-        rivals = [r for r in rows if r.tokens_per_s and get_method(r.method).is_dense and r.launch == row.launch]
-        if row.tokens_per_s and rivals:
-            best = max(rivals, key=lambda r: r.tokens_per_s or 0.0)
-            assert best.tokens_per_s
-            limit = best.floor_us / row.floor_us if best.floor_us and row.floor_us else None
-            row = replace(
-                row,
-                speedup_vs_best_dense=digits(row.tokens_per_s / best.tokens_per_s),
-                best_dense=best.method,
-                floor_speedup=digits(limit) if limit else None,
-            )
-        out.append(row)
-    return out
+    return with_speedups(rows, step_us)
