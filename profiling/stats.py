@@ -71,3 +71,18 @@ def summarize(samples_us: Sequence[float]) -> Summary:
         p50_us=median,
         p99_us=quantile(ordered, 0.99),
     )
+
+
+T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
+"""Quantiles of Student's t at 97.5 %, for 1 to 15 degrees of freedom; the last one is a little wide for more."""
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """95 % interval of the mean of independent values by Student's t; None for fewer than two."""
+    n = len(values)
+    if n < 2:
+        return None
+    mean = sum(values) / n
+    deviation = math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1))
+    half = T_975[min(n - 1, len(T_975)) - 1] * deviation / math.sqrt(n)
+    return mean - half, mean + half

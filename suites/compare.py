@@ -108,7 +108,7 @@ def compare(a: Iterable[Row], b: Iterable[Row], tolerance: float = 0.02) -> Comp
     failed += [row for row in only_b if row.status in BROKEN and any(_stands_for(row, x) for x in in_a.values())]
     return Comparison(
         tolerance=tolerance,
-        pairs=tuple(Pair(x, y, _ratio(x, y), verdict(x, y, tolerance)) for x, y in both if x.timed and y.timed),
+        pairs=tuple(Pair(x, y, _ratio(x, y), verdict(x, y, tolerance)) for x, y in both if _comparable(x, y)),
         newly_failed=tuple(failed),
         status_changes=tuple((x, y) for x, y in both if x.status != y.status),
         only_a=tuple(row for key, row in in_a.items() if key not in in_b),
@@ -142,7 +142,7 @@ def render(comparison: Comparison) -> Table:
     for pair in changed:
         run = [] if one_run else [_run(pair.a)]
         throttled = " (throttled)" if "throttled" in (pair.a.status, pair.b.status) else ""
-        numbers = (f"{pair.a.median_us:.2f}", f"{pair.b.median_us:.2f}", f"{pair.ratio:.3f}")
+        numbers = (f"{pair.a.time_us:.2f}", f"{pair.b.time_us:.2f}", f"{pair.ratio:.3f}")
         table.add_row(*_names(pair.a, varying), *run, *numbers, _coloured(pair.verdict, throttled))
     return table
 
@@ -204,19 +204,24 @@ def _read(path: Path) -> list[Row]:
 
 
 def _ratio(a: Row, b: Row) -> float:
-    if not a.median_us or not b.median_us or min(a.median_us, b.median_us) < 0:
-        raise ValueError(f"median_us must be above 0, got {a.median_us} and {b.median_us} ({' '.join(_names(a))})")
-    return b.median_us / a.median_us
+    if not a.time_us or not b.time_us or min(a.time_us, b.time_us) < 0:
+        raise ValueError(f"times must be above 0, got {a.time_us} and {b.time_us} us ({' '.join(_names(a))})")
+    return b.time_us / a.time_us
 
 
 def _within(a: Row, b: Row, relative: float) -> bool:
     # Not by the ratio: 102 / 100 - 1 is a little more than 0.02.
-    return abs((b.median_us or 0.0) - (a.median_us or 0.0)) <= relative * (a.median_us or 0.0)
+    return abs((b.time_us or 0.0) - (a.time_us or 0.0)) <= relative * (a.time_us or 0.0)
 
 
 def _narrow(row: Row, relative: float) -> bool:
-    """Whether half the interval is within this share of the median."""
-    return ((row.ci_high_us or 0.0) - (row.ci_low_us or 0.0)) / 2 <= relative * (row.median_us or 0.0)
+    """Whether half the interval is within this share of the time."""
+    return ((row.ci_high_us or 0.0) - (row.ci_low_us or 0.0)) / 2 <= relative * (row.time_us or 0.0)
+
+
+def _comparable(a: Row, b: Row) -> bool:
+    """Timed in both. The stages of a decode step have no interval (a trace of few steps, and the remainder)."""
+    return a.timed and b.timed and (a.suite != "decode" or a.stage == "total")
 
 
 def _stands_for(broken: Row, row: Row) -> bool:

@@ -64,7 +64,7 @@ class Row:
     # time
     n_samples: int | None = None
     median_us: float | None = None
-    ci_low_us: float | None = None  # 95 % interval of the median, by order statistics
+    ci_low_us: float | None = None  # 95 % interval: of the median by order statistics, of a decode mean over periods
     ci_high_us: float | None = None
     q20_us: float | None = None
     q80_us: float | None = None
@@ -123,6 +123,11 @@ class Row:
             raise ValueError(f"a row with status {self.status!r} carries no time, got median_us={self.median_us}")
         if self.status not in TIMED and not self.reason:
             raise ValueError(f"a row with status {self.status!r} needs a reason")
+
+    @property
+    def time_us(self) -> float | None:
+        """What rows are compared by: the median, or of a decode step the mean, rectification amortised in."""
+        return self.mean_us if self.suite == "decode" else self.median_us
 
     @property
     def timed(self) -> bool:

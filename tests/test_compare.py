@@ -198,7 +198,7 @@ def test_a_tolerance_that_makes_no_sense_is_refused(tolerance: float, tmp_path: 
 
 
 def test_a_time_of_zero_is_refused() -> None:
-    with pytest.raises(ValueError, match="median_us must be above 0"):
+    with pytest.raises(ValueError, match="times must be above 0"):
         compare([make(0.0)], [make(1.0)])
 
 
@@ -262,3 +262,27 @@ def test_cold_whole_steps_as_graphs_decide(slower: dict[str, Any], status: int) 
     comparison = compare([steady, make(100, **slower)], [steady, make(150, **slower)])
     assert comparison.count("slower") == 1
     assert comparison.exit_code == status
+
+
+# --- decode rows ------------------------------------------------------------------------------------------------------
+
+
+def test_decode_steps_are_compared_by_their_means_and_stages_are_not() -> None:
+    """p50 leaves rectification out, the mean has it; a gap may be negative and is no measurement."""
+
+    def step(mean_us: float, **columns: Any) -> Row:
+        values: dict[str, Any] = {
+            "suite": "decode",
+            "median_us": 5.0,
+            "mean_us": mean_us,
+            "launch": "graph",
+            "cache_state": "cold",
+        }
+        values |= {"ci_low_us": mean_us * 0.999, "ci_high_us": mean_us * 1.001}
+        return make(**(values | columns))
+
+    gap = {"stage": "gap", "median_us": -1.0, "ci_low_us": None, "ci_high_us": None}
+    result = compare([step(10.0), step(-1.0, **gap)], [step(12.0), step(-2.0, **gap)])
+    ((pair,),) = (result.pairs,)
+    assert (pair.verdict, round(pair.ratio, 3)) == ("slower", 1.2)
+    assert result.exit_code == 1

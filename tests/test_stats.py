@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from random import Random
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from resa_bench.profiling.stats import half_width, median_interval, quantile, summarize
+from resa_bench.profiling.stats import half_width, mean_interval, median_interval, quantile, summarize
 
 times = st.lists(st.floats(0.01, 1e6), min_size=1, max_size=60)
 
@@ -103,3 +104,16 @@ def test_interval_covers_the_true_median(n: int) -> None:
     intervals = [median_interval(list(row)) for row in draws]
     coverage = sum(low <= 11 <= high for low, high in intervals) / trials
     assert 0.94 <= coverage <= 0.985
+
+
+def test_mean_interval_is_students() -> None:
+    """Ten values with mean 10 and deviation 1: t(9) = 2.262; covers the true mean in about 95 % of draws."""
+    assert mean_interval([1.0]) is None
+    low, high = mean_interval([9.0, 11.0])
+    assert (low, high) == pytest.approx((10 - 12.706, 10 + 12.706))
+    random = Random(1)
+    hits = 0
+    for _ in range(2000):
+        low, high = mean_interval([random.gauss(5, 2) for _ in range(6)])
+        hits += low <= 5 <= high
+    assert 0.935 < hits / 2000 < 0.965

@@ -23,6 +23,7 @@ class Timing:
 
     token_us: list[float] = field(default_factory=list)
     wall_us: float = 0.0
+    period_us: list[float] = field(default_factory=list)  # mean interval of each period
     apart_us: float = 0.0  # a token's share of a rectification that was timed apart from the intervals
     joules: float | None = None
     seconds: float = 0.0  # that the energy was counted over
@@ -138,6 +139,7 @@ def time_decoding(
         intervals, wall = time_period(step, rectify, tokens, device, clock)
         timing.token_us += intervals
         timing.wall_us += wall
+        timing.period_us.append(sum(intervals) / tokens)
         done += 1
     timing.seconds = clock() - begin
     after = energy.joules() if energy else None

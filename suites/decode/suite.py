@@ -14,6 +14,7 @@ from ...profiling.ceilings import Ceilings
 from ...profiling.clocks import ClockReader, ClockState, worst
 from ...profiling.device import Environment
 from ...profiling.ranges import StageClock, listening
+from ...profiling.stats import mean_interval
 from ...profiling.trace import TraceMismatch, break_down
 from ..cases import MethodSpec
 from ..checks import Check
@@ -242,6 +243,7 @@ class CaseRun:
             return self.row(
                 one.spec, **common, status="failed", reason=f"{mean:.0f} us a step beats the floor of {floor:.0f} us"
             )
+        interval = mean_interval(timing.period_us)
         joules = None  # the counter is too coarse for less than two seconds
         if timing.joules is not None and timing.seconds >= ENERGY_SECONDS:
             joules = digits(timing.joules / (len(timing.token_us) * case.batch), 4)
@@ -249,6 +251,8 @@ class CaseRun:
             one.spec,
             **common,
             n_samples=len(timing.token_us),
+            ci_low_us=digits(interval[0]) if interval else None,
+            ci_high_us=digits(interval[1]) if interval else None,
             median_us=digits(timing.quantile_us(0.5)),
             p50_us=digits(timing.quantile_us(0.5)),
             p99_us=None if timing.apart_us else digits(timing.quantile_us(0.99)),  # without rectification, no tail
