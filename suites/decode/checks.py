@@ -16,8 +16,9 @@ from ..checks import Check, CheckFailed, check_selection, compare
 from ..model.decoder import Decoder
 from .engine import Engine
 
-MODEL_TOLERANCE = {torch.bfloat16: 3e-2, torch.float16: 6e-3, torch.float32: 1e-4}
-"""Relative distance (2-norm) of two runs of a model: rounding to the dtype after each of some hundred operations."""
+MODEL_TOLERANCE = {torch.bfloat16: 7e-2, torch.float16: 1e-2, torch.float32: 1e-4}
+"""Relative distance (2-norm) of two right runs of a model: some 12 roundings a layer that add up as random errors do,
+2^-9 sqrt(12 x 28) = 3.6 % in bf16, doubled. What a run that skipped something is off by is near 1."""
 LINEAR_TOLERANCE = {torch.bfloat16: 1e-2, torch.float16: 2e-3, torch.float32: 1e-4}
 
 
