@@ -136,7 +136,12 @@ def test_each_kernel_rectifies(kernel: str, lengths: tuple[int, int], dtype: tor
     except Unsupported as error:
         pytest.skip(str(error))
     assert layer.chunk_kernel == kernel
-    assert 0 < check_rectify(layer, inputs).budget_used <= 1
+    try:
+        assert 0 < check_rectify(layer, inputs).budget_used <= 1
+    except RuntimeError as error:
+        if "left out of this build" not in str(error):
+            raise
+        pytest.skip(str(error))
 
 
 def test_a_librarys_own_result_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
