@@ -385,12 +385,20 @@ def test_a_graph_that_does_nothing_gets_no_time(
     assert message in str(rows[0].reason)
 
 
-def test_a_floor_that_is_beaten_is_an_error(tiny: str) -> None:
+@pytest.mark.parametrize("firm", [True, False], ids=["gpu", "cpu"])
+def test_a_floor_that_is_beaten_is_an_error_where_ceilings_are_firm(
+    tiny: str, monkeypatch: pytest.MonkeyPatch, firm: bool
+) -> None:
+    monkeypatch.setattr(suite, "firm_ceilings", lambda device: firm)
     bench = bench_on_cpu(breakdown=False)
     slow = DecodeBench(CPU, Ceilings(1e-6, 1e-6, 1e-9), bench.environment, bench.plan, bench.command)
-    rows = run_case(DecodeCase(tiny, TINY, 1, 128, "fp32", "fp32"), SPECS[:1], slow, Loader())
-    assert [r.status for r in rows] == ["failed"]
-    assert "beats the floor" in str(rows[0].reason)
+    (row,) = run_case(DecodeCase(tiny, TINY, 1, 128, "fp32", "fp32"), SPECS[:1], slow, Loader())
+    if firm:
+        assert row.status == "failed"
+        assert "beats the floor" in str(row.reason)
+    else:
+        assert (row.status, row.floor_us, row.floor_fraction) == ("ok", None, None)
+        assert row.tokens_per_s
 
 
 def test_a_model_that_cannot_be_fetched_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:

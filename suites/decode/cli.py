@@ -189,7 +189,7 @@ def print_plan(
     ceilings = measure_ceilings(make_timer(device))
     floor = Floor(ceilings.read_gbps, ceilings.matrix_tflops)
     total = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
-    title = f"{ceilings.read_gbps:.0f} GB/s read, {ceilings.matrix_tflops:.0f} TFLOP/s"
+    title = f"{ceilings.read_gbps:.0f} GB/s read, {ceilings.matrix_tflops:.3g} TFLOP/s"
     table = Table(title=f"floors at {title}; speed-up: what they allow over dense", title_justify="left")
     for name in ("case", "memory GB", "method", "floor ms a token", "tokens/s at most", "speed-up"):
         table.add_column(name, justify="left" if name in ("case", "method") else "right")

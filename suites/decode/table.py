@@ -58,7 +58,7 @@ def case_table(case: str, rows: Sequence[Row]) -> Table:
             _number(row.mean_us, ".2f", 1e-3),
             _number(row.p50_us, ".2f", 1e-3),
             _number(row.p99_us, ".2f", 1e-3),
-            _number(row.floor_fraction, ".0f", 100) + " %",
+            _number(row.floor_fraction, ".0f", 100) + (" %" if row.floor_fraction else ""),
             _speedup(row.speedup_vs_best_dense),
             _number(row.floor_speedup, ".2f") + ("x" if row.floor_speedup else ""),
             _number(row.joules_per_token, ".2f"),
