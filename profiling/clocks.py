@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from .nvml import nvml_handle
+
 # NVML's bits for what slows a GPU down; idling, application clocks and sync boost are not faults.
 THROTTLES = {
     0x4: "power cap",
@@ -33,30 +35,18 @@ class ClockReader:
     """Reads the state of one device; on a CPU every field stays None."""
 
     def __init__(self, device: torch.device) -> None:
-        self._handle = None
-        if device.type != "cuda":
-            return
-        import pynvml
-
-        self._nvml = pynvml
-        pynvml.nvmlInit()
-        uuid = str(torch.cuda.get_device_properties(device).uuid)
-        name = uuid if uuid.startswith("GPU-") else f"GPU-{uuid}"
-        try:
-            self._handle = pynvml.nvmlDeviceGetHandleByUUID(name)
-        except pynvml.NVMLError:
-            self._handle = pynvml.nvmlDeviceGetHandleByIndex(device.index or 0)
+        self._found = nvml_handle(device)
 
     def read(self) -> ClockState:
-        if self._handle is None:
+        if self._found is None:
             return ClockState()
-        nvml = self._nvml
-        bits = nvml.nvmlDeviceGetCurrentClocksEventReasons(self._handle)
+        nvml, handle = self._found
+        bits = nvml.nvmlDeviceGetCurrentClocksEventReasons(handle)
         return ClockState(
-            sm_clock_mhz=nvml.nvmlDeviceGetClockInfo(self._handle, nvml.NVML_CLOCK_SM),
-            memory_clock_mhz=nvml.nvmlDeviceGetClockInfo(self._handle, nvml.NVML_CLOCK_MEM),
-            temperature_c=nvml.nvmlDeviceGetTemperature(self._handle, nvml.NVML_TEMPERATURE_GPU),
-            power_w=nvml.nvmlDeviceGetPowerUsage(self._handle) / 1e3,
+            sm_clock_mhz=nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
+            memory_clock_mhz=nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM),
+            temperature_c=nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
+            power_w=nvml.nvmlDeviceGetPowerUsage(handle) / 1e3,
             throttle_reasons=throttle_names(bits),
         )
 

@@ -28,11 +28,10 @@ from .cases import (
     default_cases,
     default_methods,
     filter_cases,
-    parse_tokens,
 )
 from .decode.cases import TEXT_PERIODS
 from .decode.cli import EXAMPLES as DECODE_EXAMPLES
-from .decode.cli import add_decode_arguments, run_decode
+from .decode.cli import add_decode_arguments, run_decode, tokens
 from .model.smollm import CONFIG as SMOLLM_CONFIG
 from .runner import INTERRUPTED, Outcome, default_folder, run_cases
 from .table import print_report
@@ -57,13 +56,6 @@ BENCH_EXAMPLES = """examples:
 
 Flags that only one half knows (--q-heads, --pattern, --page-size, --case ...) leave the other out; `resa-bench micro
 --help` and `resa-bench decode --help` have more. A rerun goes on where the last one stopped; --fresh starts over."""
-
-
-def tokens(text: str) -> int:
-    try:
-        return parse_tokens(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def add_micro_arguments(parser: argparse.ArgumentParser) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -35,3 +36,19 @@ def with_speedups(
             )
         out.append(row)
     return out
+
+
+def crossing(points: Sequence[tuple[int, float]]) -> float | None:
+    """The context from which a speed-up stays above 1, from (context, speed-up) pairs.
+
+    Log-linear between the neighbouring contexts; the shortest one if it wins throughout; None if it never does.
+    """
+    points = sorted(points)
+    wins = [i for i in range(len(points)) if all(s > 1 for _, s in points[i:])]
+    if not wins:
+        return None
+    i = wins[0]
+    if i == 0:
+        return float(points[0][0])
+    (c0, s0), (c1, s1) = points[i - 1], points[i]
+    return math.exp(math.log(c0) + (1 - s0) / (s1 - s0) * (math.log(c1) - math.log(c0)))

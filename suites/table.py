@@ -12,6 +12,7 @@ from rich.table import Table
 from ..kernels import SparseConfig, get_method, registered
 from .cases import MethodSpec
 from .rows import Row
+from .speedups import crossing
 
 
 def label(row: Row) -> str:
@@ -36,11 +37,11 @@ def whole_steps(rows: Sequence[Row]) -> list[Row]:
     return main + [r for r in cold if r.launch != launch and (r.case, label(r)) not in shown]
 
 
-def _number(value: float | None, form: str) -> str:
-    return "" if value is None else format(value, form)
+def number(value: float | None, form: str, scale: float = 1.0) -> str:
+    return "" if value is None else format(value * scale, form)
 
 
-def _speedup(value: float | None) -> str:
+def speedup(value: float | None) -> str:
     if value is None:
         return ""
     return f"[bold green]{value:.2f}x[/]" if value > 1 else f"{value:.2f}x"
@@ -66,11 +67,11 @@ def case_table(case: str, rows: Sequence[Row]) -> Table:
             f"[bold]{name}[/] (best dense)" if best else name,
             f"{row.median_us:.1f}",
             f"{100 * width:.1f}",
-            _number(row.gbps, ".0f"),
+            number(row.gbps, ".0f"),
             "" if row.floor_fraction is None else f"{100 * row.floor_fraction:.0f} %",
-            _speedup(row.speedup_vs_best_dense),
-            _speedup(amortised[label(row)].speedup_vs_best_dense) if label(row) in amortised else "",
-            _number(row.floor_speedup, ".2f") + ("x" if row.floor_speedup else ""),
+            speedup(row.speedup_vs_best_dense),
+            speedup(amortised[label(row)].speedup_vs_best_dense) if label(row) in amortised else "",
+            number(row.floor_speedup, ".2f") + ("x" if row.floor_speedup else ""),
         )
     for row in mine:
         if row.status in ("failed", "oom"):
@@ -92,17 +93,8 @@ def break_even(rows: Sequence[Row], stage: str = "total") -> dict[tuple[str, int
         if usable and r.selection_pattern == "random" and r.speedup_vs_best_dense and r.block_size is not None:
             groups.setdefault((r.model, r.batch, label(r)), []).append((r.context, r.speedup_vs_best_dense))
     for key, points in groups.items():
-        points.sort()
-        wins = [i for i in range(len(points)) if all(s > 1 for _, s in points[i:])]
-        if not wins:
-            continue
-        i = wins[0]
-        if i == 0:
-            found[key] = float(points[0][0])
-            continue
-        (c0, s0), (c1, s1) = points[i - 1], points[i]
-        share = (1 - s0) / (s1 - s0)
-        found[key] = math.exp(math.log(c0) + share * (math.log(c1) - math.log(c0)))
+        if point := crossing(points):
+            found[key] = point
     return found
 
 

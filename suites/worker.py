@@ -17,12 +17,12 @@ import torch
 
 from ..profiling.ceilings import Ceilings, measure_ceilings
 from ..profiling.device import describe
+from ..profiling.energy import EnergyCounter
 from ..profiling.timing import Plan, make_timer
 from . import micro
 from .cases import Case, MethodSpec
 from .decode import suite as decode
 from .decode.cases import DecodeCase
-from .decode.measure import EnergyCounter
 from .rows import Row
 
 AnyCase = Case | DecodeCase

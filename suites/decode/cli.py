@@ -33,7 +33,7 @@ from .cases import (
     matching,
     study_specs,
 )
-from .costs import Floor, memory_bytes, plan_costs
+from .costs import memory_bytes, plan_costs
 from .measure import EAGER_STEPS
 from .sampling import Sampling
 from .suite import DecodePlan
@@ -187,7 +187,6 @@ def print_plan(
     """Memory and floors of every case, from shapes and this device's ceilings."""
     console.print("measuring the device's ceilings ...", highlight=False)
     ceilings = measure_ceilings(make_timer(device))
-    floor = Floor(ceilings.read_gbps, ceilings.matrix_tflops)
     total = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
     title = f"{ceilings.read_gbps:.0f} GB/s read, {ceilings.matrix_tflops:.3g} TFLOP/s"
     table = Table(title=f"floors at {title}; speed-up: what they allow over dense", title_justify="left")
@@ -197,12 +196,12 @@ def print_plan(
         need = memory_bytes(case, list(specs))
         fits = total is None or need <= total
         dense = next((s for s in specs if get_method(s.name).is_dense), None)
-        dense_us = plan_costs(case, dense, True).floor_us(floor) if dense else None
+        dense_us = plan_costs(case, dense, True).floor_us(ceilings) if dense else None
         for i, spec in enumerate(specs):
             is_dense = get_method(spec.name).is_dense
             if is_dense and spec != dense:
                 continue  # all dense methods have the same floor
-            us = plan_costs(case, spec, is_dense).floor_us(floor)
+            us = plan_costs(case, spec, is_dense).floor_us(ceilings)
             table.add_row(
                 case.slug if i == 0 else "",
                 (f"{need / 1e9:.1f}" if fits else f"[red]{need / 1e9:.1f}[/]") if i == 0 else "",

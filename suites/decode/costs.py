@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from ...kernels import SparseConfig, Traffic, get_method
+from ...profiling.ceilings import Ceilings
 from ..cases import MethodSpec
 from .cases import DecodeCase, capacity, rectifies
 
@@ -24,10 +25,12 @@ class Costs:
     rectification: Traffic  # of one rectification, not amortised
     rectify_every: int | None
 
-    def floor_us(self, floor: Floor) -> float:
+    def floor_us(self, ceilings: Ceilings) -> float:
         """The step's floor, rectification amortised in."""
-        step = floor(self.weights + self.attention)
-        return step + (floor(self.rectification) / self.rectify_every if self.rectify_every else 0.0)
+        step, apart = self.weights + self.attention, self.rectification
+        floor = ceilings.floor_us(step.bytes, step.flops)
+        every = self.rectify_every
+        return floor + (ceilings.floor_us(apart.bytes, apart.flops) / every if every else 0.0)
 
     @property
     def bytes(self) -> int:
@@ -38,17 +41,6 @@ class Costs:
     def flops(self) -> int:
         every = self.rectify_every
         return self.weights.flops + self.attention.flops + (self.rectification.flops // every if every else 0)
-
-
-@dataclass(frozen=True, slots=True)
-class Floor:
-    """Shortest time of a piece of work, in microseconds, from ceilings in GB/s and TFLOP/s."""
-
-    read_gbps: float
-    matrix_tflops: float
-
-    def __call__(self, work: Traffic) -> float:
-        return max(work.bytes / (self.read_gbps * 1e3), work.flops / (self.matrix_tflops * 1e6))
 
 
 def element_bytes(case: DecodeCase) -> int:

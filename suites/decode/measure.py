@@ -9,6 +9,7 @@ from itertools import pairwise
 
 import torch
 
+from ...profiling.energy import EnergyCounter
 from ...profiling.stats import quantile
 
 EAGER_STEPS = 8  # timed after as many of warm-up: an eager step costs the host tens of milliseconds
@@ -39,41 +40,6 @@ class Timing:
 
     def quantile_us(self, q: float) -> float:
         return quantile(sorted(self.token_us), q)
-
-
-class EnergyCounter:
-    """The energy a GPU has taken, from NVML; None on a device that does not count it."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._handle = None
-        if device.type != "cuda":
-            return
-        import pynvml
-
-        self._nvml = pynvml
-        pynvml.nvmlInit()
-        try:
-            uuid = str(torch.cuda.get_device_properties(device).uuid)
-            self._handle = pynvml.nvmlDeviceGetHandleByUUID(uuid if uuid.startswith("GPU-") else f"GPU-{uuid}")
-            pynvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)
-        except pynvml.NVMLError:
-            self._handle = None
-
-    def joules(self) -> float | None:
-        if self._handle is None:
-            return None
-        return self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle) / 1e3
-
-    def idle_watts(self, seconds: float = 0.5) -> float | None:
-        """Mean power while nothing runs."""
-        if self._handle is None:
-            return None
-        readings = []
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            readings.append(self._nvml.nvmlDeviceGetPowerUsage(self._handle) / 1e3)
-            time.sleep(0.05)
-        return sum(readings) / len(readings)
 
 
 def time_period(

@@ -13,6 +13,7 @@ from ...kernels import DecodeMethod, Traffic, Unsupported, get_method
 from ...profiling.ceilings import Ceilings
 from ...profiling.clocks import ClockReader, ClockState, worst
 from ...profiling.device import Environment
+from ...profiling.energy import EnergyCounter
 from ...profiling.ranges import StageClock, listening
 from ...profiling.stats import mean_interval
 from ...profiling.trace import TraceMismatch, break_down
@@ -24,10 +25,10 @@ from ..rows import Row, digits
 from ..speedups import with_speedups
 from .cases import TEXT_PERIODS, DecodeCase, capacity, period, prompt_tokens, rectifies
 from .checks import check_attention, check_rectified, check_replay
-from .costs import Costs, Floor, rectification, too_large, weight_traffic
+from .costs import Costs, rectification, too_large, weight_traffic
 from .engine import Engine, State, bind_layers
 from .loader import Loader, copy_tokens, prompt_ids, release
-from .measure import EAGER_STEPS, EnergyCounter, Timing, time_decoding, time_period
+from .measure import EAGER_STEPS, Timing, time_decoding, time_period
 from .prompt import fill_synthetic
 
 TRACED_STEPS = 2
@@ -79,7 +80,6 @@ class CaseRun:
     ) -> None:
         self.case, self.specs, self.bench, self.on_step = case, list(specs), bench, on_step
         self.started_at = datetime.now(UTC).isoformat(timespec="seconds")
-        self.floor = Floor(bench.ceilings.read_gbps, bench.ceilings.matrix_tflops)
 
     def row(self, spec: MethodSpec, **columns: Any) -> Row:
         common = {
@@ -230,7 +230,7 @@ class CaseRun:
     ) -> Row:
         """The row of a whole step, rectification amortised in."""
         case = self.case
-        mean, floor = timing.mean_us, costs.floor_us(self.floor)
+        mean, floor = timing.mean_us, costs.floor_us(self.bench.ceilings)
         common = {
             "launch": launch,
             "cache_state": "cold",

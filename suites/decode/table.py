@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,7 +12,8 @@ from rich.panel import Panel
 from rich.table import Table
 
 from ..rows import Row
-from ..table import label
+from ..speedups import crossing
+from ..table import label, main_launch, number, speedup
 
 PARTS = (
     "append", "score", "select", "score+select", "attend", "merge", "rectify", "project", "ffn", "rectify+project+ffn",
@@ -24,16 +24,6 @@ PARTS = (
 def steps(rows: Sequence[Row]) -> list[Row]:
     """Whole steps with a time."""
     return [r for r in rows if r.suite == "decode" and r.stage == "total" and r.tokens_per_s]
-
-
-def _speedup(value: float | None) -> str:
-    if value is None:
-        return ""
-    return f"[bold green]{value:.2f}x[/]" if value > 1 else f"{value:.2f}x"
-
-
-def _number(value: float | None, form: str, scale: float = 1.0) -> str:
-    return "" if value is None else format(value * scale, form)
 
 
 def case_table(case: str, rows: Sequence[Row]) -> Table:
@@ -55,23 +45,19 @@ def case_table(case: str, rows: Sequence[Row]) -> Table:
         table.add_row(
             f"[bold]{name}[/] (best dense)" if best else name,
             f"{row.tokens_per_s:.1f}",
-            _number(row.mean_us, ".2f", 1e-3),
-            _number(row.p50_us, ".2f", 1e-3),
-            _number(row.p99_us, ".2f", 1e-3),
-            _number(row.floor_fraction, ".0f", 100) + (" %" if row.floor_fraction else ""),
-            _speedup(row.speedup_vs_best_dense),
-            _number(row.floor_speedup, ".2f") + ("x" if row.floor_speedup else ""),
-            _number(row.joules_per_token, ".2f"),
-            _number(row.peak_memory_bytes, ".1f", 1e-9),
+            number(row.mean_us, ".2f", 1e-3),
+            number(row.p50_us, ".2f", 1e-3),
+            number(row.p99_us, ".2f", 1e-3),
+            number(row.floor_fraction, ".0f", 100) + (" %" if row.floor_fraction else ""),
+            speedup(row.speedup_vs_best_dense),
+            number(row.floor_speedup, ".2f") + ("x" if row.floor_speedup else ""),
+            number(row.joules_per_token, ".2f"),
+            number(row.peak_memory_bytes, ".1f", 1e-9),
         )
     for row in mine:
         if row.status in ("failed", "oom"):
             table.add_row(f"[red]{label(row)} {row.stage}: {row.status}[/]")
     return table
-
-
-def main_launch(rows: Sequence[Row]) -> str:
-    return "graph" if any(r.launch == "graph" for r in rows) else "eager"
 
 
 def breakdown_table(case: str, rows: Sequence[Row]) -> Table | None:
@@ -86,7 +72,7 @@ def breakdown_table(case: str, rows: Sequence[Row]) -> Table | None:
         table.add_column(part, justify="right")
     for name in dict.fromkeys(label(r) for r in mine):
         parts = {r.stage: r.mean_us for r in mine if label(r) == name}
-        table.add_row(name, *(_number(parts.get(part), ".0f") for part in present))
+        table.add_row(name, *(number(parts.get(part), ".0f") for part in present))
     return table
 
 
@@ -129,16 +115,8 @@ def break_even(rows: Sequence[Row]) -> dict[Curve, tuple[float, bool]]:
             points.setdefault(curve, []).append((r.context, r.speedup_vs_best_dense))
     found = {}
     for curve, measured in points.items():
-        measured.sort()
-        wins = [i for i in range(len(measured)) if all(s > 1 for _, s in measured[i:])]
-        if not wins or len(measured) < 2:
-            continue
-        i = wins[0]
-        if i == 0:
-            found[curve] = (float(measured[0][0]), True)
-            continue
-        (c0, s0), (c1, s1) = measured[i - 1], measured[i]
-        found[curve] = (math.exp(math.log(c0) + (1 - s0) / (s1 - s0) * (math.log(c1) - math.log(c0))), False)
+        if len(measured) > 1 and (point := crossing(measured)):
+            found[curve] = (point, point <= min(c for c, _ in measured))
     return found
 
 
