@@ -158,7 +158,7 @@ class TorchSparseLayer(BlockSparseLayer):
                     # What lies past the end may be NaN, which no mask undoes.
                     keys, values = (x.masked_fill(~mask.transpose(1, 2), 0.0) for x in (keys, values))
             out = scaled_dot_product_attention(query[None], keys[None], values[None], attn_mask=mask)
-            step.out[b] = out.view(shape.q_heads, shape.head_dim)
+            step.out[b] = out.reshape(shape.q_heads, shape.head_dim)
 
 
 def _tokens(lists: Tensor, size: int) -> Tensor:

@@ -527,8 +527,13 @@ def test_graph_replay_of_rectification(kernel: str, dtype: torch.dtype, stream) 
     except Unsupported as error:
         pytest.skip(str(error))
     stages = layer.rectify_stages(inputs.chunk)
-    for stage in stages:
-        stage.run()
+    try:
+        for stage in stages:
+            stage.run()
+    except RuntimeError as error:
+        if "left out of this build" not in str(error):
+            raise
+        pytest.skip(str(error))
     graph = torch.cuda.CUDAGraph()
     stream.synchronize()
     with torch.cuda.graph(graph, stream=stream):

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import gguf
 import pytest
 import torch
 from resa_bench.kernels.int4 import Int4Weight, dequantise
@@ -23,6 +22,8 @@ from resa_bench.suites.model.tokenizer import byte_level_bpe, folder_tokenizer
 from resa_bench.suites.model.weights import random_decoder
 from torch import Tensor
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
+
+gguf = pytest.importorskip("gguf")
 
 CPU = torch.device("cpu")
 FP32 = dict(dtype=torch.float32, device=CPU)
