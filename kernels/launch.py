@@ -68,8 +68,9 @@ def await_previous(PDL: tl.constexpr):
 def release_next(PDL: tl.constexpr):
     """Let the programs of the next kernel take their places on the chip already (they still wait for this one's end).
 
-    Called where it was measured to pay (docs/notes/kernels.md): append before scoring, attention before the merge.
-    Elsewhere programs placed while others still leave land unevenly, which costs more than it saves.
+    Called where it was measured to pay (docs/notes/speed.md): by attention before the merge, by an append before
+    scoring, and in small steps. Elsewhere programs placed while others still leave land unevenly, which costs more than
+    it saves.
     """
     if PDL:
         gdc_launch_dependents()
@@ -115,6 +116,11 @@ def shared_memory() -> int:
     if not torch.cuda.is_available():
         return 227 * 1024
     return torch.cuda.get_device_properties().shared_memory_per_block_optin  # type: ignore[attr-defined]
+
+
+def is_small_step(scores: int, device: torch.device) -> bool:
+    """Whether the kernels of a step over so many block scores leave room for the next one's programs from the start."""
+    return scores <= 64 * sm_count(device)
 
 
 def plan_splits(programs: int, tiles: int, device: torch.device, programs_per_sm: int) -> int:

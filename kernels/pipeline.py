@@ -27,16 +27,23 @@ class SparseLayer(BlockSparseLayer):
 
     partials: Partials
 
+    @property
+    def appends_while_scoring(self) -> bool:
+        return self.summaries is not None and self.config.local_blocks > 0
+
     def write(self, k: Tensor, v: Tensor) -> None:
         write_tokens(self.cache, k, v, self.summaries)
 
     def choose_stages(self, step: StepTensors) -> tuple[Stage, ...]:
-        work, config = self.work, self.config
+        cache, config, work = self.cache, self.config, self.work
         assert self.summaries is not None
-        summaries = self.summaries
+        summaries, append = self.summaries, (step.k, step.v) if self.appends_while_scoring else None
         return (
-            Stage("score", lambda: score_blocks(step.q, self.cache, summaries, work.scores, config)),
-            Stage("select", lambda: select_blocks(work.scores, self.cache, work.lists, work.counts, config)),
+            Stage(
+                "append+score" if append else "score",
+                lambda: score_blocks(step.q, cache, summaries, work.scores, config, append=append),
+            ),
+            Stage("select", lambda: select_blocks(work.scores, cache, work.lists, work.counts, config)),
         )
 
     def attend_stages(self, step: StepTensors) -> tuple[Stage, ...]:

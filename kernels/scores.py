@@ -21,8 +21,8 @@ from .addressing import locate
 from .cache import KVCache
 from .checks import check_device, check_tensor, kernel_dtypes
 from .config import AttentionShape, SparseConfig, ceil_div
-from .launch import await_previous, launch
-from .summaries import Summaries
+from .launch import await_previous, is_small_step, launch, release_next
+from .summaries import Summaries, update_block
 
 
 def score_rows(shape: AttentionShape, policy: str) -> int:
@@ -56,6 +56,10 @@ def _score_kernel(
     scores,  # float32 [B, R, M]
     lengths,  # int32 [B]
     table,  # int32 [B, pages]
+    k_cache,  # [B or P, Hkv, S or page, D]; with APPEND alone, as the next three
+    v_cache,  # the same strides
+    k_new,  # [B, Hkv, D]
+    v_new,  # the same strides
     kv_heads,
     local_blocks,
     spread_weight,
@@ -66,6 +70,11 @@ def _score_kernel(
     score_batch_stride,
     score_row_stride,
     table_stride,
+    cache_outer_stride,
+    cache_head_stride,
+    cache_token_stride,
+    new_batch_stride,
+    new_head_stride,
     D: tl.constexpr,
     G: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -74,15 +83,31 @@ def _score_kernel(
     PAGED: tl.constexpr,
     MINMAX: tl.constexpr,
     POLICY: tl.constexpr,
+    APPEND: tl.constexpr,  # write the newest token and summarise its block, in a program of its own
+    EARLY: tl.constexpr,  # let the next kernel's programs in
     PDL: tl.constexpr,
 ):
     await_previous(PDL)
+    release_next(PDL and EARLY)
     groups = 1 if POLICY == "all-heads" else kv_heads
     batch = tl.program_id(1) // groups
     group = tl.program_id(1) % groups
     length = tl.load(lengths + batch)
     blocks = tl.cdiv(length, BLOCK)
-    start = tl.program_id(0) * TILE
+    tile = tl.program_id(0)
+    if APPEND:
+        if tile == 0:
+            if length > 0:
+                for kv_head in range(group, kv_heads if POLICY == "all-heads" else group + 1):
+                    update_block(
+                        k_cache, v_cache, summaries, k_new, v_new, table, batch, kv_head, blocks - 1, length,
+                        length - 1, cache_outer_stride, cache_head_stride, cache_token_stride, summary_outer_stride,
+                        summary_head_stride, new_batch_stride, 0, new_head_stride, table_stride,
+                        D, BLOCK, PAGE_BLOCKS * BLOCK, PAGED, True, "minmax" if MINMAX else "meanstd",
+                    )  # fmt: skip
+            return
+        tile -= 1
+    start = tile * TILE
     if start >= blocks:
         return
 
@@ -124,8 +149,18 @@ def _score_kernel(
         tl.store(out + group * score_row_stride, tl.where(is_local, float("inf"), score), mask=valid)
 
 
+TILE = 32  # blocks scored together
+
+
 def score_blocks(
-    q: Tensor, cache: KVCache, summaries: Summaries, scores: Tensor, config: SparseConfig, *, check_values: bool = False
+    q: Tensor,
+    cache: KVCache,
+    summaries: Summaries,
+    scores: Tensor,
+    config: SparseConfig,
+    *,
+    append: tuple[Tensor, Tensor] | None = None,
+    check_values: bool = False,
 ) -> None:
     """Score every valid block of every sequence; the newest `config.local_blocks` get +inf.
 
@@ -133,9 +168,13 @@ def score_blocks(
         q: `[B, Hq, D]` queries of the cache's dtype.
         scores: float32 `[B, R, M]` out, R = `score_rows(...)`, M = blocks at the cache's capacity. Entries past a
             sequence's last block are not written.
+        append: K and V of each sequence's newest token, `[B, Hkv, D]`, written to the cache in the same kernel and
+            its block's summary refreshed, as `write_tokens` does. Needs `config.local_blocks`: the newest block's
+            score must not wait for its summary.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong dtype, shape, device or stride.
+        TypeError, ValueError: an argument of the wrong dtype, shape, device or stride; an append without local
+            blocks.
     """
     check_tensor("q", q, (cache.batch, None, cache.head_dim), dtypes=(cache.dtype,), device=cache.device)
     check_tensor("cache.k", cache.k, (None, None, None, None), dtypes=kernel_dtypes())
@@ -152,16 +191,28 @@ def score_blocks(
     if check_values:
         cache.check_values()
     groups = 1 if config.gqa_policy == "all-heads" else cache.kv_heads
-    tile = 32
+    k_new, v_new = append if append is not None else (q, q)
+    if append is not None:
+        check_tensor("append k", k_new, (cache.batch, cache.kv_heads, cache.head_dim), dtypes=(cache.dtype,))
+        check_tensor("append v", v_new, k_new.shape, dtypes=(cache.dtype,), device=cache.device)
+        if k_new.stride() != v_new.stride():
+            raise ValueError(f"append v: strides {v_new.stride()} differ from k's {k_new.stride()}")
+        if not config.local_blocks:
+            raise ValueError("append: needs local_blocks of at least 1, for the newest block is scored meanwhile")
+    rows, tiles = cache.batch * groups, ceil_div(blocks, TILE)
     table = cache.block_table if cache.block_table is not None else cache.lengths
     launch(
         _score_kernel,
-        (ceil_div(blocks, tile), cache.batch * groups),
+        (tiles + (append is not None), rows),
         q=q,
         summaries=summaries.data,
         scores=scores,
         lengths=cache.lengths,
         table=table,
+        k_cache=cache.k,
+        v_cache=cache.v,
+        k_new=k_new,
+        v_new=v_new,
         kv_heads=cache.kv_heads,
         local_blocks=config.local_blocks,
         spread_weight=float(config.spread_weight),
@@ -172,14 +223,21 @@ def score_blocks(
         score_batch_stride=scores.stride(0),
         score_row_stride=scores.stride(1),
         table_stride=table.stride(0),
+        cache_outer_stride=cache.k.stride(0),
+        cache_head_stride=cache.k.stride(1),
+        cache_token_stride=cache.k.stride(2),
+        new_batch_stride=k_new.stride(0),
+        new_head_stride=k_new.stride(1),
         D=cache.head_dim,
         G=shape.group,
         BLOCK=config.block_size,
-        TILE=tile,
+        TILE=TILE,
         PAGE_BLOCKS=cache.page_size // config.block_size if cache.paged else 1,
         PAGED=cache.paged,
         MINMAX=config.summary_kind == "minmax",
         POLICY=config.gqa_policy,
+        APPEND=append is not None,
+        EARLY=is_small_step(rows * blocks, cache.device),
         num_warps=4,
         num_stages=1,
     )

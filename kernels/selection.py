@@ -1,9 +1,10 @@
 """Selection: the n best blocks of each row of scores, exactly, with n found on the device from the actual length.
 
-One program takes one row. Scores become 32-bit keys in the same order; the n-th largest key is found by narrowing an
-interval that holds it to a third in each pass, two thresholds with both counts packed into one sum; the search ends as
-soon as a threshold keeps exactly n. One prefix sum then gives each kept block its place, so lists come out ascending
-without sorting. Ties go to the lower block index.
+Several programs share a row. Each holds the whole row and searches it: scores become 32-bit keys in the same order;
+the n-th largest is found by narrowing an interval that holds it to a third in each pass, two thresholds with both
+counts packed into one sum; the search ends as soon as a threshold keeps exactly n. Then each program writes the list's
+entries of its own span of blocks; it counts what earlier spans keep, so lists come out ascending without sorting.
+Ties go to the lower block index.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from .addressing import selected_blocks
 from .cache import KVCache
 from .checks import check_device, check_tensor
 from .config import MAX_BLOCKS, SparseConfig, ceil_div
-from .launch import await_previous, launch
+from .launch import await_previous, is_small_step, launch, release_next
+
+INFINITE = tl.constexpr(0xFF800000)  # the key of +inf
 
 
 @triton.jit
@@ -31,28 +34,24 @@ def _load_keys(row, index, blocks):
 
 @triton.jit
 def _rank(flag):
-    """How many flags of a 2D tile are set before each place, row by row, and how many in all.
+    """How many flags of a 2D tile are set before each place, row by row.
 
     One scan inside the rows, one over their sums: a flat scan would make every thread add up the sums of all warps.
     """
     one = flag.to(tl.int32)
     in_row = tl.sum(one, axis=1)
     before = tl.cumsum(in_row, axis=0) - in_row
-    return before[:, None] + tl.cumsum(one, axis=1) - one, tl.sum(in_row)
+    return before[:, None] + tl.cumsum(one, axis=1) - one
 
 
 @triton.jit
 def _write_kept(key, index, threshold, cuts_tie, missing, written, out):
-    """Write the indices of one chunk's kept keys in order; returns how many ties may still be kept, and written."""
+    """Write the indices of a span's kept keys in order, `written` of them being before it; `missing` ties are kept."""
     keep = key >= threshold
     if cuts_tie:
-        before, equal = _rank(key == threshold)
-        keep = (key > threshold) | (keep & (before < missing))
-        missing -= equal
-    before, chosen = _rank(keep)
-    place = tl.where(keep, written + before, -1)
+        keep = (key > threshold) | (keep & (_rank(key == threshold) < missing))
+    place = tl.where(keep, written + _rank(keep), -1)
     tl.store(out + place.to(tl.int64), index, mask=place >= 0)
-    return missing, written + chosen
 
 
 @triton.jit(do_not_specialize=["rows", "capacity", "ratio_numerator", "ratio_denominator", "floor_blocks"])
@@ -72,23 +71,27 @@ def _select_kernel(
     list_row_stride,
     BLOCK: tl.constexpr,
     WIDTH: tl.constexpr,  # M rounded up to a power of two
-    CHUNK: tl.constexpr,  # blocks whose places in the list are found together
+    SPAN: tl.constexpr,  # blocks whose entries a program writes
     PART: tl.constexpr,  # scans run over rows of PART blocks, then over the rows
+    EARLY: tl.constexpr,  # let the next kernel's programs in
     PDL: tl.constexpr,
 ):
     await_previous(PDL)
-    batch = tl.program_id(0) // rows
-    row = tl.program_id(0) % rows
+    release_next(PDL and EARLY)
+    part = tl.program_id(0)
+    row_id = tl.program_id(1)
+    batch = row_id // rows
+    row = row_id % rows
     blocks = tl.cdiv(tl.load(lengths + batch), BLOCK)
     n = selected_blocks(blocks, ratio_numerator, ratio_denominator, floor_blocks)
     scores += batch.to(tl.int64) * score_batch_stride + row * score_row_stride
     out = lists + batch.to(tl.int64) * list_batch_stride + row * list_row_stride
 
-    index = tl.arange(0, WIDTH // PART)[:, None] * PART + tl.arange(0, PART)[None, :]
-    if CHUNK < WIDTH:
-        index = tl.max_contiguous(index, [1, 1])  # the other layout's addresses would spill registers
+    index = tl.arange(0, WIDTH)
     key = _load_keys(scores, index, blocks)
-    INFINITE: tl.constexpr = 0xFF800000
+    first = part * SPAN
+    span = first + tl.arange(0, SPAN // PART)[:, None] * PART + tl.arange(0, PART)[None, :]
+    own = _load_keys(scores, span, blocks)
     infinite = tl.sum((key >= INFINITE).to(tl.int32))
     least = tl.min(tl.where(index < blocks, key, INFINITE))
     most = tl.max(tl.where(key < INFINITE, key, 0))
@@ -110,26 +113,28 @@ def _select_kernel(
 
     # Where a tie is cut, high = low + 1: of the keys equal to low, the first ones fill up.
     cuts_tie = kept != n
-    missing = n
+    earlier = tl.sum(tl.where(index < first, (key > low).to(tl.int32) + tl.where(key == low, 0x10000, 0), 0))
+    missing = blocks
     if cuts_tie:
         missing = n - tl.sum((key > low).to(tl.int32))
-    if CHUNK == WIDTH:
-        _write_kept(key, index, low, cuts_tie, missing, 0, out)
-    else:  # read the scores again: holding all keys meanwhile would cost more registers than there are
-        offset = tl.arange(0, CHUNK // PART)[:, None] * PART + tl.arange(0, PART)[None, :]
-        written = 0
-        for start in range(0, blocks, CHUNK):
-            chunk = _load_keys(scores, start + offset, blocks)
-            missing, written = _write_kept(chunk, start + offset, low, cuts_tie, missing, written, out)
-    TAIL: tl.constexpr = min(WIDTH, 1024)
+    ties = tl.minimum((earlier >> 16) & 0xFFFF, missing)
+    _write_kept(own, span, low, cuts_tie, missing - ties, (earlier & 0xFFFF) + ties, out)
+    TAIL: tl.constexpr = 256
     tail = tl.arange(0, TAIL)
-    for start in range(n, capacity, TAIL):
+    for start in range(n + part * TAIL, capacity, tl.num_programs(0) * TAIL):
         tl.store(out + start + tail, -1, mask=start + tail < capacity)
-    tl.store(counts + tl.program_id(0), n)
+    if part == 0:
+        tl.store(counts + row_id, n)
 
 
 def select_blocks(
-    scores: Tensor, cache: KVCache, lists: Tensor, counts: Tensor, config: SparseConfig, *, check_values: bool = False
+    scores: Tensor,
+    cache: KVCache,
+    lists: Tensor,
+    counts: Tensor,
+    config: SparseConfig,
+    *,
+    check_values: bool = False,
 ) -> None:
     """The best n blocks per row, n = min(M, max(n_min, ceil(r M))) from `cache.lengths` (exact integers).
 
@@ -159,10 +164,11 @@ def select_blocks(
         for b, length in enumerate(cache.lengths.tolist()):
             if scores[b, :, : config.blocks(length)].isnan().any():
                 raise ValueError(f"scores: NaN in the valid scores of sequence {b}")
-    width = max(triton.next_power_of_2(max(blocks, lists.shape[2])), 32)
+    width = max(triton.next_power_of_2(blocks), 32)
+    parts = select_parts(width, cache.batch * rows)
     launch(
         _select_kernel,
-        (cache.batch * rows,),
+        (parts, cache.batch * rows),
         scores=scores,
         lists=lists,
         counts=counts,
@@ -178,16 +184,25 @@ def select_blocks(
         list_row_stride=lists.stride(1),
         BLOCK=config.block_size,
         WIDTH=width,
-        CHUNK=width if width <= 16384 else 4096,
+        SPAN=width // parts,
         PART=32,
+        EARLY=is_small_step(cache.batch * rows * blocks, cache.device),
         num_warps=select_warps(width),
         num_stages=1,
     )
 
 
+def select_parts(width: int, rows: int) -> int:
+    """Programs of a row: 2^n up to 16 with spans of at least 128 blocks, not over 128 programs in all."""
+    parts = 1
+    while 2 * parts <= min(width // 128, 16, 128 // rows):
+        parts *= 2
+    return parts
+
+
 def select_warps(width: int) -> int:
-    """Warps of one row's program: about 16 keys a thread for long rows, few threads (cheap barriers) for short."""
-    return max(1, min(32, width // 512))
+    """Warps of a program: 32 keys a thread for long rows, few threads (cheap barriers) for short."""
+    return max(1, min(32 if width > 16384 else 16 if width > 8192 else 8, width // 512))
 
 
 def selection_reference(scores: Tensor, n: int) -> Tensor:

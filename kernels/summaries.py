@@ -65,6 +65,53 @@ class Summaries:
         return logical(self.data, cache.block_table)
 
 
+@triton.jit
+def update_block(
+    k_cache, v_cache, summaries, k_new, v_new, table, batch, head, block, length, first,
+    cache_outer_stride, cache_head_stride, cache_token_stride, summary_outer_stride, summary_head_stride,
+    new_batch_stride, new_token_stride, new_head_stride, table_stride,
+    D: tl.constexpr, BLOCK: tl.constexpr, PAGE: tl.constexpr, PAGED: tl.constexpr, WRITE: tl.constexpr,
+    SUMMARY: tl.constexpr,
+):  # fmt: skip
+    """Write a block's new tokens (those from `first` on) and summarise its valid keys."""
+    tokens = block * BLOCK + tl.arange(0, BLOCK)
+    dims = tl.arange(0, D)
+    valid = tokens < length
+    outer, inside = locate(batch, tokens, valid, table, table_stride, PAGE, PAGED)
+    offsets = (outer * cache_outer_stride + head * cache_head_stride + inside * cache_token_stride)[:, None] + dims[
+        None, :
+    ]
+    known = valid
+    if WRITE:
+        fresh = valid & (tokens >= first)
+        rows = batch.to(tl.int64) * new_batch_stride + (tokens - first) * new_token_stride + head * new_head_stride
+        new_offsets = rows[:, None] + dims[None, :]
+        fresh_k = tl.load(k_new + new_offsets, mask=fresh[:, None], other=0.0)
+        fresh_v = tl.load(v_new + new_offsets, mask=fresh[:, None], other=0.0)
+        tl.store(k_cache + offsets, fresh_k, mask=fresh[:, None])
+        tl.store(v_cache + offsets, fresh_v, mask=fresh[:, None])
+        known = valid & (tokens < first)
+
+    if SUMMARY != "none":
+        k = tl.load(k_cache + offsets, mask=known[:, None], other=0.0)
+        if WRITE:
+            k = tl.where(fresh[:, None], fresh_k, k)
+        k = k.to(tl.float32)
+        if SUMMARY == "minmax":
+            slot0 = tl.min(tl.where(valid[:, None], k, float("inf")), axis=0)
+            slot1 = tl.max(tl.where(valid[:, None], k, float("-inf")), axis=0)
+        else:
+            count = tl.minimum(length - block * BLOCK, BLOCK).to(tl.float32)
+            slot0 = tl.sum(k, axis=0) / count
+            deviation = tl.where(valid[:, None], k - slot0[None, :], 0.0)
+            slot1 = tl.sqrt(tl.sum(deviation * deviation, axis=0) / count)
+        index = tl.full([1], block, tl.int32)
+        page, row = locate(batch, index, index >= 0, table, table_stride, PAGE // BLOCK, PAGED)
+        base = page * summary_outer_stride + head * summary_head_stride + row * 2 * D
+        tl.store(summaries + base + dims, slot0.to(summaries.dtype.element_ty))
+        tl.store(summaries + base + D + dims, slot1.to(summaries.dtype.element_ty))
+
+
 @triton.jit(do_not_specialize=["new_tokens", "kv_heads"])
 def _update_blocks_kernel(
     k_cache,  # [B or P, Hkv, S or page, D]
@@ -107,42 +154,12 @@ def _update_blocks_kernel(
     if block * BLOCK >= length:
         return
 
-    tokens = block * BLOCK + tl.arange(0, BLOCK)
-    dims = tl.arange(0, D)
-    valid = tokens < length
-    outer, inside = locate(batch, tokens, valid, table, table_stride, PAGE, PAGED)
-    offsets = (outer * cache_outer_stride + head * cache_head_stride + inside * cache_token_stride)[:, None] + dims[
-        None, :
-    ]
-    known = valid
-    if WRITE:
-        fresh = valid & (tokens >= first)
-        rows = batch.to(tl.int64) * new_batch_stride + (tokens - first) * new_token_stride + head * new_head_stride
-        new_offsets = rows[:, None] + dims[None, :]
-        fresh_k = tl.load(k_new + new_offsets, mask=fresh[:, None], other=0.0)
-        fresh_v = tl.load(v_new + new_offsets, mask=fresh[:, None], other=0.0)
-        tl.store(k_cache + offsets, fresh_k, mask=fresh[:, None])
-        tl.store(v_cache + offsets, fresh_v, mask=fresh[:, None])
-        known = valid & (tokens < first)
-
-    if SUMMARY != "none":
-        k = tl.load(k_cache + offsets, mask=known[:, None], other=0.0)
-        if WRITE:
-            k = tl.where(fresh[:, None], fresh_k, k)
-        k = k.to(tl.float32)
-        if SUMMARY == "minmax":
-            slot0 = tl.min(tl.where(valid[:, None], k, float("inf")), axis=0)
-            slot1 = tl.max(tl.where(valid[:, None], k, float("-inf")), axis=0)
-        else:
-            count = tl.minimum(length - block * BLOCK, BLOCK).to(tl.float32)
-            slot0 = tl.sum(k, axis=0) / count
-            deviation = tl.where(valid[:, None], k - slot0[None, :], 0.0)
-            slot1 = tl.sqrt(tl.sum(deviation * deviation, axis=0) / count)
-        index = tl.full([1], block, tl.int32)
-        page, row = locate(batch, index, index >= 0, table, table_stride, PAGE // BLOCK, PAGED)
-        base = page * summary_outer_stride + head * summary_head_stride + row * 2 * D
-        tl.store(summaries + base + dims, slot0.to(summaries.dtype.element_ty))
-        tl.store(summaries + base + D + dims, slot1.to(summaries.dtype.element_ty))
+    update_block(
+        k_cache, v_cache, summaries, k_new, v_new, table, batch, head, block, length, first,
+        cache_outer_stride, cache_head_stride, cache_token_stride, summary_outer_stride, summary_head_stride,
+        new_batch_stride, new_token_stride, new_head_stride, table_stride,
+        D, BLOCK, PAGE, PAGED, WRITE, SUMMARY,
+    )  # fmt: skip
 
 
 def _check(cache: KVCache, summaries: Summaries | None, check_values: bool) -> None:

@@ -62,9 +62,15 @@ class BlockSparseLayer(Layer):
     def attend_stages(self, step: StepTensors) -> tuple[Stage, ...]:
         """The stages that attend over the listed blocks into `step.out`."""
 
+    @property
+    def appends_while_scoring(self) -> bool:
+        """Whether the first of `choose_stages` writes the step's token, too."""
+        return False
+
     def stages(self, step: StepTensors) -> tuple[Stage, ...]:
         append = Stage("append", lambda: self.write(step.k, step.v), self.graph_safe)
-        return (append, *self.choose_stages(step), *self.attend_stages(step))
+        first = () if self.appends_while_scoring else (append,)
+        return (*first, *self.choose_stages(step), *self.attend_stages(step))
 
     @property
     def chunk_kernel(self) -> str | None:
@@ -140,6 +146,7 @@ def sparse_traffic(
     parts = {"append": append}
     if scored:
         parts["score"] = Traffic(summary + query + score_rows_bytes, 4 * blocks * lists.shape[1] * dim)
+        parts["append+score"] = append + parts["score"]
         parts["select"] = Traffic(score_rows_bytes + entries)
     else:
         parts["select"] = Traffic(entries)

@@ -6,8 +6,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from kernel_cases import DEVICE, DTYPES, LAYOUTS, NAN, make_cache, poisoned_summaries, random
-from resa_bench.kernels import AttentionShape, KVCache, SparseConfig, build_summaries, score_blocks, score_rows
+from kernel_cases import DEVICE, DTYPES, LAYOUTS, NAN, make_cache, poisoned_summaries, random, same
+from resa_bench.kernels import (
+    AttentionShape,
+    KVCache,
+    SparseConfig,
+    build_summaries,
+    score_blocks,
+    score_rows,
+    write_tokens,
+)
 from resa_bench.kernels.config import GQA_POLICIES, SUMMARY_KINDS
 from resa_bench.kernels.portable import refresh_torch
 from resa_bench.kernels.scores import scores_reference
@@ -55,6 +63,42 @@ def test_policies(policy: str, kind: str, dtype: torch.dtype) -> None:
 def test_shapes(layout: str, group: int, dim: int, dtype: torch.dtype) -> None:
     cache = make_cache([90, 17], dim=dim, dtype=dtype, layout=layout)
     check_scores(cache, random(2, 2 * group, dim, dtype=dtype, seed=2), SparseConfig())
+
+
+@pytest.mark.sanitizer
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("policy", GQA_POLICIES)
+@pytest.mark.parametrize("kind", SUMMARY_KINDS)
+def test_append_while_scoring(layout: str, policy: str, kind: str, dtype: torch.dtype) -> None:
+    """As `write_tokens` before scoring: the same cache, summaries and scores, of empty sequences too."""
+    config = SparseConfig(gqa_policy=policy, summary_kind=kind)
+    lengths = [101, 1, 33, 0]
+    q = random(4, 6, 64, dtype=dtype, seed=1)
+    k, v = random(2, 4, 2, 64, dtype=dtype, seed=2)
+    found = []
+    for fused in (False, True):
+        cache = make_cache(lengths, dtype=dtype, capacity=120, layout=layout)
+        summaries = poisoned_summaries(cache, config.block_size, kind)
+        build_summaries(cache, summaries)
+        scores = torch.full((4, {"per-head": 6, "all-heads": 1}.get(policy, 2), 8), NAN, device=DEVICE)
+        if not fused:
+            write_tokens(cache, k, v, summaries)
+        score_blocks(q, cache, summaries, scores, config, append=(k, v) if fused else None)
+        found.append((*cache.gather(), summaries.logical(cache), scores))
+    for apart, together in zip(*found, strict=True):
+        assert same(apart, together)
+    assert torch.equal(found[1][0][0, :, 100], k[0])
+
+
+def test_append_needs_a_local_block() -> None:
+    cache = make_cache([33], dtype=DTYPES[0])
+    config = SparseConfig(local_blocks=0)
+    summaries, k = poisoned_summaries(cache, 16, "minmax"), random(1, 2, 64, dtype=DTYPES[0], seed=1)
+    with pytest.raises(ValueError, match="append: needs local_blocks of at least 1"):
+        score_blocks(
+            random(1, 2, 64, dtype=DTYPES[0], seed=1), cache, summaries, torch.empty(1, 2, 3, device=DEVICE), config,
+            append=(k, k),
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize("local_blocks", [0, 1, 3])

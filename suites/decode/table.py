@@ -16,8 +16,8 @@ from ..speedups import crossing
 from ..table import label, main_launch, number, speedup
 
 PARTS = (
-    "append", "score", "select", "score+select", "attend", "merge", "rectify", "project", "ffn", "rectify+project+ffn",
-    "head", "sample", "other", "gap",
+    "append", "append+score", "score", "select", "score+select", "attend", "merge", "rectify", "project", "ffn",
+    "rectify+project+ffn", "head", "sample", "other", "gap",
 )  # fmt: skip
 
 
