@@ -76,7 +76,7 @@ def decode_attention(figures: FigureSet) -> Figure:
         f"dense: {', '.join(sorted({row.method for row in drawn if row.block_size is None}))}",
         f"b = {variant.block_size}",
         "kernel times from a trace" if figures.launch == "graph" else "",
-        "estimation: score and select",
+        "estimation: score and select, and an append fused with them",
         "attention: append, attend and merge",
         "paper: arXiv 2506.04108, A100-80G, FlashAttention, read off its figure" if with_paper else "",
     )
