@@ -1,4 +1,4 @@
-"""The command line: `resa-bench bench | micro | decode | plots | compare | methods | flush-demo`."""
+"""The command line: `resa-bench bench | micro | decode | plots | compare | methods | doctor | flush-demo`."""
 
 from __future__ import annotations
 
@@ -136,6 +136,9 @@ def build_parser() -> argparse.ArgumentParser:
     compare.set_defaults(act=act_compare)
     methods = commands.add_parser("methods", help="the methods, and which can run here")
     methods.set_defaults(act=act_methods)
+    doctor = commands.add_parser("doctor", help="what is here, what is missing, and the command that brings it")
+    doctor.add_argument("--json", action="store_true", help="the same as JSON: group, name, status, found, remedy")
+    doctor.set_defaults(act=act_doctor)
     flush = commands.add_parser("flush-demo", help="what the way of flushing the L2 does to a result (needs a GPU)")
     flush.set_defaults(act=act_flush_demo)
     return parser
@@ -348,6 +351,12 @@ def act_methods(options: argparse.Namespace, console: Console) -> int:
         kind = "dense " if method.is_dense else "sparse"
         console.print(f"{name:14} {kind} {'[yellow]' + escape(reason) if reason else '[green]ready'}", highlight=False)
     return 0
+
+
+def act_doctor(options: argparse.Namespace, console: Console) -> int:
+    from .doctor import doctor
+
+    return doctor(console, choose_device(None), as_json=options.json)
 
 
 def act_flush_demo(options: argparse.Namespace, console: Console) -> int:

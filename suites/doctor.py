@@ -1,0 +1,141 @@
+"""`resa-bench doctor`: what is here, what is missing, and the command that brings it."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from typing import Any
+
+import torch
+import triton
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ..baselines.optional import missing
+from ..kernels import AttentionShape, KVCache, chunk_kernels, registered
+from ..profiling.nvml import nvml_handle
+from ..profiling.tools import TOOLS, counters_denied, version
+
+EXTRAS = {"nvtx": "nvtx", "pynvml": "nvidia-ml-py", "gguf": "gguf", "transformers": "transformers"}
+"""Modules that only some commands need, and the package each comes in."""
+
+COLOURS = {"ok": "green", "missing": "yellow", "broken": "red"}
+SHAPE = AttentionShape(1, 28, 4, 128)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line: status is ok, missing (optional, and not here) or broken (here, but it will not do)."""
+
+    group: str
+    name: str
+    status: str
+    found: str
+    remedy: str | None = None
+
+
+def findings(device: torch.device) -> Iterator[Finding]:
+    """Everything worth knowing before a run on `device`, by group: device, software, methods, tools."""
+    yield from _device(device)
+    yield from _software()
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    for name, method in registered().items():
+        yield _method("methods", name, method.unavailable(SHAPE, dtype, device))
+    cache = KVCache.allocate(SHAPE.batch, SHAPE.kv_heads, 64, SHAPE.head_dim, dtype=dtype, device=device)
+    for name, kernel in chunk_kernels().items():
+        yield _method("rectification", name, kernel.unavailable(SHAPE, dtype, device, cache))
+    yield from _tools()
+    if device.type == "cuda":
+        yield _counters()
+
+
+def _method(group: str, name: str, reason: str | None) -> Finding:
+    """A reason may end in the command that helps, after a semicolon."""
+    if reason is None:
+        return Finding(group, name, "ok", "ready")
+    cause, _, remedy = reason.partition("; ")
+    return Finding(group, name, "missing", cause, remedy or None)
+
+
+def _device(device: torch.device) -> Iterator[Finding]:
+    if device.type != "cuda":
+        found = f"none that torch {torch.__version__} sees: the portable torch path is measured"
+        remedy = None if torch.version.cuda else "this torch is a CPU build; a CUDA one: pip install torch"
+        yield Finding("device", "GPU", "missing", found, remedy)
+        return
+    for i in range(torch.cuda.device_count()):
+        gpu = torch.cuda.get_device_properties(i)
+        text = (
+            f"{gpu.name}, {gpu.total_memory / 1e9:.1f} GB, {gpu.multi_processor_count} multiprocessors, "
+            f"L2 {gpu.L2_cache_size / 1e6:.0f} MB, compute capability {gpu.major}.{gpu.minor}"
+        )
+        old = gpu.major < 8
+        yield Finding("device", f"GPU {i}", "broken" if old else "ok", text, "the kernels need 8.0" if old else None)
+    try:
+        nvml: Any = nvml_handle(device)
+        library, handle = nvml
+        driver = library.nvmlSystemGetDriverVersion()
+        limit = library.nvmlDeviceGetEnforcedPowerLimit(handle) / 1e3
+        clock = library.nvmlDeviceGetMaxClockInfo(handle, library.NVML_CLOCK_SM)
+        text = driver.decode() if isinstance(driver, bytes) else driver
+        yield Finding("device", "driver", "ok", f"{text}, power limit {limit:.0f} W, SM clock up to {clock} MHz")
+    except Exception as error:  # NVML raises its own kinds, and ImportError
+        reason = f"NVML: {type(error).__name__}: {error}"
+        yield Finding("device", "driver", "broken", reason, "clocks and energy stay empty; pip install nvidia-ml-py")
+
+
+def _software() -> Iterator[Finding]:
+    yield Finding("software", "Python", "ok", platform.python_version())
+    cuda = f", CUDA {torch.version.cuda}" if torch.version.cuda else ", CPU build"
+    yield Finding("software", "torch", "ok", f"{torch.__version__}{cuda}")
+    yield Finding("software", "Triton", "ok", triton.__version__)
+    for module, package in EXTRAS.items():
+        if missing(module, "") is None:
+            yield Finding("software", module, "ok", metadata.version(package))
+        else:
+            yield Finding("software", module, "missing", "cannot be imported", f"pip install {package}")
+
+
+def _tools() -> Iterator[Finding]:
+    for tool in TOOLS:
+        try:
+            path = tool.find()
+            if path is None:
+                yield Finding("tools", tool.name, "missing", "not found", tool.remedy)
+            else:
+                yield Finding("tools", tool.name, "ok", f"{version(path)} at {path}")
+        except OSError as error:
+            shared = "shared libr" in str(error)
+            remedy = "install that library (Debian: apt-get install libdw1 libelf1 libdebuginfod1)" if shared else None
+            yield Finding("tools", tool.name, "broken", str(error), remedy or tool.remedy)
+
+
+def _counters() -> Finding:
+    denied = counters_denied()
+    remedy = "run ncu as root, or load the driver with NVreg_RestrictProfilingToAdminUsers=0" if denied else None
+    return Finding("tools", "GPU counters", "broken" if denied else "ok", denied or "may be read", remedy)
+
+
+def doctor(console: Console, device: torch.device, *, as_json: bool = False) -> int:
+    """Print what was found. Exit status 1 if something that is here is broken, else 0."""
+    found = list(findings(device))
+    if as_json:
+        print(json.dumps([asdict(finding) for finding in found], indent=1))
+    else:
+        table = Table(box=None, pad_edge=False)
+        for heading in ("", "status", "found", "to get it"):
+            table.add_column(heading, overflow="fold")
+        group = ""
+        for finding in found:
+            if finding.group != group:
+                group = finding.group
+                table.add_row(f"[bold]{group}")
+            colour = COLOURS[finding.status]
+            status = f"[{colour}]{finding.status}[/]"
+            table.add_row(f"  {finding.name}", status, escape(finding.found), escape(finding.remedy or ""))
+        console.print(table, highlight=False)
+    return int(any(finding.status == "broken" for finding in found))
