@@ -54,11 +54,13 @@ def findings(device: torch.device) -> Iterator[Finding]:
 
 
 def _method(group: str, name: str, reason: str | None) -> Finding:
-    """A reason may end in the command that helps, after a semicolon."""
+    """Reasons that say what to do do so at their end (`...; pip install x`) or altogether (`set VARIABLE to ...`)."""
     if reason is None:
         return Finding(group, name, "ok", "ready")
-    cause, _, remedy = reason.partition("; ")
-    return Finding(group, name, "missing", cause, remedy or None)
+    if reason.startswith("set "):
+        return Finding(group, name, "missing", "not found", reason)
+    cause, semicolon, command = reason.partition("; pip ")
+    return Finding(group, name, "missing", cause, "pip " + command if semicolon else None)
 
 
 def _device(device: torch.device) -> Iterator[Finding]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from resa_bench.kernels import chunk_kernels, registered
 from resa_bench.profiling import tools
+from resa_bench.suites import doctor
 from resa_bench.suites.cli import main
 
 
@@ -93,6 +94,19 @@ def test_json_names_everything(nowhere: Path, capsys: pytest.CaptureFixture[str]
     assert by_name["nsys"]["status"] == "missing"
     assert "developer.nvidia.com" in by_name["nsys"]["remedy"]
     assert all(line["status"] == "ok" or line["found"] for line in found)
+
+
+@pytest.mark.parametrize(
+    ("reason", "found", "remedy"),
+    [
+        ("x cannot be imported (no); pip install -e '.[x]'", "x cannot be imported (no)", "pip install -e '.[x]'"),
+        ("set HERE to a checkout", "not found", "set HERE to a checkout"),
+        ("is the CPU's rival; GPUs have better ones", "is the CPU's rival; GPUs have better ones", None),
+    ],
+)
+def test_reasons_are_taken_apart(reason: str, found: str, remedy: str | None) -> None:
+    line = doctor._method("methods", "x", reason)
+    assert (line.found, line.remedy) == (found, remedy)
 
 
 def test_a_broken_tool_fails_and_says_what_helps(nowhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
