@@ -14,6 +14,7 @@ from resa_bench.kernels import (
     build_summaries,
     score_blocks,
     score_rows,
+    select_blocks,
     write_tokens,
 )
 from resa_bench.kernels.config import GQA_POLICIES, SUMMARY_KINDS
@@ -99,6 +100,27 @@ def test_append_needs_a_local_block() -> None:
             random(1, 2, 64, dtype=DTYPES[0], seed=1), cache, summaries, torch.empty(1, 2, 3, device=DEVICE), config,
             append=(k, k),
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", SUMMARY_KINDS)
+def test_lists_differ_from_exact_ones_inside_the_error_band_only(kind: str, dtype: torch.dtype) -> None:
+    """Selection is exact on fp32 scores: a block that fp64 would not take lies within two budgets of the n-th best.
+
+    The band is narrow: under 2e-4 of the spread of the scores (head dim 64).
+    """
+    cache = make_cache([4096], dtype=dtype)
+    config = SparseConfig(block_size=8, summary_kind=kind)
+    scores, table = score(cache, random(1, 6, 64, dtype=dtype, seed=5), config)
+    n = config.selected(4096)
+    lists = torch.full((1, 2, n), -7, dtype=torch.int32, device=DEVICE)
+    select_blocks(scores, cache, lists, torch.zeros(1, 2, dtype=torch.int32, device=DEVICE), config)
+    exact, budget = scores_reference(random(1, 6, 64, dtype=dtype, seed=5)[0], table[0], config)
+    for row in range(2):
+        threshold = exact[row].topk(n).values[-1]
+        band = 2 * float(budget[row].max())
+        assert bool((exact[row, lists[0, row].long()] >= threshold - band).all())
+        finite = exact[row][exact[row].isfinite()]
+        assert 0 < band < 2e-4 * float(finite.max() - finite.min())
 
 
 @pytest.mark.parametrize("local_blocks", [0, 1, 3])
