@@ -2,9 +2,9 @@
 
 Several programs share a row. Each holds the whole row and searches it: scores become 32-bit keys in the same order;
 the n-th largest is found by narrowing an interval that holds it to a third in each pass, two thresholds with both
-counts packed into one sum; the search ends as soon as a threshold keeps exactly n. Then each program writes the list's
-entries of its own span of blocks; it counts what earlier spans keep, so lists come out ascending without sorting.
-Ties go to the lower block index.
+counts packed into one sum, or in long rows to a half; the search ends as soon as a threshold keeps exactly n. Then
+each program writes the list's entries of its own span of blocks; it counts what earlier spans keep, so lists come out
+ascending without sorting. Ties go to the lower block index.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .addressing import selected_blocks
 from .cache import KVCache
 from .checks import check_device, check_tensor
 from .config import MAX_BLOCKS, SparseConfig, ceil_div
-from .launch import await_previous, is_small_step, launch, release_next
+from .launch import INTERPRET, await_previous, has_dpx, is_small_step, launch, release_next
 
 INFINITE = tl.constexpr(0xFF800000)  # the key of +inf
 
@@ -54,6 +54,56 @@ def _write_kept(key, index, threshold, cuts_tie, missing, written, out):
     tl.store(out + place.to(tl.int64), index, mask=place >= 0)
 
 
+@triton.jit
+def _narrow_by_thirds(key, n, low, high, kept):
+    """Narrow [low, high) until exactly n keys are >= low, or to the key whose ties the n-th cuts (high = low + 1).
+
+    At least n keys are >= low, `kept` of them, and fewer than n are >= high, before as after.
+    """
+    while (high > low + 1) & (kept != n):
+        step = tl.maximum((high - low) // 3, 1)
+        t1 = low + step
+        t2 = t1 + step
+        # Counts are at most 2^15: two fit one 32-bit sum.
+        total = tl.sum((key >= t1).to(tl.int32) + tl.where(key >= t2, 0x10000, 0))
+        c1 = total & 0xFFFF
+        c2 = (total >> 16) & 0xFFFF
+        high = tl.where(c1 < n, t1, tl.where(c2 < n, t2, high))
+        low = tl.where(c2 >= n, t2, tl.where(c1 >= n, t1, low))
+        kept = tl.where(c2 >= n, c2, tl.where(c1 >= n, c1, kept))
+    return low, high, kept
+
+
+@triton.jit
+def _reaches(near, least, INTERPRETED: tl.constexpr):
+    """1 where near >= least, else 0: one instruction of compute capability 9, where compare and select are two."""
+    if INTERPRETED:
+        return (near >= least).to(tl.int32)
+    return tl.inline_asm_elementwise(
+        "{ .reg .s32 t; add.s32 t, $1, $2; min.relu.s32 $0, t, 1; }", "=r,r,r", [near, 1 - least],
+        dtype=tl.int32, is_pure=True, pack=1,
+    )  # fmt: skip
+
+
+@triton.jit
+def _narrow_by_halves(key, n, low, high, kept, INTERPRETED: tl.constexpr):
+    """The same, one threshold a pass, on the keys' distances from low as soon as these fit a signed integer."""
+    while (high - low > 0x3FFFFFFF) & (kept != n):
+        middle = low + (high - low) // 2
+        count = tl.sum((key >= middle).to(tl.int32))
+        low, high = tl.where(count >= n, middle, low), tl.where(count >= n, high, middle)
+        kept = tl.where(count >= n, count, kept)
+    near = (tl.minimum(tl.maximum(key, low - 1), high) - low).to(tl.int32, bitcast=True)  # -1 .. high - low
+    bottom = 0
+    top = (high - low).to(tl.int32, bitcast=True)
+    while (top > bottom + 1) & (kept != n):
+        middle = bottom + (top - bottom) // 2
+        count = tl.sum(_reaches(near, middle, INTERPRETED))
+        bottom, top = tl.where(count >= n, middle, bottom), tl.where(count >= n, top, middle)
+        kept = tl.where(count >= n, count, kept)
+    return low + bottom.to(tl.uint32), low + top.to(tl.uint32), kept
+
+
 @triton.jit(do_not_specialize=["rows", "capacity", "ratio_numerator", "ratio_denominator", "floor_blocks"])
 def _select_kernel(
     scores,  # float32 [B, R, M]
@@ -73,6 +123,8 @@ def _select_kernel(
     WIDTH: tl.constexpr,  # M rounded up to a power of two
     SPAN: tl.constexpr,  # blocks whose entries a program writes
     PART: tl.constexpr,  # scans run over rows of PART blocks, then over the rows
+    HALVES: tl.constexpr,  # search by halves instead of thirds
+    INTERPRETED: tl.constexpr,
     EARLY: tl.constexpr,  # let the next kernel's programs in
     PDL: tl.constexpr,
 ):
@@ -95,21 +147,13 @@ def _select_kernel(
     infinite = tl.sum((key >= INFINITE).to(tl.int32))
     least = tl.min(tl.where(index < blocks, key, INFINITE))
     most = tl.max(tl.where(key < INFINITE, key, 0))
-    # Invariant: at least n keys are >= low (`kept` of them), fewer than n are >= high.
     low = tl.where(infinite >= n, INFINITE, least).to(tl.uint32)
     high = tl.where(infinite >= n, INFINITE, most).to(tl.uint32) + 1
     kept = tl.where(infinite >= n, infinite, blocks)
-    while (high > low + 1) & (kept != n):
-        step = tl.maximum((high - low) // 3, 1)
-        t1 = low + step
-        t2 = t1 + step
-        # Counts are at most 2^15: two fit one 32-bit sum.
-        total = tl.sum((key >= t1).to(tl.int32) + tl.where(key >= t2, 0x10000, 0))
-        c1 = total & 0xFFFF
-        c2 = (total >> 16) & 0xFFFF
-        high = tl.where(c1 < n, t1, tl.where(c2 < n, t2, high))
-        low = tl.where(c2 >= n, t2, tl.where(c1 >= n, t1, low))
-        kept = tl.where(c2 >= n, c2, tl.where(c1 >= n, c1, kept))
+    if HALVES:
+        low, high, kept = _narrow_by_halves(key, n, low, high, kept, INTERPRETED)
+    else:
+        low, high, kept = _narrow_by_thirds(key, n, low, high, kept)
 
     # Where a tie is cut, high = low + 1: of the keys equal to low, the first ones fill up.
     cuts_tie = kept != n
@@ -186,10 +230,16 @@ def select_blocks(
         WIDTH=width,
         SPAN=width // parts,
         PART=32,
+        HALVES=HALVES_FROM <= width <= HALVES_TO and (INTERPRET or has_dpx()),
+        INTERPRETED=INTERPRET,
         EARLY=is_small_step(cache.batch * rows * blocks, cache.device),
         num_warps=select_warps(width),
         num_stages=1,
     )
+
+
+HALVES_FROM = 16384  # keys a row; below that the sums of a pass take longer than its comparisons
+HALVES_TO = 16384  # above that there are not enough registers
 
 
 def select_parts(width: int, rows: int) -> int:

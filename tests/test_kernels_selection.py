@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from kernel_cases import DEVICE, DTYPES, NAN, make_cache
-from resa_bench.kernels import KVCache, SparseConfig, select_blocks
+from resa_bench.kernels import KVCache, SparseConfig, select_blocks, selection
 from resa_bench.kernels.selection import selection_reference
 from torch import Tensor
 
@@ -105,6 +105,18 @@ def test_long_rows(pattern: str) -> None:
     generator = torch.Generator().manual_seed(0)
     scores = PATTERNS[pattern](1300, generator)[None, None]
     check_selection(scores, length_cache([1300], 1300), SparseConfig(block_size=8, active_ratio=0.13))
+
+
+@pytest.mark.sanitizer
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_search_by_halves(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long rows are searched; keys further apart than a signed integer holds are among the patterns."""
+    monkeypatch.setattr(selection, "HALVES_FROM", 1)
+    generator = torch.Generator().manual_seed(2)
+    scores = PATTERNS[pattern](700, generator)[None, None]
+    for ratio in (0.01, 0.4):
+        config = SparseConfig(block_size=8, active_ratio=ratio, min_blocks=1)
+        check_selection(scores, length_cache([700], 700), config)
 
 
 @pytest.mark.parametrize("pattern", ["normal", "ties"])
