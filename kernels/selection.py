@@ -94,7 +94,7 @@ def _narrow_by_halves(key, n, low, high, kept, INTERPRETED: tl.constexpr):
         low, high = tl.where(count >= n, middle, low), tl.where(count >= n, high, middle)
         kept = tl.where(count >= n, count, kept)
     near = (tl.minimum(tl.maximum(key, low - 1), high) - low).to(tl.int32, bitcast=True)  # -1 .. high - low
-    bottom = 0
+    bottom = tl.full([], 0, tl.int32)
     top = (high - low).to(tl.int32, bitcast=True)
     while (top > bottom + 1) & (kept != n):
         middle = bottom + (top - bottom) // 2
