@@ -22,7 +22,7 @@ from .cache import KVCache
 from .checks import check_device, check_tensor, kernel_dtypes
 from .config import AttentionShape, SparseConfig, ceil_div
 from .launch import await_previous, is_small_step, launch, release_next
-from .summaries import Summaries, update_block
+from .summaries import Summaries, check_new, update_block
 
 
 def score_rows(shape: AttentionShape, policy: str) -> int:
@@ -193,10 +193,7 @@ def score_blocks(
     groups = 1 if config.gqa_policy == "all-heads" else cache.kv_heads
     k_new, v_new = append if append is not None else (q, q)
     if append is not None:
-        check_tensor("append k", k_new, (cache.batch, cache.kv_heads, cache.head_dim), dtypes=(cache.dtype,))
-        check_tensor("append v", v_new, k_new.shape, dtypes=(cache.dtype,), device=cache.device)
-        if k_new.stride() != v_new.stride():
-            raise ValueError(f"append v: strides {v_new.stride()} differ from k's {k_new.stride()}")
+        check_new(cache, k_new, v_new, (cache.batch, cache.kv_heads, cache.head_dim))
         if not config.local_blocks:
             raise ValueError("append: needs local_blocks of at least 1, for the newest block is scored meanwhile")
     rows, tiles = cache.batch * groups, ceil_div(blocks, TILE)

@@ -217,6 +217,14 @@ def _launch(
     )
 
 
+def check_new(cache: KVCache, k_new: Tensor, v_new: Tensor, shape: tuple[int | None, ...]) -> None:
+    """Raises TypeError, ValueError unless new K and V are of this shape, alike, and fit the cache."""
+    check_tensor("k_new", k_new, shape, dtypes=(cache.dtype,), device=cache.device)
+    check_tensor("v_new", v_new, k_new.shape, dtypes=(cache.dtype,), device=cache.device)
+    if k_new.stride() != v_new.stride():
+        raise ValueError(f"v_new: strides {v_new.stride()} differ from k_new's {k_new.stride()}")
+
+
 def build_summaries(cache: KVCache, summaries: Summaries, *, check_values: bool = False) -> None:
     """Summarise every block that holds a valid token, in place."""
     _check(cache, summaries, check_values)
@@ -242,10 +250,7 @@ def write_tokens(
     if isinstance(k_new, Tensor) and isinstance(v_new, Tensor) and k_new.dim() == v_new.dim() == 3:
         k_new, v_new = k_new.unsqueeze(1), v_new.unsqueeze(1)
     shape = (cache.batch, None, cache.kv_heads, cache.head_dim)
-    check_tensor("k_new", k_new, shape, dtypes=(cache.dtype,), device=cache.device)
-    check_tensor("v_new", v_new, k_new.shape, dtypes=(cache.dtype,), device=cache.device)
-    if k_new.stride() != v_new.stride():
-        raise ValueError(f"v_new: strides {v_new.stride()} differ from k_new's {k_new.stride()}")
+    check_new(cache, k_new, v_new, shape)
     if not 1 <= k_new.shape[1] <= cache.capacity:
         raise ValueError(f"k_new: {k_new.shape[1]} tokens, allowed 1 to the cache's capacity of {cache.capacity}")
     _check(cache, summaries, check_values)

@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 import triton
 
+from .nvml import nvml_handle
+
 COMMIT_VARIABLE = "RESA_BENCH_COMMIT"
 
 
@@ -38,13 +40,12 @@ def device_name(device: torch.device) -> str:
     return f"CPU {name} ({torch.get_num_threads()} threads)"
 
 
-def _driver(device: torch.device) -> str | None:
-    if device.type != "cuda":
+def driver_version(device: torch.device) -> str | None:
+    """NVIDIA's driver; None on a CPU."""
+    found = nvml_handle(device)
+    if found is None:
         return None
-    import pynvml
-
-    pynvml.nvmlInit()
-    version = pynvml.nvmlSystemGetDriverVersion()
+    version = found[0].nvmlSystemGetDriverVersion()
     return version.decode() if isinstance(version, bytes) else version
 
 
@@ -76,7 +77,7 @@ def describe(device: torch.device) -> Environment:
     commit, dirty = source_state()
     return Environment(
         device=device_name(device),
-        driver=_driver(device),
+        driver=driver_version(device),
         torch=torch.__version__,
         triton=triton.__version__,
         python=platform.python_version(),

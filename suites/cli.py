@@ -1,4 +1,4 @@
-"""The command line: `resa-bench bench | micro | decode | plots | compare | methods | doctor | flush-demo`."""
+"""The command line: `resa-bench bench | micro | decode | plots | compare | doctor | flush-demo`."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def add_micro_arguments(parser: argparse.ArgumentParser) -> None:
     which.add_argument("--page-size", type=int, help="paged cache with pages of this many tokens")
     which.add_argument("--seed", type=int, default=0)
     how = parser.add_argument_group("which methods, and how they are set")
-    how.add_argument("--method", nargs="+", default=[], metavar="NAME", help="see `resa-bench methods`")
+    how.add_argument("--method", nargs="+", default=[], metavar="NAME", help="see `resa-bench doctor`")
     how.add_argument("--block-size", nargs="+", type=int, default=BLOCK_SIZES, metavar="b", help="of ReSA, in tokens")
     how.add_argument("--ratio", type=float, default=0.1, metavar="r", help="active ratio: share of blocks read")
     how.add_argument("--min-blocks", type=int, default=16, help="least blocks read")
@@ -134,8 +134,6 @@ def build_parser() -> argparse.ArgumentParser:
         help="differences up to this count as the same",
     )
     compare.set_defaults(act=act_compare)
-    methods = commands.add_parser("methods", help="the methods, and which can run here")
-    methods.set_defaults(act=act_methods)
     doctor = commands.add_parser("doctor", help="what is here, what is missing, and the command that brings it")
     doctor.add_argument("--json", action="store_true", help="the same as JSON: group, name, status, found, remedy")
     doctor.set_defaults(act=act_doctor)
@@ -341,16 +339,6 @@ def act_compare(options: argparse.Namespace, console: Console) -> int:
     from .compare import main as compare_main
 
     return compare_main(options.a, options.b, options.tolerance, console)
-
-
-def act_methods(options: argparse.Namespace, console: Console) -> int:
-    device = choose_device(None)
-    case = default_cases(device, "quick")[0]
-    for name, method in registered().items():
-        reason = method.unavailable(case.shape, case.torch_dtype, device)
-        kind = "dense " if method.is_dense else "sparse"
-        console.print(f"{name:14} {kind} {'[yellow]' + escape(reason) if reason else '[green]ready'}", highlight=False)
-    return 0
 
 
 def act_doctor(options: argparse.Namespace, console: Console) -> int:

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from ..baselines.optional import missing
 from ..kernels import AttentionShape, KVCache, chunk_kernels, registered
+from ..profiling.device import driver_version
 from ..profiling.nvml import nvml_handle
 from ..profiling.tools import TOOLS, counters_denied, version
 
@@ -44,7 +45,8 @@ def findings(device: torch.device) -> Iterator[Finding]:
     yield from _software()
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     for name, method in registered().items():
-        yield _method("methods", name, method.unavailable(SHAPE, dtype, device))
+        kind = "dense" if method.is_dense else "sparse"
+        yield _method("methods", name, method.unavailable(SHAPE, dtype, device), f"{kind}, ready")
     cache = KVCache.allocate(SHAPE.batch, SHAPE.kv_heads, 64, SHAPE.head_dim, dtype=dtype, device=device)
     for name, kernel in chunk_kernels().items():
         yield _method("rectification", name, kernel.unavailable(SHAPE, dtype, device, cache))
@@ -53,10 +55,10 @@ def findings(device: torch.device) -> Iterator[Finding]:
         yield _counters()
 
 
-def _method(group: str, name: str, reason: str | None) -> Finding:
+def _method(group: str, name: str, reason: str | None, ready: str = "ready") -> Finding:
     """Reasons that say what to do do so at their end (`...; pip install x`) or altogether (`set VARIABLE to ...`)."""
     if reason is None:
-        return Finding(group, name, "ok", "ready")
+        return Finding(group, name, "ok", ready)
     if reason.startswith("set "):
         return Finding(group, name, "missing", "not found", reason)
     cause, semicolon, command = reason.partition("; pip ")
@@ -80,11 +82,10 @@ def _device(device: torch.device) -> Iterator[Finding]:
     try:
         nvml: Any = nvml_handle(device)
         library, handle = nvml
-        driver = library.nvmlSystemGetDriverVersion()
         limit = library.nvmlDeviceGetEnforcedPowerLimit(handle) / 1e3
         clock = library.nvmlDeviceGetMaxClockInfo(handle, library.NVML_CLOCK_SM)
-        text = driver.decode() if isinstance(driver, bytes) else driver
-        yield Finding("device", "driver", "ok", f"{text}, power limit {limit:.0f} W, SM clock up to {clock} MHz")
+        driver = driver_version(device)
+        yield Finding("device", "driver", "ok", f"{driver}, power limit {limit:.0f} W, SM clock up to {clock} MHz")
     except Exception as error:  # NVML raises its own kinds, and ImportError
         reason = f"NVML: {type(error).__name__}: {error}"
         yield Finding("device", "driver", "broken", reason, "clocks and energy stay empty; pip install nvidia-ml-py")

@@ -78,7 +78,7 @@ def add_decode_arguments(parser: argparse.ArgumentParser) -> None:
     which.add_argument("--prompt", choices=("synthetic", "text"), help="what the caches hold: noise, or real text")
     which.add_argument("--seed", type=int, default=0)
     how = parser.add_argument_group("which methods, and how they are set")
-    how.add_argument("--method", nargs="+", default=[], metavar="NAME", help="see `resa-bench methods`")
+    how.add_argument("--method", nargs="+", default=[], metavar="NAME", help="see `resa-bench doctor`")
     how.add_argument("--block-size", nargs="+", type=int, default=[16], metavar="b", help="of ReSA, in tokens")
     how.add_argument("--ratio", type=float, default=0.1, metavar="r", help="active ratio: share of blocks read")
     how.add_argument("--min-blocks", type=int, default=16, help="least blocks read")
