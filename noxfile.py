@@ -79,6 +79,14 @@ def benchmark(session: nox.Session) -> None:
 
 
 @nox.session
+def profile(session: nox.Session) -> None:
+    """A case under Nsight Systems: nox -s profile -- CASE --method M. `-- ncu CASE` takes Nsight Compute."""
+    env = _install(session)
+    tool = [] if session.posargs[:1] in (["nsys"], ["ncu"], ["run"]) else ["nsys"]
+    session.run(_python(session), "-m", "resa_bench.suites", "profile", *tool, *session.posargs, env=env, external=True)
+
+
+@nox.session
 def plots(session: nox.Session) -> None:
     """Draw the figures of result files: nox -s plots -- results/h100"""
     env = _install(session)

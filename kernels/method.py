@@ -32,6 +32,8 @@ class Stage:
     name: str
     run: Callable[[], None]
     graph_safe: bool = True  # False: allocates or synchronises, so it cannot be captured
+    blocks: Callable[[int], int] | None = None
+    """Blocks a row that it selects or reads of a sequence of so many tokens, where it chooses; for whoever traces."""
 
 
 @dataclass(frozen=True, slots=True)

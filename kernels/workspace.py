@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -70,7 +70,9 @@ class BlockSparseLayer(Layer):
     def stages(self, step: StepTensors) -> tuple[Stage, ...]:
         append = Stage("append", lambda: self.write(step.k, step.v), self.graph_safe)
         first = () if self.appends_while_scoring else (append,)
-        return (*first, *self.choose_stages(step), *self.attend_stages(step))
+        chosen = (*self.choose_stages(step), *self.attend_stages(step))
+        counted = ("select", "attend")
+        return (*first, *(replace(s, blocks=self.config.selected) if s.name in counted else s for s in chosen))
 
     @property
     def chunk_kernel(self) -> str | None:

@@ -58,6 +58,13 @@ def rank(stage: str) -> tuple[int, int]:
     return (ORDER.index(first) if first in ORDER else len(ORDER), len(stage))
 
 
+def rank_in_step(stage: str) -> int:
+    """Where a stage stands in a layer, the projections first."""
+    order = ("other", "project", "append", "score", "select", "attend", "merge", "rectify", "ffn", "head", "sample")
+    first = stage.split("+")[-1]
+    return order.index(first) if first in order else len(order)
+
+
 def stage_patch(stage: str) -> Patch:
     return Patch(label=_NAMES.get(stage, stage), **fill(stage))
 

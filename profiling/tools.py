@@ -12,7 +12,8 @@ from pathlib import Path
 ROOT = Path("/")
 """Where the usual folders are looked for."""
 
-VERSION = re.compile(r"\d+(?:\.\d+)+")
+LIBRARIES = "install that library (Debian: apt-get install libdw1 libelf1 libdebuginfod1)"
+VERSION = re.compile(r"\d+(?:\.\d+)+|\d{6,}")  # an importer has a build number alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,19 @@ def version(path: Path) -> str:
         lines = (done.stderr or done.stdout).strip().splitlines()
         raise OSError(lines[-1] if lines else f"{path} --version ended with {done.returncode}")
     return numbers[0]
+
+
+def importer_fault(nsys: Path) -> str | None:
+    """Why this nsys can record but not make a report of it, or None.
+
+    Its importer lies in a folder beside it and needs libraries that nsys itself does not.
+    """
+    for importer in nsys.resolve().parent.parent.glob("*/QdstrmImporter"):
+        try:
+            version(importer)
+        except OSError as error:
+            return str(error)
+    return None
 
 
 def counters_denied(params: Path = Path("/proc/driver/nvidia/params")) -> str | None:

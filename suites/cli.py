@@ -1,4 +1,4 @@
-"""The command line: `resa-bench bench | micro | decode | plots | compare | doctor | flush-demo`."""
+"""The command line: `resa-bench bench | micro | decode | profile | plots | compare | doctor | flush-demo`."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ from .decode.cases import TEXT_PERIODS
 from .decode.cli import EXAMPLES as DECODE_EXAMPLES
 from .decode.cli import add_decode_arguments, run_decode, tokens
 from .model.smollm import CONFIG as SMOLLM_CONFIG
+from .profile.cli import act_profile, add_profile_arguments
 from .runner import INTERRUPTED, Outcome, default_folder, run_cases
 from .table import print_report
 from .worker import Settings, Worker
@@ -118,6 +119,9 @@ def build_parser() -> argparse.ArgumentParser:
     micro.set_defaults(act=act_micro)
     add_decode_arguments(decode)
     decode.set_defaults(act=act_decode)
+    profile = commands.add_parser("profile", help="from a slow number to its cause: the case under nsys or ncu")
+    add_profile_arguments(profile)
+    profile.set_defaults(act=lambda options, console: act_profile(options, choose_device(options.device), console))
     plots = commands.add_parser("plots", help="draw the figures of result files")
     plots.add_argument("results", nargs="+", type=Path, help="JSON Lines files, or folders of them")
     plots.add_argument("--output", type=Path, help="folder of the figures (default: plots/ beside the first file)")

@@ -19,7 +19,7 @@ from ..baselines.optional import missing
 from ..kernels import AttentionShape, KVCache, chunk_kernels, registered
 from ..profiling.device import driver_version
 from ..profiling.nvml import nvml_handle
-from ..profiling.tools import TOOLS, counters_denied, version
+from ..profiling.tools import LIBRARIES, NSYS, TOOLS, counters_denied, importer_fault, version
 
 EXTRAS = {"nvtx": "nvtx", "pynvml": "nvidia-ml-py", "gguf": "gguf", "transformers": "transformers"}
 """Modules that only some commands need, and the package each comes in."""
@@ -110,10 +110,14 @@ def _tools() -> Iterator[Finding]:
             if path is None:
                 yield Finding("tools", tool.name, "missing", "not found", tool.remedy)
             else:
-                yield Finding("tools", tool.name, "ok", f"{version(path)} at {path}")
+                found = f"{version(path)} at {path}"
+                fault = importer_fault(path) if tool is NSYS else None
+                if fault:
+                    raise OSError(f"{found}, which records but cannot make a report: {fault}")
+                yield Finding("tools", tool.name, "ok", found)
         except OSError as error:
             shared = "shared libr" in str(error)
-            remedy = "install that library (Debian: apt-get install libdw1 libelf1 libdebuginfod1)" if shared else None
+            remedy = LIBRARIES if shared else None
             yield Finding("tools", tool.name, "broken", str(error), remedy or tool.remedy)
 
 

@@ -13,6 +13,7 @@ from ..kernels import DecodeMethod, Layer, Stage, Traffic, Unsupported, get_meth
 from ..profiling.ceilings import Ceilings
 from ..profiling.clocks import ClockReader, ClockState, worst
 from ..profiling.device import Environment
+from ..profiling.ranges import heard, mark
 from ..profiling.stats import Summary, summarize
 from ..profiling.timing import Op, Plan, Timer, measure
 from .cases import Case, MethodSpec
@@ -63,11 +64,16 @@ class Key:
 
 
 def run_all(stages: Sequence[Stage]) -> Callable[[], None]:
-    """The stages in order, as one call."""
+    """The stages in order, as one call; in ranges of their own if somebody listens."""
 
     def run() -> None:
+        if not heard():
+            for stage in stages:
+                stage.run()
+            return
         for stage in stages:
-            stage.run()
+            with mark(stage.name, stage.blocks):
+                stage.run()
 
     return run
 
@@ -254,10 +260,7 @@ def _row(
         "chunk_kernel": one.layer.chunk_kernel,
         "cache_state": key.cache_state,
         "launch": key.launch,
-        "sm_clock_mhz": clocks.sm_clock_mhz,
-        "memory_clock_mhz": clocks.memory_clock_mhz,
-        "temperature_c": clocks.temperature_c,
-        "throttle_reasons": clocks.throttle_reasons,
+        **asdict(clocks),
     }
     fraction = filled["floor_us"] / summary.median_us if "floor_us" in filled else None
     if fraction is not None and fraction > 1 and key.cache_state == "cold":

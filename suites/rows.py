@@ -103,6 +103,7 @@ class Row:
     sm_clock_mhz: int | None = None
     memory_clock_mhz: int | None = None
     temperature_c: int | None = None
+    power_w: float | None = None  # the most that was read around the case
     throttle_reasons: str | None = None
     device: str | None = None
     driver: str | None = None

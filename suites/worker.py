@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from ..profiling.attached import ranges_for_tool
 from ..profiling.ceilings import Ceilings, measure_ceilings
 from ..profiling.device import describe
 from ..profiling.energy import EnergyCounter
@@ -70,10 +71,11 @@ def _serve(pipe: Connection, settings: Settings) -> None:
         def on_step(text: str) -> None:
             pipe.send(("step", text))
 
-        if isinstance(case, DecodeCase):
-            rows = decode.run_case(case, specs, models, loader, on_step)
-        else:
-            rows = micro.run_case(case, specs, kernels, on_step)
+        with ranges_for_tool():
+            if isinstance(case, DecodeCase):
+                rows = decode.run_case(case, specs, models, loader, on_step)
+            else:
+                rows = micro.run_case(case, specs, kernels, on_step)
         pipe.send(("rows", rows))
         if device.type == "cuda":
             torch.cuda.empty_cache()

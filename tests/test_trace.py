@@ -7,7 +7,16 @@ from typing import Any
 
 import pytest
 from resa_bench.profiling.ranges import StageClock, listening, mark
-from resa_bench.profiling.trace import Kernel, TraceMismatch, charge, kernels_of, short_name, with_stages
+from resa_bench.profiling.timeline import (
+    UNMARKED,
+    Kernel,
+    TraceMismatch,
+    charge,
+    short_name,
+    staged_kernels,
+    with_stages,
+)
+from resa_bench.profiling.trace import timeline_of
 
 
 def event(category: str, name: str, start: float, length: float, correlation: int | None = None) -> dict[str, Any]:
@@ -29,11 +38,11 @@ EVENTS = [
 
 
 def test_kernels_take_the_mark_around_their_launch() -> None:
-    found = kernels_of(EVENTS)
+    found = [kernel for kernel, _ in staged_kernels(timeline_of(EVENTS))]
     assert [(k.name, k.stage) for k in found] == [
         ("_score_kernel", "score"),
         ("attend_kernel", "attend"),
-        ("Memset", "other"),
+        ("Memset", UNMARKED),
     ]
     assert (found[1].start_us, found[1].end_us) == (32, 52)
 

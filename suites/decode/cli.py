@@ -13,6 +13,7 @@ from rich.table import Table
 
 from ...kernels import SparseConfig, get_method, registered
 from ...kernels.config import GQA_POLICIES, SUMMARY_KINDS
+from ...profiling.attached import attached
 from ...profiling.ceilings import measure_ceilings
 from ...profiling.timing import Plan, make_timer
 from ..cases import DEFAULT_MODEL, DTYPES, MethodSpec, parse_tokens
@@ -226,7 +227,11 @@ def run_decode(options: argparse.Namespace, device: torch.device, command: str, 
         return None
     folder = options.output or default_folder(device) / ("quick" if options.scale == "quick" else "")
     path = folder / "decode.jsonl"
-    plan = DecodePlan(seconds=options.seconds, eager=not options.no_eager, breakdown=not options.no_breakdown)
+    tool = attached()
+    if tool and not options.no_breakdown and device.type == "cuda":
+        console.print(f"under {tool}: stages are left out, since two tracers cannot share the GPU", highlight=False)
+    traces = not options.no_breakdown and (tool is None or device.type != "cuda")
+    plan = DecodePlan(seconds=options.seconds, eager=not options.no_eager, breakdown=traces)
     console.print(f"{len(cases)} cases x {len(specs)} methods on {device}; results in {path}", highlight=False)
     worker = Worker(Settings(str(device), Plan(), command, decode=plan))
     kinds = [*(["eager"] if plan.eager and device.type == "cuda" else []), *(["gap"] if plan.breakdown else [])]

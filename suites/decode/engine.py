@@ -146,7 +146,7 @@ class Engine:
 
     def _attend(self, i: int, cells: Cells) -> Tensor:
         for stage in self._stages[i]:
-            with mark(stage.name):
+            with mark(stage.name, stage.blocks):
                 stage.run()
         if self.observe is not None:
             self.observe(i, self.layers[i], self.cells)
@@ -169,7 +169,7 @@ class Engine:
     def _attend_chunk(self, i: int, cells: Cells) -> Tensor:
         assert self._chunk is not None
         for stage in self._chunk_stages[i]:
-            with mark(stage.name):
+            with mark(stage.name, stage.blocks):
                 stage.run()
         if self.observe_chunk is not None:
             self.observe_chunk(i, self.layers[i], self._chunk)

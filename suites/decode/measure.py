@@ -10,6 +10,7 @@ from itertools import pairwise
 import torch
 
 from ...profiling.energy import EnergyCounter
+from ...profiling.ranges import span
 from ...profiling.stats import quantile
 
 EAGER_STEPS = 8  # timed after as many of warm-up: an eager step costs the host tens of milliseconds
@@ -67,9 +68,11 @@ def time_period(
     start = clock()
     stamp()
     for n in range(1, tokens + 1):
-        step()
+        with span("step"):
+            step()
         if n == tokens and rectify is not None:
-            rectify()
+            with span("rectification"):
+                rectify()
         stamp()
     if cuda:
         torch.cuda.synchronize(device)

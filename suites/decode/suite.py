@@ -16,7 +16,8 @@ from ...profiling.device import Environment
 from ...profiling.energy import EnergyCounter
 from ...profiling.ranges import StageClock, listening
 from ...profiling.stats import mean_interval
-from ...profiling.trace import TraceMismatch, break_down
+from ...profiling.timeline import TraceMismatch
+from ...profiling.trace import break_down
 from ..cases import MethodSpec
 from ..checks import Check
 from ..micro import failure
@@ -236,7 +237,7 @@ class CaseRun:
             "cache_state": "cold",
             "chunk_kernel": one.engine.layers[-1].chunk_kernel,
             "fixed_length": one.method.fixes_length,
-            **asdict_clocks(clocks),
+            **asdict(clocks),
             **columns,
         }
         beaten = floor > mean
@@ -312,7 +313,7 @@ class CaseRun:
             parts["rectify"] = rectified.pop("rectify", 0.0) / every
             parts["rectify+project+ffn"] = sum(rectified.values()) / every
         parts["gap"] = timing.mean_us - sum(parts.values())
-        common = {"launch": one.launch, "cache_state": "cold", **asdict_clocks(clocks)}
+        common = {"launch": one.launch, "cache_state": "cold", **asdict(clocks)}
         return [
             self.row(
                 one.spec,
@@ -340,15 +341,6 @@ def firm_ceilings(device: torch.device) -> bool:
 def can_capture(engine: Engine, device: torch.device) -> bool:
     """Whether steps and rectifications can be graphs."""
     return device.type == "cuda" and engine.graph_safe
-
-
-def asdict_clocks(clocks: ClockState) -> dict[str, Any]:
-    return {
-        "sm_clock_mhz": clocks.sm_clock_mhz,
-        "memory_clock_mhz": clocks.memory_clock_mhz,
-        "temperature_c": clocks.temperature_c,
-        "throttle_reasons": clocks.throttle_reasons,
-    }
 
 
 def run_case(

@@ -17,7 +17,7 @@ from torch.nn.functional import embedding
 
 from ...kernels.linear import DenseWeight, Norm, Weight, linear
 from ...kernels.rope import rope_split
-from ...profiling.ranges import mark
+from ...profiling.ranges import mark, span
 from .config import ModelConfig
 
 
@@ -117,7 +117,8 @@ class Decoder:
             x = embedding(tokens, self.embedding)
             rotary = self.rotary(positions)
         for i in range(len(self.layers)):
-            x = self.block(i, x, rotary, cells, attend)
+            with span("layer", i):
+                x = self.block(i, x, rotary, cells, attend)
         return x
 
     def keys_and_values(
@@ -134,10 +135,12 @@ class Decoder:
             rotary = self.rotary(positions)
         last = len(self.layers) - 1
         for i in range(last):
-            x = self.block(i, x, rotary, cells, attend)
-        with mark("project"):
-            self.project(last, x, rotary, cells)
-        write(last, cells)
+            with span("layer", i):
+                x = self.block(i, x, rotary, cells, attend)
+        with span("layer", last):
+            with mark("project"):
+                self.project(last, x, rotary, cells)
+            write(last, cells)
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits `[rows, vocab]` of the model's dtype from hidden states `[rows, hidden]`."""

@@ -1,0 +1,77 @@
+"""A traced step and rectification, kernel by kernel: one lane a stage."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from .decode_style import fill, rank_in_step
+from .style import DOUBLE_IN, finish, paper, save
+
+ZOOM_KERNELS = 18  # of a step with more kernels than MANY, about two layers, are drawn apart
+MANY = 40
+LANE_IN = 0.17
+
+
+def draw_timeline(table: Path, facts: Path, stem: Path) -> list[Path]:
+    """Write `stem`.png and `stem`.svg.
+
+    Args:
+        table: CSV of kind, launch, stage, kernel, start_us, end_us (`profile nsys` writes it as timeline.csv).
+        facts: the JSON beside it: case, label, source, environment.
+    """
+    with paper():
+        return save(timeline(pd.read_csv(table), json.loads(facts.read_text())), stem)
+
+
+def timeline(kernels: pd.DataFrame, facts: dict[str, Any]) -> Figure:
+    """A panel for each pass, and for a long step one more for its middle."""
+    shown: list[tuple[str, pd.DataFrame, list[str], float]] = []  # title, kernels, lanes, microseconds a unit
+    for kind, found in kernels.groupby("kind", sort=False):
+        found = found.assign(turn_us=found.start_us.clip(lower=found.end_us.cummax().shift(fill_value=0)))
+        names = sorted(found.stage.unique(), key=rank_in_step)
+        launch = "replayed" if (found.launch == "graph").all() else "launched from Python"
+        long = found.end_us.max() > 2000
+        unit = 1e3 if long else 1.0
+        length = f"{found.end_us.max() / unit:.4g} {'ms' if long else 'µs'}"
+        shown.append((f"one {kind}, {launch}, {length}", found, names, unit))
+        if kind == "step" and len(found) > MANY:
+            middle = len(found) // 2
+            part = found.iloc[middle : middle + ZOOM_KERNELS]
+            inner = [name for name in names if name in set(part.stage)]
+            shown.append((f"from its middle: {len(part)} kernels of {len(found)}", part, inner, 1.0))
+    heights = [LANE_IN * len(names) + 0.62 for _, _, names, _ in shown]
+    fig = Figure(figsize=(DOUBLE_IN, sum(heights)), layout="constrained")
+    axes = fig.subplots(len(shown), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
+    for ax, (title, part, names, unit) in zip(axes, shown, strict=True):
+        _lanes(ax, part, names, unit)
+        ax.set_title(title)
+        ax.set_xlabel("ms" if unit > 1 else "µs")
+    where = facts["environment"]
+    commit = (where.get("commit") or "unversioned")[:10] + ("-dirty" if where.get("dirty") else "")
+    caption = (
+        f"{where['device']}, torch {where['torch']}, Triton {where['triton']}, commit {commit}; "
+        f"{facts['source']}, node by node: each kernel takes longer to start than untraced "
+        f"({facts['untraced_us']:.1f} µs a step). A thin line is a kernel that was let in early and waits for its turn."
+    )
+    return finish(fig, f"{facts['case']}, {facts['label']}: kernels by stage", [], caption)
+
+
+def _lanes(ax: Axes, part: pd.DataFrame, names: Sequence[str], unit: float) -> None:
+    start = part.start_us.min()
+    for y, name in enumerate(names):
+        mine = part[part.stage == name]
+        colour = fill(name.split("+")[-1])["facecolor"]
+        for begin, height, alpha in ((mine.start_us, 0.2, 0.5), (mine.turn_us, 0.8, 1.0)):
+            bars = [((a - start) / unit, (b - a) / unit) for a, b in zip(begin, mine.end_us, strict=True)]
+            ax.broken_barh(bars, (y - height / 2, height), facecolors=colour, alpha=alpha, edgecolor="none")
+    ax.set_yticks(range(len(names)), names)
+    ax.set_ylim(len(names) - 0.4, -0.6)
+    ax.set_xlim(0, (part.end_us.max() - start) / unit)
+    ax.grid(axis="y", visible=False)

@@ -1,0 +1,1 @@
+"""The profile commands: from a case's name to where its time and its bytes go."""
