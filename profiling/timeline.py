@@ -168,7 +168,7 @@ def short_name(name: str) -> str:
     """A kernel's name without template arguments and parameters; `copy` for copies, which graphs do by kernels."""
     if name.lower().startswith("memcpy"):
         return "copy"
-    plain = name.removeprefix("void ").replace("(anonymous namespace)::", "")
+    plain = re.sub(r"(\(anonymous namespace\)|<unnamed>)::", "", name.removeprefix("void "))
     return re.split(r"[<(]", plain)[0].strip()
 
 

@@ -32,7 +32,9 @@ def case_table(case: str, rows: Sequence[Row]) -> Table:
     first = mine[0]
     cache = ", one K/V cache shared by all layers" if first.shared_kv else ""
     prompt = "synthetic context" if first.selection_pattern == "synthetic" else "text prompt"
-    table = Table(title=f"{case}: decoding with {first.weight_dtype} weights, {prompt}{cache}", title_justify="left")
+    idle = f"; the idle GPU takes {first.idle_watts:.0f} W" if first.idle_watts else ""
+    title = f"{case}: decoding with {first.weight_dtype} weights, {prompt}{cache}{idle}"
+    table = Table(title=title, title_justify="left")
     names = ("method", "tokens/s", "ms a token", "p50", "p99", "of floor", "vs best dense", "floor allows", "J a token")
     for name in (*names, "peak GB"):
         table.add_column(name, justify="left" if name == "method" else "right")

@@ -30,7 +30,7 @@ def counter_frame(launches: Sequence[Counters]) -> pd.DataFrame:
             "registers": one.registers,
             "programs": one.programs,
             "threads": one.threads,
-            "stalls": ", ".join(f"{name} {value:.1f}" for name, value in one.stalls[:3]),
+            "stalls": ", ".join(f"{name} {value:.1f}" for name, value in one.stalls if name != "selected"),
         }
         for one in launches
     ]
