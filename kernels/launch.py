@@ -82,11 +82,6 @@ def dependent_launch() -> bool:
     return not INTERPRET and torch.cuda.is_available() and torch.cuda.get_device_capability()[0] >= 9
 
 
-def has_dpx() -> bool:
-    """Whether the current GPU has the instructions that add, compare and clamp in one (compute capability 9)."""
-    return dependent_launch()
-
-
 def launch(kernel: Any, grid: tuple[int, ...], *, num_warps: int = 4, num_stages: int = 3, **arguments: Any) -> Any:
     """Start `kernel` on `grid` with arguments by name; returns the compiled kernel (None when interpreted)."""
     options: dict[str, Any] = {"num_warps": num_warps, "num_stages": num_stages}

@@ -1,10 +1,11 @@
 """Selection: the n best blocks of each row of scores, exactly, with n found on the device from the actual length.
 
-Several programs share a row. Each holds the whole row and searches it: scores become 32-bit keys in the same order;
-the n-th largest is found by narrowing an interval that holds it to a third in each pass, two thresholds with both
-counts packed into one sum, or in long rows to a half; the search ends as soon as a threshold keeps exactly n. Then
-each program writes the list's entries of its own span of blocks; it counts what earlier spans keep, so lists come out
-ascending without sorting. Ties go to the lower block index.
+Several programs share a row. Each holds the whole row and searches it, bit by bit from the top: scores become 32-bit
+keys in the same order, as distances from the least, and every thread transposes its 32 keys into words that hold the
+same bit of each. A bit of the n-th largest key is then settled by counting, among the keys that share the bits settled
+so far, those that have it: a few instructions and a sum over the program. The search ends as soon as exactly n keys are
+above or tied. Then each program writes the list's entries of its own span of blocks; it counts what earlier spans keep,
+so lists come out ascending without sorting. Ties go to the lower block index.
 """
 
 from __future__ import annotations
@@ -18,18 +19,16 @@ from .addressing import selected_blocks
 from .cache import KVCache
 from .checks import check_device, check_tensor
 from .config import MAX_BLOCKS, SparseConfig, ceil_div
-from .launch import INTERPRET, await_previous, has_dpx, is_small_step, launch, release_next
+from .launch import await_previous, is_small_step, launch, release_next
 
-INFINITE = tl.constexpr(0xFF800000)  # the key of +inf
+BITS = 2  # settled in one pass, 1 or 2: two count three sets of keys and exchange two sums
 
 
 @triton.jit
 def _load_keys(row, index, blocks):
-    """Scores as unsigned integers in the same order; past the last block 0, which is below every score's."""
-    valid = index < blocks
-    bits = (tl.load(row + index, mask=valid, other=0.0) + 0.0).to(tl.int32, bitcast=True)  # + 0.0: -0 becomes +0
-    key = (bits ^ ((bits >> 31) | -0x80000000)).to(tl.uint32, bitcast=True)
-    return tl.where(valid, key, 0)
+    """Scores as unsigned integers in the same order; past the last block the key of +inf."""
+    bits = (tl.load(row + index, mask=index < blocks, other=float("inf")) + 0.0).to(tl.int32, bitcast=True)  # no -0
+    return (bits ^ ((bits >> 31) | -0x80000000)).to(tl.uint32, bitcast=True)
 
 
 @triton.jit
@@ -55,53 +54,115 @@ def _write_kept(key, index, threshold, cuts_tie, missing, written, out):
 
 
 @triton.jit
-def _narrow_by_thirds(key, n, low, high, kept):
-    """Narrow [low, high) until exactly n keys are >= low, or to the key whose ties the n-th cuts (high = low + 1).
+def _by_warps(x):
+    """A word of each thread, one row a warp: sums along a row need no barrier."""
+    return tl.reshape(x, (x.shape[0] // 32, 32))
 
-    At least n keys are >= low, `kept` of them, and fewer than n are >= high, before as after.
+
+@triton.jit
+def _extremes(least, most, other_least, other_most):
+    return tl.minimum(least, other_least), tl.maximum(most, other_most)
+
+
+@triton.jit
+def _sums(a, b, other_a, other_b):
+    return a + other_a, b + other_b
+
+
+@triton.jit
+def _ones(x):
+    """How many bits of each word are set; compiled to one instruction."""
+    x -= (x >> 1) & 0x55555555
+    x = (x & 0x33333333) + ((x >> 2) & 0x33333333)
+    x = (x + (x >> 4)) & 0x0F0F0F0F
+    return ((x * 0x01010101) >> 24).to(tl.int32)
+
+
+@triton.jit
+def _two_counts(a, b):
+    """How many bits of a or b are set, with those of b in the upper 16 bits; no bit is set in both.
+
+    A product, as a shift by 16 keeps the compiler from making one instruction of `_ones`.
     """
-    while (high > low + 1) & (kept != n):
-        step = tl.maximum((high - low) // 3, 1)
-        t1 = low + step
-        t2 = t1 + step
-        # Counts are at most 2^15: two fit one 32-bit sum.
-        total = tl.sum((key >= t1).to(tl.int32) + tl.where(key >= t2, 0x10000, 0))
-        c1 = total & 0xFFFF
-        c2 = (total >> 16) & 0xFFFF
-        high = tl.where(c1 < n, t1, tl.where(c2 < n, t2, high))
-        low = tl.where(c2 >= n, t2, tl.where(c1 >= n, t1, low))
-        kept = tl.where(c2 >= n, c2, tl.where(c1 >= n, c1, kept))
-    return low, high, kept
+    return _ones(a) + _ones(b) * 0x10001
 
 
 @triton.jit
-def _reaches(near, least, INTERPRETED: tl.constexpr):
-    """1 where near >= least, else 0: one instruction of compute capability 9, where compare and select are two."""
-    if INTERPRETED:
-        return (near >= least).to(tl.int32)
-    return tl.inline_asm_elementwise(
-        "{ .reg .s32 t; add.s32 t, $1, $2; min.relu.s32 $0, t, 1; }", "=r,r,r", [near, 1 - least],
-        dtype=tl.int32, is_pure=True, pack=1,
-    )  # fmt: skip
+def _halves(rows):
+    """The first and the second half of a tile's rows."""
+    HALF: tl.constexpr = rows.shape[0] // 2
+    return tl.split(tl.permute(tl.reshape(rows, (2, HALF, rows.shape[1])), (1, 2, 0)))
 
 
 @triton.jit
-def _narrow_by_halves(key, n, low, high, kept, INTERPRETED: tl.constexpr):
-    """The same, one threshold a pass, on the keys' distances from low as soon as these fit a signed integer."""
-    while (high - low > 0x3FFFFFFF) & (kept != n):
-        middle = low + (high - low) // 2
-        count = tl.sum((key >= middle).to(tl.int32))
-        low, high = tl.where(count >= n, middle, low), tl.where(count >= n, high, middle)
-        kept = tl.where(count >= n, count, kept)
-    near = (tl.minimum(tl.maximum(key, low - 1), high) - low).to(tl.int32, bitcast=True)  # -1 .. high - low
-    bottom = tl.full([], 0, tl.int32)
-    top = (high - low).to(tl.int32, bitcast=True)
-    while (top > bottom + 1) & (kept != n):
-        middle = bottom + (top - bottom) // 2
-        count = tl.sum(_reaches(near, middle, INTERPRETED))
-        bottom, top = tl.where(count >= n, middle, bottom), tl.where(count >= n, top, middle)
-        kept = tl.where(count >= n, count, kept)
-    return low + bottom.to(tl.uint32), low + top.to(tl.uint32), kept
+def _exchange(rows, SHIFT: tl.constexpr):
+    """A step of transposing: of every 2 SHIFT bits, the upper ones in the first half's rows for the second's lower."""
+    a, b = _halves(rows)
+    swap = ((a >> SHIFT) ^ b) & (0xFFFFFFFF // ((1 << SHIFT) + 1))
+    return a ^ (swap << SHIFT), b ^ swap
+
+
+@triton.jit
+def _planes(rows):
+    """16 rows of words to 16 words a thread: bits i and 16 + i of the j-th are bits j and 16 + j of row i."""
+    planes = (rows,)
+    for step in tl.static_range(4):
+        finer = _exchange(planes[0], 8 >> step)
+        for j in tl.static_range(1, 1 << step):
+            finer += _exchange(planes[j], 8 >> step)
+        planes = finer
+    return planes
+
+
+@triton.jit
+def _places_before(limit, THREADS: tl.constexpr):
+    """A word a thread, bit i set where key i * THREADS + thread is before limit."""
+    places = (limit - tl.arange(0, THREADS) + THREADS - 1) // THREADS
+    return ((tl.full([THREADS], 1, tl.int64) << places) - 1).to(tl.uint32)
+
+
+@triton.jit
+def _settle(count, ones, bit, n, threshold, above, tied, sure, kept):
+    """Settle one bit: `ones` are the tied keys that have it, `count` these and the `sure` ones."""
+    if count >= n:
+        threshold |= bit
+        tied = ones
+        kept = count
+    else:
+        above |= ones
+        tied ^= ones
+        sure = count
+    return threshold, above, tied, sure, kept
+
+
+@triton.jit
+def _narrow(planes, TOP: tl.constexpr, last, n, threshold, above, tied, sure, kept, BITS: tl.constexpr):
+    """Settle bits TOP to TOP - 15 of the threshold, but none below `last`, until exactly n keys are kept.
+
+    `tied` marks the keys that share the threshold's settled bits, `above` those over them, `sure` in number; these are
+    fewer than n, and with the tied ones `kept`, at least n, before as after.
+    """
+    for j in tl.static_range(0, 16, BITS):
+        if (kept != n) & (last <= TOP - j):
+            bit = tl.full([], 1 << (TOP - j), tl.uint32)
+            ones = tied & tl.reshape(planes[15 - j], tied.shape)
+            if BITS == 1:
+                count = sure + tl.sum(_ones(ones))
+                threshold, above, tied, sure, kept = _settle(count, ones, bit, n, threshold, above, tied, sure, kept)
+            else:
+                # Two counts fit one 32-bit sum: they are below 2^15, as the least key has no bit set.
+                plane = tl.reshape(planes[14 - j], tied.shape)
+                a = tl.sum(_by_warps(_two_counts(ones & (plane ^ 0xFFFFFFFF), ones & plane)), axis=1)
+                b = tl.sum(_by_warps(_ones((tied ^ ones) & plane)), axis=1)
+                a, b = tl.reduce((a, b), 0, _sums)
+                count = sure + (a & 0xFFFF)
+                next_count = tl.where(count >= n, sure + (a >> 16), count + b)
+                threshold, above, tied, sure, kept = _settle(count, ones, bit, n, threshold, above, tied, sure, kept)
+                ones = tied & plane
+                threshold, above, tied, sure, kept = _settle(
+                    next_count, ones, bit >> 1, n, threshold, above, tied, sure, kept
+                )
+    return threshold, above, tied, sure, kept
 
 
 @triton.jit(do_not_specialize=["rows", "capacity", "ratio_numerator", "ratio_denominator", "floor_blocks"])
@@ -120,11 +181,10 @@ def _select_kernel(
     list_batch_stride,
     list_row_stride,
     BLOCK: tl.constexpr,
-    WIDTH: tl.constexpr,  # M rounded up to a power of two
+    THREADS: tl.constexpr,  # with 32 keys each
     SPAN: tl.constexpr,  # blocks whose entries a program writes
     PART: tl.constexpr,  # scans run over rows of PART blocks, then over the rows
-    HALVES: tl.constexpr,  # search by halves instead of thirds
-    INTERPRETED: tl.constexpr,
+    BITS: tl.constexpr,
     EARLY: tl.constexpr,  # let the next kernel's programs in
     PDL: tl.constexpr,
 ):
@@ -139,30 +199,50 @@ def _select_kernel(
     scores += batch.to(tl.int64) * score_batch_stride + row * score_row_stride
     out = lists + batch.to(tl.int64) * list_batch_stride + row * list_row_stride
 
-    index = tl.arange(0, WIDTH)
-    key = _load_keys(scores, index, blocks)
+    # Rows of one key a thread. Of addresses known to be aligned, the compiler would have each thread load 4 neighbours
+    # and exchange them through shared memory.
+    thread = tl.arange(0, THREADS)[None, :]
+    columns = tl.multiple_of(scores + thread, [1, 1])
+    key = _load_keys(columns, tl.arange(0, 32)[:, None] * THREADS, blocks - thread)
     first = part * SPAN
     span = first + tl.arange(0, SPAN // PART)[:, None] * PART + tl.arange(0, PART)[None, :]
     own = _load_keys(scores, span, blocks)
-    infinite = tl.sum((key >= INFINITE).to(tl.int32))
-    least = tl.min(tl.where(index < blocks, key, INFINITE))
-    most = tl.max(tl.where(key < INFINITE, key, 0))
-    low = tl.where(infinite >= n, INFINITE, least).to(tl.uint32)
-    high = tl.where(infinite >= n, INFINITE, most).to(tl.uint32) + 1
-    kept = tl.where(infinite >= n, infinite, blocks)
-    if HALVES:
-        low, high, kept = _narrow_by_halves(key, n, low, high, kept, INTERPRETED)
-    else:
-        low, high, kept = _narrow_by_thirds(key, n, low, high, kept)
 
-    # Where a tie is cut, high = low + 1: of the keys equal to low, the first ones fill up.
-    cuts_tie = kept != n
-    earlier = tl.sum(tl.where(index < first, (key > low).to(tl.int32) + tl.where(key == low, 0x10000, 0), 0))
-    missing = blocks
-    if cuts_tie:
-        missing = n - tl.sum((key > low).to(tl.int32))
-    ties = tl.minimum((earlier >> 16) & 0xFFFF, missing)
-    _write_kept(own, span, low, cuts_tie, missing - ties, (earlier & 0xFFFF) + ties, out)
+    # From the least key to one over the largest finite one, where +inf goes (with 0x00800000 added its key wraps to 0).
+    least = tl.min(_by_warps(tl.min(key, axis=0)), axis=1)
+    most = tl.max(_by_warps(tl.max(key + 0x00800000, axis=0)), axis=1)
+    least, most = tl.reduce((least, most), 0, _extremes)
+    most -= 0x007FFFFF
+    # Distances are shifted so that the top bit is used; the lowest bits are 0 then.
+    unused = tl.maximum(158 - ((most - least).to(tl.float32).to(tl.int32, bitcast=True) >> 23), 0).to(tl.uint32)
+    scale = tl.full([], 1, tl.uint32) << unused
+    a, b = _halves(tl.minimum(key, most) * scale - least * scale)
+    upper = (a >> 16) | (b & 0xFFFF0000)
+    lower = (a & 0xFFFF) | (b << 16)
+
+    threshold = tl.full([], 0, tl.uint32)
+    above = tl.full([THREADS], 0, tl.uint32)
+    tied = _places_before(blocks, THREADS)
+    sure = tl.full([], 0, tl.int32)
+    kept = blocks
+    if kept != n:
+        threshold, above, tied, sure, kept = _narrow(
+            _planes(upper), 31, unused, n, threshold, above, tied, sure, kept, BITS
+        )
+    if (kept != n) & (unused < 16):
+        threshold, above, tied, sure, kept = _narrow(
+            _planes(lower), 15, unused, n, threshold, above, tied, sure, kept, BITS
+        )
+    threshold = least + (threshold >> unused)
+
+    # Where a tie is cut, all bits are settled: of the keys equal to the threshold, the first ones fill up.
+    before = _places_before(first, THREADS)
+    earlier = tl.sum(_two_counts(above & before, tied & before))
+    missing = n - sure
+    ties = earlier >> 16
+    written = (earlier & 0xFFFF) - ties + tl.minimum(ties, missing)
+    own = tl.where(span < blocks, tl.minimum(own, most), 0)
+    _write_kept(own, span, threshold, kept != n, missing - ties, written, out)
     TAIL: tl.constexpr = 256
     tail = tl.arange(0, TAIL)
     for start in range(n + part * TAIL, capacity, tl.num_programs(0) * TAIL):
@@ -227,19 +307,14 @@ def select_blocks(
         list_batch_stride=lists.stride(0),
         list_row_stride=lists.stride(1),
         BLOCK=config.block_size,
-        WIDTH=width,
+        THREADS=32 * select_warps(width),
         SPAN=width // parts,
         PART=32,
-        HALVES=HALVES_FROM <= width <= HALVES_TO and (INTERPRET or has_dpx()),
-        INTERPRETED=INTERPRET,
+        BITS=BITS,
         EARLY=is_small_step(cache.batch * rows * blocks, cache.device),
         num_warps=select_warps(width),
         num_stages=1,
     )
-
-
-HALVES_FROM = 16384  # keys a row; below that the sums of a pass take longer than its comparisons
-HALVES_TO = 16384  # above that there are not enough registers
 
 
 def select_parts(width: int, rows: int) -> int:
@@ -251,8 +326,8 @@ def select_parts(width: int, rows: int) -> int:
 
 
 def select_warps(width: int) -> int:
-    """Warps of a program: 32 keys a thread for long rows, few threads (cheap barriers) for short."""
-    return max(1, min(32 if width > 16384 else 16 if width > 8192 else 8, width // 512))
+    """Warps of a program: 32 keys a thread."""
+    return max(1, width // 1024)
 
 
 def selection_reference(scores: Tensor, n: int) -> Tensor:

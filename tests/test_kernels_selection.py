@@ -53,6 +53,7 @@ PATTERNS: dict[str, Callable[[int, torch.Generator], Tensor]] = {
     "neighbours": neighbours,
     "ascending": lambda m, g: torch.arange(m, dtype=torch.float32),
     "descending": lambda m, g: -torch.arange(m, dtype=torch.float32),
+    "one-worst": lambda m, g: torch.ones(m).index_fill(0, torch.randint(m, (1,), generator=g), -1.0),
     "one-best": lambda m, g: torch.zeros(m).index_fill(0, torch.randint(m, (1,), generator=g), 1.0),
 }
 
@@ -108,18 +109,49 @@ def test_long_rows(pattern: str) -> None:
 
 
 @pytest.mark.sanitizer
-@pytest.mark.parametrize("pattern", PATTERNS)
-def test_search_by_halves(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As long rows are searched; keys further apart than a signed integer holds are among the patterns."""
-    monkeypatch.setattr(selection, "HALVES_FROM", 1)
+@pytest.mark.parametrize("bits", [1, 2])
+def test_bits_of_a_pass(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One or two bits of the threshold in a pass, few and many blocks kept of all patterns."""
+    monkeypatch.setattr(selection, "BITS", bits)
     generator = torch.Generator().manual_seed(2)
-    scores = PATTERNS[pattern](700, generator)[None, None]
+    scores = torch.stack([draw(700, generator) for draw in PATTERNS.values()])[None]
     for ratio in (0.01, 0.4):
         config = SparseConfig(block_size=8, active_ratio=ratio, min_blocks=1)
         check_selection(scores, length_cache([700], 700), config)
 
 
-@pytest.mark.parametrize("pattern", ["normal", "ties"])
+@pytest.mark.parametrize("bits", [1, 2])
+@pytest.mark.parametrize("spread", [0, 1, 2, 15, 16, 17, 24, 30])
+def test_ranges_of_keys(spread: int, bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys up to 2^spread apart, and that plus one: one or both halves of their bits are searched, ties cut or not."""
+    monkeypatch.setattr(selection, "BITS", bits)
+    generator = torch.Generator().manual_seed(spread)
+    rows = []
+    for most in (2**spread - 1, 2**spread, 2**spread + 1):
+        steps = torch.randint(most + 1, (90,), generator=generator)
+        steps[:2] = torch.tensor([0, most])
+        steps[2:30:3] = steps[3]
+        for start in (0x00000000, 0x3F800000 - 2**29):  # positive floats in their order
+            rows += [(start + steps).clamp(max=0x7F7FFFFF).to(torch.int32).view(torch.float32)]
+    scores = torch.stack(rows + [-row for row in rows])[None]
+    scores[:, ::3, 5] = INF
+    for n in (1, 9, 45):
+        check_selection(scores, length_cache([90], 90), SparseConfig(block_size=8, active_ratio=0.001, min_blocks=n))
+
+
+@pytest.mark.parametrize("width", [32, 128, 512, 1024, 2048, 8192, 16384])
+def test_widths(width: int) -> None:
+    """Every number of programs and warps; shorter sequences leave programs without blocks."""
+    generator = torch.Generator().manual_seed(width)
+    lengths = [width, width // 2 + 1, 1]
+    normal = torch.randn(3, 1, width, generator=generator)
+    scores = torch.cat([normal, (normal * 8).round()], dim=1)  # without and with ties
+    scores[:, :, :3] = INF
+    config = SparseConfig(block_size=8, active_ratio=0.1, min_blocks=2)
+    check_selection(scores, length_cache(lengths, width), config, spare=1)
+
+
+@pytest.mark.parametrize("pattern", ["normal", "ties", "one-worst"])
 def test_longest_row(pattern: str) -> None:
     """As many blocks as are allowed: counts near 2^15 must not run over into each other."""
     scores = PATTERNS[pattern](32768, torch.Generator().manual_seed(1))[None, None]
