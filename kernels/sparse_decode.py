@@ -115,7 +115,9 @@ def sparse_tile(block_size: int) -> int:
 def sparse_splits(shape: AttentionShape, rows: int, list_capacity: int, block_size: int, device: torch.device) -> int:
     """Splits for lists of up to `list_capacity` blocks, `rows` lists a sequence, on this chip."""
     programs = shape.batch * (shape.q_heads if rows == shape.q_heads else shape.kv_heads)
-    return plan_splits(programs, ceil_div(list_capacity * block_size, sparse_tile(block_size)), device, 2)
+    tile = sparse_tile(block_size)
+    per_sm = 3 if tile * shape.head_dim <= 8192 else 2
+    return plan_splits(programs, ceil_div(list_capacity * block_size, tile), device, per_sm)
 
 
 def sparse_decode(
@@ -201,7 +203,7 @@ def sparse_decode(
         PAGE=cache.page_size if cache.paged else block_size,
         PAGED=cache.paged,
         CAST_FP32=INTERPRET,
-        STAGES=3 if cache.head_dim <= 128 else 2,
+        STAGES=2,
         num_warps=4 if sparse_tile(block_size) * cache.head_dim <= 16384 else 8,
     )
 

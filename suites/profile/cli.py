@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from ...kernels import SparseConfig, registered
+from ...kernels import SparseConfig, chunk_kernels, registered
 from ...kernels.config import GQA_POLICIES, SUMMARY_KINDS
 from ..cases import QUEST_DENSE_LAYERS, MethodSpec
 from .workload import AnyCase, parse_case
@@ -43,6 +43,9 @@ def add_profile_arguments(parser: argparse.ArgumentParser) -> None:
         one.add_argument("--rectify-every", type=int, default=32, metavar="f", help="tokens between rectifications")
         one.add_argument("--gqa-policy", choices=GQA_POLICIES, help="of Quest (default group-sum)")
         one.add_argument("--summary", choices=SUMMARY_KINDS, default="minmax")
+        one.add_argument(
+            "--chunk-kernel", choices=tuple(chunk_kernels()), help="of rectification (default the fastest)"
+        )
         one.add_argument("--dense-layers", type=int, default=QUEST_DENSE_LAYERS, help="of Quest in a whole model")
         one.add_argument("--seed", type=int, default=0)
         one.add_argument("--device", help="cuda, cuda:1 or cpu (default: a GPU if there is one)")
@@ -72,6 +75,7 @@ def target(options: argparse.Namespace, device: torch.device) -> tuple[AnyCase, 
         min_blocks=options.min_blocks,
         rectify_every=options.rectify_every,
         summary_kind=options.summary,
+        chunk_kernel=options.chunk_kernel,
         gqa_policy=options.gqa_policy or ("group-sum" if name == "quest" else SparseConfig().gqa_policy),
     )
     layers = options.dense_layers if name == "quest" and case.suite == "decode" else None
@@ -81,7 +85,7 @@ def target(options: argparse.Namespace, device: torch.device) -> tuple[AnyCase, 
 def flags(options: argparse.Namespace) -> list[str]:
     """The words that hand the same case and method to `profile run`."""
     words = [options.case] if options.case else []
-    for name in ("method", "gqa_policy", "device"):
+    for name in ("method", "gqa_policy", "chunk_kernel", "device"):
         value = getattr(options, name)
         words += [f"--{name.replace('_', '-')}", str(value)] if value is not None else []
     defaults = {"block_size": 16, "ratio": 0.1, "min_blocks": 16, "rectify_every": 32, "summary": "minmax",
