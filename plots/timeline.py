@@ -70,7 +70,9 @@ def _lanes(ax: Axes, part: pd.DataFrame, names: Sequence[str], unit: float) -> N
         colour = fill(name.split("+")[-1])["facecolor"]
         for begin, height, alpha in ((mine.start_us, 0.2, 0.5), (mine.turn_us, 0.8, 1.0)):
             bars = [((a - start) / unit, (b - a) / unit) for a, b in zip(begin, mine.end_us, strict=True)]
-            ax.broken_barh(bars, (y - height / 2, height), facecolors=colour, alpha=alpha, edgecolor="none")
+            ax.broken_barh(
+                bars, (y - height / 2, height), facecolors=colour, alpha=alpha, edgecolor=colour, linewidth=0.3
+            )
     ax.set_yticks(range(len(names)), names)
     ax.set_ylim(len(names) - 0.4, -0.6)
     ax.set_xlim(0, (part.end_us.max() - start) / unit)

@@ -86,14 +86,13 @@ def print_counters(frame: pd.DataFrame, console: Console) -> None:
         "stalls",
     )
     for name in names:
-        text = name in ("", "stage", "kernel", "stalls")
-        table.add_column(name, justify="left" if text else "right", no_wrap=name != "stalls")
+        text = name in ("", "stage", "kernel", "stalls most")
+        table.add_column(name, justify="left" if text else "right", no_wrap=True)
     for line in frame.itertuples():
-        stalls = ", ".join(line.stalls.split(", ")[:2])
         table.add_row(
             line.kind, line.stage, line.kernel[:24], f"{line.time_us:.1f}", f"{line.dram_read_mb:.2f}",
             f"{line.dram_write_mb:.2f}", f"{line.gbps:.0f}", f"{line.dram_percent:.0f}", f"{line.l2_hit_percent:.0f}",
-            f"{line.occupancy_percent:.0f}", str(line.registers), str(line.programs), stalls,
+            f"{line.occupancy_percent:.0f}", str(line.registers), str(line.programs), line.stalls.split(",")[0],
         )  # fmt: skip
     console.print(table)
 
