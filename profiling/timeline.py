@@ -17,7 +17,6 @@ from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import groupby
 
 from .ranges import SPANS
 
@@ -218,8 +217,3 @@ def charge(kernels: Sequence[Kernel], repeats: int = 1, *, between: bool = False
 
 def pick(found: Sequence[Pass], kind: str, *, graph: bool) -> list[Pass]:
     return [one for one in found if one.kind == kind and one.graph == graph]
-
-
-def runs_of(found: Sequence[Pass]) -> list[list[Pass]]:
-    """Passes in stretches of equal kind and launch."""
-    return [list(group) for _, group in groupby(found, key=lambda one: (one.kind, one.graph))]

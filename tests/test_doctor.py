@@ -115,3 +115,21 @@ def test_a_broken_tool_fails_and_says_what_helps(nowhere: Path, capsys: pytest.C
     out = capsys.readouterr().out
     assert "libdw.so.1" in out
     assert "apt-get install libdw1" in " ".join(out.split())
+
+
+def test_nsys_that_cannot_make_a_report(nowhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It starts, but the importer in the folder beside it lacks a library."""
+    host = nowhere / "opt/nvidia/nsight-compute/2025.3.1/host"
+    nsys = script(host / "target-linux-x64/nsys", "echo NVIDIA Nsight Systems version 2025.3.1.0")
+    assert tools.importer_fault(nsys) is None
+    importer = host / "linux-desktop-glibc_2_11_3-x64/QdstrmImporter"
+    script(importer, "echo NVIDIA Nsight Systems 36398880")
+    assert tools.importer_fault(nsys) is None
+    script(
+        importer, "echo 'QdstrmImporter: error while loading shared libraries: libdw.so.1: no such file' >&2; exit 127"
+    )
+    assert main(["doctor", "--json"]) == 1
+    (line,) = [line for line in json.loads(capsys.readouterr().out) if line["name"] == "nsys"]
+    assert line["status"] == "broken"
+    assert "cannot make a report" in line["found"]
+    assert "apt-get install libdw1" in line["remedy"]

@@ -16,7 +16,7 @@ from resa_bench.profiling.timeline import (
     staged_kernels,
     with_stages,
 )
-from resa_bench.profiling.trace import timeline_of
+from resa_bench.profiling.trace import record, timeline_of
 
 
 def event(category: str, name: str, start: float, length: float, correlation: int | None = None) -> dict[str, Any]:
@@ -47,7 +47,15 @@ def test_kernels_take_the_mark_around_their_launch() -> None:
     assert (found[1].start_us, found[1].end_us) == (32, 52)
 
 
+def test_no_tracing_beside_another_tool(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NSYS_PROFILING_SESSION_ID", "7")
+    with pytest.raises(RuntimeError, match="runs under nsys"):
+        record(lambda: None)
+
+
 def test_short_names() -> None:
+    assert short_name("void at::native::(anonymous namespace)::layer_norm<float>(int)") == "at::native::layer_norm"
+    assert short_name("void at::native::<unnamed>::layer_norm<float>(int)") == "at::native::layer_norm"
     assert short_name("void at::native::reduce_kernel<512, 1>(int)") == "at::native::reduce_kernel"
     assert short_name("_merge_kernel") == "_merge_kernel"
     assert short_name("Memcpy DtoD (Device -> Device)") == short_name("memcpy32_post") == "copy"

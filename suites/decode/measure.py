@@ -49,8 +49,13 @@ def time_period(
     tokens: int,
     device: torch.device,
     clock: Callable[[], float] = time.perf_counter,
+    context: int | None = None,
 ) -> tuple[list[float], float]:
-    """One period: token intervals and the wall time of all, in microseconds. No synchronisation inside on a GPU."""
+    """One period: token intervals and the wall time of all, in microseconds. No synchronisation inside on a GPU.
+
+    Args:
+        context: tokens at the period's end, for the payloads of ranges.
+    """
     cuda = device.type == "cuda"
     stamps: list[torch.cuda.Event] = []
     times: list[float] = []
@@ -68,10 +73,10 @@ def time_period(
     start = clock()
     stamp()
     for n in range(1, tokens + 1):
-        with span("step"):
+        with span("step", None if context is None else context - tokens + n):
             step()
         if n == tokens and rectify is not None:
-            with span("rectification"):
+            with span("rectification", context):
                 rectify()
         stamp()
     if cuda:
@@ -93,11 +98,13 @@ def time_decoding(
     seconds: float = 0.0,
     energy: EnergyCounter | None = None,
     clock: Callable[[], float] = time.perf_counter,
+    context: int | None = None,
 ) -> Timing:
     """Time at least `periods` whole periods of `tokens` tokens, and at least `seconds` of wall time.
 
     Args:
         restart: called before every period, outside the timed spans.
+        context: tokens at each period's end, where all end alike.
     """
     timing = Timing()
     before = energy.joules() if energy else None
@@ -105,7 +112,7 @@ def time_decoding(
     done = 0
     while done < periods or clock() - begin < seconds:
         restart()
-        intervals, wall = time_period(step, rectify, tokens, device, clock)
+        intervals, wall = time_period(step, rectify, tokens, device, clock, context)
         timing.token_us += intervals
         timing.wall_us += wall
         timing.period_us.append(sum(intervals) / tokens)

@@ -191,6 +191,7 @@ class CaseRun:
             periods=TEXT_PERIODS - 1 if text else bench.plan.periods,
             seconds=0.0 if text else bench.plan.seconds,
             energy=EnergyCounter(device),
+            context=None if text else case.context,
         )
         states.append(reader.read())
         written = self.text() if text else None
