@@ -53,6 +53,13 @@ def decode(session: nox.Session) -> None:
 
 
 @nox.session
+def quality(session: nox.Session) -> None:
+    """What a faster step costs on a real model. Takes every flag of `resa-bench quality` (--quick, --model ...)."""
+    env = _install(session)
+    session.run(_python(session), "-m", "resa_bench.suites", "quality", *session.posargs, env=env, external=True)
+
+
+@nox.session
 def tests(session: nox.Session) -> None:
     """All tests; on a CPU the kernels run in Triton's interpreter. Arguments go to pytest."""
     env = _install(session, "test")

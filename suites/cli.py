@@ -1,4 +1,4 @@
-"""The command line: `resa-bench bench | micro | decode | profile | plots | compare | doctor | flush-demo`."""
+"""The command line: `resa-bench bench | micro | decode | quality | profile | plots | compare | doctor | flush-demo`."""
 
 from __future__ import annotations
 
@@ -34,6 +34,8 @@ from .decode.cli import EXAMPLES as DECODE_EXAMPLES
 from .decode.cli import add_decode_arguments, run_decode, tokens
 from .model.smollm import CONFIG as SMOLLM_CONFIG
 from .profile.cli import act_profile, add_profile_arguments
+from .quality.cli import EXAMPLES as QUALITY_EXAMPLES
+from .quality.cli import add_quality_arguments, run_quality
 from .runner import INTERRUPTED, Outcome, default_folder, run_cases
 from .table import print_report
 from .worker import Settings, Worker
@@ -119,6 +121,11 @@ def build_parser() -> argparse.ArgumentParser:
     micro.set_defaults(act=act_micro)
     add_decode_arguments(decode)
     decode.set_defaults(act=act_decode)
+    quality = commands.add_parser(
+        "quality", help="what a faster step costs on a real model", epilog=QUALITY_EXAMPLES, formatter_class=raw
+    )
+    add_quality_arguments(quality)
+    quality.set_defaults(act=act_quality)
     profile = commands.add_parser("profile", help="from a slow number to its cause: the case under nsys or ncu")
     add_profile_arguments(profile)
     profile.set_defaults(act=lambda options, console: act_profile(options, choose_device(options.device), console))
@@ -275,6 +282,16 @@ def act_decode(options: argparse.Namespace, console: Console) -> int:
     if outcome is None:
         return 0
     if not options.no_plots and any(row.timed for row in outcome.rows):
+        draw([outcome.path], outcome.path.parent / "plots", console)
+    return report(outcome, console)
+
+
+def act_quality(options: argparse.Namespace, console: Console) -> int:
+    device = choose_device(options.device)
+    outcome = run_quality(options, device, command_line(options.arguments), console)
+    if outcome is None:
+        return 0
+    if not options.no_plots and any(row.value is not None for row in outcome.rows):
         draw([outcome.path], outcome.path.parent / "plots", console)
     return report(outcome, console)
 

@@ -211,7 +211,7 @@ def _attempt(
 
 
 def _digest(rows: Sequence[Row]) -> str:
-    timed = sum(row.timed for row in rows)
+    timed = sum(row.timed or row.value is not None for row in rows)
     failed = sum(row.status in FAILED for row in rows)
     skipped = sum(row.status == "skipped" for row in rows)
-    return f"{timed} timed" + (f", {skipped} skipped" if skipped else "") + (f", {failed} FAILED" if failed else "")
+    return f"{timed} measured" + (f", {skipped} skipped" if skipped else "") + (f", {failed} FAILED" if failed else "")

@@ -24,9 +24,11 @@ from . import micro
 from .cases import Case, MethodSpec
 from .decode import suite as decode
 from .decode.cases import DecodeCase
+from .quality import suite as quality
+from .quality.cases import QualityCase
 from .rows import Row
 
-AnyCase = Case | DecodeCase
+AnyCase = Case | DecodeCase | QualityCase
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,7 @@ def _serve(pipe: Connection, settings: Settings) -> None:
     )
     models = decode.DecodeBench(device, ceilings, environment, settings.decode, settings.command, idle_watts)
     loader = decode.Loader()
+    fidelity, weights = quality.QualityBench(device, environment, settings.command), quality.Models()
     pipe.send(("ready", (ceilings, environment.device)))
     while True:
         task = pipe.recv()
@@ -72,7 +75,9 @@ def _serve(pipe: Connection, settings: Settings) -> None:
             pipe.send(("step", text))
 
         with ranges_for_tool():
-            if isinstance(case, DecodeCase):
+            if isinstance(case, QualityCase):
+                rows = quality.run_case(case, specs, fidelity, weights, on_step)
+            elif isinstance(case, DecodeCase):
                 rows = decode.run_case(case, specs, models, loader, on_step)
             else:
                 rows = micro.run_case(case, specs, kernels, on_step)
