@@ -43,6 +43,20 @@ def caption(figures: FigureSet, drawn: Iterable[Row], *extra: str) -> str:
     return "\u00a0· ".join(part for part in parts if part)  # no line starts with the dot
 
 
+def circumstances(rows: Iterable[Row], *extra: str) -> str:
+    """Device, commit, date and dtype of rows that carry no times, and what the figure needs said besides."""
+    mine = list(rows)
+    commits = _unique(f"{row.commit[:7]}{'-dirty' if row.dirty else ''}" for row in mine if row.commit)
+    parts = [
+        *_unique(row.device for row in mine if row.device),
+        f"commit {', '.join(commits)}" if commits else "commit unknown",
+        *_unique(row.started_at[:10] for row in mine if row.started_at),
+        *_unique(row.dtype for row in mine if row.dtype),
+        *extra,
+    ]
+    return "\u00a0· ".join(parts)
+
+
 def throttled(rows: Iterable[Row]) -> str:
     count = sum(row.status == "throttled" for row in rows)
     return f"hollow: measured under throttling ({count} {'point' if count == 1 else 'points'})" if count else ""

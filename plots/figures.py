@@ -16,6 +16,7 @@ from .decode_data import decode_sets
 from .decode_periods import decode_periods
 from .decode_stages import decode_stages
 from .latency import latency
+from .quality_drift import quality_drift, quality_sets
 from .roofline import roofline
 from .speedup import speedup, speedup_amortised
 from .stages import stages
@@ -37,7 +38,7 @@ DECODE_FIGURES: dict[str, Callable[[FigureSet], Figure]] = {
 }
 NEEDED = (
     "no timed row of suite 'micro' with cache_state 'cold' and a random selection, "
-    "and no whole step of suite 'decode' with tokens_per_s"
+    "no whole step of suite 'decode' with tokens_per_s, and no value of suite 'quality'"
 )
 
 
@@ -74,6 +75,14 @@ def draw_all(result_paths: Sequence[Path], out_dir: Path) -> list[Path]:
                     except NotDrawn as reason:
                         reasons.append(f"{name}-{slug}: {reason}")
                         print(f"skipped {reasons[-1]}")
+        for quality in quality_sets(rows):
+            try:
+                written += save(
+                    quality_drift(quality), out_dir / f"quality-drift-{quality.case.removeprefix('quality-')}"
+                )
+            except NotDrawn as reason:
+                reasons.append(f"quality-drift-{quality.case}: {reason}")
+                print(f"skipped {reasons[-1]}")
     if not written:
         raise ValueError(f"no figure from {len(rows)} rows in {len(files)} files: {'; '.join(reasons) or NEEDED}")
     return written

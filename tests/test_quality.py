@@ -1,0 +1,195 @@
+"""The quality suite: metrics against plain formulas, teacher forcing on a small model, rows, tables, figures, flags."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from resa_bench import baselines  # noqa: F401  (registers the rivals)
+from resa_bench.kernels import SparseConfig
+from resa_bench.plots.figures import draw_all
+from resa_bench.profiling.device import describe
+from resa_bench.suites.cases import MethodSpec
+from resa_bench.suites.cli import main
+from resa_bench.suites.model.config import ModelConfig
+from resa_bench.suites.model.load import LoadedModel
+from resa_bench.suites.model.weights import random_decoder
+from resa_bench.suites.quality import suite
+from resa_bench.suites.quality.cases import QualityCase
+from resa_bench.suites.quality.metrics import compare_logits, relative_error
+from resa_bench.suites.quality.suite import Models, QualityBench, run_case
+from resa_bench.suites.quality.table import case_table, excess, label, mean
+from resa_bench.suites.rows import Row, append_case, read_rows
+from rich.console import Console
+
+CPU = torch.device("cpu")
+TINY = ModelConfig("tiny", 3, 64, 4, 2, 32, 96, 200, qkv_bias=True, rope_theta=1e4)
+CASE = QualityCase("tiny", TINY, prompt=300, steps=72)
+SPARSE = SparseConfig(active_ratio=0.1, min_blocks=2)
+
+
+def resa(every: int, **columns: Any) -> MethodSpec:
+    settings: dict[str, Any] = {"active_ratio": 0.1, "min_blocks": 2} | columns
+    return MethodSpec("resa-torch", SparseConfig(rectify_every=every, **settings))
+
+
+def test_metrics_against_the_formulas() -> None:
+    generator = torch.Generator().manual_seed(0)
+    dense, method = torch.randn(2, 3, 11, generator=generator)
+    following = torch.tensor([1, 7, 10])
+    kl, top1, loss, extra = compare_logits(dense, method, following)
+    p, q = dense.softmax(-1), method.softmax(-1)
+    torch.testing.assert_close(kl, torch.nn.functional.kl_div(q.log(), p, reduction="none").sum(-1))
+    torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(method, following, reduction="none"))
+    torch.testing.assert_close(extra, loss - torch.nn.functional.cross_entropy(dense, following, reduction="none"))
+    assert top1.tolist() == [float(a == b) for a, b in zip(p.argmax(-1), q.argmax(-1), strict=True)]
+    same = compare_logits(dense, dense, following)
+    assert same[0].max() == 0
+    assert same[1].min() == 1
+    torch.testing.assert_close(relative_error(1.5 * dense, dense), torch.full((3,), 0.5))
+
+
+class Letters:
+    """A tokenizer of the tiny model: a letter a token."""
+
+    def encode(self, text: str) -> list[int]:
+        return [ord(letter) % TINY.vocab for letter in text]
+
+
+@pytest.fixture(scope="module")
+def models() -> Models:
+    """A model whose attention matters, kept as if it had been loaded."""
+    decoder = random_decoder(TINY, dtype=torch.float32, device=CPU, seed=1)
+    for layer in decoder.layers:
+        for weight in layer.linears:
+            weight.weight.mul_(4.0)  # type: ignore[union-attr]
+    found = Models()
+    found._key, found._model = ("tiny", "fp32"), LoadedModel(decoder, Letters(), "tiny")  # type: ignore[arg-type]
+    return found
+
+
+def measure(models: Models, specs: list[MethodSpec], case: QualityCase = CASE) -> list[Row]:
+    return run_case(case, specs, QualityBench(CPU, describe(CPU), "test"), models)
+
+
+def of(rows: list[Row], spec: MethodSpec) -> list[Row]:
+    return [r for r in rows if r.method == spec.name and all(getattr(r, k) == v for k, v in spec.columns().items())]
+
+
+@pytest.fixture(scope="module")
+def rows(models: Models) -> list[Row]:
+    specs = [MethodSpec("sparse", SPARSE), resa(1), resa(8), resa(32), resa(8, active_ratio=1.0)]
+    return measure(models, specs)
+
+
+def test_reading_everything_is_dense(rows: list[Row]) -> None:
+    whole = of(rows, resa(8, active_ratio=1.0))
+    assert mean(whole, "kl") == pytest.approx(0, abs=1e-6)
+    assert mean(whole, "top1") == 1
+    assert mean(whole, "kv_error") == pytest.approx(0, abs=1e-5)
+
+
+def test_rectification_bounds_the_drift(rows: list[Row]) -> None:
+    """The shorter the period, the smaller KL and the error of keys and values; without it they are largest."""
+    order = [of(rows, resa(1)), of(rows, resa(8)), of(rows, resa(32)), of(rows, MethodSpec("sparse", SPARSE))]
+    for metric in ("kl", "kv_error"):
+        values = [mean(found, metric) for found in order]
+        assert values == sorted(values), metric
+        assert values[0] < values[-1]
+    first = [r.value for r in order[0] if r.metric == "kv_error" and r.layer == 0]
+    assert first == [pytest.approx(0, abs=1e-6)]  # a first layer's keys depend on the token alone
+    assert excess(rows, order[0], 0) == 0
+
+
+def test_rows_say_what_they_are(rows: list[Row]) -> None:
+    found = [r for r in of(rows, resa(8)) if r.layer is None]
+    assert {r.metric for r in found} == set(suite.METRICS)
+    assert [r.step for r in found if r.metric == "kl"] == [32, 64, 72]
+    assert [r.n_samples for r in found if r.metric == "kl"] == [64, 64, 16]
+    assert len([r for r in of(rows, resa(8)) if r.layer is not None]) == TINY.layers
+    dense = [r for r in rows if r.method == "torch-dense"]
+    loss, extra = mean(found, "loss"), mean(found, "extra_loss")
+    assert loss is not None
+    assert extra is not None
+    assert mean(dense, "loss") == pytest.approx(loss - extra, abs=1e-4)
+
+
+def test_forced_logits_are_those_of_one_pass(models: Models) -> None:
+    """The recorded run against the model on the whole text at once: same loss."""
+    case = QualityCase("tiny", TINY, prompt=40, steps=8)
+    run = suite.QualityRun(case, [], QualityBench(CPU, describe(CPU), "test"), lambda text: None)
+    loaded = models.load(case, CPU)
+    with torch.inference_mode():
+        run.prepare(loaded)
+        tokens, prompt = run.reference.tokens, suite.prompt_ids(loaded, 2 * 49).view(2, 49)
+        assert torch.equal(tokens, prompt[:, 40:])
+        state = suite.State.allocate(loaded.decoder, 2, 64, 1)
+        for steps in (1, 8):
+            logits = suite.prefill(loaded.decoder, state, prompt[:, : 40 + steps])
+            torch.testing.assert_close(run.reference.logits[steps - 1], logits, atol=1e-4, rtol=1e-4)
+
+
+def test_own_continuation_is_the_models(models: Models) -> None:
+    case = QualityCase("tiny", TINY, prompt=40, steps=40, source="own")
+    found = measure(models, [resa(8, active_ratio=1.0)], case)
+    text = measure(models, [resa(8, active_ratio=1.0)], QualityCase("tiny", TINY, prompt=40, steps=40))
+    assert mean(of(found, resa(8, active_ratio=1.0)), "kl") == pytest.approx(0, abs=1e-6)
+    own, other = (mean([r for r in part if r.method == "torch-dense"], "loss") for part in (found, text))
+    assert own is not None
+    assert other is not None
+    assert own < other  # a model is surer of what it says itself
+
+
+def test_a_method_that_fails_costs_its_own_rows(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: Any) -> None:
+        raise suite.torch.OutOfMemoryError("none left")
+
+    real = suite.QualityRun.measure
+    monkeypatch.setattr(
+        suite.QualityRun, "measure", lambda run, spec: broken() if spec.name == "sparse" else real(run, spec)
+    )
+    found = measure(models, [MethodSpec("sparse", SPARSE), resa(8)], QualityCase("tiny", TINY, prompt=40, steps=4))
+    assert [(r.status, r.reason) for r in found if r.method == "sparse"] == [("oom", "none left")]
+    assert all(r.status == "ok" for r in of(found, resa(8)))
+
+
+def test_table_and_figure(rows: list[Row], tmp_path: Path) -> None:
+    console = Console(width=140, record=True)
+    console.print(case_table(CASE.slug, rows))
+    text = console.export_text()
+    assert "resa-torch b16 f8 r0.1" in text
+    assert f"{math.exp(mean([r for r in rows if r.method == 'torch-dense'], 'loss') or 0):.3f}" in text
+    path = tmp_path / "quality.jsonl"
+    append_case(path, rows)
+    assert [label(r) for r in read_rows(path)] == [label(r) for r in rows]
+    drawn = draw_all([path], tmp_path)
+    assert [p.name for p in drawn] == [f"quality-drift-tiny-b2-300-72-text.{e}" for e in ("png", "svg")]
+    words = drawn[1].read_text()
+    for name in ("drift from dense decoding", "sparse b16 r0.1", "resa-torch b16 f1 r0.1", "steps since prefill"):
+        assert name in words
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "qwen2.5-7b"], "random weights say nothing about quality"),
+        (["--prompt-tokens", "8K"], "are over the 8192 that smollm2-135m handles"),
+        (["--method", "torch-dense"], "is what the others are compared with"),
+        (["--method", "nonsense"], "unknown; known are"),
+        (["--batch", "0"], "must be at least 1"),
+    ],
+)
+def test_wrong_flags(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["quality", "--plan", *arguments]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["quality", "--plan", "--device", "cpu", "--source", "text", "own", "--ratio", "0.1", "0.05"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "quality-smollm2-135m-b2-4k-512-text quality-smollm2-135m-b2-4k-512-own" in text
+    for name in ("sparse b16", "resa-torch b16 f1", "quest b16 per-head", "sparse b16 meanstd", "oracle b16"):
+        assert name in text
