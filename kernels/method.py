@@ -105,6 +105,12 @@ class Layer(ABC):
         """Write K and V of the last f tokens and refresh what is derived from them (summaries); no attention."""
         raise NotImplementedError(f"{type(self).__name__} does not overwrite tokens")
 
+    def refresh(self, tokens: int) -> None:  # noqa: B027 (nothing to do where nothing is derived)
+        """Derive again, from the cache's keys, what is derived from the last `tokens` tokens of each sequence.
+
+        For when lengths were set back: K and V beyond them are void, and nothing may be derived from those.
+        """
+
     @abstractmethod
     def traffic(self) -> dict[str, Traffic]:
         """Compulsory work per stage and of `total`, at the cache's present lengths (synchronises)."""

@@ -17,7 +17,7 @@ from .portable import TorchSparseLayer, TorchSparseMethod
 from .scores import score_blocks
 from .selection import select_blocks
 from .sparse_decode import sparse_decode, sparse_splits
-from .summaries import build_summaries, write_tokens
+from .summaries import build_summaries, refresh_summaries, write_tokens
 from .workspace import BlockSparseLayer
 
 
@@ -33,6 +33,10 @@ class SparseLayer(BlockSparseLayer):
 
     def write(self, k: Tensor, v: Tensor) -> None:
         write_tokens(self.cache, k, v, self.summaries)
+
+    def refresh(self, tokens: int) -> None:
+        if self.summaries is not None:
+            refresh_summaries(self.cache, self.summaries, tokens)
 
     def choose_stages(self, step: StepTensors) -> tuple[Stage, ...]:
         cache, config, work = self.cache, self.config, self.work

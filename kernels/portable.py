@@ -90,8 +90,11 @@ class TorchSparseLayer(BlockSparseLayer):
 
     def write(self, k: Tensor, v: Tensor) -> None:
         write_tokens_torch(self.cache, k, v)
+        self.refresh(k.shape[1] if k.dim() == 4 else 1)
+
+    def refresh(self, tokens: int) -> None:
         if self.summaries is not None:
-            refresh_torch(self.cache, self.summaries, k.shape[1] if k.dim() == 4 else 1)
+            refresh_torch(self.cache, self.summaries, tokens)
 
     def choose_stages(self, step: StepTensors) -> tuple[Stage, ...]:
         return Stage("score", lambda: self.score(step), False), Stage("select", self.select, False)

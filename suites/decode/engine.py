@@ -103,15 +103,16 @@ class Engine:
         layers: Sequence[Layer],
         *,
         rectify_every: int | None = None,
-        sampling: Sampling | None = None,
+        sampling: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         """
         Args:
             layers: one a layer of the decoder, bound to the state's caches (`bind_layers`).
             rectify_every: f; None for a method that never rectifies.
+            sampling: from logits `[B, vocab]` to token ids int64 `[B]`; greedy by default.
         """
         self.decoder, self.state, self.layers = decoder, state, list(layers)
-        self.sampling = sampling or Sampling()
+        self.sampling = Sampling() if sampling is None else sampling
         self.rectify_every = rectify_every
         self.observe: Callable[[int, Layer, StepTensors], None] | None = None
         """Called after each layer's attention of an eager step; for checks."""
@@ -189,8 +190,25 @@ class Engine:
         assert self._chunk is not None, "the method does not rectify"
         with mark("other"):
             tokens = state.history.index_select(0, state.count + self._offsets).t().reshape(-1)  # [B f]
-            positions = (state.lengths[:, None] + self._offsets).reshape(-1)
-        self.decoder.keys_and_values(tokens, positions, self._chunk, self._attend_chunk, self._overwrite)
+        self.decoder.keys_and_values(tokens, self._positions(), self._chunk, self._attend_chunk, self._overwrite)
+
+    def verify(self, tokens: Tensor) -> Tensor:
+        """As `rectify`, of given ids, to the end of the model: logits after each of the last f tokens.
+
+        Args:
+            tokens: int64 `[B, f]`, the ids at positions lengths - f .. lengths - 1.
+
+        Returns:
+            `[B, f, vocab]` of the model's dtype.
+        """
+        assert self._chunk is not None, "the method does not rectify"
+        x = self.decoder.hidden(tokens.reshape(-1), self._positions(), self._chunk, self._attend_chunk)
+        return self.decoder.logits(x).view(*tokens.shape, -1)
+
+    def _positions(self) -> Tensor:
+        """Of the last f tokens, `[B f]`."""
+        with mark("other"):
+            return (self.state.lengths[:, None] + self._offsets).reshape(-1)
 
     def capture(self, run: Callable[[], None]) -> Callable[[], None]:
         """`run` as a CUDA graph, after a warm-up. The warm-up changes the state: `State.start` afterwards."""

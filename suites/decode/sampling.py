@@ -34,8 +34,15 @@ class Sampling:
         return scaled.softmax(-1)
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """Token ids int64 `[B]`. Draws by exponential races, which need no synchronisation and can be captured."""
+        """Token ids int64 `[B]` from logits `[B, vocab]`."""
         if self.temperature == 0:
             return logits.argmax(-1)
-        probabilities = self.probabilities(logits)
-        return (probabilities / torch.empty_like(probabilities).exponential_()).argmax(-1)
+        return draw(self.probabilities(logits))
+
+
+def draw(weights: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Token ids int64 `[B]` in proportion to weights float32 `[B, vocab]`, which need not sum to one.
+
+    By exponential races, which need no synchronisation and can be captured.
+    """
+    return (weights / torch.empty_like(weights).exponential_(generator=generator)).argmax(-1)

@@ -1,0 +1,393 @@
+"""Lossless decoding: the texts of dense decoding, what a round leaves behind, and the rule of acceptance."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+import pytest
+import torch
+from resa_bench.kernels import SparseConfig, get_method
+from resa_bench.kernels.summaries import summaries_reference
+from resa_bench.suites.decode.engine import Engine, State, bind_layers, generate
+from resa_bench.suites.decode.loader import prompt_ids
+from resa_bench.suites.decode.lossless import Acceptances, LosslessEngine, accept, agree
+from resa_bench.suites.decode.prompt import fill_synthetic, prefill
+from resa_bench.suites.decode.sampling import Sampling, draw
+from resa_bench.suites.model.config import ModelConfig
+from resa_bench.suites.model.decoder import Decoder
+from resa_bench.suites.model.load import load_decoder
+from resa_bench.suites.model.smollm import ModelNotHere
+from resa_bench.suites.model.weights import random_decoder
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+CUDA = torch.cuda.is_available() and not INTERPRETED
+CPU, FP32 = torch.device("cpu"), torch.float32
+TINY = ModelConfig("tiny", 3, 64, 4, 2, 32, 96, 200, qkv_bias=True, rope_theta=1e4)
+LENGTHS = (203, 117, 160)  # in and at the end of a block
+TOKENS, CAPACITY = 60, 288
+CLOSE = {"atol": 2e-4, "rtol": 1e-4}  # two orders of the same sums: some ulps of values of order 1
+
+
+@pytest.fixture(scope="module", autouse=True)
+def inference():
+    with torch.inference_mode():
+        yield
+
+
+def make_decoder(config: ModelConfig = TINY) -> Decoder:
+    """Weights large enough for attention to matter: with the usual 0.02 a model this small ignores its context."""
+    model = random_decoder(config, dtype=FP32, device=CPU, seed=1)
+    for layer in model.layers:
+        for weight in layer.linears:
+            weight.weight.mul_(4.0)
+    return model
+
+
+@pytest.fixture(scope="module")
+def decoder() -> Decoder:
+    return make_decoder()
+
+
+def sparse(block_size: int = 16, active_ratio: float = 0.1, min_blocks: int = 2) -> SparseConfig:
+    return SparseConfig(block_size=block_size, active_ratio=active_ratio, min_blocks=min_blocks)
+
+
+def start(decoder: Decoder, lengths: tuple[int, ...] = LENGTHS, history: int = TOKENS) -> State:
+    """Sequences of these lengths, prefilled, noise beyond them; the pending token is the prompt's next."""
+    longest = max(lengths)
+    generator = torch.Generator().manual_seed(3)
+    prompt = torch.randint(0, decoder.config.vocab, (len(lengths), longest + 1), generator=generator)
+    state = State.allocate(decoder, len(lengths), CAPACITY, history)
+    prefill(decoder, state, prompt[:, :-1], chunk_tokens=128)
+    ends = torch.tensor(lengths)
+    noise = State.allocate(decoder, len(lengths), CAPACITY, 1)
+    fill_synthetic(noise)
+    for mine, theirs in zip(state.caches, noise.caches, strict=True):
+        for b, end in enumerate(lengths):
+            mine.k[b, :, end:], mine.v[b, :, end:] = 9 * theirs.k[b, :, end:], theirs.v[b, :, end:]
+    state.start(ends, prompt.gather(1, ends[:, None])[:, 0])
+    return state
+
+
+def dense_engine(decoder: Decoder, state: State) -> Engine:
+    method = get_method("torch-dense")(decoder.config.attention(state.batch), SparseConfig(), dtype=FP32, device=CPU)
+    return Engine(decoder, state, bind_layers(state, method, None, 0))
+
+
+def lossless(
+    decoder: Decoder,
+    state: State,
+    config: SparseConfig,
+    drafts: int,
+    *,
+    name: str = "resa-torch",
+    sampling: Sampling | None = None,
+    room: int = TOKENS,
+) -> LosslessEngine:
+    method = get_method(name)(decoder.config.attention(state.batch), config, dtype=FP32, device=CPU)
+    layers = bind_layers(state, method, None, 0)
+    return LosslessEngine(decoder, state, layers, drafts=drafts, room=room, sampling=sampling)
+
+
+@pytest.fixture(scope="module")
+def dense(decoder: Decoder) -> State:
+    """Where dense greedy decoding of `TOKENS` tokens ends."""
+    state = start(decoder)
+    generate(dense_engine(decoder, state).step, None, TOKENS, TOKENS)
+    return state
+
+
+def check_left_behind(engine: LosslessEngine, dense: State, lengths: list[int]) -> None:
+    """K, V below the lengths are those of dense decoding; the summaries of every block are those of valid keys."""
+    for layer, theirs in zip(engine.engine.layers, dense.caches, strict=True):
+        mine, summaries = layer.cache, layer.summaries  # type: ignore[attr-defined]
+        for b, length in enumerate(lengths):
+            torch.testing.assert_close(mine.k[b, :, :length], theirs.k[b, :, :length], **CLOSE)
+            torch.testing.assert_close(mine.v[b, :, :length], theirs.v[b, :, :length], **CLOSE)
+            wanted = summaries_reference(mine.k[b], length, summaries.block_size)
+            assert torch.equal(summaries.logical(mine)[b, :, : wanted.shape[1]], wanted)
+
+
+@pytest.mark.parametrize("drafts", [1, 3, 7])
+@pytest.mark.parametrize(
+    "config",
+    [sparse(8), sparse(16), sparse(32), sparse(8, 0.01, 1), sparse(16, 0.01, 1)],
+    ids=["b8", "b16", "b32", "b8-newest", "b16-newest"],
+)
+def test_text_is_that_of_dense_greedy_decoding(
+    decoder: Decoder, dense: State, config: SparseConfig, drafts: int
+) -> None:
+    """A ragged batch, several blocks on; most drafts are wrong where sparse steps see the newest block alone."""
+    state = start(decoder)
+    engine = lossless(decoder, state, config, drafts)
+    fed = engine.generate(TOKENS)
+    assert torch.equal(fed, dense.history.t())
+    assert torch.equal(state.pending, dense.pending)
+    assert torch.equal(state.lengths, dense.lengths)
+    assert int(state.count) == 0
+    found = engine.acceptances()
+    assert 0 < found.accepted < found.drafted, "some stand, some do not"
+    print(f"m {drafts}, b {config.block_size}, at least {config.min_blocks}: {found.mean:.2f}, {found.histogram}")
+    check_left_behind(engine, dense, state.lengths.tolist())
+
+
+def test_every_round_leaves_exact_keys_values_and_summaries(decoder: Decoder, dense: State) -> None:
+    """Between rounds, too, where sequences stand at different places; some rounds roll back into another block."""
+    state = start(decoder)
+    engine = lossless(decoder, state, sparse(8, 0.01, 1), 7)
+    engine.start(TOKENS)
+    crossed = 0
+    for _ in range(12):
+        engine.round()
+        counts = engine.counts.tolist()
+        for b, (before, count) in enumerate(zip(LENGTHS, counts, strict=True)):
+            assert int(state.lengths[b]) == before + count
+            assert torch.equal(engine.tokens[b, :count], dense.history[:count, b])
+            assert int(state.pending[b]) == int(dense.history[count, b])
+            crossed += (before + count - 1) // 8 < (before + count - 1 + 7) // 8
+        check_left_behind(engine, dense, state.lengths.tolist())
+    assert crossed, "no draft lay in a block beyond those that stand"
+    assert len(set(counts)) > 1, "sequences advance by different numbers"
+
+
+def test_everything_selected_accepts_everything(decoder: Decoder, dense: State) -> None:
+    engine = lossless(decoder, start(decoder), sparse(active_ratio=1.0), 3)
+    assert torch.equal(engine.generate(TOKENS), dense.history.t())
+    assert engine.acceptances() == Acceptances((0, 0, 0, len(LENGTHS) * TOKENS // 4))
+
+
+@pytest.mark.parametrize("parts", [(1, 1, 58), (23, 37)], ids=str)
+def test_decoding_goes_on_where_it_stopped(decoder: Decoder, dense: State, parts: tuple[int, ...]) -> None:
+    """The limit cuts rounds short: the accepted draft after the last token is the pending one."""
+    engine = lossless(decoder, start(decoder), sparse(16, 0.05, 1), 7)
+    assert torch.equal(torch.cat([engine.generate(n) for n in parts], dim=1), dense.history.t())
+    assert torch.equal(engine.state.lengths, dense.lengths)
+
+
+def test_rounds_before_the_start_change_nothing_that_stands(decoder: Decoder, dense: State) -> None:
+    """So a round can be captured where decoding begins."""
+    state = start(decoder)
+    pending = state.pending.clone()
+    engine = lossless(decoder, state, sparse(), 3)
+    engine.round()
+    assert state.lengths.tolist() == list(LENGTHS)
+    assert torch.equal(state.pending, pending)
+    assert engine.acceptances().rounds == 0
+    assert torch.equal(engine.generate(TOKENS), dense.history.t())
+
+
+@pytest.mark.parametrize("active_ratio", [0.1, 0.01])
+def test_text_through_the_kernels(active_ratio: float) -> None:
+    """The kernels' path, interpreted on a CPU, where rollback has a kernel of its own."""
+    if CUDA:
+        pytest.skip("token for token in fp32, which the kernels take under the interpreter alone")
+    lengths, tokens = (45, 30), 10
+    decoder = make_decoder(replace(TINY, layers=2))
+    reference = start(decoder, lengths)
+    generate(dense_engine(decoder, reference).step, None, tokens, tokens)
+    state = start(decoder, lengths)
+    engine = lossless(decoder, state, sparse(8, active_ratio, 1), 3, name="resa")
+    assert torch.equal(engine.generate(tokens), reference.history[:tokens].t())
+    found = engine.acceptances()
+    assert found.accepted < found.drafted
+    check_left_behind(engine, reference, state.lengths.tolist())
+
+
+def test_smollm_text_is_that_of_dense_decoding() -> None:
+    """A real model, two prompts."""
+    try:
+        loaded = load_decoder("smollm2-135m", dtype=FP32, device=CPU)
+    except ModelNotHere as error:
+        pytest.skip(str(error))
+    decoder, tokens, length = loaded.decoder, 48, 201
+    ids = prompt_ids(loaded, 1000)
+    prompts = torch.stack((ids[: length + 1], ids[700 : 701 + length]))
+    texts = []
+    for drafts in (0, 5):
+        state = State.allocate(decoder, 2, CAPACITY, tokens)
+        prefill(decoder, state, prompts[:, :length])
+        state.start(length, prompts[:, length])
+        if not drafts:
+            generate(dense_engine(decoder, state).step, None, tokens, tokens)
+            texts.append(state.history.t())
+            continue
+        engine = lossless(decoder, state, sparse(16, 0.1, 4), drafts)
+        texts.append(engine.generate(tokens))
+    found = engine.acceptances()
+    print(f"SmolLM2: {found.mean:.2f} of {drafts}, {found.histogram}")
+    assert torch.equal(*texts)
+    assert 0 < found.accepted < found.drafted
+    assert len(set(texts[0].flatten().tolist())) > 20, "the model says something"
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("tokens", "drafts"), [(60, 25), (81, 4), (1, 84)])
+def test_too_little_room_is_told_before_anything_is_written(decoder: Decoder, tokens: int, drafts: int) -> None:
+    state = start(decoder, history=128)
+    engine = lossless(decoder, state, sparse(), drafts, room=100)
+    before = [x.clone() for x in (state.lengths, state.pending, state.history, *(c.k for c in state.caches))]
+    with pytest.raises(ValueError, match=rf"203 in the cache, {tokens} to come and {drafts + 1} rows .* of 288"):
+        engine.generate(tokens)
+    after = (state.lengths, state.pending, state.history, *(c.k for c in state.caches))
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_all_the_room_there_is(decoder: Decoder, dense: State) -> None:
+    state = start(decoder, history=128)
+    lossless(decoder, state, sparse(), CAPACITY - max(LENGTHS) - 61).generate(60)
+    assert torch.equal(state.lengths, dense.lengths)
+    assert torch.equal(state.pending, dense.pending)
+
+
+def test_wrong_arguments(decoder: Decoder) -> None:
+    state = start(decoder)
+    with pytest.raises(ValueError, match="drafts: got 0"):
+        lossless(decoder, state, sparse(), 0)
+    with pytest.raises(ValueError, match="room: got 0"):
+        lossless(decoder, state, sparse(), 1, room=0)
+    with pytest.raises(ValueError, match="history: 60 rows, 61 drafts"):
+        lossless(decoder, state, sparse(), 61)
+    with pytest.raises(ValueError, match="needs a method that rectifies"):
+        lossless(decoder, state, sparse(), 3, name="torch-dense")
+    for tokens in (0, 61):
+        with pytest.raises(ValueError, match=f"tokens: got {tokens}, allowed are 1 to the room of 60"):
+            lossless(decoder, state, sparse(), 3).generate(tokens)
+
+
+# --- acceptance -------------------------------------------------------------------------------------------------------
+
+DRAWS = 40_000
+VOCAB = 7
+QUANTILE = {6: 22.5, 48: 84.0}  # of chi-squared by degrees of freedom, at 0.1 %
+
+
+def chi_squared(drawn: torch.Tensor, p: torch.Tensor) -> float:
+    """Of ids `[n]` against probabilities `[cells]`, all above 0."""
+    counts = drawn.bincount(minlength=len(p)).double()
+    expected = p.double() * len(drawn)
+    return float(((counts - expected) ** 2 / expected).sum())
+
+
+def distributions(*shape: int, seed: int) -> torch.Tensor:
+    logits = torch.randn(*shape, VOCAB, generator=torch.Generator().manual_seed(seed))
+    return (1.2 * logits).softmax(-1)
+
+
+def test_agree_counts_leading_drafts() -> None:
+    exact = torch.tensor([[5, 6, 7, 8]]).expand(4, -1)
+    drafts = torch.tensor([[5, 6, 7], [5, 0, 7], [0, 6, 7], [5, 6, 0]])
+    verdict = agree(drafts, exact)
+    assert verdict.accepted.tolist() == [3, 1, 0, 2]
+    assert verdict.following.tolist() == [8, 6, 5, 7]
+
+
+def test_accepted_and_following_tokens_are_distributed_as_p() -> None:
+    """Token i + 1 of a round, whether a draft, a correction or a bonus, where the round reaches it."""
+    generator = torch.Generator().manual_seed(0)
+    m = 3
+    p, q = distributions(m + 1, seed=1), distributions(m, seed=2)
+    drafts = torch.stack([draw(q[i].expand(DRAWS, -1), generator) for i in range(m)], dim=1)
+    verdict = accept(drafts, q.expand(DRAWS, -1, -1), p.expand(DRAWS, -1, -1), generator)
+    for i in range(m + 1):
+        reached = verdict.accepted >= i
+        drawn = verdict.following if i == m else torch.where(verdict.accepted > i, drafts[:, i], verdict.following)
+        assert chi_squared(drawn[reached], p[i]) < QUANTILE[6]
+        if i < m:  # as likely as theory has it
+            rate = float((verdict.accepted[reached] > i).double().mean())
+            assert rate == pytest.approx(float(torch.minimum(p[i], q[i]).sum()), abs=0.015)
+
+
+def test_rounds_of_a_chain_are_distributed_as_the_chain() -> None:
+    """Where each distribution hangs on the token before: pairs of tokens, over the end of a round, too."""
+    generator = torch.Generator().manual_seed(5)
+    p, q = distributions(VOCAB, seed=6), distributions(VOCAB, seed=7)
+    m, wanted = 2, 4
+    text = torch.full((DRAWS, wanted + m + 1), -1)
+    pending, counts = torch.zeros(DRAWS, dtype=torch.int64), torch.zeros(DRAWS, dtype=torch.int64)
+    while int(counts.min()) < wanted:
+        tokens = [pending]
+        for _ in range(m):
+            tokens.append(draw(q[tokens[-1]], generator))
+        fed = torch.stack(tokens, dim=1)
+        verdict = accept(fed[:, 1:], q[fed[:, :-1]], p[fed], generator)
+        emitted = torch.cat((fed[:, 1:], verdict.following[:, None]), dim=1)
+        emitted.scatter_(1, verdict.accepted[:, None], verdict.following[:, None])
+        at = counts.clamp(max=wanted)[:, None] + torch.arange(m + 1)
+        text.scatter_(1, at, emitted)
+        counts += verdict.accepted + 1
+        pending = verdict.following
+    exact = p[0]
+    for i in range(wanted - 1):
+        pairs = text[:, i] * VOCAB + text[:, i + 1]
+        assert chi_squared(pairs, (exact[:, None] * p).flatten()) < QUANTILE[48]
+        exact = exact @ p
+
+
+def test_equal_distributions_accept_everything() -> None:
+    generator = torch.Generator().manual_seed(0)
+    q = distributions(DRAWS, 2, seed=3)
+    q[:, :, 0] = 0.0  # never drafted
+    drafts = torch.stack([draw(q[:, i], generator) for i in range(2)], dim=1)
+    last = distributions(1, seed=4)
+    verdict = accept(drafts, q, torch.cat((q, last.expand(DRAWS, 1, -1)), dim=1), generator)
+    assert bool((verdict.accepted == 2).all())
+    assert chi_squared(verdict.following, last[0]) < QUANTILE[6]
+
+
+def test_zero_probabilities() -> None:
+    """As top-p makes them: tokens that q never drafts are reached by corrections, those that p lacks never come."""
+    generator = torch.Generator().manual_seed(0)
+    p = torch.tensor([0.0, 0.0, 0.1, 0.2, 0.3, 0.4])
+    q = torch.tensor([0.5, 0.0, 0.2, 0.2, 0.1, 0.0])
+    drafts = draw(q.expand(DRAWS, -1), generator)[:, None]
+    verdict = accept(drafts, q.expand(DRAWS, 1, -1), p.expand(DRAWS, 2, -1), generator)
+    assert bool((verdict.accepted[drafts[:, 0] == 0] == 0).all())
+    first = torch.where(verdict.accepted > 0, drafts[:, 0], verdict.following)
+    assert int(first.min()) == 2
+    assert chi_squared(first - 2, p[2:]) < 16.3  # 3 degrees, 0.1 %
+    nothing = accept(torch.tensor([[1]]), q.view(1, 1, -1), p.expand(1, 2, -1))  # a draft of no probability at all
+    assert int(nothing.accepted) == 0
+    assert int(nothing.following) > 1
+    apart = torch.eye(2)[None]  # no token in common: always the correction
+    assert accept(torch.tensor([[0]]), apart[:, :1], apart[:, 1:].expand(1, 2, -1)).following.tolist() == [1]
+
+
+@pytest.mark.parametrize("sampling", [Sampling(0.8), Sampling(1.0, 0.8)], ids=["t0.8", "top-p"])
+def test_sampled_text_is_distributed_as_dense_sampling(sampling: Sampling) -> None:
+    """The engine's own rounds: pairs of tokens after one prompt, against their exact probabilities."""
+    decoder = make_decoder(replace(TINY, layers=2, vocab=VOCAB))
+    batch, repeats, length = 512, 8, 61
+    prompt = torch.randint(0, VOCAB, (1, length + 1), generator=torch.Generator().manual_seed(3))
+
+    def after(*more: int) -> torch.Tensor:
+        """Probabilities `[vocab]` of what follows."""
+        whole = torch.cat((prompt, torch.tensor([more], dtype=torch.int64)), dim=1)
+        return sampling.probabilities(prefill(decoder, State.allocate(decoder, 1, 96, 1), whole))[0]
+
+    exact = torch.stack([after()[t] * after(t) for t in range(VOCAB)]).flatten()
+    source, state = State.allocate(decoder, 1, 96, 1), State.allocate(decoder, batch, 96, 8)
+    prefill(decoder, source, prompt[:, :-1])
+    for mine, theirs in zip(state.caches, source.caches, strict=True):
+        mine.k.copy_(theirs.k.expand_as(mine.k))
+        mine.v.copy_(theirs.v.expand_as(mine.v))
+    torch.manual_seed(0)
+    state.start(length, prompt[:, -1].expand(batch))
+    engine = lossless(decoder, state, sparse(8, 0.01, 1), 2, sampling=sampling)
+    pairs = []
+    for _ in range(repeats):
+        state.start(length, prompt[:, -1].expand(batch))
+        fed = engine.generate(3)
+        pairs.append(fed[:, 1] * VOCAB + fed[:, 2])
+    found = engine.acceptances()
+    assert 0 < found.accepted < found.drafted
+    drawn = torch.cat(pairs)
+    likely = exact > 5 / len(drawn)
+    assert not bool((exact.bincount() if False else drawn.bincount(minlength=49))[exact == 0].any())
+    cells = torch.where(likely, likely.cumsum(0) - 1, int(likely.sum()))
+    merged = torch.zeros(int(likely.sum()) + 1).index_add_(0, cells, exact)
+    kept = merged > 0
+    order = kept.cumsum(0) - 1
+    assert chi_squared(order[cells[drawn]], merged[kept]) < QUANTILE[48]
