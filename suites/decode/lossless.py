@@ -7,12 +7,11 @@ a = m, a bonus, is the next pending one. Each sequence accepts as many as it doe
 
 The state between rounds is that of an engine which has just rectified:
 
-- K and V of the first `lengths` tokens are what dense decoding leaves; summaries are those of these keys alone.
+- K and V of the first `lengths` tokens are what dense decoding leaves; summaries are those of these keys alone. What
+  lies beyond, in caches and summaries, is void, and the next round writes it before it is read.
 - `pending` is exact too: the token that dense decoding would feed next.
-- What lies beyond `lengths`, in caches and summaries, is void. The next round writes it before it is read.
 - `history` is the tape of one round's drafting and `count` is 0: sequences advance by different numbers of tokens, so
-  no row of a common history would hold tokens of one time. What was fed is in `tokens` `[B, T]`, the first `counts`
-  `[B]` of each row, beyond which it is void as well.
+  no count of a common history fits them all. What was fed is in `tokens` `[B, T]`, the first `counts` `[B]` of a row.
 
 During a round `lengths` runs up to the last draft (L + m + 1) and is set back to L + a + 1. With one cache shared by
 all layers K and V are the last layer's, never those of dense decoding: good for times, not for texts.
@@ -63,9 +62,8 @@ def accept(drafts: Tensor, q: Tensor, p: Tensor, generator: torch.Generator | No
     mine, theirs = (x.gather(2, drafts[:, :, None])[:, :, 0] for x in (p[:, :-1], q))  # p(d), q(d): [B, m]
     chance = torch.rand(mine.shape, dtype=mine.dtype, device=mine.device, generator=generator)
     accepted = _leading((chance * theirs < mine) | ((mine >= theirs) & (mine > 0)))
-    rejected = accepted < drafts.shape[1]
-    wanted = _row(p, accepted)
-    given = _row(q, accepted.clamp(max=drafts.shape[1] - 1)) * rejected[:, None]
+    last = drafts.shape[1] - 1
+    wanted, given = _row(p, accepted), _row(q, accepted.clamp(max=last)) * (accepted <= last)[:, None]
     rest = (wanted - given).clamp(min=0)
     rest = torch.where(rest.sum(-1, keepdim=True) > 0, rest, wanted)  # p and q that differ by rounding alone
     return Verdict(accepted, draw(rest, generator))
@@ -83,16 +81,15 @@ def _row(x: Tensor, index: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Acceptances:
-    """How far drafts carried: `histogram[a]` rounds of a sequence accepted a of the m drafts, a = 0 .. m.
+    """How far drafts carried: in `histogram[a]` rounds, summed over sequences, a of the m drafts were accepted.
 
-    The last round of a sequence counts in full, though its text may end before the last accepted draft.
+    A sequence's last round counts in full, though its text may end before the last accepted draft.
     """
 
     histogram: tuple[int, ...]
 
     @property
     def rounds(self) -> int:
-        """Rounds, summed over sequences."""
         return sum(self.histogram)
 
     @property
@@ -112,8 +109,9 @@ class Acceptances:
 class LosslessEngine:
     """A decoder bound to a rectifying sparse method on a state, drafting m tokens a round and verifying them.
 
-    `generate` does everything. `start` and `round` are its parts: a round asks nothing of the device and works at fixed
-    addresses, so that it can be captured (`engine.capture(lossless.round)`) where `engine.graph_safe`.
+    `generate` does everything; `start` and `round` are its parts. A round asks nothing of the device and works at fixed
+    addresses, so that it can be captured, before the first start, where it leaves what stands as it was:
+    `lossless.engine.capture(lossless.round)`, where `lossless.engine.graph_safe`.
     """
 
     def __init__(
@@ -125,52 +123,47 @@ class LosslessEngine:
         drafts: int,
         room: int,
         sampling: Sampling | None = None,
-        generator: torch.Generator | None = None,
     ) -> None:
         """
         Args:
-            state: K and V below its lengths exact, the pending token too; a history of at least `drafts` rows.
+            state: exact as between rounds; its history has at least `drafts` rows.
             layers: one a layer of the decoder, bound to the state's caches by a method that rectifies.
             drafts: m.
             room: most tokens that `generate` may be asked for.
             sampling: greedy by default; a temperature and top-p hold for drafts and exact distributions alike.
-            generator: what sampling draws with, on the decoder's device; the default one otherwise.
 
         Raises:
             ValueError: drafts or room below 1, a history too short, a method without dense passes.
         """
-        for name, value in (("drafts", drafts), ("room", room)):
-            if value < 1:
-                raise ValueError(f"{name}: got {value}, must be at least 1 token")
+        if min(drafts, room) < 1:
+            raise ValueError(f"drafts, room: got {drafts}, {room}, must be at least 1 token each")
         if len(state.history) < drafts:
             raise ValueError(f"history: {len(state.history)} rows, {drafts} drafts need one each")
         if any(layer.chunk_kernel is None for layer in layers):
             raise ValueError("layers: verification needs a method that rectifies (resa, resa-torch) in every layer")
         self.state, self.drafts, self.room = state, drafts, room
-        self.sampling, self.generator = sampling or Sampling(), generator
+        self.sampling = sampling or Sampling()
         greedy = self.sampling.temperature == 0
-        self.engine = Engine(
-            decoder, state, layers, rectify_every=drafts + 1, sampling=None if greedy else self._draw_draft
-        )
+        drawn = None if greedy else self._draw_draft
+        self.engine = Engine(decoder, state, layers, rectify_every=drafts + 1, sampling=drawn)
         self._layers = list({id(layer): layer for layer in layers}.values())
 
         def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
             return torch.zeros(*shape, dtype=dtype, device=decoder.device)
 
-        batch = state.batch
-        self.tokens = zeros(batch, room + drafts + 1)  # what was fed; a round writes m + 1 and keeps those that stand
-        self.counts = zeros(batch)  # that stand of each row of `tokens`
+        self.tokens = zeros(state.batch, room + drafts + 1)  # fed; a round writes m + 1, some stand
+        self.counts = zeros(state.batch)  # that stand of each row of `tokens`
         self._limit = zeros(1)  # of `counts`
         self._histogram = zeros(drafts + 1)
         self._columns = torch.arange(drafts + 1, device=decoder.device)
-        self._q = None if greedy else zeros(batch, drafts, decoder.config.vocab, dtype=torch.float32)
+        self._q = None if greedy else zeros(state.batch, drafts, decoder.config.vocab, dtype=torch.float32)
 
     def _draw_draft(self, logits: Tensor) -> Tensor:
         """A draft from logits `[B, vocab]`; the distribution that it is drawn from is kept."""
         assert self._q is not None
         q = self.sampling.probabilities(logits)
         self._q.index_copy_(1, self.state.count - 1, q[:, None])
-        return draw(q, self.generator)
+        return draw(q)
 
     def start(self, tokens: int) -> None:
         """Be ready for `tokens` more tokens a sequence, from where the state stands (synchronises).
@@ -182,14 +175,10 @@ class LosslessEngine:
         """
         if not 1 <= tokens <= self.room:
             raise ValueError(f"tokens: got {tokens}, allowed are 1 to the room of {self.room}")
-        state = self.state
-        length = int(state.lengths.max())
-        if length + tokens + self.drafts + 1 > state.capacity:
-            raise ValueError(
-                f"tokens: {length} in the cache, {tokens} to come and {self.drafts + 1} rows of verification do not "
-                f"fit the capacity of {state.capacity}"
-            )
-        state.count.zero_()
+        length, capacity = int(self.state.lengths.max()), self.state.capacity
+        if length + tokens + self.drafts + 1 > capacity:
+            wanted = f"{length} in the cache, {tokens} to come and {self.drafts + 1} rows of verification"
+            raise ValueError(f"tokens: {wanted} do not fit the capacity of {capacity}")
         self.counts.zero_()
         self._histogram.zero_()
         self._limit.fill_(tokens)
@@ -239,7 +228,7 @@ class LosslessEngine:
         if self._q is None:
             return agree(drafts, logits.argmax(-1))
         p = self.sampling.probabilities(logits.flatten(0, 1)).view_as(logits)
-        return accept(drafts, self._q, p, self.generator)
+        return accept(drafts, self._q, p)
 
     def _advance(self, fed: Tensor, verdict: Verdict) -> None:
         """Keep what stands of `fed` `[B, m + 1]`, up to the limit; set lengths back to it."""
