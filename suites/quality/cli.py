@@ -68,9 +68,7 @@ def add_quality_arguments(parser: argparse.ArgumentParser) -> None:
 def choose_cases(options: argparse.Namespace, device: torch.device) -> list[QualityCase]:
     """A case for each source. Raises ValueError for a model without text, or a text over its context."""
     if options.model in MODELS:
-        raise ValueError(
-            f"--model {options.model}: its weights are random, so its text means nothing; give a checkpoint"
-        )
+        raise ValueError(f"--model {options.model}: random weights say nothing about quality; give a checkpoint")
     config = SMOLLM_CONFIG if options.model == SMOLLM else model_config(options.model)
     quick = options.scale == "quick"
     prompt = options.prompt_tokens or (1024 if quick else 4096)
