@@ -78,7 +78,7 @@ def _several_ratios(rows: Sequence[Row]) -> bool:
 
 def _line(ax: Axes, rows: Sequence[Row], look: Look) -> None:
     rows = sorted(rows, key=lambda row: row.step or 0)
-    xs, ys = [row.step or 0 for row in rows], [row.value for row in rows]
+    xs, ys = [row.step or 0 for row in rows], [row.value or 0.0 for row in rows]
     ax.plot(xs, ys, color=look.colour, marker=look.marker, ls=look.linestyle, markevery=STEP_MARKERS)
 
 

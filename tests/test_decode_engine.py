@@ -114,7 +114,7 @@ def test_everything_selected_is_dense(decoder: Decoder, prompt: torch.Tensor) ->
 
 
 def test_rectified_keys_and_values_are_those_of_dense_decoding(decoder: Decoder, prompt: torch.Tensor) -> None:
-    """methods.md's invariant, and that there was something to rectify: before it they are not."""
+    """After a rectification K and V are those of dense decoding; before it they are not."""
     state = start(decoder, prompt)
     engine = bind(decoder, state, RESA)
     for _ in range(SPARSE.rectify_every):

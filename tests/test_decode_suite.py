@@ -29,12 +29,13 @@ from resa_bench.suites.decode.loader import Loader
 from resa_bench.suites.decode.measure import Timing, time_decoding, time_period
 from resa_bench.suites.decode.sampling import Sampling
 from resa_bench.suites.decode.suite import CaseRun, DecodeBench, DecodePlan, run_case, step_us
-from resa_bench.suites.decode.table import break_even, breakdown_table, texts
+from resa_bench.suites.decode.table import break_even, breakdown_table, print_report, texts
 from resa_bench.suites.model import config as model_config
 from resa_bench.suites.model.config import ModelConfig, preset
 from resa_bench.suites.model.smollm import ModelNotHere
 from resa_bench.suites.rows import Row
 from resa_bench.suites.speedups import with_speedups
+from rich.console import Console
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 TINY = ModelConfig("tiny-for-tests", 2, 32, 4, 2, 16, 64, 100)
@@ -262,6 +263,25 @@ def test_a_text_prompt_is_never_written_to(tiny: str, monkeypatch: pytest.Monkey
         for cache, (k, v) in zip(run.state.caches, before, strict=True):
             assert torch.equal(cache.k[:, :, : run.prompt], k)
             assert torch.equal(cache.v[:, :, : run.prompt], v)
+
+
+def test_drift_of_a_text(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of the three rectifications after a text says how far the four steps before it were off."""
+    original = loader.load_decoder
+    monkeypatch.setattr(loader, "load_decoder", lambda *a, **k: replace(original(*a, **k), tokenizer=Words()))
+    case = DecodeCase(tiny, TINY, 1, 300, "fp32", "fp32", prompt="text")
+    bench = bench_on_cpu(periods=1)
+    rows = run_case(case, SPECS, replace(bench, plan=replace(bench.plan, drift=True)), Loader())
+    drift = [r for r in rows if r.metric]
+    assert {r.method for r in drift} == {"resa-torch"}
+    assert [(r.step, r.metric) for r in drift if r.layer is None] == [
+        (step, metric) for step in (4, 8, 12) for metric in ("kl", "top1")
+    ]
+    assert {r.layer for r in drift if r.metric == "kv_change"} == set(range(TINY.layers))
+    assert all(r.value is not None and r.value >= 0 for r in drift)
+    console = Console(width=140, record=True)
+    print_report(rows, console)
+    assert "drift by the end of each period" in console.export_text()
 
 
 def test_what_fails_late_leaves_what_was_measured(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,6 +97,7 @@ def add_decode_arguments(parser: argparse.ArgumentParser) -> None:
     run.add_argument("--plan", action="store_true", help="print each case's memory and floor, and stop")
     run.add_argument("--seconds", type=float, default=2.0, help="decode at least that long (and two periods)")
     run.add_argument("--no-eager", action="store_true", help="leave out the eager rows")
+    run.add_argument("--drift", action="store_true", help="ReSA: what each rectification says about the steps before")
     run.add_argument("--no-breakdown", action="store_true", help="leave out the stages")
     run.add_argument("--no-plots", action="store_true")
 
@@ -231,11 +232,13 @@ def run_decode(options: argparse.Namespace, device: torch.device, command: str, 
     if tool and not options.no_breakdown and device.type == "cuda":
         console.print(f"under {tool}: stages are left out, since two tracers cannot share the GPU", highlight=False)
     traces = not options.no_breakdown and (tool is None or device.type != "cuda")
-    plan = DecodePlan(seconds=options.seconds, eager=not options.no_eager, breakdown=traces)
+    plan = DecodePlan(seconds=options.seconds, eager=not options.no_eager, breakdown=traces, drift=options.drift)
     console.print(f"{len(cases)} cases x {len(specs)} methods on {device}; results in {path}", highlight=False)
     worker = Worker(Settings(str(device), Plan(), command, decode=plan))
     kinds = [*(["eager"] if plan.eager and device.type == "cuda" else []), *(["gap"] if plan.breakdown else [])]
-    outcome = run_cases(cases, specs, worker, path, device, console, fresh=options.fresh, kinds=kinds, further=further)
+    outcome = run_cases(
+        cases, specs, worker, path, device, console, fresh=options.fresh or options.drift, kinds=kinds, further=further
+    )
     print_report(outcome.rows, console)
     if outcome.resumed:
         console.print(f"{outcome.resumed} of {len(cases)} cases were done already (--fresh measures them again)")

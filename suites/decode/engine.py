@@ -1,6 +1,6 @@
 """One model decoding under one method: state on the device, a step, a rectification, each as one CUDA graph.
 
-The order is methods.md's. L tokens have their K and V in the caches; one *pending* token is sampled but not yet in
+L tokens have their K and V in the caches; one *pending* token is sampled but not yet in
 them. A step feeds the pending token at position L, L grows by one, the logits give the next pending token. After f
 steps rectification runs the last f tokens, whose ids the history holds, through the model densely: in each layer K and
 V are overwritten and the summaries of their blocks refreshed, then the rows attend. The pending token stays.

@@ -1,4 +1,4 @@
-"""Lossless decoding by sparse self-speculation: sparse steps draft, one dense pass verifies (methods.md).
+"""Lossless decoding by sparse self-speculation: sparse steps draft, one dense pass verifies.
 
 A round drafts m tokens: m sparse steps feed the pending token x0 and the drafts d1 .. d(m-1), which gives d1 .. dm.
 One dense pass of the m+1 rows x0, d1 .. dm through rectification's kernels then overwrites their K and V and gives the
@@ -49,6 +49,8 @@ def agree(drafts: Tensor, exact: Tensor) -> Verdict:
 
 def accept(drafts: Tensor, q: Tensor, p: Tensor, generator: torch.Generator | None = None) -> Verdict:
     """The rule under which accepted drafts and the token after them are distributed as if drawn from p alone.
+
+    Source: arXiv 2211.17192, section 2.3 and appendix A.1.
 
     Draft d stands with probability min(1, p(d) / q(d)). After the first that does not, a token is drawn from the
     positive part of p - q; after m that do, from the last p. A token of probability 0 under p never comes out.

@@ -27,6 +27,7 @@ from ..speedups import with_speedups
 from .cases import TEXT_PERIODS, DecodeCase, capacity, period, prompt_tokens, rectifies
 from .checks import check_attention, check_rectified, check_replay
 from .costs import Costs, rectification, too_large, weight_traffic
+from .drift import DriftMeter
 from .engine import Engine, State, bind_layers
 from .loader import Loader, copy_tokens, prompt_ids, release
 from .measure import EAGER_STEPS, Timing, time_decoding, time_period
@@ -46,6 +47,7 @@ class DecodePlan:
     seconds: float = 2.0  # at least, so that the energy counter has something to count
     eager: bool = True  # on a GPU: some steps launched eagerly beside
     breakdown: bool = True
+    drift: bool = False  # of methods that rectify: what each rectification says about the steps before it
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +208,8 @@ class CaseRun:
         if bench.plan.eager and one.launch == "graph":
             self.on_step(f"eager {spec.label}")
             yield self.eager(one, costs, clocks)
+        if bench.plan.drift and one.engine.rectify_every:
+            yield from self.drift_rows(one)
 
     def eager(self, one: Contender, costs: Costs, clocks: ClockState) -> Row:
         """The row of steps launched eagerly: some steps, and one rectification timed apart."""
@@ -220,6 +224,22 @@ class CaseRun:
             _, wall_us = time_period(one.engine.rectify, None, 1, device)
             timing.apart_us = wall_us / every
         return self.total(one, timing, costs, clocks, "eager")
+
+    def drift_rows(self, one: Contender) -> Iterator[Row]:
+        """Decode some periods again under the drift meter: rows of what each rectification found."""
+        every = one.engine.rectify_every or 0
+        meter = DriftMeter(one.engine, lambda drift: self.on_step(f"{one.spec.label}, {drift}"))
+        self.restart(TEXT_PERIODS * every)
+        for _ in range(TEXT_PERIODS):
+            for _ in range(every):
+                meter.step()
+            meter.rectify()
+        for drift in meter.readings:
+            common = {"stage": "rectify", "launch": "eager", "step": drift.tokens, "status": "ok"}
+            yield self.row(one.spec, **common, metric="kl", value=digits(drift.kl))
+            yield self.row(one.spec, **common, metric="top1", value=digits(drift.same_top))
+            for layer, value in enumerate(drift.change):
+                yield self.row(one.spec, **common, metric="kv_change", layer=layer, value=digits(value))
 
     def text(self) -> str:
         """What was decoded so far, the first sequence."""

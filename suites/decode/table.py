@@ -122,6 +122,22 @@ def break_even(rows: Sequence[Row]) -> dict[Curve, tuple[float, bool]]:
     return found
 
 
+def drift_table(rows: Sequence[Row]) -> Table:
+    """What each rectification said about the sparse steps before it (`--drift`)."""
+    table = Table(title="drift by the end of each period, read off its rectification", title_justify="left")
+    for name in ("case", "method", "tokens", "KL, nats", "same top token", "K/V change", "most in layer"):
+        table.add_column(name, justify="left" if name in ("case", "method") else "right")
+    found = [r for r in rows if r.metric and r.value is not None]
+    for case, name, step in dict.fromkeys((r.case, label(r), r.step) for r in found):
+        mine = [r for r in found if (r.case, label(r), r.step) == (case, name, step)]
+        values = {r.metric: r.value or 0.0 for r in mine if r.layer is None}
+        layers = {r.layer: r.value or 0.0 for r in mine if r.layer is not None}
+        mean, most = sum(layers.values()) / len(layers), max(layers, key=layers.__getitem__)
+        numbers = (f"{values['kl']:.4f}", f"{values['top1']:.0%}", f"{mean:.2%}", f"{most} ({layers[most]:.2%})")
+        table.add_row(case, name, str(step), *numbers)
+    return table
+
+
 def print_report(rows: Sequence[Row], console: Console) -> None:
     """All tables of a run."""
     for case in dict.fromkeys(r.case for r in rows):
@@ -140,6 +156,8 @@ def print_report(rows: Sequence[Row], console: Console) -> None:
             batch = f"{curve.batch}, shared K/V" if curve.shared_kv else str(curve.batch)
             table.add_row(curve.model, curve.weights, batch, curve.method, f"{'<= ' if at_most else ''}{tokens:.0f}")
         console.print(table)
+    if any(r.metric for r in rows):
+        console.print(drift_table(rows))
     panels = texts(rows)
     if panels:
         console.print(Columns(panels))

@@ -88,10 +88,10 @@ def run_forced(
     for t in range(reference.steps):
         step()
         following = reference.tokens[:, t + 1]
-        compared = compare_logits(reference.logits[t], engine.logits, following)
+        kl, top1, loss, extra = (x.cpu() for x in compare_logits(reference.logits[t], engine.logits, following))
         errors = _kv_errors(state, reference, prompt, t)
         by_layer += errors.mean(1)
-        found.append(StepMetrics(*(value.cpu() for value in compared), kv_error=errors.mean(0)))
+        found.append(StepMetrics(kl, top1, loss, extra, errors.mean(0)))
         state.pending.copy_(following)
         if rectify is not None and every and (t + 1) % every == 0:
             rectify()
