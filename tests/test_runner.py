@@ -106,7 +106,7 @@ def test_all_cases_are_measured_and_written(run: Run) -> None:
     assert [(row.case, row.method) for row in read_rows(run.path)] == [(s, n.name) for s in (A, B, C) for n in SPECS]
     assert len(pd.read_csv(run.path.with_suffix(".csv"))) == len(outcome.rows) == 6
     assert (outcome.exit_status, outcome.resumed, outcome.interrupted) == (0, 0, False)
-    assert [line.split(" in ")[0] for line in run.printed.splitlines()] == [f"{s}: 2 timed" for s in (A, B, C)]
+    assert [line.split(" in ")[0] for line in run.printed.splitlines()] == [f"{s}: 2 measured" for s in (A, B, C)]
 
 
 def test_a_case_is_on_disk_before_the_next_begins(run: Run) -> None:
@@ -154,7 +154,7 @@ def test_failed_cases_are_measured_again(run: Run, status: str) -> None:
     outcome = run(FakeWorker({B: with_status("resa-torch", status)}))
     assert outcome.exit_status == 1
     assert [(row.case, row.method) for row in outcome.failures] == [(B, "resa-torch")]
-    assert f"{B}: 1 timed, 1 FAILED in" in run.printed
+    assert f"{B}: 1 measured, 1 FAILED in" in run.printed
     again = run()
     assert run.worker.measured == [B]
     assert (again.exit_status, again.resumed) == (0, 2)
@@ -175,7 +175,7 @@ def test_skipped_methods_are_measured_once_they_can_run(run: Run) -> None:
     skip = {case.slug: with_status("optional", "skipped") for case in CASES[:2]}
     outcome = run(FakeWorker(skip), CASES[:2], specs)
     assert outcome.exit_status == 0  # a skip is no failure
-    assert f"{A}: 1 timed, 1 skipped in" in run.printed
+    assert f"{A}: 1 measured, 1 skipped in" in run.printed
     run(cases=CASES[:2], specs=specs)
     assert run.worker.measured == []
     missing[0] = None
@@ -251,7 +251,7 @@ def test_a_broken_case_costs_itself_alone(run: Run, error: Exception, reason: st
     ]
     assert all(reason in str(row.reason) for row in broken)
     assert (broken[1].block_size, broken[1].context, broken[1].dtype, broken[1].case_rows) == (16, 512, "fp32", 2)
-    assert f"{B}: 0 timed, 2 FAILED in" in run.printed
+    assert f"{B}: 0 measured, 2 FAILED in" in run.printed
 
 
 @pytest.mark.parametrize(
