@@ -42,7 +42,7 @@ from .worker import Settings, Worker
 
 BLOCK_SIZES = [16, 32, 64]
 MICRO_EXAMPLES = """examples:
-  resa-bench micro                                     the default list (about 3 minutes on an H100 or on 2 CPU cores)
+  resa-bench micro                                     the default list (3 to 4 minutes on an H100 or on 2 CPU cores)
   resa-bench micro --quick                             two short cases
   resa-bench micro --context 64K 256K --batch 4        these cases, whatever the list
   resa-bench micro --method resa quest sdpa-cudnn      these methods only
