@@ -35,7 +35,8 @@ def print_sections(parts: Sequence[Section], known: Facts, source: str, console:
         console.print(table)
         notes = []
         if part.kind == "step" and (part.launch == "graph" or not known.graph):
-            notes.append(f"untraced: {known.untraced_us:.1f} us ({part.wall_us / known.untraced_us - 1:+.1%} traced)")
+            more = f" ({part.wall_us / known.untraced_us - 1:+.1%} traced)" if part.kernels else ""
+            notes.append(f"untraced, by the suite's own clock: {known.untraced_us:.1f} us{more}")
         if part.kernels:
             notes.append(
                 f"the host: {part.host_us:.0f} us, {part.call_us:.0f} of them in the calls that launch "
