@@ -63,7 +63,7 @@ def _serve(pipe: Connection, settings: Settings) -> None:
     )
     models = decode.DecodeBench(device, ceilings, environment, settings.decode, settings.command, idle_watts)
     loader = decode.Loader()
-    fidelity, weights = quality.QualityBench(device, environment, settings.command), quality.Models()
+    fidelity = quality.QualityBench(device, environment, settings.command)
     pipe.send(("ready", (ceilings, environment.device)))
     while True:
         task = pipe.recv()
@@ -76,7 +76,7 @@ def _serve(pipe: Connection, settings: Settings) -> None:
 
         with ranges_for_tool():
             if isinstance(case, QualityCase):
-                rows = quality.run_case(case, specs, fidelity, weights, on_step)
+                rows = quality.run_case(case, specs, fidelity, loader, on_step)
             elif isinstance(case, DecodeCase):
                 rows = decode.run_case(case, specs, models, loader, on_step)
             else:

@@ -14,13 +14,14 @@ from resa_bench.plots.figures import draw_all
 from resa_bench.profiling.device import describe
 from resa_bench.suites.cases import MethodSpec
 from resa_bench.suites.cli import main
+from resa_bench.suites.decode.loader import Loader
 from resa_bench.suites.model.config import ModelConfig
 from resa_bench.suites.model.load import LoadedModel
 from resa_bench.suites.model.weights import random_decoder
 from resa_bench.suites.quality import suite
 from resa_bench.suites.quality.cases import QualityCase
 from resa_bench.suites.quality.metrics import compare_logits, relative_error
-from resa_bench.suites.quality.suite import Models, QualityBench, run_case
+from resa_bench.suites.quality.suite import QualityBench, run_case
 from resa_bench.suites.quality.table import case_table, excess, label, mean
 from resa_bench.suites.rows import Row, append_case, read_rows
 from rich.console import Console
@@ -63,18 +64,18 @@ class Letters:
 
 
 @pytest.fixture(scope="module")
-def models() -> Models:
+def models() -> Loader:
     """A model whose attention matters, kept as if it had been loaded."""
     decoder = random_decoder(TINY, dtype=torch.float32, device=CPU, seed=1)
     for layer in decoder.layers:
         for weight in layer.linears:
             weight.weight.mul_(4.0)  # type: ignore[union-attr]
-    found = Models()
-    found._key, found._model = ("tiny", "fp32"), LoadedModel(decoder, Letters(), "tiny")  # type: ignore[arg-type]
+    found = Loader()
+    found._key, found._model = ("tiny", "fp32", "fp32", 0), LoadedModel(decoder, Letters(), "tiny")  # type: ignore[arg-type]
     return found
 
 
-def measure(models: Models, specs: list[MethodSpec], case: QualityCase = CASE) -> list[Row]:
+def measure(models: Loader, specs: list[MethodSpec], case: QualityCase = CASE) -> list[Row]:
     return run_case(case, specs, QualityBench(CPU, describe(CPU), "test"), models)
 
 
@@ -83,7 +84,7 @@ def of(rows: list[Row], spec: MethodSpec) -> list[Row]:
 
 
 @pytest.fixture(scope="module")
-def rows(models: Models) -> list[Row]:
+def rows(models: Loader) -> list[Row]:
     return measure(models, [resa(NEVER), resa(1), resa(8), resa(32), resa(8, active_ratio=1.0)])
 
 
@@ -119,11 +120,11 @@ def test_rows_say_what_they_are(rows: list[Row]) -> None:
     assert mean(dense, "loss") == pytest.approx(loss - extra, abs=1e-4)
 
 
-def test_forced_logits_are_those_of_one_pass(models: Models) -> None:
+def test_forced_logits_are_those_of_one_pass(models: Loader) -> None:
     """The recorded run against the model on the whole text at once: same loss."""
     case = QualityCase("tiny", TINY, prompt=40, steps=8)
     run = suite.QualityRun(case, [], QualityBench(CPU, describe(CPU), "test"), lambda text: None)
-    loaded = models.load(case, CPU)
+    loaded = models.model(case, {2}, CPU)
     with torch.inference_mode():
         run.prepare(loaded)
         tokens, prompt = run.reference.tokens, suite.prompt_ids(loaded, 2 * 49).view(2, 49)
@@ -134,7 +135,7 @@ def test_forced_logits_are_those_of_one_pass(models: Models) -> None:
             torch.testing.assert_close(run.reference.logits[steps - 1], logits, atol=1e-4, rtol=1e-4)
 
 
-def test_own_continuation_is_the_models(models: Models) -> None:
+def test_own_continuation_is_the_models(models: Loader) -> None:
     case = QualityCase("tiny", TINY, prompt=40, steps=40, source="own")
     found = measure(models, [resa(8, active_ratio=1.0)], case)
     text = measure(models, [resa(8, active_ratio=1.0)], QualityCase("tiny", TINY, prompt=40, steps=40))
@@ -145,7 +146,7 @@ def test_own_continuation_is_the_models(models: Models) -> None:
     assert own < other  # a model is surer of what it says itself
 
 
-def test_a_method_that_fails_costs_its_own_rows(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_method_that_fails_costs_its_own_rows(models: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*args: Any) -> None:
         raise suite.torch.OutOfMemoryError("none left")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
@@ -21,8 +21,57 @@ GPU_TEXT_DENSE = ("triton-dense", "flash-attn-3", "flash-attn-2")  # that follow
 GPU_DENSE = ("sdpa-cudnn", "triton-dense")  # the best two of the micro suite; the second follows the length
 
 
+class ModelCase:
+    """What cases of whole models have in common; they bring what is only named here."""
+
+    __slots__ = ()
+
+    suite: ClassVar[str]
+    model: str
+    config: ModelConfig
+    batch: int
+    dtype: str
+    seed: int
+
+    if TYPE_CHECKING:  # at run time a dataclass would take a property of its base for a field's default
+
+        @property
+        def slug(self) -> str: ...
+        @property
+        def context(self) -> int: ...
+        @property
+        def weights(self) -> str: ...
+
+    @property
+    def shape(self) -> AttentionShape:
+        return self.config.attention(self.batch)
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return DTYPES[self.dtype]
+
+    def columns(self) -> dict[str, Any]:
+        """What a row says about its case."""
+        return {
+            "suite": self.suite,
+            "model": self.config.name,
+            "case": self.slug,
+            "context": self.context,
+            "batch": self.batch,
+            "q_heads": self.config.q_heads,
+            "kv_heads": self.config.kv_heads,
+            "head_dim": self.config.head_dim,
+            "layers": self.config.layers,
+            "dtype": self.dtype,
+            "weight_dtype": self.weights,
+            "kv_layout": "head-major",
+            "paged": False,
+            "seed": self.seed,
+        }
+
+
 @dataclass(frozen=True, slots=True)
-class DecodeCase:
+class DecodeCase(ModelCase):
     """One model, batch and context, in which all methods decode."""
 
     suite: ClassVar[str] = "decode"
@@ -65,40 +114,15 @@ class DecodeCase:
             parts.append(f"t{self.sampling.temperature:g}-p{self.sampling.top_p:g}")
         return "-".join(parts)
 
-    @property
-    def shape(self) -> AttentionShape:
-        return self.config.attention(self.batch)
-
-    @property
-    def torch_dtype(self) -> torch.dtype:
-        return DTYPES[self.dtype]
-
     def columns(self) -> dict[str, Any]:
         """What a row says about its case."""
-        return {
-            "suite": self.suite,
-            "model": self.config.name,
-            "case": self.slug,
-            "context": self.context,
-            "batch": self.batch,
-            "q_heads": self.config.q_heads,
-            "kv_heads": self.config.kv_heads,
-            "head_dim": self.config.head_dim,
-            "layers": self.config.layers,
-            "dtype": self.dtype,
-            "weight_dtype": self.weights,
-            "kv_layout": "head-major",
-            "paged": False,
-            "shared_kv": self.shared_kv,
-            "selection_pattern": self.prompt,
-            "seed": self.seed,
-        }
+        return ModelCase.columns(self) | {"shared_kv": self.shared_kv, "selection_pattern": self.prompt}
 
 
 TEXT_PERIODS = 3  # of warm-up and timing, which follow a text prompt
 
 
-def capacity(case: DecodeCase) -> int:
+def capacity(case: ModelCase) -> int:
     """Tokens that each cache has room for."""
     return ceil_div(case.context, 64) * 64
 

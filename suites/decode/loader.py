@@ -10,7 +10,7 @@ import torch
 
 from ...kernels import Unsupported
 from ..model.load import LoadedModel, load_decoder
-from .cases import DecodeCase
+from .cases import ModelCase
 from .checks import check_linears
 from .engine import State
 from .prompt import english_text, prefill
@@ -25,7 +25,7 @@ class Loader:
         self._checked: set[int] = set()  # rows that the model's linear layers were compared at
         self._prefilled: State | None = None
 
-    def model(self, case: DecodeCase, rows: set[int], device: torch.device) -> LoadedModel:
+    def model(self, case: ModelCase, rows: set[int], device: torch.device) -> LoadedModel:
         """The case's model, its linear layers checked at these numbers of rows; it takes the place of the last one.
 
         Raises:

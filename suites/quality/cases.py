@@ -8,8 +8,9 @@ from typing import Any, ClassVar
 
 import torch
 
-from ...kernels import AttentionShape, SparseConfig
+from ...kernels import SparseConfig
 from ..cases import DTYPES, K, MethodSpec
+from ..decode.cases import ModelCase
 from ..model.config import ModelConfig
 
 SOURCES = ("text", "own")
@@ -18,7 +19,7 @@ LEVEL = 1  # f of ReSA that shows the error of a single sparse step, which no re
 
 
 @dataclass(frozen=True, slots=True)
-class QualityCase:
+class QualityCase(ModelCase):
     """Sequences whose first `prompt` tokens are prefilled densely and whose next `steps` are fed one by one.
 
     Attributes:
@@ -62,32 +63,12 @@ class QualityCase:
         return f"quality-{self.config.name}-b{self.batch}-{prompt}-{steps}-{self.source}"
 
     @property
-    def shape(self) -> AttentionShape:
-        return self.config.attention(self.batch)
-
-    @property
-    def torch_dtype(self) -> torch.dtype:
-        return DTYPES[self.dtype]
+    def weights(self) -> str:
+        return self.dtype
 
     def columns(self) -> dict[str, Any]:
         """What a row says about its case."""
-        return {
-            "suite": self.suite,
-            "model": self.config.name,
-            "case": self.slug,
-            "context": self.context,
-            "batch": self.batch,
-            "q_heads": self.config.q_heads,
-            "kv_heads": self.config.kv_heads,
-            "head_dim": self.config.head_dim,
-            "layers": self.config.layers,
-            "dtype": self.dtype,
-            "weight_dtype": self.dtype,
-            "kv_layout": "head-major",
-            "paged": False,
-            "selection_pattern": self.source,
-            "seed": self.seed,
-        }
+        return ModelCase.columns(self) | {"selection_pattern": self.source}
 
 
 def default_specs(

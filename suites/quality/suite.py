@@ -12,14 +12,14 @@ import torch
 from ...kernels import get_method
 from ...profiling.device import Environment
 from ..cases import MethodSpec
-from ..decode.cases import rectifies
+from ..decode.cases import capacity, rectifies
 from ..decode.checks import check_attention
 from ..decode.engine import Engine, State, bind_layers
-from ..decode.loader import prompt_ids, release
+from ..decode.loader import Loader, prompt_ids
 from ..decode.prompt import prefill
 from ..decode.sampling import Sampling
 from ..micro import failure
-from ..model.load import LoadedModel, load_decoder
+from ..model.load import LoadedModel
 from ..model.smollm import ModelNotHere
 from ..rows import Row, digits
 from .cases import QualityCase
@@ -66,8 +66,7 @@ class QualityRun:
         self.decoder = decoder
         length = case.context + 1
         text = prompt_ids(loaded, case.batch * length).view(case.batch, length)
-        capacity = -(-case.context // 64) * 64
-        self.state = State.allocate(decoder, case.batch, capacity, case.steps + 1)
+        self.state = State.allocate(decoder, case.batch, capacity(case), case.steps + 1)
         self.on_step("prefill")
         prefill(
             decoder, self.state, text[:, : case.prompt],
@@ -149,28 +148,11 @@ def summarize(found: Sequence[StepMetrics]) -> Iterator[tuple[str, int, int, flo
             yield metric, first, first + len(part), float(values.double().mean())
 
 
-class Models:
-    """Keeps the model in use."""
-
-    def __init__(self) -> None:
-        self._key: Any = None
-        self._model: LoadedModel | None = None
-
-    def load(self, case: QualityCase, device: torch.device) -> LoadedModel:
-        key = (case.model, case.dtype)
-        if self._model is None or self._key != key:
-            self._model = None
-            release(device)
-            self._model = load_decoder(case.model, dtype=case.torch_dtype, device=device, weight_dtype=case.dtype)
-            self._key = key
-        return self._model
-
-
 def run_case(
     case: QualityCase,
     specs: Sequence[MethodSpec],
     bench: QualityBench,
-    models: Models,
+    loader: Loader,
     on_step: Callable[[str], None] = lambda _: None,
 ) -> list[Row]:
     """Feed every method of `specs` the same tokens; a method that fails costs its own rows alone."""
@@ -191,7 +173,8 @@ def run_case(
         try:
             if able:
                 on_step("model")
-                run.prepare(models.load(case, bench.device))
+                chunks = {case.batch * spec.config.rectify_every for spec in able if rectifies(spec)}
+                run.prepare(loader.model(case, {case.batch, *chunks}, bench.device))
         except ModelNotHere as error:
             return rows + [without_value(spec, "skipped", str(error)) for spec in able]
         except Exception as error:
