@@ -15,16 +15,14 @@ from resa_bench.suites.decode.checks import check_attention, check_linears, chec
 from resa_bench.suites.decode.engine import Engine, State, bind_layers, generate
 from resa_bench.suites.decode.prompt import english_text, fill_synthetic, prefill
 from resa_bench.suites.decode.sampling import Sampling
-from resa_bench.suites.model.config import ModelConfig
 from resa_bench.suites.model.decoder import Decoder
-from resa_bench.suites.model.weights import random_decoder
+from tiny_model import TINY, tiny_decoder
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 CUDA = torch.cuda.is_available() and not INTERPRETED
 DEVICE = torch.device("cuda" if CUDA else "cpu")
 DTYPE = torch.bfloat16 if CUDA else torch.float32
 DENSE, RESA = ("triton-dense", "resa") if CUDA else ("torch-dense", "resa-torch")
-TINY = ModelConfig("tiny", 3, 64, 4, 2, 32, 96, 200, qkv_bias=True, rope_theta=1e4)
 SPARSE = SparseConfig(active_ratio=0.1, min_blocks=2, rectify_every=8)
 PROMPT, CAPACITY, BATCH = 300, 512, 2
 
@@ -37,12 +35,7 @@ def inference():
 
 @pytest.fixture(scope="module")
 def decoder() -> Decoder:
-    """Weights large enough for attention to matter: with the usual 0.02 a model this small ignores its context."""
-    model = random_decoder(TINY, dtype=DTYPE, device=DEVICE, seed=1)
-    for layer in model.layers:
-        for weight in layer.linears:
-            weight.weight.mul_(4.0)
-    return model
+    return tiny_decoder(dtype=DTYPE, device=DEVICE)
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,10 @@ from resa_bench.kernels import SparseConfig, get_method
 from resa_bench.suites.decode.drift import Drift, DriftMeter
 from resa_bench.suites.decode.engine import Engine, State, bind_layers
 from resa_bench.suites.decode.prompt import prefill
-from resa_bench.suites.model.config import ModelConfig
 from resa_bench.suites.model.decoder import Decoder
-from resa_bench.suites.model.weights import random_decoder
+from tiny_model import TINY, tiny_decoder
 
 CPU = torch.device("cpu")
-TINY = ModelConfig("tiny", 3, 64, 4, 2, 32, 96, 200, qkv_bias=True, rope_theta=1e4)
 PROMPT, BATCH, PERIOD = 300, 2, 8
 
 
@@ -26,11 +24,7 @@ def inference():
 
 @pytest.fixture(scope="module")
 def decoder() -> Decoder:
-    model = random_decoder(TINY, dtype=torch.float32, device=CPU, seed=1)
-    for layer in model.layers:
-        for weight in layer.linears:
-            weight.weight.mul_(4.0)  # type: ignore[union-attr]
-    return model
+    return tiny_decoder()
 
 
 def engine(decoder: Decoder, ratio: float, name: str = "resa-torch", batch: int = BATCH) -> Engine:

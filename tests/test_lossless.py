@@ -14,16 +14,15 @@ from resa_bench.suites.decode.loader import prompt_ids
 from resa_bench.suites.decode.lossless import Acceptances, LosslessEngine, accept, agree
 from resa_bench.suites.decode.prompt import fill_synthetic, prefill
 from resa_bench.suites.decode.sampling import Sampling, draw
-from resa_bench.suites.model.config import ModelConfig
 from resa_bench.suites.model.decoder import Decoder
 from resa_bench.suites.model.load import load_decoder
 from resa_bench.suites.model.smollm import ModelNotHere
 from resa_bench.suites.model.weights import random_decoder
+from tiny_model import TINY, tiny_decoder
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 CUDA = torch.cuda.is_available() and not INTERPRETED
 CPU, FP32 = torch.device("cpu"), torch.float32
-TINY = ModelConfig("tiny", 3, 64, 4, 2, 32, 96, 200, qkv_bias=True, rope_theta=1e4)
 LENGTHS = (203, 117, 160)  # in and at the end of a block
 TOKENS, CAPACITY = 60, 288
 CLOSE = {"atol": 2e-4, "rtol": 1e-4}  # two orders of the same sums: some ulps of values of order 1
@@ -39,18 +38,9 @@ def inference():
     torch.set_num_threads(threads)
 
 
-def make_decoder(config: ModelConfig = TINY) -> Decoder:
-    """Weights large enough for attention to matter: with the usual 0.02 a model this small ignores its context."""
-    model = random_decoder(config, dtype=FP32, device=CPU, seed=1)
-    for layer in model.layers:
-        for weight in layer.linears:
-            weight.weight.mul_(4.0)
-    return model
-
-
 @pytest.fixture(scope="module")
 def decoder() -> Decoder:
-    return make_decoder()
+    return tiny_decoder()
 
 
 def sparse(block_size: int = 16, active_ratio: float = 0.1, min_blocks: int = 2) -> SparseConfig:
@@ -205,7 +195,7 @@ def test_text_through_the_kernels() -> None:
     if CUDA:
         pytest.skip("token for token in fp32, which the kernels take under the interpreter alone")
     lengths, tokens = (29, 22), 6
-    decoder = make_decoder(replace(TINY, layers=2))
+    decoder = tiny_decoder(replace(TINY, layers=2))
     reference = start(decoder, lengths)
     generate(dense_engine(decoder, reference).step, None, tokens, tokens)
     state = start(decoder, lengths)
@@ -406,7 +396,7 @@ def test_zero_probabilities() -> None:
 @pytest.mark.parametrize("sampling", [Sampling(0.8), Sampling(1.0, 0.8)], ids=["t0.8", "top-p"])
 def test_sampled_text_is_distributed_as_dense_sampling(sampling: Sampling) -> None:
     """The engine's own rounds: pairs of tokens after one prompt, against their exact probabilities."""
-    decoder = make_decoder(replace(TINY, layers=2, vocab=VOCAB))
+    decoder = tiny_decoder(replace(TINY, layers=2, vocab=VOCAB))
     batch, repeats, length = 512, 8, 61
     prompt = torch.randint(0, VOCAB, (1, length + 1), generator=torch.Generator().manual_seed(3))
 

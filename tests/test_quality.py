@@ -15,9 +15,7 @@ from resa_bench.profiling.device import describe
 from resa_bench.suites.cases import MethodSpec
 from resa_bench.suites.cli import main
 from resa_bench.suites.decode.loader import Loader
-from resa_bench.suites.model.config import ModelConfig
 from resa_bench.suites.model.load import LoadedModel
-from resa_bench.suites.model.weights import random_decoder
 from resa_bench.suites.quality import suite
 from resa_bench.suites.quality.cases import QualityCase
 from resa_bench.suites.quality.metrics import compare_logits, relative_error
@@ -25,9 +23,9 @@ from resa_bench.suites.quality.suite import QualityBench, run_case
 from resa_bench.suites.quality.table import case_table, excess, label, mean
 from resa_bench.suites.rows import Row, append_case, read_rows
 from rich.console import Console
+from tiny_model import TINY, tiny_decoder
 
 CPU = torch.device("cpu")
-TINY = ModelConfig("tiny", 3, 64, 4, 2, 32, 96, 200, qkv_bias=True, rope_theta=1e4)
 CASE = QualityCase("tiny", TINY, prompt=300, steps=72)
 SPARSE = SparseConfig(active_ratio=0.1, min_blocks=2)
 
@@ -66,10 +64,7 @@ class Letters:
 @pytest.fixture(scope="module")
 def models() -> Loader:
     """A model whose attention matters, kept as if it had been loaded."""
-    decoder = random_decoder(TINY, dtype=torch.float32, device=CPU, seed=1)
-    for layer in decoder.layers:
-        for weight in layer.linears:
-            weight.weight.mul_(4.0)  # type: ignore[union-attr]
+    decoder = tiny_decoder()
     found = Loader()
     found._key, found._model = ("tiny", "fp32", "fp32", 0), LoadedModel(decoder, Letters(), "tiny")  # type: ignore[arg-type]
     return found
