@@ -58,6 +58,7 @@ class SparseConfig:
     spread_weight: float = 1.0  # c of the mean/std score q.mean + c |q|.std
     budget_tokens: int | None = None
     sink_blocks: int = 1  # of sink + window alone
+    window: int = 2  # of RetroAttention alone: newest tokens that a step runs, the fed one included
     chunk_kernel: str | None = None  # that attends in rectification (kernels/chunk.py); None: the fastest that can run
 
     def __post_init__(self) -> None:
@@ -71,6 +72,8 @@ class SparseConfig:
             raise ValueError(f"summary_kind: got {self.summary_kind!r}, allowed are {', '.join(SUMMARY_KINDS)}")
         if self.rectify_every < 1:
             raise ValueError(f"rectify_every: got {self.rectify_every}, must be at least 1 token")
+        if self.window < 1:
+            raise ValueError(f"window: got {self.window}, must be at least 1 token (the one that is fed)")
         if self.local_blocks < 0 or self.sink_blocks < 0:
             raise ValueError(f"local_blocks, sink_blocks: got {self.local_blocks}, {self.sink_blocks}, must be >= 0")
         if self.budget_tokens is not None and self.budget_tokens < self.block_size:

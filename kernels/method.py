@@ -57,6 +57,31 @@ class ChunkTensors:
 
 
 @dataclass(frozen=True, slots=True)
+class WindowTensors:
+    """Inputs and output of a step of n tokens a sequence, the newest last, of which the older ones were fed before.
+
+    q, out `[B, n, Hq, D]`; k, v `[B, n, Hkv, D]`; all contiguous. `first` int32 `[B]`: the position of the first token
+    that decoding fed. Rows before it are the prompt's: their K and V stay, nothing is attended for them, and their
+    output is zero.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    out: Tensor
+    first: Tensor
+
+    @property
+    def tokens(self) -> int:
+        return self.q.shape[1]
+
+    @property
+    def newest(self) -> StepTensors:
+        """Views of the newest token's row, strided over the sequences."""
+        return StepTensors(self.q[:, -1], self.k[:, -1], self.v[:, -1], self.out[:, -1])
+
+
+@dataclass(frozen=True, slots=True)
 class Traffic:
     """Compulsory work of a stage: bytes (each input read once, each output written once) and floating-point ops."""
 
@@ -92,6 +117,15 @@ class Layer(ABC):
     def chunk_kernel(self) -> str | None:
         """Name of the kernel (kernels/chunk.py) that attends in rectification; None for methods without one."""
         return None
+
+    @property
+    def window(self) -> int:
+        """Newest tokens that a step runs, the fed one included; over 1 for methods that repair earlier outputs."""
+        return 1
+
+    def window_stages(self, window: WindowTensors) -> tuple[Stage, ...]:
+        """The decode step of a method with a window, in place of `stages`; `window.out` holds the result."""
+        raise NotImplementedError(f"{type(self).__name__} runs one token a step; it has no window")
 
     def rectify_stages(self, chunk: ChunkTensors) -> tuple[Stage, ...]:
         """Rectification of the last f tokens: `overwrite`, then dense attention; empty for methods without one."""

@@ -66,6 +66,11 @@ class SparseMethod(TorchSparseMethod):
 
     layer_class: ClassVar[type[SparseLayer]] = SparseLayer
 
+    @property
+    def step_tokens(self) -> int:
+        """Tokens a sequence that a step attends with."""
+        return 1
+
     def __init__(
         self, shape: AttentionShape, config: SparseConfig, *, dtype: torch.dtype, device: torch.device
     ) -> None:
@@ -86,7 +91,7 @@ class SparseMethod(TorchSparseMethod):
         chosen = self.config.selected(cache.capacity)
         splits = sparse_splits(self.shape, self.rows(), chosen, self.config.block_size, cache.device)
         if splits not in self._partials:
-            rows = self.shape.batch * self.shape.q_heads
+            rows = self.shape.batch * self.step_tokens * self.shape.q_heads
             self._partials[splits] = Partials.allocate(rows, splits, self.shape.head_dim, cache.device)
         return self.layer_class(
             cache,

@@ -26,12 +26,16 @@ from .workspace import BlockSparseLayer, Workspace
 PAGED = "cache: the portable path takes contiguous caches only, got a paged one"
 
 
-def write_tokens_torch(cache: KVCache, k_new: Tensor, v_new: Tensor) -> None:
-    """Write the last T tokens of each sequence; k_new, v_new `[B, T, Hkv, D]` or `[B, Hkv, D]`. Contiguous caches."""
+def write_tokens_torch(cache: KVCache, k_new: Tensor, v_new: Tensor, keep_before: Tensor | None = None) -> None:
+    """Write the last T tokens of each sequence; k_new, v_new `[B, T, Hkv, D]` or `[B, Hkv, D]`. Contiguous caches.
+
+    Tokens at positions before `keep_before`, int `[B]`, stay as they are.
+    """
     if k_new.dim() == 3:
         k_new, v_new = k_new.unsqueeze(1), v_new.unsqueeze(1)
+    kept = [0] * cache.batch if keep_before is None else keep_before.tolist()
     for b, length in enumerate(cache.lengths.tolist()):
-        count = min(k_new.shape[1], length)
+        count = min(k_new.shape[1], length - kept[b])
         cache.k[b, :, length - count : length] = k_new[b, k_new.shape[1] - count :].transpose(0, 1)
         cache.v[b, :, length - count : length] = v_new[b, v_new.shape[1] - count :].transpose(0, 1)
 
@@ -143,28 +147,38 @@ class TorchSparseLayer(BlockSparseLayer):
         for b, (length, n) in enumerate(zip(cache.lengths.tolist(), work.counts[:, 0].tolist(), strict=True)):
             lists = work.lists[b, :, :n].long().expand(count, -1)
             query = step.q[b].view(count, shape.q_heads // count, shape.head_dim)
-            if self._blocks is not None:  # gather blocks: long, fast copies
-                index = (self._owner * (cache.capacity // size) + lists).flatten()
-                keys, values = (
-                    torch.index_select(x[b], 0, index, out=buffer[: len(index)]).view(count, -1, shape.head_dim)
-                    for x, buffer in zip(self._blocks, self.gathered, strict=True)
-                )
-            else:
-                tokens = _tokens(lists, size).clamp(max=cache.capacity - 1)
-                keys, values = (x[b][self._owner, tokens] for x in (cache.k, cache.v))
+            keys, values = self.gather(b, lists)
             mask = None
             if missing := -length % size:
                 if bool((lists[:, -1] == length // size).all()):  # the partly filled block is last on every list
                     keys, values = keys[:, :-missing], values[:, :-missing]
                 else:
-                    mask = (_tokens(lists, size) < length)[:, None, :]
+                    mask = (tokens_of(lists, size) < length)[:, None, :]
                     # What lies past the end may be NaN, which no mask undoes.
                     keys, values = (x.masked_fill(~mask.transpose(1, 2), 0.0) for x in (keys, values))
             out = scaled_dot_product_attention(query[None], keys[None], values[None], attn_mask=mask)
             step.out[b] = out.reshape(shape.q_heads, shape.head_dim)
 
+    def gather(self, sequence: int, lists: Tensor) -> tuple[Tensor, Tensor]:
+        """K and V of the listed blocks, `[lists, n * b, D]` each, in buffers that the next call fills again.
 
-def _tokens(lists: Tensor, size: int) -> Tensor:
+        Args:
+            lists: int64 `[lists, n]`, one a KV head or one a query head.
+        """
+        cache, size, count = self.cache, self.config.block_size, len(lists)
+        if self._blocks is None:
+            tokens = tokens_of(lists, size).clamp(max=cache.capacity - 1)
+            keys, values = (x[sequence][self._owner, tokens] for x in (cache.k, cache.v))
+            return keys, values
+        index = (self._owner * (cache.capacity // size) + lists).flatten()  # gather blocks: long, fast copies
+        keys, values = (
+            torch.index_select(x[sequence], 0, index, out=buffer[: len(index)]).view(count, -1, cache.head_dim)
+            for x, buffer in zip(self._blocks, self.gathered, strict=True)
+        )
+        return keys, values
+
+
+def tokens_of(lists: Tensor, size: int) -> Tensor:
     """`[R, n]` blocks to `[R, n * size]` positions of their tokens."""
     return (lists[:, :, None] * size + torch.arange(size, device=lists.device)).flatten(1)
 

@@ -71,9 +71,9 @@ def update_block(
     cache_outer_stride, cache_head_stride, cache_token_stride, summary_outer_stride, summary_head_stride,
     new_batch_stride, new_token_stride, new_head_stride, table_stride,
     D: tl.constexpr, BLOCK: tl.constexpr, PAGE: tl.constexpr, PAGED: tl.constexpr, WRITE: tl.constexpr,
-    SUMMARY: tl.constexpr,
+    SUMMARY: tl.constexpr, keep_before=0,
 ):  # fmt: skip
-    """Write a block's new tokens (those from `first` on) and summarise its valid keys."""
+    """Write a block's new tokens (those from `first` on, but none before `keep_before`) and summarise its valid keys."""
     tokens = block * BLOCK + tl.arange(0, BLOCK)
     dims = tl.arange(0, D)
     valid = tokens < length
@@ -83,14 +83,15 @@ def update_block(
     ]
     known = valid
     if WRITE:
-        fresh = valid & (tokens >= first)
+        written = tl.maximum(first, keep_before)
+        fresh = valid & (tokens >= written)
         rows = batch.to(tl.int64) * new_batch_stride + (tokens - first) * new_token_stride + head * new_head_stride
         new_offsets = rows[:, None] + dims[None, :]
         fresh_k = tl.load(k_new + new_offsets, mask=fresh[:, None], other=0.0)
         fresh_v = tl.load(v_new + new_offsets, mask=fresh[:, None], other=0.0)
         tl.store(k_cache + offsets, fresh_k, mask=fresh[:, None])
         tl.store(v_cache + offsets, fresh_v, mask=fresh[:, None])
-        known = valid & (tokens < first)
+        known = valid & (tokens < written)
 
     if SUMMARY != "none":
         k = tl.load(k_cache + offsets, mask=known[:, None], other=0.0)
@@ -121,6 +122,7 @@ def _update_blocks_kernel(
     v_new,  # the same strides
     lengths,  # int32 [B]
     table,  # int32 [B, pages]
+    kept,  # int32 [B], read with KEEPS alone: tokens before it are not written
     new_tokens,  # T: the last T tokens of each sequence are touched
     kv_heads,
     cache_outer_stride,
@@ -139,6 +141,7 @@ def _update_blocks_kernel(
     ALL_BLOCKS: tl.constexpr,
     WRITE: tl.constexpr,
     SUMMARY: tl.constexpr,  # "minmax", "meanstd" or "none"
+    KEEPS: tl.constexpr,
     PDL: tl.constexpr,
 ):
     if SUMMARY != "none":  # then scoring comes next, not dense attention
@@ -153,12 +156,15 @@ def _update_blocks_kernel(
         block += tl.maximum(first, 0) // BLOCK
     if block * BLOCK >= length:
         return
+    keep_before = 0
+    if KEEPS:
+        keep_before = tl.load(kept + batch)
 
     update_block(
         k_cache, v_cache, summaries, k_new, v_new, table, batch, head, block, length, first,
         cache_outer_stride, cache_head_stride, cache_token_stride, summary_outer_stride, summary_head_stride,
         new_batch_stride, new_token_stride, new_head_stride, table_stride,
-        D, BLOCK, PAGE, PAGED, WRITE, SUMMARY,
+        D, BLOCK, PAGE, PAGED, WRITE, SUMMARY, keep_before,
     )  # fmt: skip
 
 
@@ -176,7 +182,13 @@ def _check(cache: KVCache, summaries: Summaries | None, check_values: bool) -> N
 
 
 def _launch(
-    cache: KVCache, summaries: Summaries | None, new: tuple[Tensor, Tensor] | None, tokens: int, *, all_blocks: bool
+    cache: KVCache,
+    summaries: Summaries | None,
+    new: tuple[Tensor, Tensor] | None,
+    tokens: int,
+    *,
+    all_blocks: bool,
+    keep_before: Tensor | None = None,
 ) -> None:
     block = summaries.block_size if summaries is not None else 16
     blocks = ceil_div(cache.capacity, block) if all_blocks else 1 + ceil_div(tokens - 1, block)
@@ -194,6 +206,7 @@ def _launch(
         v_new=v_new,
         lengths=cache.lengths,
         table=table,
+        kept=cache.lengths if keep_before is None else keep_before,
         new_tokens=tokens,
         kv_heads=cache.kv_heads,
         cache_outer_stride=cache.k.stride(0),
@@ -212,6 +225,7 @@ def _launch(
         ALL_BLOCKS=all_blocks,
         WRITE=new is not None,
         SUMMARY=summaries.kind if summaries is not None else "none",
+        KEEPS=keep_before is not None,
         num_warps=1 if values <= 1024 else 4 if values <= 16384 else 8,
         num_stages=1,
     )
@@ -232,7 +246,13 @@ def build_summaries(cache: KVCache, summaries: Summaries, *, check_values: bool 
 
 
 def write_tokens(
-    cache: KVCache, k_new: Tensor, v_new: Tensor, summaries: Summaries | None = None, *, check_values: bool = False
+    cache: KVCache,
+    k_new: Tensor,
+    v_new: Tensor,
+    summaries: Summaries | None = None,
+    *,
+    keep_before: Tensor | None = None,
+    check_values: bool = False,
 ) -> None:
     """Write the last T tokens of each sequence and refresh the summaries of the blocks they touch, in one kernel.
 
@@ -243,6 +263,7 @@ def write_tokens(
         k_new, v_new: `[B, T, Hkv, D]` (or `[B, Hkv, D]` for one token) of the cache's dtype; row t goes to position
             lengths - T + t.
         summaries: left alone when None (dense methods).
+        keep_before: int32 `[B]`; tokens at positions before it stay as they are, whatever is given for them.
 
     Raises:
         TypeError, ValueError: an argument of the wrong dtype, shape, device or stride; T over the capacity.
@@ -253,8 +274,10 @@ def write_tokens(
     check_new(cache, k_new, v_new, shape)
     if not 1 <= k_new.shape[1] <= cache.capacity:
         raise ValueError(f"k_new: {k_new.shape[1]} tokens, allowed 1 to the cache's capacity of {cache.capacity}")
+    if keep_before is not None:
+        check_tensor("keep_before", keep_before, (cache.batch,), dtypes=(torch.int32,), device=cache.device)
     _check(cache, summaries, check_values)
-    _launch(cache, summaries, (k_new, v_new), k_new.shape[1], all_blocks=False)
+    _launch(cache, summaries, (k_new, v_new), k_new.shape[1], all_blocks=False, keep_before=keep_before)
 
 
 def refresh_summaries(cache: KVCache, summaries: Summaries, tokens: int, *, check_values: bool = False) -> None:

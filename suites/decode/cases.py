@@ -141,6 +141,11 @@ def rectifies(spec: MethodSpec) -> bool:
     return "rectify_every" in get_method(spec.name).uses
 
 
+def window(spec: MethodSpec) -> int:
+    """Tokens of each sequence that a step runs."""
+    return spec.config.window if "window" in get_method(spec.name).uses else 1
+
+
 def default_specs(
     device: torch.device, base: SparseConfig, block_sizes: Sequence[int], prompt: str = "synthetic"
 ) -> list[MethodSpec]:

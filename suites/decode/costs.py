@@ -10,7 +10,7 @@ import torch
 from ...kernels import SparseConfig, Traffic, get_method
 from ...profiling.ceilings import Ceilings
 from ..cases import MethodSpec
-from .cases import DecodeCase, capacity, rectifies
+from .cases import DecodeCase, capacity, rectifies, window
 
 BITS = {"bf16": 16, "fp16": 16, "fp32": 32, "int4": 4.25}  # int4: a scale and a zero point in half per 128 weights
 SCRATCH_BYTES = 4_000_000_000  # context, work space, activations, graphs, the gate's fp64 references
@@ -61,6 +61,12 @@ def weight_traffic(case: DecodeCase, rows: int, *, head: bool = True) -> Traffic
     return Traffic(read, 2 * rows * parameters)
 
 
+def step_weights(case: DecodeCase, window: int) -> Traffic:
+    """Of a step that runs the newest `window` tokens of each sequence, and ends with the logits of the fed ones."""
+    older = case.batch * (window - 1) * case.config.linear_parameters
+    return weight_traffic(case, case.batch) + Traffic(0, 2 * older)
+
+
 def kv_bytes(case: DecodeCase, tokens: int) -> int:
     """K and V of `tokens` tokens a sequence in one layer."""
     config = case.config
@@ -87,7 +93,8 @@ def planned_attention(case: DecodeCase, spec: MethodSpec, is_dense: bool) -> Tra
     scored = 0 if spec.name == "sink-window" else summary_bytes(case, config, case.context)
     if spec.name == "oracle":
         scored = dense.bytes // 2
-    one = Traffic(scored + kv_bytes(case, chosen), 4 * case.batch * chosen * case.shape.q_heads * case.shape.head_dim)
+    flops = 4 * case.batch * window(spec) * chosen * case.shape.q_heads * case.shape.head_dim
+    one = Traffic(scored + kv_bytes(case, chosen), flops)
     first = spec.dense_layers or 0
     rest = layers - first
     return Traffic(first * dense.bytes + rest * one.bytes, first * dense.flops + rest * one.flops)
@@ -111,7 +118,7 @@ def plan_costs(case: DecodeCase, spec: MethodSpec, is_dense: bool) -> Costs:
     """Costs as far as they are known before the case runs."""
     every = spec.config.rectify_every if rectifies(spec) else None
     return Costs(
-        weight_traffic(case, case.batch),
+        step_weights(case, window(spec)),
         planned_attention(case, spec, is_dense),
         rectification(case, every) if every else Traffic(0),
         every,

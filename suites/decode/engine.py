@@ -4,6 +4,9 @@ L tokens have their K and V in the caches; one *pending* token is sampled but no
 them. A step feeds the pending token at position L, L grows by one, the logits give the next pending token. After f
 steps rectification runs the last f tokens, whose ids the history holds, through the model densely: in each layer K and
 V are overwritten and the summaries of their blocks refreshed, then the rows attend. The pending token stays.
+
+A step of a method with a window of w tokens feeds the last w - 1 ids of the history again beside the pending one. Rows
+that would be the prompt's go along, so that shapes stay fixed, and leave no trace (`WindowTensors.first`).
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...kernels import ChunkTensors, DecodeMethod, KVCache, Layer, Stage, StepTensors
+from ...kernels import ChunkTensors, DecodeMethod, KVCache, Layer, Stage, StepTensors, WindowTensors
 from ...profiling.ranges import mark
 from ..model.decoder import Cells, Decoder
 from .sampling import Sampling
@@ -110,6 +113,9 @@ class Engine:
             layers: one a layer of the decoder, bound to the state's caches (`bind_layers`).
             rectify_every: f; None for a method that never rectifies.
             sampling: from logits `[B, vocab]` to token ids int64 `[B]`; greedy by default.
+
+        Raises:
+            ValueError: layers with windows of different lengths (some of them dense, say).
         """
         self.decoder, self.state, self.layers = decoder, state, list(layers)
         self.sampling = Sampling() if sampling is None else sampling
@@ -126,11 +132,27 @@ class Engine:
             k = torch.empty(*rows, shape.kv_heads, shape.head_dim, **options)  # type: ignore[call-overload]
             return q, k, torch.empty_like(k), torch.empty_like(q)
 
-        self.cells = StepTensors(*cells(state.batch))
+        windows = {layer.window for layer in self.layers}
+        if len(windows) > 1:
+            raise ValueError(
+                f"layers: have windows of {sorted(windows)} tokens, must have one; a method that repairs earlier "
+                "outputs takes no dense layers"
+            )
+        self.window = windows.pop()
+        self.window_cells: WindowTensors | None = None
+        """Of all rows of a step, for a method with a window; `cells` are views of the newest."""
+        if self.window > 1:
+            first = torch.zeros_like(state.lengths)
+            self.window_cells = WindowTensors(*cells(state.batch, self.window), first)
+            self._behind = torch.arange(-self.window, 0, device=decoder.device)
+            self.cells = self.window_cells.newest
+        else:
+            self.cells = StepTensors(*cells(state.batch))
         stages: dict[int, tuple[Stage, ...]] = {}
         for layer in self.layers:
             if id(layer) not in stages:
-                stages[id(layer)] = layer.stages(self.cells)
+                rows = self.window_cells
+                stages[id(layer)] = layer.stages(self.cells) if rows is None else layer.window_stages(rows)
         self._stages = [stages[id(layer)] for layer in self.layers]
         self._chunk: ChunkTensors | None = None
         self._chunk_stages: list[tuple[Stage, ...]] = []
@@ -151,7 +173,7 @@ class Engine:
                 stage.run()
         if self.observe is not None:
             self.observe(i, self.layers[i], self.cells)
-        return self.layers[i].output(self.cells)
+        return self.layers[i].output(self.cells) if self.window_cells is None else self.window_cells.out
 
     def step(self) -> None:
         """Feed the pending token of every sequence; the next one is pending afterwards."""
@@ -161,11 +183,24 @@ class Engine:
             state.count.add_(1)
             positions = state.lengths.clone()
             state.lengths.add_(1)
-        self.logits = self.decoder.logits(
-            self.decoder.hidden(state.pending, positions, self.cells, self._attend)
-        )  # [B, vocab]
+        if self.window_cells is None:
+            x = self.decoder.hidden(state.pending, positions, self.cells, self._attend)
+        else:
+            x = self._hidden_of_window(self.window_cells)
+        self.logits = self.decoder.logits(x)  # [B, vocab]
         with mark("sample"):
             state.pending.copy_(self.sampling(self.logits))
+
+    def _hidden_of_window(self, cells: WindowTensors) -> Tensor:
+        """The newest tokens through the model; hidden states `[B, hidden]` of the fed one."""
+        state = self.state
+        with mark("other"):
+            cells.first.copy_(state.lengths - state.count)
+            fed = (state.count + self._behind).clamp(min=0)
+            tokens = state.history.index_select(0, fed).t().reshape(-1)  # [B w]
+            positions = (state.lengths[:, None] + self._behind).clamp(min=0).reshape(-1)
+        x = self.decoder.hidden(tokens, positions, cells, self._attend)
+        return x.view(state.batch, self.window, -1)[:, -1].contiguous()
 
     def _attend_chunk(self, i: int, cells: Cells) -> Tensor:
         assert self._chunk is not None

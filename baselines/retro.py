@@ -1,0 +1,222 @@
+"""RetroAttention (arXiv 2508.09001): Quest's selection, whose blocks also repair the newest tokens' earlier outputs.
+
+A step runs the newest w tokens through the model, the fed one last. In every layer it overwrites the K and V of these
+tokens (they come from repaired outputs of the layer below), scores and selects with the newest query alone, and loads
+the selected blocks once for all w rows: the newest attends to all of them, an older one to those that no step since
+its own has loaded, up to its own position. That result merges by log-sum-exp with the one the older token had, so that
+with K, V and queries held still its output equals attention over the union of the lists of all steps since its own.
+Tokens of the prompt have seen everything and stay as they are.
+
+The text leaves open with which query an older token attends to what is new to it. `retro` takes the query recomputed
+from the repaired output of the layer below, `retro-cached` the one that the token was fed with; only with the latter
+are the two results that merge those of one and the same query.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..kernels import KVCache, Partials, Stage, StepTensors, Traffic, Unsupported, WindowTensors, register, write_tokens
+from ..kernels.pipeline import SparseLayer, SparseMethod
+from ..kernels.portable import TorchSparseLayer, refresh_torch, tokens_of, write_tokens_torch
+from ..kernels.window import Ring
+from ..kernels.window_decode import window_decode
+from ..kernels.window_merge import merge_window
+from ..kernels.workspace import BlockSparseLayer
+
+
+@dataclass
+class RepairingLayer(BlockSparseLayer):
+    """What both paths share: a ring of results, the order of stages, floors."""
+
+    keeps_queries: ClassVar[bool] = False
+
+    ring: Ring = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.ring = Ring.allocate(self.shape, self.config, self.cache, keeps_queries=self.keeps_queries)
+        self._start = torch.zeros_like(self.cache.lengths)
+
+    @property
+    def window(self) -> int:
+        return self.config.window
+
+    @property
+    def appends_while_scoring(self) -> bool:
+        return False
+
+    def write_window(self, window: WindowTensors) -> None:
+        """Overwrite K and V of the window's tokens, the prompt's apart, and refresh their blocks' summaries."""
+        raise NotImplementedError
+
+    def repair_stages(self, window: WindowTensors) -> tuple[Stage, ...]:
+        """The stages that attend to the lists with all rows and merge, into `window.out`."""
+        raise NotImplementedError
+
+    def window_stages(self, window: WindowTensors) -> tuple[Stage, ...]:
+        stages = (
+            Stage("append", lambda: self.write_window(window), self.graph_safe),
+            *self.choose_stages(window.newest),
+            *self.repair_stages(window),
+        )
+        counted = ("select", "attend")
+        return tuple(replace(s, blocks=self.config.selected) if s.name in counted else s for s in stages)
+
+    def stages(self, step: StepTensors) -> tuple[Stage, ...]:
+        """A step of one token: nothing is repaired, but the blocks that it loads count as loaded."""
+        rows = (x.unsqueeze(1) for x in (step.q, step.k, step.v, step.out))
+        return self.window_stages(WindowTensors(*rows, self._start))
+
+    def traffic(self) -> dict[str, Traffic]:
+        """As Quest's, with w rows: their queries, outputs, keys and values, cached results, and a stamp an entry."""
+        parts, cache, shape, work = super().traffic(), self.cache, self.shape, self.work
+        size, older = cache.k.element_size(), self.config.window - 1
+        row = shape.batch * shape.q_heads * cache.head_dim
+        more_append = Traffic(older * (parts["append"].bytes - (0 if self.summaries is None else self._summary_bytes)))
+        stamps = 2 * 4 * int((work.lists >= 0).sum()) * (cache.kv_heads // work.lists.shape[1])
+        results = 4 * (row + shape.batch * shape.q_heads) * (older + older + 1)  # read of the older, written of all
+        query = row * size * (1 + older) if self.ring.query is not None else 0  # the newest's kept, the older read
+        more = Traffic(2 * older * row * size + stamps + query, older * parts["attend"].flops)
+        parts["append"] += more_append
+        parts["attend"] += more
+        parts["merge"] = Traffic(results)
+        parts["total"] += more_append + more + parts["merge"]
+        return parts
+
+    @property
+    def _summary_bytes(self) -> int:
+        """A block's summary, of every sequence and head: written once however many tokens of it are."""
+        return 2 * self.cache.batch * self.cache.kv_heads * self.cache.head_dim * self.cache.k.element_size()
+
+
+@dataclass
+class RetroLayer(RepairingLayer, SparseLayer):
+    """One layer on the kernels."""
+
+    def write_window(self, window: WindowTensors) -> None:
+        write_tokens(self.cache, window.k, window.v, self.summaries, keep_before=window.first)
+
+    def repair_stages(self, window: WindowTensors) -> tuple[Stage, ...]:
+        cache, work, ring, size = self.cache, self.work, self.ring, self.config.block_size
+        rows = window.q.numel() // cache.head_dim
+        partials = Partials(self.partials.out[:rows], self.partials.lse[:rows])
+
+        def attend() -> None:
+            window_decode(window.q, cache, work.lists, work.counts, ring, window.first, partials, block_size=size)
+
+        return (
+            Stage("attend", attend),
+            Stage("merge", lambda: merge_window(window.q, cache, ring, window.first, partials, window.out)),
+        )
+
+
+@dataclass
+class TorchRetroLayer(RepairingLayer, TorchSparseLayer):
+    """One layer in plain torch."""
+
+    def __post_init__(self) -> None:
+        TorchSparseLayer.__post_init__(self)
+        RepairingLayer.__post_init__(self)
+
+    def write_window(self, window: WindowTensors) -> None:
+        write_tokens_torch(self.cache, window.k, window.v, window.first)
+        if self.summaries is not None:
+            refresh_torch(self.cache, self.summaries, window.tokens)
+
+    def repair_stages(self, window: WindowTensors) -> tuple[Stage, ...]:
+        return (Stage("attend", lambda: self.repair(window), False),)
+
+    def repair(self, window: WindowTensors) -> None:
+        """Gather the listed blocks once, attend with all rows under a mask, merge with what the ring has."""
+        work, ring, size = self.work, self.ring, self.config.block_size
+        now, heads, group = int(ring.clock), self.shape.kv_heads, self.shape.group
+        lengths, firsts, counts = self.cache.lengths.tolist(), window.first.tolist(), work.counts[:, 0].tolist()
+        for b, (length, first, n) in enumerate(zip(lengths, firsts, counts, strict=True)):
+            lists = work.lists[b, :, :n].long().expand(heads, -1)
+            tokens = tokens_of(lists, size)  # [Hkv, n b]
+            stamps = ring.loaded[b].gather(1, lists).repeat_interleave(size, 1)
+            keys, values = (x.float() for x in self.gather(b, lists))
+            ring.loaded[b].scatter_(1, lists, now)
+            values = values.masked_fill((tokens >= length)[:, :, None], 0.0)  # may be NaN, which no mask undoes
+            ages = [age for age in range(window.tokens) if length - 1 - age >= first]
+            window.out[b, : window.tokens - len(ages)] = 0.0
+            for age in ages:
+                row, position = window.tokens - 1 - age, length - 1 - age
+                slot = position % ring.slots
+                query = window.q[b, row] if age == 0 or ring.query is None else ring.query[b, slot]
+                visible = tokens <= position
+                if age:
+                    visible &= stamps < now - age
+                out, lse = _attend(query.view(heads, group, -1).float(), keys, values, visible)
+                if age:
+                    out, lse = _merge(out, lse, ring.out[b, slot].view_as(out), ring.lse[b, slot, :, 0].view_as(lse))
+                ring.out[b, slot], ring.lse[b, slot] = out.flatten(0, 1), lse.flatten()[:, None]
+                window.out[b, row] = out.flatten(0, 1)
+                if age == 0 and ring.query is not None:
+                    ring.query[b, slot] = window.q[b, row]
+        ring.clock.add_(1)
+
+
+def _attend(query: Tensor, keys: Tensor, values: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
+    """Output `[Hkv, G, D]` and base-2 log-sum-exp `[Hkv, G]` over the visible tokens; zero and -inf where none is.
+
+    query `[Hkv, G, D]`, keys and values `[Hkv, n, D]`, visible `[Hkv, n]`; all float32.
+    """
+    if not bool(visible.any()):
+        return torch.zeros_like(query), query.new_full(query.shape[:2], float("-inf"))
+    logits = query @ keys.transpose(1, 2) * (query.shape[2] ** -0.5 * math.log2(math.e))
+    logits = logits.masked_fill(~visible[:, None], float("-inf"))
+    top = logits.amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).min)
+    weights = (logits - top).exp2()
+    total = weights.sum(-1, keepdim=True)
+    return weights @ values / total.clamp(min=1.0), (top + total.log2())[..., 0]  # the top weight is 1, or all are 0
+
+
+def _merge(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) -> tuple[Tensor, Tensor]:
+    """Two results over disjoint keys as one; `[..., D]` and `[...]`."""
+    both = torch.logaddexp2(lse, other_lse)
+    mine, theirs = ((x - both).exp2().nan_to_num(0.0)[..., None] for x in (lse, other_lse))
+    return out * mine + other * theirs, both
+
+
+@register("retro")
+class Retro(SparseMethod):
+    """Repairs the outputs of the newest tokens, with recomputed queries. One list a KV head, or one for all."""
+
+    layer_class = RetroLayer
+    torch_layer_class = TorchRetroLayer
+    uses = ("block_size", "active_ratio", "min_blocks", "budget_tokens", "gqa_policy", "summary_kind", "window")
+
+    @property
+    def step_tokens(self) -> int:
+        return self.config.window
+
+    def prepare(self, cache: KVCache) -> BlockSparseLayer:
+        if self.config.gqa_policy == "per-head" and self.shape.group > 1:
+            raise Unsupported(
+                "gqa_policy: with a list per query head each head would load its own blocks for all rows; take "
+                "group-sum, group-mean or all-heads"
+            )
+        return super().prepare(cache)
+
+
+class CachedRetroLayer(RetroLayer):
+    keeps_queries = True
+
+
+class CachedTorchRetroLayer(TorchRetroLayer):
+    keeps_queries = True
+
+
+@register("retro-cached")
+class RetroCached(Retro):
+    """As `retro`, but an older token attends to what is new to it with the query that it was fed with."""
+
+    in_default = False
+    layer_class = CachedRetroLayer
+    torch_layer_class = CachedTorchRetroLayer
