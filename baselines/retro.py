@@ -25,7 +25,7 @@ from ..kernels import KVCache, Partials, Stage, StepTensors, Traffic, Unsupporte
 from ..kernels.pipeline import SparseLayer, SparseMethod
 from ..kernels.portable import TorchSparseLayer, refresh_torch, tokens_of, write_tokens_torch
 from ..kernels.window import Ring
-from ..kernels.window_decode import window_decode
+from ..kernels.window_decode import window_decode, window_splits
 from ..kernels.window_merge import merge_window
 from ..kernels.workspace import BlockSparseLayer
 
@@ -69,8 +69,8 @@ class RepairingLayer(BlockSparseLayer):
 
     def stages(self, step: StepTensors) -> tuple[Stage, ...]:
         """A step of one token: nothing is repaired, but the blocks that it loads count as loaded."""
-        rows = (x.unsqueeze(1) for x in (step.q, step.k, step.v, step.out))
-        return self.window_stages(WindowTensors(*rows, self._start))
+        q, k, v, out = (x.unsqueeze(1) for x in (step.q, step.k, step.v, step.out))
+        return self.window_stages(WindowTensors(q, k, v, out, self._start))
 
     def traffic(self) -> dict[str, Traffic]:
         """As Quest's, with w rows: their queries, outputs, keys and values, cached results, and a stamp an entry."""
@@ -195,6 +195,10 @@ class Retro(SparseMethod):
     @property
     def step_tokens(self) -> int:
         return self.config.window
+
+    def splits(self, cache: KVCache) -> int:
+        chosen = self.config.selected(cache.capacity)
+        return window_splits(self.shape, self.config.window, chosen, self.config.block_size, cache.device)
 
     def prepare(self, cache: KVCache) -> BlockSparseLayer:
         if self.config.gqa_policy == "per-head" and self.shape.group > 1:

@@ -82,14 +82,18 @@ class SparseMethod(TorchSparseMethod):
         only_kernels = cls.layer_class is not SparseLayer and cls.torch_layer_class is TorchSparseLayer
         return can_run_on(device) if only_kernels else None
 
+    def splits(self, cache: KVCache) -> int:
+        """Ways to split a list of a full cache."""
+        chosen = self.config.selected(cache.capacity)
+        return sparse_splits(self.shape, self.rows(), chosen, self.config.block_size, cache.device)
+
     def prepare(self, cache: KVCache) -> BlockSparseLayer:
         if can_run_on(cache.device) is not None:
             return super().prepare(cache)
         summaries = self.summaries(cache)
         if summaries is not None:
             build_summaries(cache, summaries)
-        chosen = self.config.selected(cache.capacity)
-        splits = sparse_splits(self.shape, self.rows(), chosen, self.config.block_size, cache.device)
+        splits = self.splits(cache)
         if splits not in self._partials:
             rows = self.shape.batch * self.step_tokens * self.shape.q_heads
             self._partials[splits] = Partials.allocate(rows, splits, self.shape.head_dim, cache.device)

@@ -73,7 +73,7 @@ def update_block(
     D: tl.constexpr, BLOCK: tl.constexpr, PAGE: tl.constexpr, PAGED: tl.constexpr, WRITE: tl.constexpr,
     SUMMARY: tl.constexpr, keep_before=0,
 ):  # fmt: skip
-    """Write a block's new tokens (those from `first` on, but none before `keep_before`) and summarise its valid keys."""
+    """Write a block's new tokens, from `first` on but none before `keep_before`, and summarise its valid keys."""
     tokens = block * BLOCK + tl.arange(0, BLOCK)
     dims = tl.arange(0, D)
     valid = tokens < length

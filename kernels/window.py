@@ -53,6 +53,11 @@ class Ring:
             query,
         )
 
+    def copy(self) -> Ring:
+        """As it stands now."""
+        query = None if self.query is None else self.query.clone()
+        return Ring(self.out.clone(), self.lse.clone(), self.loaded.clone(), self.clock.clone(), query)
+
     @property
     def slots(self) -> int:
         return self.out.shape[1]

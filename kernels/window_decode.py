@@ -19,7 +19,7 @@ from .cache import KVCache
 from .checks import check_device, check_range, check_tensor, kernel_dtypes
 from .config import BLOCK_SIZES, AttentionShape, ceil_div
 from .exact import Exact, assign, empty_rows, exact_attention
-from .launch import INTERPRET, await_previous, launch, release_next
+from .launch import INTERPRET, await_previous, launch, plan_splits, release_next
 from .merge import Partials
 from .softmax import attend_tile, store_partial
 from .sparse_decode import sparse_tile
@@ -111,15 +111,12 @@ def _window_decode_kernel(
             query = tl.where(past[:, None], older, query)
         if CAST_FP32:
             query = query.to(tl.float32)
-        # Entries are read two tiles ahead and their stamps one: in its own step either would hold up keys and values.
         entry = start + lane // BLOCK
         block = tl.load(entries + entry, mask=entry < end, other=-1)
-        entry += BLOCKS
-        coming = tl.load(entries + entry, mask=entry < end, other=-1)
-        stamp = tl.load(stamps + block, mask=block >= 0, other=0)
         for first in tl.range(start, end, BLOCKS, num_stages=STAGES):
             token = block * BLOCK + lane % BLOCK
             valid = (block >= 0) & (token < length)
+            stamp = tl.load(stamps + block, mask=block >= 0, other=0)
             outer, inside = locate(batch, token, valid, table, table_stride, PAGE, PAGED)
             base = outer * cache_outer_stride + kv_head * cache_head_stride + inside * cache_token_stride
             offsets = base[:, None] + dims[None, :]
@@ -127,10 +124,9 @@ def _window_decode_kernel(
             v = tl.load(v_cache + offsets, mask=valid[:, None], other=0.0)
             visible = valid[None, :] & (token[None, :] <= position[:, None]) & (stamp[None, :] < before[:, None])
             visible = visible & row_valid[:, None]
-            block = coming
-            stamp = tl.load(stamps + block, mask=block >= 0, other=0)
-            entry = first + 2 * BLOCKS + lane // BLOCK
-            coming = tl.load(entries + entry, mask=entry < end, other=-1)
+            # The next tile's entries, a step ahead: read in its own step they would hold up its keys and values.
+            entry = first + BLOCKS + lane // BLOCK
+            block = tl.load(entries + entry, mask=entry < end, other=-1)
             if CAST_FP32:
                 k, v = k.to(tl.float32), v.to(tl.float32)
             m, total, acc = attend_tile(query, k, v, visible, scale_log2, m, total, acc, True, CAST_FP32)
@@ -142,6 +138,18 @@ def _window_decode_kernel(
 
     rows = (batch * TOKENS + token_row) * kv_heads * G + head
     store_partial(partial, partial_lse, rows, in_tile, split, splits, m, total, acc, D)
+
+
+def window_splits(shape: AttentionShape, tokens: int, list_capacity: int, block_size: int, device: torch.device) -> int:
+    """Splits for lists of up to `list_capacity` blocks, one a KV head, and n tokens a sequence, on this chip."""
+    tile = sparse_tile(block_size)
+    few = tile * shape.head_dim <= 8192 and _padded_rows(shape, tokens) <= 16  # more rows take more registers
+    tiles = ceil_div(list_capacity * block_size, tile)
+    return plan_splits(shape.batch * shape.kv_heads, tiles, device, 3 if few else 2)
+
+
+def _padded_rows(shape: AttentionShape, tokens: int) -> int:
+    return max(16, triton.next_power_of_2(tokens * shape.group))
 
 
 def window_decode(
@@ -199,7 +207,7 @@ def window_decode(
         check_range("lists", lists, -1, blocks - 1)
         check_range("counts", counts, 0, lists.shape[2])
     table = cache.block_table if cache.block_table is not None else cache.lengths
-    tile, padded = sparse_tile(block_size), max(16, triton.next_power_of_2(tokens * shape.group))
+    tile, padded = sparse_tile(block_size), _padded_rows(shape, tokens)
     launch(
         _window_decode_kernel,
         (partials.splits, cache.batch * shape.kv_heads),

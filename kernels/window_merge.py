@@ -69,9 +69,9 @@ def _window_merge_kernel(
         left = tl.where(total > 0.0, base + tl.log2(tl.where(total > 0.0, total, 1.0)), float("-inf"))
         tl.store(ring_out + cell * D + dims, merged)
         tl.store(ring_lse + cell * (D // SLICE) + piece, left)
-        if KEEP_QUERY:
-            if token == TOKENS - 1:
-                tl.store(ring_query + cell * D + dims, tl.load(q + row * D + dims))
+    if KEEP_QUERY:
+        fed = tl.where(valid & (token == TOKENS - 1), dims, D)
+        tl.store(ring_query + cell * D + dims, tl.load(q + row * D + dims), mask=fed < D)
     if (tl.program_id(0) == 0) & (piece == 0):
         tl.store(clock, tl.load(clock) + 1)  # no other program of this kernel reads it
 

@@ -135,6 +135,8 @@ class MethodSpec:
         policy = columns.get("gqa_policy")
         if policy and (self.name == "quest" or policy != "group-mean"):
             words.append(str(policy))
+        if "window" in columns:
+            words.append(f"w{columns['window']}")
         if columns.get("summary_kind") == "meanstd":
             words.append("meanstd")
         if self.dense_layers not in (None, QUEST_DENSE_LAYERS):
@@ -147,8 +149,8 @@ class MethodSpec:
 def default_methods(device: torch.device, base: SparseConfig, block_sizes: Sequence[int]) -> list[MethodSpec]:
     """Every registered method that is not kept for asking by name, dense ones first.
 
-    ReSA runs at each block size (in plain torch on a CPU), Quest under two GQA policies, any other sparse method at
-    the first block size.
+    ReSA runs at each block size (in plain torch on a CPU), Quest under two GQA policies, RetroAttention under the one
+    of them that it can share, any other sparse method at the first block size.
     """
     left_out = ("resa-torch", "torch-dense") if device.type == "cuda" else ("resa",)
     methods = {n: m for n, m in registered().items() if m.in_default and n not in left_out}
@@ -161,9 +163,31 @@ def default_methods(device: torch.device, base: SparseConfig, block_sizes: Seque
             specs += [MethodSpec(name, replace(base, block_size=b)) for b in block_sizes]
         elif name == "quest":
             specs += [MethodSpec(name, replace(first, gqa_policy=policy)) for policy in QUEST_POLICIES]
+        elif name == "retro":
+            specs.append(retro_spec(first, first.window))
         else:
             specs.append(MethodSpec(name, first))
     return specs
+
+
+def named_spec(name: str, config: SparseConfig) -> MethodSpec:
+    """A method asked for by name: RetroAttention on Quest's cheapest selection, any other under its default policy."""
+    return MethodSpec(name, replace(config, gqa_policy="group-sum") if name.startswith("retro") else config)
+
+
+def retro_spec(base: SparseConfig, window: int) -> MethodSpec:
+    """RetroAttention with a window of so many tokens."""
+    return named_spec("retro", replace(base, window=window))
+
+
+def takes_wide_windows(case: Case) -> bool:
+    """The default model's long cases at batch 1, on random data."""
+    return case.batch == 1 and case.context >= 128 * K and case.model == DEFAULT_MODEL and case.pattern == "random"
+
+
+def wide_windows(base: SparseConfig) -> list[MethodSpec]:
+    """What long cases of the default list add: wider windows, whose gains end at 8 tokens (arXiv 2508.09001)."""
+    return [retro_spec(base, window) for window in (4, 8)]
 
 
 K = 1024

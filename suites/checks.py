@@ -7,13 +7,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..kernels import Layer, SparseConfig
+from ..kernels import Layer, Selection, SparseConfig, WindowTensors
+from ..kernels.config import ceil_div
 from ..kernels.dense import dense_reference
 from ..kernels.exact import UNIT_ROUNDOFF, Exact
 from ..kernels.scores import scores_reference
 from ..kernels.selection import selection_reference
 from ..kernels.sparse_decode import sparse_reference
 from ..kernels.summaries import summaries_reference
+from ..kernels.window_decode import window_reference
 from ..kernels.workspace import BlockSparseLayer
 from .inputs import Inputs
 
@@ -109,6 +111,56 @@ def _check_scores(computed: Tensor, q: Tensor, table: Tensor, config: SparseConf
     error = torch.where(finite, (computed.double() - exact).abs() - budget, -1.0).amax() if computed.numel() else 0.0
     if not float(error) <= 0:
         raise CheckFailed(f"scores: beyond their fp32 error budget by {float(error):.2e} in sequence {sequence}")
+
+
+def check_window(layer: Layer, window: WindowTensors) -> Check:
+    """Decode the window's tokens one by one, K, V and queries held still; compare every row of the last step.
+
+    A row is to equal attention over the union of the lists of all steps since its own. Leaves the cache as it was.
+
+    Raises:
+        CheckFailed: a row is outside its budget, a token before the window was run, or the lists are not the best.
+    """
+    cache, n = layer.cache, window.tokens
+    before = cache.lengths.clone()
+    keys, values = cache.gather()
+    seen: list[Tensor] = []  # of each row, bool [B, Hkv, M]
+    q, k, v = (torch.zeros_like(x) for x in (window.q, window.k, window.v))
+    step = WindowTensors(q, k, v, torch.empty_like(q), window.first)
+    stages, selection = layer.window_stages(step), layer.selection()
+    assert selection is not None, "methods with windows select"
+    try:
+        for grown in range(1, n + 1):
+            cache.lengths.copy_(before - n + grown)
+            for mine, whole in ((step.q, window.q), (step.k, window.k), (step.v, window.v)):
+                mine[:, n - grown :] = whole[:, :grown]
+            step.out.fill_(float("nan"))
+            for stage in stages:
+                stage.run()
+            if bool((step.out[:, : n - grown] != 0).any()):
+                raise CheckFailed(f"window: tokens before the {grown} decoded ones have outputs")
+            listed = _listed(layer, selection)
+            seen = [*(one | listed for one in seen), listed]
+    finally:
+        cache.lengths.copy_(before)
+    check = Check(0.0, 0.0)
+    for b, length in enumerate(before.tolist()):
+        for i in range(n):
+            exact = window_reference(
+                window.q[b, i], keys[b], values[b], length - n + i, seen[i][b], block_size=selection.block_size
+            )
+            check = check.worst(compare(f"token {i} of {n} in the window", step.out[b, i], exact, step.out.dtype))
+    if isinstance(layer, BlockSparseLayer) and layer.scores_blocks:
+        check_selection(layer, window.q[:, -1])
+    return check
+
+
+def _listed(layer: Layer, selection: Selection) -> Tensor:
+    """The blocks on the lists, bool `[B, Hkv, M]`."""
+    lists, count = selection.lists, ceil_div(layer.cache.capacity, selection.block_size)
+    hit = torch.zeros(*lists.shape[:2], count + 1, dtype=torch.bool, device=lists.device)
+    hit.scatter_(2, torch.where(lists < 0, count, lists).long(), True)
+    return hit[:, :, :count].expand(-1, layer.cache.kv_heads, -1)
 
 
 def dense_exact(inputs: Inputs) -> list[Exact]:

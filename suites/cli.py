@@ -28,6 +28,10 @@ from .cases import (
     default_cases,
     default_methods,
     filter_cases,
+    named_spec,
+    retro_spec,
+    takes_wide_windows,
+    wide_windows,
 )
 from .decode.cases import TEXT_PERIODS
 from .decode.cli import EXAMPLES as DECODE_EXAMPLES
@@ -41,6 +45,7 @@ from .table import print_report
 from .worker import Settings, Worker
 
 BLOCK_SIZES = [16, 32, 64]
+WINDOWS = [SparseConfig().window]
 MICRO_EXAMPLES = """examples:
   resa-bench micro                                     the default list (3 to 4 minutes on an H100 or on 2 CPU cores)
   resa-bench micro --quick                             two short cases
@@ -86,6 +91,10 @@ def add_micro_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--rectify-every", type=int, default=32, metavar="f", help="tokens between rectifications")
     how.add_argument("--budget-tokens", type=int, help="a budget in tokens for Quest, instead of --ratio")
     how.add_argument("--gqa-policy", nargs="+", choices=GQA_POLICIES, help="of Quest (default per-head group-sum)")
+    how.add_argument(
+        "--window", nargs="+", type=int, default=WINDOWS, metavar="w",
+        help="of RetroAttention: newest tokens that a step runs (default 2; 4 and 8 too where the list has them)",
+    )  # fmt: skip
     how.add_argument("--summary", choices=SUMMARY_KINDS, default="minmax")
     run = parser.add_argument_group("the run")
     run.add_argument("--device", help="cuda, cuda:1 or cpu (default: a GPU if there is one)")
@@ -215,7 +224,9 @@ def choose_methods(options: argparse.Namespace, device: torch.device) -> list[Me
     policies = options.gqa_policy or (QUEST_POLICIES[-1:] if quick else QUEST_POLICIES)
     budget = {"budget_tokens": options.budget_tokens} if options.budget_tokens else {}
     settings = [replace(quest.config, gqa_policy=p, **budget) for p in policies]
-    specs = [s for s in specs if s.name != "quest"] + [MethodSpec("quest", c) for c in settings]
+    retro = next(s for s in specs if s.name == "retro")
+    specs = [s for s in specs if s.name not in ("quest", "retro")] + [MethodSpec("quest", c) for c in settings]
+    specs += [retro_spec(retro.config, w) for w in options.window]
     specs = list(dict.fromkeys(specs))  # a setting given twice is one
     if not options.method:
         return specs
@@ -228,7 +239,8 @@ def choose_methods(options: argparse.Namespace, device: torch.device) -> list[Me
     for name in options.method:
         if name not in present:
             blocks = sizes if "block_size" in known[name].uses else sizes[:1]
-            named += [MethodSpec(name, replace(base, block_size=b)) for b in blocks]
+            windows = options.window if "window" in known[name].uses else options.window[:1]
+            named += [named_spec(name, replace(base, block_size=b, window=w)) for b in blocks for w in windows]
     return list(dict.fromkeys(named))
 
 
@@ -266,6 +278,7 @@ def act_decode_half(options: argparse.Namespace, console: Console) -> int:
         flags += [f"--{name.replace('_', '-')}", str(value)] if value is not None else []
     flags += ["--block-size", str(options.block_size[0])] if options.block_size[0] != 16 else []
     flags += ["--rectify-every", str(options.rectify_every)] if options.rectify_every != 32 else []
+    flags += ["--window", *map(str, options.window)] if options.window != WINDOWS else []
     flags += ["--ratio", str(options.ratio), "--min-blocks", str(options.min_blocks), "--summary", options.summary]
     flags += ["--seed", str(options.seed)]
     for name, on in (("quick", options.scale == "quick"), ("full", options.scale == "full"), ("plan", options.list)):
@@ -330,7 +343,12 @@ def act_micro(options: argparse.Namespace, console: Console) -> int:
     console.print(f"{len(cases)} cases x {len(specs)} methods on {device}; results in {path}", highlight=False)
     worker = Worker(Settings(str(device), plan, command, warm=not options.no_warm, eager=not options.no_eager))
     kinds = [kind for kind, left_out in (("warm", options.no_warm), ("eager", options.no_eager)) if not left_out]
-    outcome = run_cases(cases, specs, worker, path, device, console, fresh=options.fresh, kinds=kinds)
+    asked = options.scale or options.method or options.case or options.context or options.window != WINDOWS
+    retro = [s.config for s in specs if s.name == "retro"]
+    further = {c.slug: wide_windows(retro[0]) for c in cases if cuda and not asked and takes_wide_windows(c)}
+    outcome = run_cases(
+        cases, specs, worker, path, device, console, fresh=options.fresh, kinds=kinds, further=further
+    )  # fmt: skip
     print_report(outcome.rows, console)
     if outcome.resumed:
         console.print(f"{outcome.resumed} of {len(cases)} cases were done already (--fresh measures them again)")

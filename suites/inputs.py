@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..kernels import ChunkTensors, KVCache, StepTensors
+from ..kernels import ChunkTensors, KVCache, StepTensors, WindowTensors
 from .cases import Case
 
 BOOST = 8.0  # length of what is added to a favoured key along the group's mean query; the scores' spread is about 2
@@ -66,3 +66,29 @@ def make_inputs(case: Case, device: torch.device, chunk_tokens: int) -> Inputs:
     chunk_q = draw(case.batch, count, heads.q_heads, heads.head_dim)
     step = StepTensors(q, chunk_k[:, -1].contiguous(), chunk_v[:, -1].contiguous(), torch.empty_like(q))
     return Inputs(cache, step, ChunkTensors(chunk_q, chunk_k, chunk_v, torch.empty_like(chunk_q)))
+
+
+def make_window(inputs: Inputs, tokens: int, seed: int = 0) -> WindowTensors:
+    """The newest `tokens` tokens as a step of a method with a window has them, all of them decoded.
+
+    The newest row is the step's own; the queries of older ones are drawn. K and V are what the cache holds, so that
+    this step may be repeated at will, too.
+
+    Raises:
+        ValueError: a sequence is shorter than the window.
+    """
+    cache, step = inputs.cache, inputs.step
+    lengths = cache.lengths.tolist()
+    if min(lengths) < tokens:
+        raise ValueError(f"window: {tokens} tokens do not fit a context of {min(lengths)}")
+    generator = torch.Generator(cache.device).manual_seed(seed + 1)
+    q = torch.randn(
+        cache.batch, tokens, *step.q.shape[1:], generator=generator, device=cache.device, dtype=cache.dtype
+    )  # fmt: skip
+    q[:, -1] = step.q
+    keys, values = cache.gather()
+    k, v = (
+        torch.stack([x[b, :, length - tokens : length].transpose(0, 1) for b, length in enumerate(lengths)])
+        for x in (keys, values)
+    )
+    return WindowTensors(q, k, v, torch.empty_like(q), cache.lengths - tokens)

@@ -17,8 +17,8 @@ from ..profiling.ranges import heard, mark
 from ..profiling.stats import Summary, summarize
 from ..profiling.timing import Op, Plan, Timer, measure
 from .cases import Case, MethodSpec
-from .checks import Check, CheckFailed, check_rectify, check_step, dense_exact
-from .inputs import Inputs, make_inputs
+from .checks import Check, CheckFailed, check_rectify, check_step, check_window, dense_exact
+from .inputs import Inputs, make_inputs, make_window
 from .rows import Row, digits
 from .speedups import with_speedups
 
@@ -82,9 +82,12 @@ def prepare(spec: MethodSpec, case: Case, inputs: Inputs, exact: list[Any], devi
     """Build, bind and check a method. Raises CheckFailed, or what the method raises."""
     method = get_method(spec.name)(case.shape, spec.config, dtype=case.torch_dtype, device=device)
     layer = method.prepare(inputs.cache)
-    check = check_step(layer, inputs, exact)
-    traffic = layer.traffic()
-    stages, rectify = layer.stages(inputs.step), layer.rectify_stages(inputs.chunk)
+    if layer.window > 1:
+        window = make_window(inputs, layer.window, case.seed)
+        check, stages = check_window(layer, window), layer.window_stages(window)
+    else:
+        check, stages = check_step(layer, inputs, exact), layer.stages(inputs.step)
+    traffic, rectify = layer.traffic(), layer.rectify_stages(inputs.chunk)
     if rectify:
         check = check.worst(check_rectify(layer, inputs))
         traffic["rectify"] = layer.rectify_traffic(inputs.chunk.q.shape[1])

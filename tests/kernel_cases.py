@@ -12,6 +12,7 @@ import importlib
 import json
 import pkgutil
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from types import ModuleType
 
 import torch
@@ -24,6 +25,7 @@ from resa_bench.kernels import (
     SparseConfig,
     StepTensors,
     Summaries,
+    WindowTensors,
     dense_attention,
     get_method,
     merge_partials,
@@ -219,6 +221,7 @@ def kernel_names() -> set[str]:
 
 
 # Variants of the resource tests: block size, policy, summary, head dim, page size. Pairs of settings, not all products.
+WINDOWS = (("retro", 2), ("retro-cached", 4), ("retro", 8))  # tokens a step of 7 query heads a KV head: 14, 28, 56 rows
 VARIANTS = (
     (16, "group-mean", "minmax", 128, None),
     (16, "per-head", "minmax", 128, None),
@@ -250,6 +253,18 @@ def run_variants(
         for name in ("resa", "triton-dense", "sink-window"):
             layer = make_method(name, shape, config, dtype, device).prepare(cache)
             for stage in (*layer.stages(step), *layer.rectify_stages(chunk)):
+                stage.run()
+        if policy == "per-head":  # which methods with windows refuse
+            continue
+        for name, tokens in WINDOWS:
+            windowed = replace(config, window=tokens)
+            layer = make_method(name, shape, windowed, dtype, device).prepare(cache)
+            chunk = empty_chunk(shape, tokens, dtype, device)
+            if device.type != "meta":
+                for x in (chunk.q, chunk.k, chunk.v):
+                    x.normal_()
+            window = WindowTensors(chunk.q, chunk.k, chunk.v, chunk.out, torch.zeros_like(cache.lengths))
+            for stage in layer.window_stages(window):
                 stage.run()
     run_linears(device)
 

@@ -25,6 +25,8 @@ def test_every_kernel_is_known() -> None:
         "_score_kernel",
         "_select_kernel",
         "_sparse_decode_kernel",
+        "_window_decode_kernel",
+        "_window_merge_kernel",
         "_dense_kernel",
         "_merge_kernel",
         "_sink_window_kernel",

@@ -23,7 +23,7 @@ from resa_bench.suites.quality.suite import QualityBench, run_case
 from resa_bench.suites.quality.table import case_table, excess, label, mean
 from resa_bench.suites.rows import Row, append_case, read_rows
 from rich.console import Console
-from tiny_model import TINY, tiny_decoder
+from tiny_model import TINY, Letters, tiny_decoder
 
 CPU = torch.device("cpu")
 CASE = QualityCase("tiny", TINY, prompt=300, steps=72)
@@ -52,13 +52,6 @@ def test_metrics_against_the_formulas() -> None:
     assert same[0].max() == 0
     assert same[1].min() == 1
     torch.testing.assert_close(relative_error(1.5 * dense, dense), torch.full((3,), 0.5))
-
-
-class Letters:
-    """A tokenizer of the tiny model: a letter a token."""
-
-    def encode(self, text: str) -> list[int]:
-        return [ord(letter) % TINY.vocab for letter in text]
 
 
 @pytest.fixture(scope="module")

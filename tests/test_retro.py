@@ -9,14 +9,38 @@ import pytest
 import torch
 from kernel_cases import DEVICE, DTYPES, make_cache, make_method, random
 from resa_bench import baselines  # noqa: F401  (registers the rivals)
+from resa_bench.baselines import retro
 from resa_bench.baselines.retro import RepairingLayer, Retro
-from resa_bench.kernels import AttentionShape, KVCache, SparseConfig, StepTensors, Unsupported, WindowTensors
+from resa_bench.kernels import (
+    AttentionShape,
+    KVCache,
+    SparseConfig,
+    StepTensors,
+    Unsupported,
+    WindowTensors,
+    get_method,
+)
 from resa_bench.kernels.portable import TorchSparseMethod
 from resa_bench.kernels.window_decode import window_reference
-from resa_bench.suites.checks import compare
+from resa_bench.profiling.ceilings import Ceilings
+from resa_bench.profiling.device import describe
+from resa_bench.suites import micro
+from resa_bench.suites.cases import Case, MethodSpec, ModelShape
+from resa_bench.suites.checks import CheckFailed, check_window, compare, dense_exact
+from resa_bench.suites.decode import suite as decode_suite
+from resa_bench.suites.decode.cases import DecodeCase
+from resa_bench.suites.decode.checks import check_attention
+from resa_bench.suites.decode.costs import plan_costs
 from resa_bench.suites.decode.engine import Engine, State, bind_layers
+from resa_bench.suites.decode.loader import Loader
+from resa_bench.suites.decode.suite import DecodeBench, DecodePlan
+from resa_bench.suites.inputs import make_inputs, make_window
 from resa_bench.suites.model.decoder import Cells, Decoder
-from tiny_model import TINY, tiny_decoder
+from resa_bench.suites.model.load import LoadedModel
+from resa_bench.suites.quality import suite as quality
+from resa_bench.suites.quality.cases import QualityCase
+from resa_bench.suites.quality.exposure import exposure
+from tiny_model import TINY, Letters, tiny_decoder
 from torch import Tensor
 
 DTYPE = DTYPES[-1]
@@ -303,7 +327,7 @@ def engine_of(decoder: Decoder, name: str, w: int, path: str = "torch") -> Engin
 @pytest.mark.parametrize(
     ("name", "w", "path", "steps"),
     [
-        pytest.param("retro", 2, "kernels", 3, id="w2-kernels"),
+        pytest.param("retro", 2, "kernels", 2, id="w2-kernels"),
         pytest.param("retro", 2, "torch", FED, id="w2-torch"),
         pytest.param("retro", 4, "torch", FED, id="w4-torch"),
         pytest.param("retro-cached", 4, "torch", FED, id="w4-cached-torch"),
@@ -358,3 +382,104 @@ def test_a_window_takes_no_dense_layers() -> None:
     methods = [make_method(n, shape, settings(2), torch.float32, CPU) for n in ("retro", "torch-dense")]
     with pytest.raises(ValueError, match="dense layers"):
         Engine(decoder, state, bind_layers(state, methods[0], methods[1], 1))
+
+
+SHORT = Case("custom-4-2-64", ModelShape(4, 2, 64), 2, 200, "fp32")
+
+
+@pytest.fixture
+def portable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The portable path, though the interpreter could run the kernels."""
+    monkeypatch.setattr(Retro, "prepare", lambda method, cache: TorchSparseMethod.prepare(method, cache))
+
+
+@pytest.mark.parametrize("w", [2, 8])
+def test_the_micro_gate_takes_every_row(portable: None, w: int) -> None:
+    spec = MethodSpec("retro", settings(w))
+    inputs = make_inputs(SHORT, CPU, 1)
+    one = micro.prepare(spec, SHORT, inputs, dense_exact(inputs), CPU)
+    assert 0 < one.check.budget_used <= 1
+    assert [s.name for s in one.stages] == ["append", "score", "select", "attend"]
+    quest = micro.prepare(MethodSpec("quest", settings(w)), SHORT, inputs, dense_exact(inputs), CPU)
+    assert one.traffic["total"].bytes > quest.traffic["total"].bytes
+    assert one.traffic["attend"].flops == w * quest.traffic["attend"].flops
+    assert inputs.cache.lengths.tolist() == [200, 200]
+
+
+@pytest.mark.parametrize("spoil", ["never repaired", "newer tokens", "blocks seen twice"])
+def test_the_micro_gate_finds_a_wrong_repair(portable: None, monkeypatch: pytest.MonkeyPatch, spoil: str) -> None:
+    layer = get_method("retro")(SHORT.shape, settings(2), dtype=torch.float32, device=CPU).prepare(
+        make_inputs(SHORT, CPU, 1).cache
+    )
+    assert isinstance(layer, RepairingLayer)
+    window = make_window(make_inputs(SHORT, CPU, 1), 2)
+    check_window(layer, window)
+    if spoil == "never repaired":
+        monkeypatch.setattr(retro, "_merge", lambda out, lse, other, other_lse: (other, other_lse))
+    elif spoil == "newer tokens":
+        real = retro._attend
+        monkeypatch.setattr(retro, "_attend", lambda q, k, v, visible: real(q, k, v, torch.ones_like(visible)))
+    else:
+        repair = layer.repair  # type: ignore[attr-defined]
+        monkeypatch.setattr(layer, "repair", lambda window: (repair(window), layer.ring.loaded.zero_()))
+    with pytest.raises(CheckFailed):
+        check_window(layer, window)
+
+
+def test_the_decode_gate_takes_repaired_rows_and_finds_wrong_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = engine_of(tiny_decoder(), "retro", 4)
+    with torch.inference_mode():
+        assert check_attention(engine, {0, 2}).budget_used <= 1
+        engine.state.start(PROMPT, IDS[:, 0])
+        monkeypatch.setattr(retro, "_merge", lambda out, lse, other, other_lse: (out, lse))
+        with pytest.raises(CheckFailed, match="before the newest"):
+            check_attention(engine, {0, 2})
+
+
+def test_exposure_counts_what_a_query_has_seen() -> None:
+    """Against sets kept by hand; with a window of one it is 1."""
+    frozen, layer = grown_sets(3)
+    sets = []
+    for _ in range(5):
+        frozen.step(layer, 3)
+        sets.append([set(row[row >= 0].tolist()) for row in layer.work.lists[0]])
+    length, size = 155, layer.config.block_size
+    wanted = []
+    for head in range(2):
+        union = sets[2][head] | sets[3][head] | sets[4][head]
+        oldest = [p for block in union for p in range(block * size, (block + 1) * size) if p <= length - 3]
+        once = [p for block in sets[4][head] for p in range(block * size, (block + 1) * size) if p < length]
+        wanted.append(len(oldest) / len(once))
+    assert exposure(layer)[0].tolist() == pytest.approx(wanted)
+    assert max(wanted) > 1
+    frozen, layer = grown_sets(1)
+    frozen.step(layer, 1)
+    assert exposure(layer).unique().tolist() == [1.0]
+
+
+def test_rows_of_the_suites(monkeypatch: pytest.MonkeyPatch, portable: None) -> None:
+    """A quality row at each window, with its exposure; the decode suite's total, at its own count of rows."""
+    decoder = tiny_decoder()
+    models = Loader()
+    models._key = ("tiny", "fp32", "fp32", 0)
+    models._model = LoadedModel(decoder, Letters(), "tiny")  # type: ignore[arg-type]
+    specs = [MethodSpec("retro", settings(w)) for w in (2, 4)]
+    case = QualityCase("tiny", TINY, prompt=200, steps=12)
+    rows = quality.run_case(case, specs, quality.QualityBench(CPU, describe(CPU), "test"), models)
+    assert [r.reason for r in rows if r.status != "ok"] == []
+    for spec in specs:
+        mine = [r for r in rows if r.method == "retro" and r.window == spec.config.window]
+        assert {r.metric for r in mine} == {*quality.METRICS, "kv_exposure"}
+        (seen,) = [r.value for r in mine if r.metric == "kv_exposure"]
+        assert seen is not None
+        assert 1 <= seen < spec.config.window
+    assert [spec.label for spec in specs] == ["retro b16 group-sum w2", "retro b16 group-sum w4"]
+    decode_case = DecodeCase("tiny", TINY, 1, 192, "fp32", "fp32")
+    one, two = (plan_costs(decode_case, spec, False) for spec in specs)
+    assert two.flops > one.flops
+    assert (one.bytes, one.weights.bytes) == (two.bytes, two.weights.bytes)
+    plan = DecodePlan(periods=1, seconds=0, breakdown=False)
+    bench = DecodeBench(CPU, Ceilings(1e5, 1e5, 1e3), describe(CPU), plan, "test")
+    (row,) = decode_suite.run_case(decode_case, specs[1:], bench, models)
+    assert (row.status, row.window) == ("ok", 4), row.reason
+    assert row.error_budget_used is not None

@@ -11,7 +11,7 @@ import torch
 
 from ...kernels import AttentionShape, SparseConfig, get_method
 from ...kernels.config import ceil_div
-from ..cases import DTYPES, QUEST_DENSE_LAYERS, K, MethodSpec
+from ..cases import DTYPES, QUEST_DENSE_LAYERS, K, MethodSpec, retro_spec
 from ..model.config import ModelConfig
 from .measure import EAGER_STEPS
 from .sampling import Sampling
@@ -158,7 +158,7 @@ def default_specs(
         return [*dense, *(MethodSpec("resa", replace(base, block_size=b)) for b in block_sizes), *quest]
     resa = [MethodSpec("resa-torch", replace(base, block_size=b)) for b in block_sizes]
     others = [MethodSpec(name, first) for name in ("sparse", "sink-window", "oracle")]
-    return [MethodSpec("torch-dense", base), *resa, *quest, *others]
+    return [MethodSpec("torch-dense", base), *resa, *quest, retro_spec(first, first.window), *others]
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,9 +221,14 @@ def is_study(case: DecodeCase) -> bool:
 
 
 def study_specs(specs: Sequence[MethodSpec]) -> list[MethodSpec]:
-    """What the study adds: block sizes, rectification periods, further methods."""
+    """What the study adds: block sizes, rectification periods, further methods.
+
+    RetroAttention leaves no layer dense; Quest without dense layers is the same steps without repairs.
+    """
     resa = next(s.config for s in specs if s.name == "resa")
     sizes = [MethodSpec("resa", replace(resa, block_size=b)) for b in (32, 64)]
     periods = [MethodSpec("resa", replace(resa, rectify_every=f)) for f in (16, 64, 128)]
     further = [MethodSpec(name, resa) for name in ("sparse", "sink-window", "flash-attn-2", "flash-attn-3")]
-    return [*sizes, *periods, *further]
+    windows = [retro_spec(resa, w) for w in (2, 4, 8)]
+    quest = MethodSpec("quest", replace(resa, gqa_policy="group-sum"), 0)
+    return [*sizes, *periods, *further, quest, *windows]

@@ -7,10 +7,13 @@ from collections.abc import Callable, Collection
 import torch
 from torch import Tensor
 
-from ...kernels import ChunkTensors, Layer, StepTensors
+from ...baselines.retro import RepairingLayer
+from ...kernels import ChunkTensors, Layer, StepTensors, WindowTensors
 from ...kernels.dense import dense_reference
 from ...kernels.linear import linear, linear_reference
 from ...kernels.sparse_decode import sparse_reference
+from ...kernels.window import Ring
+from ...kernels.window_decode import window_reference
 from ...kernels.workspace import BlockSparseLayer
 from ..checks import Check, CheckFailed, check_selection, compare
 from ..model.decoder import Decoder
@@ -27,21 +30,70 @@ def check_attention(engine: Engine, layers: Collection[int]) -> Check:
 
     (Later would be too late where layers share a cache: the next one overwrites the newest token.)
 
+    With a window of w tokens, w steps: of the last, the older tokens' repaired outputs are compared, too.
+
     Raises:
         CheckFailed: an output is outside its budget, or a list does not hold the best blocks of its scores.
     """
     check = Check(0.0, 0.0)
+    had: dict[int, Ring] = {}  # what each layer had before, by its identity
+    full = False
 
     def observe(i: int, layer: Layer, cells: StepTensors) -> None:
         nonlocal check
-        if i in layers:
+        if i in layers and full:
             check = check.worst(check_layer(f"layer {i}", layer, cells))
+            if engine.window_cells is not None:
+                check = check.worst(check_repairs(f"layer {i}", layer, engine.window_cells, had[id(layer)]))
+        if engine.window_cells is not None:
+            had[id(layer)] = ring_of(layer).copy()
 
     engine.observe = observe
     try:
-        engine.step()
+        for step in range(engine.window):
+            full = step == engine.window - 1
+            engine.step()
     finally:
         engine.observe = None
+    return check
+
+
+def ring_of(layer: Layer) -> Ring:
+    """What a layer with a window remembers of its tokens."""
+    assert isinstance(layer, RepairingLayer)
+    return layer.ring
+
+
+def check_repairs(name: str, layer: Layer, cells: WindowTensors, had: Ring) -> Check:
+    """The older rows of the step a layer has just done, in the first and the last sequence, against fp64.
+
+    Each is to equal what the layer had of it before, merged with attention to the listed blocks that were new to it.
+    (Where K, V and queries change from step to step no union of sets says what it is to be.)
+
+    Raises:
+        CheckFailed: a row is outside its budget.
+    """
+    ring, n = ring_of(layer), cells.tokens
+    keys, values = layer.cache.gather()
+    now = int(had.clock)
+    lengths, firsts = layer.cache.lengths.tolist(), cells.first.tolist()
+    selection = layer.selection()
+    assert selection is not None
+    check = Check(0.0, 0.0)
+    for b in sorted({0, len(lengths) - 1}):
+        for age in range(1, n):
+            position = lengths[b] - 1 - age
+            if position < firsts[b]:
+                continue
+            row, slot = n - 1 - age, position % ring.slots
+            new = ring.latest()[b] & (had.loaded[b] < now - age)
+            exact = window_reference(
+                cells.q[b, row] if had.query is None else had.query[b, slot],
+                keys[b], values[b], position, new,
+                block_size=selection.block_size, had=(had.out[b, slot], had.lse[b, slot, :, 0]),
+            )  # fmt: skip
+            what = f"repaired attention of {name}, sequence {b}, {age} before the newest token"
+            check = check.worst(compare(what, cells.out[b, row], exact, cells.out.dtype))
     return check
 
 
@@ -71,11 +123,22 @@ def relative_distance(a: Tensor, b: Tensor) -> float:
 
 
 def check_replay(engine: Engine, replay: Callable[[], object]) -> Check:
-    """Replay a captured step into a poisoned output: its last layer's attention against fp64. Raises CheckFailed."""
+    """Replay a captured step into a poisoned output: its last layer's attention against fp64. Raises CheckFailed.
+
+    With a window of w tokens, w replays: of the last, the older tokens' outputs are compared, too, unless the layer is
+    shared and so had another layer's before.
+    """
     last = len(engine.layers) - 1
+    layer, name = engine.layers[last], f"layer {last}, replayed"
+    for _ in range(engine.window - 1):
+        replay()
     engine.cells.out.fill_(float("nan"))
+    had = ring_of(layer).copy() if engine.window > 1 else None
     replay()
-    return check_layer(f"layer {last}, replayed", engine.layers[last], engine.cells)
+    check = check_layer(name, layer, engine.cells)
+    if had is not None and engine.window_cells is not None and sum(one is layer for one in engine.layers) == 1:
+        check = check.worst(check_repairs(name, layer, engine.window_cells, had))
+    return check
 
 
 def check_rectified(engine: Engine, replay: Callable[[], object] | None) -> None:

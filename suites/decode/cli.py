@@ -16,7 +16,7 @@ from ...kernels.config import GQA_POLICIES, SUMMARY_KINDS
 from ...profiling.attached import attached
 from ...profiling.ceilings import measure_ceilings
 from ...profiling.timing import Plan, make_timer
-from ..cases import DEFAULT_MODEL, DTYPES, MethodSpec, parse_tokens
+from ..cases import DEFAULT_MODEL, DTYPES, MethodSpec, named_spec, parse_tokens
 from ..model.config import MODELS
 from ..model.load import model_config
 from ..model.smollm import CONFIG as SMOLLM_CONFIG
@@ -87,6 +87,10 @@ def add_decode_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--budget-tokens", type=int, help="a budget in tokens for Quest, instead of --ratio")
     how.add_argument("--gqa-policy", choices=GQA_POLICIES, default="group-sum", help="of Quest")
     how.add_argument("--dense-layers", type=int, default=QUEST_DENSE_LAYERS, help="of Quest: first layers left dense")
+    how.add_argument(
+        "--window", nargs="+", type=int, default=[SparseConfig().window], metavar="w",
+        help="of RetroAttention: newest tokens that a step runs, the fed one included",
+    )  # fmt: skip
     how.add_argument("--summary", choices=SUMMARY_KINDS, default="minmax")
     how.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
     how.add_argument("--top-p", type=float, default=1.0)
@@ -128,7 +132,7 @@ def choose_cases(options: argparse.Namespace, device: torch.device) -> list[Deco
     else:
         cases = [c for c in listed if not options.weights or c.weights in options.weights]
     cases = matching([replace(c, sampling=sampling) for c in cases], options.case)
-    every = max(options.rectify_every)
+    every = max(*options.rectify_every, *options.window)
     least = (TEXT_PERIODS * every if prompt == "text" else max(every, 2 * EAGER_STEPS)) + 1
     for case in cases:
         if case.context < least:
@@ -161,7 +165,7 @@ def choose_specs(options: argparse.Namespace, device: torch.device, prompt: str)
         for name in options.method:
             if name not in present:
                 sizes = options.block_size if "block_size" in known[name].uses else options.block_size[:1]
-                specs += [MethodSpec(name, replace(base, block_size=b)) for b in sizes]
+                specs += [named_spec(name, replace(base, block_size=b)) for b in sizes]
     out: list[MethodSpec] = []
     for spec in specs:
         config = spec.config
@@ -171,7 +175,8 @@ def choose_specs(options: argparse.Namespace, device: torch.device, prompt: str)
                 config = replace(config, budget_tokens=options.budget_tokens)
             spec = MethodSpec("quest", config, options.dense_layers)
         every = options.rectify_every if "rectify_every" in known[spec.name].uses else options.rectify_every[:1]
-        out += [replace(spec, config=replace(config, rectify_every=f)) for f in every]
+        windows = options.window if "window" in known[spec.name].uses else options.window[:1]
+        out += [replace(spec, config=replace(config, rectify_every=f, window=w)) for f in every for w in windows]
     return list(dict.fromkeys(out))
 
 
@@ -179,7 +184,7 @@ def narrowed(options: argparse.Namespace) -> bool:
     """Whether the user asked for anything but a list as it is."""
     return bool(
         options.case or options.context or options.batch or options.weights or options.method or options.shared_kv
-        or options.block_size != [16] or options.rectify_every != [32]
+        or options.block_size != [16] or options.rectify_every != [32] or options.window != [SparseConfig().window]
     )  # fmt: skip
 
 

@@ -24,9 +24,9 @@ from ..micro import failure
 from ..model.smollm import ModelNotHere
 from ..rows import Row, digits
 from ..speedups import with_speedups
-from .cases import TEXT_PERIODS, DecodeCase, capacity, period, prompt_tokens, rectifies
+from .cases import TEXT_PERIODS, DecodeCase, capacity, period, prompt_tokens, rectifies, window
 from .checks import check_attention, check_rectified, check_replay
-from .costs import Costs, rectification, too_large, weight_traffic
+from .costs import Costs, rectification, step_weights, too_large
 from .drift import DriftMeter
 from .engine import Engine, State, bind_layers
 from .loader import Loader, copy_tokens, prompt_ids, release
@@ -103,10 +103,12 @@ class CaseRun:
         case = self.case
         self.on_step("model")
         chunks = {case.batch * spec.config.rectify_every for spec in self.specs if rectifies(spec)}
+        chunks |= {case.batch * window(spec) for spec in self.specs}
         self.loaded = loader.model(case, {case.batch, *chunks}, self.bench.device)
         decoder = self.decoder = self.loaded.decoder
         self.prompt = prompt_tokens(case, self.specs)
-        history = max(TEXT_PERIODS * max(period(spec) for spec in self.specs), 2 * EAGER_STEPS)
+        history = max([TEXT_PERIODS * period(spec) for spec in self.specs] + [2 * EAGER_STEPS])
+        history = max([history, *(window(spec) for spec in self.specs)])
         self.on_step("caches")
         self.state = State.allocate(decoder, case.batch, capacity(case), history, shared_kv=case.shared_kv)
         if case.prompt == "synthetic":
@@ -143,7 +145,7 @@ class CaseRun:
         layers = bind_layers(self.state, method, dense, spec.dense_layers or 0)
         every = spec.config.rectify_every if rectifies(spec) else None
         engine = Engine(decoder, self.state, layers, rectify_every=every, sampling=case.sampling)
-        self.restart(1)
+        self.restart(engine.window)
         check = check_attention(engine, {0, spec.dense_layers or 0, case.config.layers - 1})
         graph = can_capture(engine, device)
         step: Callable[[], object] = engine.step
@@ -151,7 +153,7 @@ class CaseRun:
         if graph:
             self.restart(1)
             step = engine.capture(engine.step)
-            self.restart(1)
+            self.restart(engine.window)
             check = check.worst(check_replay(engine, step))
         if every:
             self.at_period_end(every)
@@ -165,7 +167,7 @@ class CaseRun:
         case, every = self.case, one.engine.rectify_every
         self.state.lengths.fill_(case.context)
         attention = sum((layer.traffic()["total"] for layer in one.engine.layers), Traffic(0))
-        weights = replace(weight_traffic(case, case.batch), bytes=self.decoder.weight_bytes)
+        weights = replace(step_weights(case, one.engine.window), bytes=self.decoder.weight_bytes)
         return Costs(weights, attention, rectification(case, every) if every else Traffic(0), every)
 
     def measure(self, spec: MethodSpec) -> Iterator[Row]:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 
 from ...kernels import SparseConfig
-from ..cases import DTYPES, K, MethodSpec
+from ..cases import DTYPES, K, MethodSpec, retro_spec
 from ..decode.cases import ModelCase
 from ..model.config import ModelConfig
 
@@ -72,16 +72,19 @@ class QualityCase(ModelCase):
 
 
 def default_specs(
-    device: torch.device, base: SparseConfig, periods: Sequence[int], *, quick: bool = False
+    device: torch.device, base: SparseConfig, periods: Sequence[int], windows: Sequence[int], *, quick: bool = False
 ) -> list[MethodSpec]:
-    """Sparse steps alone, ReSA at each period, then Quest, other summaries, sink + window and the oracle.
+    """Sparse steps alone, ReSA at each period, then Quest, RetroAttention at each window, other summaries, sink +
+    window and the oracle.
 
-    Quest runs without dense layers here, so that methods differ in their selection alone.
+    Quest runs without dense layers here, so that methods differ in their selection alone; RetroAttention's is that of
+    Quest under `group-sum`.
     """
     resa = "resa" if device.type == "cuda" else "resa-torch"
     specs = [MethodSpec("sparse", base), *(MethodSpec(resa, replace(base, rectify_every=f)) for f in periods)]
     if quick:
         return specs
     specs += [MethodSpec("quest", replace(base, gqa_policy=policy), 0) for policy in POLICIES]
+    specs += [retro_spec(base, w) for w in windows]
     specs.append(MethodSpec("sparse", replace(base, summary_kind="meanstd")))
     return [*specs, MethodSpec("sink-window", base), MethodSpec("oracle", base)]

@@ -12,7 +12,7 @@ from rich.console import Console
 from ...kernels import SparseConfig, registered
 from ...kernels.config import SUMMARY_KINDS
 from ...profiling.timing import Plan
-from ..cases import DTYPES, MethodSpec
+from ..cases import DTYPES, MethodSpec, named_spec
 from ..decode.cli import tokens
 from ..model.config import MODELS
 from ..model.load import model_config
@@ -34,6 +34,7 @@ KL, agreement, loss and the error of keys and values, all against dense decoding
 where the last one stopped (same device, commit and output folder); --fresh starts over."""
 
 PERIODS = [1, 16, 32, 128]
+WINDOWS = [2, 4, 8]
 
 
 def add_quality_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,6 +57,7 @@ def add_quality_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--rectify-every", nargs="+", type=int, default=PERIODS, metavar="f", help="of ReSA; 1 is its level"
     )
+    how.add_argument("--window", nargs="+", type=int, default=WINDOWS, metavar="w", help="of RetroAttention, in tokens")
     how.add_argument("--summary", choices=SUMMARY_KINDS, default="minmax")
     run = parser.add_argument_group("the run")
     run.add_argument("--device", help="cuda, cuda:1 or cpu (default: a GPU if there is one)")
@@ -73,6 +75,8 @@ def choose_cases(options: argparse.Namespace, device: torch.device) -> list[Qual
     quick = options.scale == "quick"
     prompt = options.prompt_tokens or (1024 if quick else 4096)
     steps = options.steps or (64 if quick else 512)
+    if steps < max(options.window):
+        raise ValueError(f"--steps {steps}: windows of {max(options.window)} tokens need as many steps at least")
     dtype = options.dtype or ("bf16" if device.type == "cuda" else "fp32")
     sources = dict.fromkeys(options.source)
     return [QualityCase(options.model, config, prompt, steps, s, options.batch, dtype, options.seed) for s in sources]
@@ -96,14 +100,17 @@ def choose_specs(options: argparse.Namespace, device: torch.device) -> list[Meth
             min_blocks=options.min_blocks,
             summary_kind=options.summary,
         )
-        found = default_specs(device, base, periods, quick=quick and not options.method)
+        found = default_specs(device, base, periods, options.window, quick=quick and not options.method)
         if options.method:
             found = [s for s in found if s.name in options.method]
             present = {s.name for s in found}
             for name in options.method:
                 every = periods if "rectify_every" in known[name].uses else periods[:1]
+                windows = options.window if "window" in known[name].uses else options.window[:1]
                 if name not in present:
-                    found += [MethodSpec(name, replace(base, rectify_every=f)) for f in every]
+                    found += [
+                        named_spec(name, replace(base, rectify_every=f, window=w)) for f in every for w in windows
+                    ]
         specs += found
     return list(dict.fromkeys(specs))
 

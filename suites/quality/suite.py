@@ -12,7 +12,7 @@ import torch
 from ...kernels import get_method
 from ...profiling.device import Environment
 from ..cases import MethodSpec
-from ..decode.cases import capacity, rectifies
+from ..decode.cases import capacity, rectifies, window
 from ..decode.checks import check_attention
 from ..decode.engine import Engine, State, bind_layers
 from ..decode.loader import Loader, prompt_ids
@@ -23,6 +23,7 @@ from ..model.load import LoadedModel
 from ..model.smollm import ModelNotHere
 from ..rows import Row, digits
 from .cases import QualityCase
+from .exposure import ExposureMeter
 from .forced import Reference, record_dense, run_forced
 from .metrics import StepMetrics
 
@@ -124,10 +125,14 @@ class QualityRun:
         """Rows of one method: means of stretches of steps, of all steps, and by layer."""
         engine, step, rectify = self.bind(spec)
         steps = self.case.steps
-        found, by_layer = run_forced(
-            engine, step, rectify, self.case.prompt, self.reference,
-            lambda n: self.on_step(f"{spec.label}, step {n} of {steps}"),
-        )  # fmt: skip
+        exposure = ExposureMeter(engine.layers) if engine.window > 1 else None
+
+        def on_step(n: int) -> None:
+            self.on_step(f"{spec.label}, step {n} of {steps}")
+            if exposure is not None and n >= engine.window:
+                exposure.read()
+
+        found, by_layer = run_forced(engine, step, rectify, self.case.prompt, self.reference, on_step)
         for metric, first, last, value in summarize(found):
             yield self.row(
                 spec.name, spec.columns(), metric=metric, step=last, value=digits(value), status="ok",
@@ -137,6 +142,9 @@ class QualityRun:
             yield self.row(
                 spec.name, spec.columns(), metric="kv_error", layer=i, step=steps, value=digits(value), status="ok"
             )
+        if exposure is not None:
+            value = digits(exposure.mean())
+            yield self.row(spec.name, spec.columns(), metric="kv_exposure", step=steps, value=value, status="ok")
 
 
 def summarize(found: Sequence[StepMetrics]) -> Iterator[tuple[str, int, int, float]]:
@@ -174,6 +182,7 @@ def run_case(
             if able:
                 on_step("model")
                 chunks = {case.batch * spec.config.rectify_every for spec in able if rectifies(spec)}
+                chunks |= {case.batch * window(spec) for spec in able}
                 run.prepare(loader.model(case, {case.batch, *chunks}, bench.device))
         except ModelNotHere as error:
             return rows + [without_value(spec, "skipped", str(error)) for spec in able]
