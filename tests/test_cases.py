@@ -206,6 +206,7 @@ def test_default_methods(device: torch.device, resa: str, left_out: str) -> None
         f"{resa} b64",
         "quest b32 per-head",
         "quest b32 group-sum",
+        "retro b32 w2",
         "sink-window b32",
         "oracle b32",
     ]

@@ -473,7 +473,7 @@ def test_rows_of_the_suites(monkeypatch: pytest.MonkeyPatch, portable: None) -> 
         (seen,) = [r.value for r in mine if r.metric == "kv_exposure"]
         assert seen is not None
         assert 1 <= seen < spec.config.window
-    assert [spec.label for spec in specs] == ["retro b16 group-sum w2", "retro b16 group-sum w4"]
+    assert [spec.label for spec in specs] == ["retro b16 w2", "retro b16 w4"]
     decode_case = DecodeCase("tiny", TINY, 1, 192, "fp32", "fp32")
     one, two = (plan_costs(decode_case, spec, False) for spec in specs)
     assert two.flops > one.flops
