@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from typing import Any
 
@@ -40,6 +41,8 @@ from resa_bench.suites.model.load import LoadedModel
 from resa_bench.suites.quality import suite as quality
 from resa_bench.suites.quality.cases import QualityCase
 from resa_bench.suites.quality.exposure import exposure
+from resa_bench.suites.quality.table import case_table
+from rich.console import Console
 from tiny_model import TINY, Letters, tiny_decoder
 from torch import Tensor
 
@@ -469,10 +472,13 @@ def test_rows_of_the_suites(monkeypatch: pytest.MonkeyPatch, portable: None) -> 
     assert [r.reason for r in rows if r.status != "ok"] == []
     for spec in specs:
         mine = [r for r in rows if r.method == "retro" and r.window == spec.config.window]
-        assert {r.metric for r in mine} == {*quality.METRICS, "kv_exposure"}
+        assert {r.metric for r in mine} == {*quality.METRICS, "kv_exposure", "kv_error_repaired"}
         (seen,) = [r.value for r in mine if r.metric == "kv_exposure"]
         assert seen is not None
         assert 1 <= seen < spec.config.window
+        text = Console(record=True, width=200, file=io.StringIO())
+        text.print(case_table(case.slug, mine))
+        assert f"{seen:.2f}x" in text.export_text()
     assert [spec.label for spec in specs] == ["retro b16 w2", "retro b16 w4"]
     decode_case = DecodeCase("tiny", TINY, 1, 192, "fp32", "fp32")
     one, two = (plan_costs(decode_case, spec, False) for spec in specs)

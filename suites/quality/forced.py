@@ -89,7 +89,7 @@ def run_forced(
         step()
         following = reference.tokens[:, t + 1]
         kl, top1, loss, extra = (x.cpu() for x in compare_logits(reference.logits[t], engine.logits, following))
-        errors = _kv_errors(state, reference, prompt, t)
+        errors = kv_errors(state, reference, prompt, t)
         by_layer += errors.mean(1)
         found.append(StepMetrics(kl, top1, loss, extra, errors.mean(0)))
         state.pending.copy_(following)
@@ -99,8 +99,8 @@ def run_forced(
     return found, by_layer / reference.steps
 
 
-def _kv_errors(state: State, reference: Reference, prompt: int, t: int) -> Tensor:
-    """`[layers, B]` on the CPU: of the key and value that step t wrote."""
+def kv_errors(state: State, reference: Reference, prompt: int, t: int) -> Tensor:
+    """`[layers, B]` on the CPU: of the key and value of the token that step t fed, as they stand."""
     at = slice(prompt + t, prompt + t + 1)
     errors = [
         (

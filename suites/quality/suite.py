@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ...kernels import get_method
 from ...profiling.device import Environment
@@ -24,7 +25,7 @@ from ..model.smollm import ModelNotHere
 from ..rows import Row, digits
 from .cases import QualityCase
 from .exposure import ExposureMeter
-from .forced import Reference, record_dense, run_forced
+from .forced import Reference, kv_errors, record_dense, run_forced
 from .metrics import StepMetrics
 
 BUCKET = 32  # steps that a row is the mean of
@@ -125,12 +126,13 @@ class QualityRun:
         """Rows of one method: means of stretches of steps, of all steps, and by layer."""
         engine, step, rectify = self.bind(spec)
         steps = self.case.steps
-        exposure = ExposureMeter(engine.layers) if engine.window > 1 else None
+        exposure, repaired = ExposureMeter(engine.layers), list[Tensor]()
 
         def on_step(n: int) -> None:
             self.on_step(f"{spec.label}, step {n} of {steps}")
-            if exposure is not None and n >= engine.window:
+            if 1 < engine.window <= n:
                 exposure.read()
+                repaired.append(kv_errors(self.state, self.reference, self.case.prompt, n - engine.window).mean())
 
         found, by_layer = run_forced(engine, step, rectify, self.case.prompt, self.reference, on_step)
         for metric, first, last, value in summarize(found):
@@ -142,9 +144,10 @@ class QualityRun:
             yield self.row(
                 spec.name, spec.columns(), metric="kv_error", layer=i, step=steps, value=digits(value), status="ok"
             )
-        if exposure is not None:
-            value = digits(exposure.mean())
-            yield self.row(spec.name, spec.columns(), metric="kv_exposure", step=steps, value=value, status="ok")
+        if repaired:  # of a method with a window: what a query has seen, and K and V once the window is over
+            error = float(torch.stack(repaired).mean())
+            for metric, value in (("kv_exposure", exposure.mean()), ("kv_error_repaired", error)):
+                yield self.row(spec.name, spec.columns(), metric=metric, step=steps, value=digits(value), status="ok")
 
 
 def summarize(found: Sequence[StepMetrics]) -> Iterator[tuple[str, int, int, float]]:

@@ -44,12 +44,17 @@ def excess(rows: Sequence[Row], method: Sequence[Row], after: int) -> float | No
 
 
 def case_table(case: str, rows: Sequence[Row]) -> Table:
-    """One case: a line a method in the order measured, over all steps and over their second half."""
+    """One case: a line a method in the order measured, over all steps and over their second half.
+
+    Of methods with a window also the error of K and V once the window is over, and the effective KV exposure.
+    """
     mine = [r for r in rows if r.case == case]
     half = max((r.step or 0 for r in mine), default=0) // 2
     ratios = len({r.active_ratio for r in mine if r.active_ratio is not None}) > 1
     table = Table(title=f"{case}: against dense decoding fed the same tokens", title_justify="left")
-    for name in ("method", "KL, nats", f"after step {half}", "over f = 1", "same top token", "perplexity", "K/V error"):
+    names = ["method", "KL, nats", f"after step {half}", "over f = 1", "same top token", "perplexity", "K/V error"]
+    windows = any(r.metric == "kv_exposure" for r in mine)
+    for name in names + (["repaired", "KV seen"] if windows else []):
         table.add_column(name, justify="left" if name == "method" else "right")
     for name in dict.fromkeys(label(r, ratios) for r in mine):
         found = [r for r in mine if label(r, ratios) == name]
@@ -59,6 +64,8 @@ def case_table(case: str, rows: Sequence[Row]) -> Table:
             continue
         kl, late, over = mean(found, "kl"), mean(found, "kl", half), excess(mine, found, half)
         same, error = mean(found, "top1"), mean(found, "kv_error")
+        repaired, seen = mean(found, "kv_error_repaired"), mean(found, "kv_exposure")
+        more = ("" if repaired is None else f"{repaired:.4f}", "" if seen is None else f"{seen:.2f}x")
         table.add_row(
             name,
             "" if kl is None else f"{kl:.4f}",
@@ -67,6 +74,7 @@ def case_table(case: str, rows: Sequence[Row]) -> Table:
             "" if same is None else f"{same:.1%}",
             f"{math.exp(loss):.3f}",
             "" if error is None else f"{error:.4f}",
+            *(more if windows else ()),
         )
     return table
 
