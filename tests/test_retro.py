@@ -50,6 +50,7 @@ from torch import Tensor
 DTYPE = DTYPES[-1]
 PATHS = ("kernels", "torch")
 CPU = torch.device("cpu")
+TOLERANCE = {"rtol": 1e-5, "atol": 1e-5} if DTYPE == torch.float32 else {"rtol": 0.01, "atol": 1e-3}
 
 
 def prepare(method: Retro, cache: KVCache, path: str) -> RepairingLayer:
@@ -124,13 +125,14 @@ def run_and_compare(frozen: Frozen, layer: RepairingLayer, steps: int) -> Tensor
     return out
 
 
-@pytest.mark.sanitizer
 @pytest.mark.parametrize(
     ("path", "w", "heads", "kv_heads", "dim", "size", "layout"),
     [
-        pytest.param("kernels", 2, 7, 1, 128, 16, "contiguous", id="kernels-w2-g7-d128"),
-        pytest.param("kernels", 4, 2, 2, 64, 16, "paged", id="kernels-w4-mha-d64-paged"),
-        pytest.param("kernels", 8, 7, 1, 64, 8, "token-major", id="kernels-w8-g7-d64-b8-token-major"),
+        pytest.param("kernels", 2, 7, 1, 128, 16, "contiguous", marks=pytest.mark.sanitizer, id="kernels-w2-g7-d128"),
+        pytest.param("kernels", 4, 2, 2, 64, 16, "paged", marks=pytest.mark.sanitizer, id="kernels-w4-mha-d64-paged"),
+        pytest.param(
+            "kernels", 8, 7, 1, 64, 8, "token-major", marks=pytest.mark.sanitizer, id="kernels-w8-g7-d64-b8-token-major"
+        ),
         pytest.param("torch", 2, 2, 2, 128, 8, "contiguous", id="torch-w2-mha-d128-b8"),
         pytest.param("torch", 4, 14, 2, 128, 32, "token-major", id="torch-w4-g7-d128-b32-token-major"),
         pytest.param("torch", 8, 14, 2, 64, 16, "contiguous", id="torch-w8-g7-d64"),
@@ -185,7 +187,7 @@ def test_both_paths_leave_the_same(policy: str) -> None:
         found.append((out, ring.out, ring.lse, ring.query, layer.summaries.data[:, :, :5]))  # type: ignore[union-attr]
         found.append((ring.loaded, ring.clock))
     for mine, theirs in zip(found[0], found[2], strict=True):
-        torch.testing.assert_close(mine, theirs)
+        torch.testing.assert_close(mine, theirs, **TOLERANCE)
     for mine, theirs in zip(found[1], found[3], strict=True):
         assert torch.equal(mine, theirs)
 
@@ -203,7 +205,7 @@ def test_a_window_of_one_is_quest(path: str) -> None:
         step = StepTensors(*(x[:, 0].contiguous() for x in (window.q, window.k, window.v)), window.q[:, 0].clone())
         for stage in quest.stages(step):
             stage.run()
-        torch.testing.assert_close(window.out[:, 0], step.out)
+        torch.testing.assert_close(window.out[:, 0], step.out, **TOLERANCE)
         lists = layer.work.lists.clone()
         alone = step.out.clone()
         for stage in layer.stages(StepTensors(step.q, step.k, step.v, step.out.fill_(float("nan")))):
