@@ -50,7 +50,7 @@ from torch import Tensor
 DTYPE = DTYPES[-1]
 PATHS = ("kernels", "torch")
 CPU = torch.device("cpu")
-TOLERANCE = {"rtol": 1e-5, "atol": 1e-5} if DTYPE == torch.float32 else {"rtol": 0.01, "atol": 1e-3}
+TOLERANCE = {"rtol": 1e-5, "atol": 1e-5} if torch.float32 == DTYPE else {"rtol": 0.01, "atol": 1e-3}
 
 
 def prepare(method: Retro, cache: KVCache, path: str) -> RepairingLayer:
