@@ -60,9 +60,16 @@ def quality(session: nox.Session) -> None:
 
 
 @nox.session
+def maths(session: nox.Session) -> None:
+    """Maths problems solved under each method: accuracy. Takes every flag of `resa-bench maths` (--problems ...)."""
+    env = _install(session, "maths")
+    session.run(_python(session), "-m", "resa_bench.suites", "maths", *session.posargs, env=env, external=True)
+
+
+@nox.session
 def tests(session: nox.Session) -> None:
     """All tests; on a CPU the kernels run in Triton's interpreter. Arguments go to pytest."""
-    env = _install(session, "test")
+    env = _install(session, "test", "maths")
     workers = str(min(4, os.cpu_count() or 1))
     session.run(
         _python(session), "-m", "pytest", "--benchmark-disable", "-n", workers, *session.posargs, env=env, external=True

