@@ -404,9 +404,10 @@ def test_answers_stay_in_the_context(decoder: Any, tokenizer: Tokenizer, items: 
 # --- the command
 
 
-@pytest.fixture
-def folder(tmp_path: Path, tokenizer: Tokenizer) -> Path:
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> Path:
     """A small Qwen2 with tokenizer and template, as Hugging Face saves it."""
+    tmp_path = tmp_path_factory.mktemp("model")
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("math_verify")
     config = transformers.Qwen2Config(
@@ -454,6 +455,29 @@ def test_command_answers_resumes_and_refuses(
     assert "resa-torch b16 f4" in capsys.readouterr().out
 
 
+def test_ranks_share_the_answers(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes as torchrun would start them, one after the other, then a third that goes on alone."""
+    monkeypatch.setattr(cli, "Judge", lambda limit_s: Judge(limit_s, [sys.executable, "-c", FAKE]))
+    path = write(tmp_path / "sums.jsonl", *({"problem": f"{i} + 1?", "answer": i + 1} for i in range(5)))
+    common = ["maths", "--device", "cpu", "--model", str(folder), "--problems", str(path), "--max-tokens", "8"]
+    common += ["--method", "torch-dense", "--output", str(tmp_path)]
+    for rank in range(2):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        assert main(common) == 0
+    assert "resa-bench maths --table" in capsys.readouterr().out
+    counts = {path.name: len(path.read_text().splitlines()) for path in (tmp_path / "maths").iterdir()}
+    assert counts == {"records-0of2.jsonl": 3, "records-1of2.jsonl": 2}
+    (tmp_path / "maths" / "records-1of2.jsonl").unlink()
+    monkeypatch.delenv("RANK")
+    monkeypatch.delenv("WORLD_SIZE")
+    assert main(common) == 0
+    assert "3 of 5 answers were there already" in capsys.readouterr().out
+    assert sorted(r.problem for r in read_records(tmp_path / "maths")) == ["1", "2", "3", "4", "5"]
+
+
 def test_command_names_what_is_wrong(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -464,9 +488,9 @@ def test_command_names_what_is_wrong(
     path = str(write(tmp_path / "bad.jsonl", "{"))
     assert "line 1: Expecting property name" in told("--problems", path, "--model", str(folder))
     raw = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(raw | {"model_type": "mamba"}))
+    other = write(tmp_path / "other" / "config.json", raw | {"model_type": "mamba"}).parent
     good = str(write(tmp_path / "good.jsonl", {"problem": "1?", "answer": 1}))
-    assert "model_type is 'mamba', supported are llama" in told("--problems", good, "--model", str(folder))
+    assert "model_type is 'mamba', supported are llama" in told("--problems", good, "--model", str(other))
     assert "random weights" in told("--model", "qwen2.5-7b")
     assert "--method nothing: unknown" in told("--problems", good, "--method", "nothing")
     assert "no records there" in told("--table", str(tmp_path))
