@@ -54,7 +54,7 @@ class MathsCase(ModelCase):
 
     @property
     def context(self) -> int:
-        """Tokens of the longest text."""
+        """New tokens of the longest answer; prompts come on top."""
         return min(self.max_tokens, self.config.context)
 
     @property
