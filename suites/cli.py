@@ -1,4 +1,4 @@
-"""The command line: `resa-bench bench | micro | decode | quality | profile | plots | compare | doctor | flush-demo`."""
+"""The command line, `resa-bench`: a command for each suite, and profile, plots, compare, doctor, flush-demo."""
 
 from __future__ import annotations
 
@@ -32,6 +32,8 @@ from .cases import (
 from .decode.cases import TEXT_PERIODS
 from .decode.cli import EXAMPLES as DECODE_EXAMPLES
 from .decode.cli import add_decode_arguments, run_decode, tokens
+from .lossless.cli import EXAMPLES as LOSSLESS_EXAMPLES
+from .lossless.cli import add_lossless_arguments, run_lossless
 from .model.smollm import CONFIG as SMOLLM_CONFIG
 from .profile.cli import act_profile, add_profile_arguments
 from .quality.cli import EXAMPLES as QUALITY_EXAMPLES
@@ -126,6 +128,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_quality_arguments(quality)
     quality.set_defaults(act=act_quality)
+    lossless = commands.add_parser(
+        "lossless", help="dense decoding's own tokens, drafted by sparse steps", epilog=LOSSLESS_EXAMPLES,
+        formatter_class=raw,
+    )  # fmt: skip
+    add_lossless_arguments(lossless)
+    lossless.set_defaults(act=act_lossless)
     profile = commands.add_parser("profile", help="from a slow number to its cause: the case under nsys or ncu")
     add_profile_arguments(profile)
     profile.set_defaults(act=lambda options, console: act_profile(options, choose_device(options.device), console))
@@ -294,6 +302,11 @@ def act_quality(options: argparse.Namespace, console: Console) -> int:
     if not options.no_plots and any(row.value is not None for row in outcome.rows):
         draw([outcome.path], outcome.path.parent / "plots", console)
     return report(outcome, console)
+
+
+def act_lossless(options: argparse.Namespace, console: Console) -> int:
+    outcome = run_lossless(options, choose_device(options.device), command_line(options.arguments), console)
+    return 0 if outcome is None else report(outcome, console)
 
 
 def command_line(arguments: list[str]) -> str:

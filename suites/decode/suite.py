@@ -102,8 +102,7 @@ class CaseRun:
         """Model, caches and what they hold."""
         case = self.case
         self.on_step("model")
-        chunks = {case.batch * spec.config.rectify_every for spec in self.specs if rectifies(spec)}
-        self.loaded = loader.model(case, {case.batch, *chunks}, self.bench.device)
+        self.loaded = loader.model(case, {case.batch, *self.chunk_rows()}, self.bench.device)
         decoder = self.decoder = self.loaded.decoder
         self.prompt = prompt_tokens(case, self.specs)
         history = max(TEXT_PERIODS * max(period(spec) for spec in self.specs), 2 * EAGER_STEPS)
@@ -115,6 +114,10 @@ class CaseRun:
             return
         copy_tokens(loader.prefilled(self.loaded, self.prompt, self.on_step), self.state, self.prompt)
         self.pending = prompt_ids(self.loaded, self.prompt + 1)[-1:].repeat(case.batch)
+
+    def chunk_rows(self) -> set[int]:
+        """Rows of the passes that take several tokens of each sequence."""
+        return {self.case.batch * spec.config.rectify_every for spec in self.specs if rectifies(spec)}
 
     def restart(self, tokens: int) -> None:
         """Stand at the start of so many tokens: a text's follow its prompt, synthetic ones end at the context."""
@@ -370,9 +373,10 @@ def run_case(
     bench: DecodeBench,
     loader: Loader,
     on_step: Callable[[str], None] = lambda _: None,
+    kind: type[CaseRun] = CaseRun,
 ) -> list[Row]:
     """Decode with every method of `specs`; a method that fails costs its own rows alone."""
-    run = CaseRun(case, specs, bench, on_step)
+    run = kind(case, specs, bench, on_step)
     rows: list[Row] = []
     able = []
     for spec in specs:
