@@ -43,6 +43,11 @@ class LosslessRun:
         self.started_at = datetime.now(UTC).isoformat(timespec="seconds")
         self.said: Tensor | None = None  # int64 [B, T], by the first dense method, greedily
 
+    @property
+    def exact(self) -> bool:
+        """Whether one-row steps and passes of several rows take the same path, so that no near-tie is excused."""
+        return self.case.dtype == "fp32"
+
     def row(self, spec: MethodSpec, **columns: Any) -> Row:
         common = {
             **self.case.columns(),
@@ -169,7 +174,7 @@ class LosslessRun:
         In fp32 the one-row steps of the dense method are the path. Elsewhere it is dense passes of as many rows, and
         what the one-row steps said is compared beside: near-ties may fall either way there, nothing else may.
         """
-        case, exact = self.case, self.case.dtype == "fp32"
+        case, exact = self.case, self.exact
         if self.said is None:
             raise ValueError("no dense method ran, so nothing says what the texts must be")
         path = self.said
