@@ -24,6 +24,8 @@ from . import micro
 from .cases import Case, MethodSpec
 from .decode import suite as decode
 from .decode.cases import DecodeCase
+from .gsr import suite as gsr
+from .gsr.cases import GsrCase
 from .lossless import suite as lossless
 from .lossless.cases import LosslessCase, ReplayCase
 from .lossless.replayed import ReplayRun
@@ -31,7 +33,7 @@ from .quality import suite as quality
 from .quality.cases import QualityCase
 from .rows import Row
 
-AnyCase = Case | DecodeCase | LosslessCase | QualityCase
+AnyCase = Case | DecodeCase | GsrCase | LosslessCase | QualityCase
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,8 @@ def _serve(pipe: Connection, settings: Settings) -> None:
         with ranges_for_tool():
             if isinstance(case, QualityCase):
                 rows = quality.run_case(case, specs, fidelity, loader, on_step)
+            elif isinstance(case, GsrCase):
+                rows = gsr.run_case(case, specs, models, loader, on_step)
             elif isinstance(case, LosslessCase):
                 rows = lossless.run_case(case, specs, models, loader, on_step)
             elif isinstance(case, ReplayCase):

@@ -26,7 +26,7 @@ from ..rows import Row, digits
 from ..speedups import with_speedups
 from .cases import TEXT_PERIODS, DecodeCase, capacity, period, prompt_tokens, rectifies
 from .checks import check_attention, check_rectified, check_replay
-from .costs import Costs, rectification, too_large, weight_traffic
+from .costs import Costs, TokenCosts, rectification, too_large, weight_traffic
 from .drift import DriftMeter
 from .engine import Engine, State, bind_layers
 from .loader import Loader, copy_tokens, prompt_ids, release
@@ -251,7 +251,7 @@ class CaseRun:
         return self.loaded.tokenizer.decode(self.state.history[:count, 0].tolist())[:TEXT_CHARS]
 
     def total(
-        self, one: Contender, timing: Timing, costs: Costs, clocks: ClockState, launch: str, **columns: Any
+        self, one: Contender, timing: Timing, costs: TokenCosts, clocks: ClockState, launch: str, **columns: Any
     ) -> Row:
         """The row of a whole step, rectification amortised in."""
         case = self.case
