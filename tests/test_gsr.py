@@ -14,6 +14,7 @@ from resa_bench.profiling.ceilings import Ceilings
 from resa_bench.profiling.device import describe
 from resa_bench.suites.cases import MethodSpec
 from resa_bench.suites.cli import main
+from resa_bench.suites.decode.checks import _newest
 from resa_bench.suites.decode.engine import Engine, State, bind_layers, generate
 from resa_bench.suites.decode.loader import Loader
 from resa_bench.suites.decode.prompt import prefill
@@ -124,15 +125,17 @@ def test_candidates_say_what_each_says_alone(models: Loader, spec: MethodSpec, s
     assert torch.equal(refine[-6:], texts[2][-6:])
 
 
-@pytest.mark.parametrize("name", ["triton-dense", "resa"])
-def test_candidates_on_shared_pages_say_what_each_says_alone(name: str) -> None:
+@pytest.mark.parametrize(("name", "portable"), [("triton-dense", "torch-dense"), ("resa", "resa-torch")])
+def test_candidates_on_shared_pages_say_what_each_says_alone(
+    name: str, portable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The kernels' path: whole pages of the prompt exist once, K, V and summaries, and stay as they were."""
     if os.environ.get("TRITON_INTERPRET") != "1":
         pytest.skip("token for token in fp32, which the kernels take under the interpreter alone")
     models = loader(layers=1)
-    spec = MethodSpec(name, replace(SMALL, rectify_every=3, min_blocks=1, block_size=8))
+    spec = MethodSpec(name, replace(SMALL, rectify_every=2, min_blocks=1))
     case = replace(
-        CASE, config=models._model.decoder.config, lengths=(3, 7), prompt=70, summary=2, page_size=64  # type: ignore[union-attr]
+        CASE, config=models._model.decoder.config, lengths=(1, 3), prompt=70, summary=1, page_size=64  # type: ignore[union-attr]
     )  # fmt: skip
     run = started(models, case, spec)
     assert run.layout(spec)
@@ -144,21 +147,35 @@ def test_candidates_on_shared_pages_say_what_each_says_alone(name: str) -> None:
     shared = int(cache.block_table[0, 0])
     before = cache.k[shared].clone(), cache.v[shared].clone()
     assert before[0].any()
-    if name == "resa":
-        [whole] = run.bind(spec, state, 70).layers
-        [part] = run.bind(spec, at_work(state, 1), 70, [whole]).layers
-        assert whole.summaries.data.shape[0] == cache.k.shape[0]  # type: ignore[attr-defined]
-        assert part.summaries.data.data_ptr() == whole.summaries.data.data_ptr()  # type: ignore[attr-defined]
+    bound, bind = [], run.bind
+    monkeypatch.setattr(run, "bind", lambda *given: bound.append(bind(*given)) or bound[-1])
     timed = run.full(spec, state, 70, run.script, True, "candidates")
     assert timed.paged
-    assert state.lengths.tolist() == [77, 73]
+    assert state.lengths.tolist() == [73, 71]
+    if name == "resa":
+        whole, part = (one.layers[0].summaries.data for one in bound)  # type: ignore[attr-defined]
+        assert whole.shape[0] == cache.k.shape[0]
+        assert part.data_ptr() == whole.data_ptr()
     assert torch.equal(cache.k[shared], before[0])
     assert torch.equal(cache.v[shared], before[1])
-    for b, n in enumerate((7, 3)):
-        assert torch.equal(state.history[:n, b], alone(run, spec, name, b, n, lambda s, b: GREEDY))
+    for b, n in enumerate((3, 1)):
+        assert torch.equal(state.history[:n, b], alone(run, spec, portable, b, n, lambda s, b: GREEDY))
 
 
-def test_pages_and_summaries_of_the_prompt_exist_once() -> None:
+@pytest.mark.parametrize("page_size", [None, 64])
+def test_the_gate_finds_the_newest_tokens_of_any_cache(page_size: int | None) -> None:
+    state = allocate(tiny_decoder(replace(TINY, layers=1)), 2, 100, 150, 8, page_size)
+    cache = state.caches[0]
+    for b, length in ((0, 130), (1, 140)):
+        cache.k[_newest(cache, b, length, 6)] = 1.0 + b
+    keys, _ = cache.gather()
+    for b, length in ((0, 130), (1, 140)):
+        assert (keys[b, :, length - 6 : length] == 1.0 + b).all()
+        assert not keys[b, :, : length - 6].any()
+        assert not keys[b, :, length:].any()
+
+
+def test_pages_of_the_prompt_exist_once() -> None:
     decoder = tiny_decoder(replace(TINY, layers=1))
     state = allocate(decoder, 4, 200, 500, 8, 64)
     cache = state.caches[0]
@@ -298,7 +315,7 @@ def test_wrong_flags(arguments: list[str], message: str, capsys: pytest.CaptureF
 def test_plan(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["gsr", "--plan", "--device", "cpu"]) == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert "candidates of 141, 172, 219, 281 tokens after 256 an answer of 128 tokens after 380" in text
+    assert "candidates of 70, 86, 109, 141 tokens after 256 an answer of 64 tokens after 352" in text
     assert main(["gsr", "--plan", "--device", "cpu", "--model", "qwen2.5-14b", "--scale", "1", "--run", "sampled"]) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "gsr-qwen2.5-14b-fp32-n4-p256-a52000-m18000-r4160-b8192-sampled" in text

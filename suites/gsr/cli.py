@@ -36,7 +36,7 @@ A: candidates from one shared prompt, the batch shrinking as they end. B: one an
 problem and a summary of each. Seconds to the answer are prefill + A + prefill + B. A rerun goes on where the last one
 stopped; --fresh starts over."""
 
-CPU_SCALE = 1 / 64
+CPU_SCALE = 1 / 128
 DEFAULTS = {"summary": 960, "answer": 8192}
 
 
@@ -45,7 +45,7 @@ def add_gsr_arguments(parser: argparse.ArgumentParser) -> None:
     which.add_argument("--model", metavar="NAME|PATH", help=f"{', '.join((*MODELS, SMOLLM))}, a folder, a .gguf file")
     which.add_argument("--candidates", type=int, metavar="N", help="how many there are (default: as many as lengths)")
     which.add_argument("--lengths", nargs="+", type=tokens, metavar="TOKENS", help="of each candidate, ragged ends")
-    which.add_argument("--scale", type=float, help="of default lengths, summary and answer (default 1, on a CPU 1/64)")
+    which.add_argument("--scale", type=float, help="of default lengths, summary and answer (default 1, on a CPU 1/128)")
     which.add_argument("--prompt-tokens", type=tokens, default=256, metavar="TOKENS", help="the problem, shared")
     which.add_argument("--summary-tokens", type=tokens, metavar="TOKENS", help="of a candidate in the refine prompt")
     which.add_argument("--answer", type=tokens, metavar="TOKENS", help="decoded in phase B")

@@ -18,6 +18,10 @@ def _of(rows: Sequence[Row], name: str, stage: str) -> Row | None:
     return next((r for r in rows if label(r) == name and r.stage == stage and r.timed), None)
 
 
+def _value(row: Row | None, name: str) -> float | None:
+    return None if row is None else getattr(row, name)
+
+
 def case_table(case: str, rows: Sequence[Row]) -> Table:
     """One case: a line per method, the earliest answer first."""
     mine = [r for r in rows if r.case == case]
@@ -51,12 +55,12 @@ def case_table(case: str, rows: Sequence[Row]) -> Table:
         table.add_row(
             f"[bold]{name}[/] (best dense)" if best else name,
             "shared" if row.paged else "copied",
-            number(one and one.tokens_per_s, ".1f"),
-            number(one and one.value, ".1f"),
-            speedup(one and one.speedup_vs_best_dense),
-            number(two and two.mean_us, ".2f", 1e-3),
-            number(two and two.value, ".1f"),
-            speedup(two and two.speedup_vs_best_dense),
+            number(_value(one, "tokens_per_s"), ".1f"),
+            number(_value(one, "value"), ".1f"),
+            speedup(_value(one, "speedup_vs_best_dense")),
+            number(_value(two, "mean_us"), ".2f", 1e-3),
+            number(_value(two, "value"), ".1f"),
+            speedup(_value(two, "speedup_vs_best_dense")),
             number(row.value, ".1f"),
             speedup(row.speedup_vs_best_dense),
         )
