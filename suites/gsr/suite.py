@@ -284,7 +284,7 @@ class GsrRun:
         return Timed(seconds, script[-1].last, tokens, len(points), paged, how, check, tuple(points))
 
     def refine_prompt(self, state: State) -> Tensor:
-        """Instruction, problem, and what each candidate said last: its summary. Candidates in the order given."""
+        """Instruction, problem, and what each candidate said last: its summary; the longest one first."""
         case = self.case
         longest_first = sorted(case.lengths, reverse=True)
         said = [state.history[n - case.summary : n, b] for b, n in enumerate(longest_first)]
@@ -331,6 +331,7 @@ class GsrRun:
         mean = seconds * 1e6 / (1 if stage == "answer" else timed.steps)
         return self.row(
             spec, stage=stage, **columns, **asdict(clocks), launch=timed.how, cache_state="cold", paged=timed.paged,
+            fixed_length=get_method(spec.name).fixes_length,
             n_samples=timed.samples, median_us=digits(mean), mean_us=digits(mean),
             tokens_per_s=digits(timed.tokens / seconds), metric="seconds", value=digits(seconds),
             max_rel_error=digits(timed.check.max_rel_error, 3),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...kernels import Unsupported, get_method
-from ...profiling.clocks import ClockReader, worst
+from ...profiling.clocks import ClockReader, ClockState, worst
 from ..cases import MethodSpec
 from ..checks import Check
 from ..decode.checks import check_attention
@@ -108,8 +108,8 @@ class LosslessRun:
             self.said = self.state.history[: case.tokens].t().clone()
         timing = Timing(intervals, wall_us)
         yield self.row(
-            spec, **self.times(sum(intervals), wall_us, len(intervals), check, launch), **asdict(worst(states)),
-            p50_us=digits(timing.quantile_us(0.5)), p99_us=digits(timing.quantile_us(0.99)), status="ok",
+            spec, **self.times(sum(intervals), wall_us, len(intervals), check, launch), **outcome(states),
+            p50_us=digits(timing.quantile_us(0.5)), p99_us=digits(timing.quantile_us(0.99)),
         )  # fmt: skip
 
     def launched(self, engine: Engine, run: Callable[[], None]) -> tuple[Callable[[], object], str]:
@@ -137,7 +137,10 @@ class LosslessRun:
         }
 
     def lossless(self, spec: MethodSpec) -> Iterator[Row]:
-        """Decode by drafts: a row of its times, of its texts against dense decoding's, and of what was accepted."""
+        """Decode by drafts: a row of its times, of its texts against dense decoding's, and of what was accepted.
+
+        The time is that of the whole batch, which waits for its slowest sequence.
+        """
         case, device = self.case, self.bench.device
         drafts = spec.draft_length or 0
         self.on_step(f"check {spec.label}")
@@ -160,10 +163,8 @@ class LosslessRun:
         states.append(reader.read())
         found = engine.acceptances()
         common = {"accepted_length": digits(found.mean), "chunk_kernel": layers[-1].chunk_kernel}
-        rounds = found.rounds // case.batch
         row = self.row(
-            spec, **self.times(total_us, total_us, rounds, check, launch), **common, **asdict(worst(states)),
-            status="ok",
+            spec, **self.times(total_us, total_us, found.rounds, check, launch), **common, **outcome(states)
         )  # fmt: skip
         yield from self.judged(row, spec, fed, engine) if case.sampling.temperature == 0 else [row]
         yield from self.shares(spec, found, common)
@@ -212,6 +213,13 @@ class LosslessRun:
                 spec, **common, stage="text", metric=ACCEPTANCE, step=accepted, value=digits(rounds / found.rounds),
                 n_samples=found.rounds, status="ok",
             )  # fmt: skip
+
+
+def outcome(states: list[ClockState]) -> dict[str, Any]:
+    """Status and clocks of a row that was timed between these readings."""
+    clocks = worst(states)
+    status = "throttled" if clocks.throttle_reasons else "ok"
+    return asdict(clocks) | {"status": status, "reason": clocks.throttle_reasons}
 
 
 def timed(run: Callable[[], Tensor], device: torch.device) -> tuple[float, Tensor]:
