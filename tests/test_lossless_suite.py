@@ -14,6 +14,7 @@ from resa_bench.kernels import SparseConfig
 from resa_bench.profiling.ceilings import Ceilings
 from resa_bench.profiling.device import describe
 from resa_bench.suites.cases import MethodSpec
+from resa_bench.suites.checks import CheckFailed
 from resa_bench.suites.cli import main
 from resa_bench.suites.decode import suite as decode
 from resa_bench.suites.decode.engine import State, bind_layers
@@ -21,7 +22,7 @@ from resa_bench.suites.decode.loader import Loader
 from resa_bench.suites.decode.prompt import fill_synthetic
 from resa_bench.suites.decode.sampling import Sampling
 from resa_bench.suites.decode.suite import DecodeBench, DecodePlan
-from resa_bench.suites.lossless import suite
+from resa_bench.suites.lossless import replay, suite
 from resa_bench.suites.lossless.cases import LosslessCase, ReplayCase, dense_specs, lossless_specs
 from resa_bench.suites.lossless.method import NAME, bare
 from resa_bench.suites.lossless.replay import Acceptance, ReplayedEngine, read_acceptances
@@ -197,10 +198,11 @@ def test_draws_follow_the_histogram() -> None:
 
 
 @torch.inference_mode()
-def test_rounds_advance_as_the_histogram_says() -> None:
+def test_rounds_advance_as_the_histogram_says(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the model says: over all that was drawn, the mean advance is the histogram's."""
     decoder = tiny_decoder(replace(TINY, layers=1))
-    rounds = 256
+    rounds = 64
+    monkeypatch.setattr(replay, "ROUNDS", rounds)
     room = rounds * 5
     state = State.allocate(decoder, 2, 64 + room + 64, 8)
     fill_synthetic(state)
@@ -238,6 +240,16 @@ def test_replayed_rows_say_so(replayed: list[Row]) -> None:
     console = Console(width=200, record=True)
     console.print(case_table(REPLAY.slug, replayed))
     assert "acceptance REPLAYED, random weights" in console.export_text()
+
+
+def test_a_graph_that_does_not_repeat_a_round_is_told(models: Loader) -> None:
+    run = ReplayRun(REPLAY, drafting(4), BENCH, lambda text: None)
+    with torch.inference_mode():
+        run.prepare(models)
+        _, engine, length, room = run.contend_by_rounds(drafting(4)[0], MEASURED)
+        run.check_rounds(engine, engine.round, length, room)
+        with pytest.raises(CheckFailed, match="keys and values that it verifies first are off by"):
+            run.check_rounds(engine, lambda: None, length, room)
 
 
 def test_costs_of_a_round_are_drafts_and_one_verification(replayed: list[Row]) -> None:
