@@ -239,7 +239,7 @@ def test_replayed_rows_say_so(replayed: list[Row]) -> None:
     assert not [r for r in replayed if r.metric == "acceptance"]  # what is replayed is never replayed again
     console = Console(width=200, record=True)
     console.print(case_table(REPLAY.slug, replayed))
-    assert "acceptance REPLAYED, random weights" in console.export_text()
+    assert "acceptance REPLAYED, synthetic caches" in console.export_text()
 
 
 def test_a_graph_that_does_not_repeat_a_round_is_told(models: Loader) -> None:

@@ -31,7 +31,7 @@ from .table import print_report
 EXAMPLES = f"""examples:
   resa-bench lossless                                  SmolLM2-135M: stretches of text, drafts of 2, 4, 8 and 16 tokens
   resa-bench lossless --quick                          few tokens, two draft lengths
-  resa-bench lossless --prompts 50 --tokens 256 --prompt-tokens 512 --draft-length 4 --dtype fp32    the proof
+  resa-bench lossless --device cpu --prompts 50 --tokens 256 --prompt-tokens 512 --draft-length 4    the proof
   resa-bench lossless --ratio 0.05 0.1 0.2 --draft-length 4 8 --temperature 0.6 --top-p 0.95
   resa-bench lossless --replay lossless.jsonl          {DEFAULT_MODEL}, random weights, 256K: rounds run and are timed,
                                                        how many drafts stand is replayed from the rows of a real model

@@ -45,7 +45,7 @@ def case_table(case: str, rows: Sequence[Row]) -> Table:
     mine = [r for r in rows if r.case == case]
     replayed = [r for r in mine if r.selection_pattern == "replayed"]
     first = mine[0]
-    what = "acceptance REPLAYED, random weights" if replayed else f"{first.batch} stretches of text"
+    what = "acceptance REPLAYED, synthetic caches" if replayed else f"{first.batch} stretches of text"
     table = Table(title=f"{case}: {first.weight_dtype} weights, {what}", title_justify="left")
     accepted = "accepted (replayed)" if replayed else "accepted a round"
     last = "floor allows" if replayed else "texts"  # random weights have no text, texts of any length no floor
