@@ -67,6 +67,20 @@ def maths(session: nox.Session) -> None:
 
 
 @nox.session
+def lossless(session: nox.Session) -> None:
+    """Lossless decoding by sparse drafts. Takes every flag of `resa-bench lossless` (--quick, --replay FILE ...)."""
+    env = _install(session)
+    session.run(_python(session), "-m", "resa_bench.suites", "lossless", *session.posargs, env=env, external=True)
+
+
+@nox.session
+def gsr(session: nox.Session) -> None:
+    """The self-refinement workload: candidates, then an answer. Takes every flag of `resa-bench gsr`."""
+    env = _install(session)
+    session.run(_python(session), "-m", "resa_bench.suites", "gsr", *session.posargs, env=env, external=True)
+
+
+@nox.session
 def tests(session: nox.Session) -> None:
     """All tests; on a CPU the kernels run in Triton's interpreter. Arguments go to pytest."""
     env = _install(session, "test", "maths")

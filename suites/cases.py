@@ -119,11 +119,13 @@ class MethodSpec:
     name: str
     config: SparseConfig = field(default_factory=SparseConfig)
     dense_layers: int | None = None  # first layers of a model that stay dense, where the method has such
+    draft_length: int | None = None  # tokens that lossless decoding drafts a round
 
     def columns(self) -> dict[str, Any]:
         """The columns that tell this variant from others: only settings that the method uses."""
         columns = {name: getattr(self.config, name) for name in get_method(self.name).uses}
-        return columns | ({} if self.dense_layers is None else {"dense_layers": self.dense_layers})
+        further = {"dense_layers": self.dense_layers, "draft_length": self.draft_length}
+        return columns | {name: value for name, value in further.items() if value is not None}
 
     @property
     def label(self) -> str:
@@ -143,6 +145,8 @@ class MethodSpec:
             words.append(f"{self.dense_layers} dense layers")
         if columns.get("rectify_every", DEFAULTS.rectify_every) != DEFAULTS.rectify_every:
             words.append(f"f{columns['rectify_every']}")
+        if self.draft_length is not None:
+            words.append(f"m{self.draft_length}")
         return " ".join(words)
 
 

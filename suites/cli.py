@@ -1,4 +1,4 @@
-"""The command line: `resa-bench bench | micro | decode | quality | maths | profile | plots | compare | doctor ...`."""
+"""The command line, `resa-bench`: a command for each suite, and profile, plots, compare, doctor, flush-demo."""
 
 from __future__ import annotations
 
@@ -36,6 +36,10 @@ from .cases import (
 from .decode.cases import TEXT_PERIODS
 from .decode.cli import EXAMPLES as DECODE_EXAMPLES
 from .decode.cli import add_decode_arguments, run_decode, tokens
+from .gsr.cli import EXAMPLES as GSR_EXAMPLES
+from .gsr.cli import add_gsr_arguments, run_gsr
+from .lossless.cli import EXAMPLES as LOSSLESS_EXAMPLES
+from .lossless.cli import add_lossless_arguments, run_lossless
 from .maths.cli import EXAMPLES as MATHS_EXAMPLES
 from .maths.cli import add_maths_arguments, run_maths
 from .model.smollm import CONFIG as SMOLLM_CONFIG
@@ -143,6 +147,18 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     add_maths_arguments(maths)
     maths.set_defaults(act=act_maths)
+    lossless = commands.add_parser(
+        "lossless", help="dense decoding's own tokens, drafted by sparse steps", epilog=LOSSLESS_EXAMPLES,
+        formatter_class=raw,
+    )  # fmt: skip
+    add_lossless_arguments(lossless)
+    lossless.set_defaults(act=act_lossless)
+    gsr = commands.add_parser(
+        "gsr", help="self-refinement: candidates side by side, then one answer from them", epilog=GSR_EXAMPLES,
+        formatter_class=raw,
+    )  # fmt: skip
+    add_gsr_arguments(gsr)
+    gsr.set_defaults(act=act_gsr)
     profile = commands.add_parser("profile", help="from a slow number to its cause: the case under nsys or ncu")
     add_profile_arguments(profile)
     profile.set_defaults(act=lambda options, console: act_profile(options, choose_device(options.device), console))
@@ -319,6 +335,16 @@ def act_quality(options: argparse.Namespace, console: Console) -> int:
 
 def act_maths(options: argparse.Namespace, console: Console) -> int:
     return run_maths(options, choose_device(options.device), command_line(options.arguments), console)
+
+
+def act_lossless(options: argparse.Namespace, console: Console) -> int:
+    outcome = run_lossless(options, choose_device(options.device), command_line(options.arguments), console)
+    return 0 if outcome is None else report(outcome, console)
+
+
+def act_gsr(options: argparse.Namespace, console: Console) -> int:
+    outcome = run_gsr(options, choose_device(options.device), command_line(options.arguments), console)
+    return 0 if outcome is None else report(outcome, console)
 
 
 def command_line(arguments: list[str]) -> str:

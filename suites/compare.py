@@ -18,6 +18,7 @@ VERDICTS = ("slower", "faster", "unclear", "same")
 BROKEN = ("failed", "oom")
 SETTINGS = {
     "block_size": "b={}", "active_ratio": "r={}", "budget_tokens": "tokens={}", "window": "w={}",
+    "draft_length": "m={}",
     "rectify_every": "f={}", "gqa_policy": "{}", "summary_kind": "{}", "selection_pattern": "{}", "dtype": "{}",
     "weight_dtype": "weights {}", "kv_layout": "{}", "paged": "paged={}", "shared_kv": "shared_kv={}",
 }  # fmt: skip

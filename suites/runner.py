@@ -171,7 +171,7 @@ def _belongs(row: Row, case: AnyCase) -> bool:
 def _settings(row: Row) -> tuple[Any, ...]:
     names = get_method(row.method).uses if row.method in registered() else ()
     columns = {name: getattr(row, name) for name in names}
-    columns |= {} if row.dense_layers is None else {"dense_layers": row.dense_layers}
+    columns |= {n: getattr(row, n) for n in ("dense_layers", "draft_length") if getattr(row, n) is not None}
     return (row.method, *sorted(columns.items()))
 
 

@@ -11,16 +11,19 @@ from .rows import Row, digits
 
 
 def with_speedups(
-    rows: Sequence[Row], time_us: Callable[[Row], float | None], stages: Sequence[str] = ("total",)
+    rows: Sequence[Row],
+    time_us: Callable[[Row], float | None],
+    stages: Sequence[str] = ("total",),
+    rival_stage: str = "total",
 ) -> list[Row]:
     """Fill `speedup_vs_best_dense`, `best_dense` and `floor_speedup`.
 
     Args:
-        rows: of one case. A row's rivals are the dense methods' `total` of the same cache state and launch.
+        rows: of one case. A row's rivals are the dense methods' `rival_stage` of the same cache state and launch.
         time_us: what is compared; None for rows that have no time.
         stages: whose rows are filled.
     """
-    rivals = [r for r in rows if r.stage == "total" and time_us(r) and get_method(r.method).is_dense]
+    rivals = [r for r in rows if r.stage == rival_stage and time_us(r) and get_method(r.method).is_dense]
     out = []
     for row in rows:
         mine = time_us(row)

@@ -20,7 +20,7 @@ def label(row: Row) -> str:
     if row.method not in registered():  # a file may hold methods that are not here any more
         return row.method
     settings = {n: getattr(row, n) for n in get_method(row.method).uses if getattr(row, n) is not None}
-    return MethodSpec(row.method, SparseConfig(**settings), row.dense_layers).label
+    return MethodSpec(row.method, SparseConfig(**settings), row.dense_layers, row.draft_length).label
 
 
 def main_launch(rows: Sequence[Row]) -> str:

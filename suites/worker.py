@@ -24,11 +24,16 @@ from . import micro
 from .cases import Case, MethodSpec
 from .decode import suite as decode
 from .decode.cases import DecodeCase
+from .gsr import suite as gsr
+from .gsr.cases import GsrCase
+from .lossless import suite as lossless
+from .lossless.cases import LosslessCase, ReplayCase
+from .lossless.replayed import ReplayRun
 from .quality import suite as quality
 from .quality.cases import QualityCase
 from .rows import Row
 
-AnyCase = Case | DecodeCase | QualityCase
+AnyCase = Case | DecodeCase | GsrCase | LosslessCase | QualityCase
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +82,12 @@ def _serve(pipe: Connection, settings: Settings) -> None:
         with ranges_for_tool():
             if isinstance(case, QualityCase):
                 rows = quality.run_case(case, specs, fidelity, loader, on_step)
+            elif isinstance(case, GsrCase):
+                rows = gsr.run_case(case, specs, models, loader, on_step)
+            elif isinstance(case, LosslessCase):
+                rows = lossless.run_case(case, specs, models, loader, on_step)
+            elif isinstance(case, ReplayCase):
+                rows = decode.run_case(case, specs, models, loader, on_step, ReplayRun)
             elif isinstance(case, DecodeCase):
                 rows = decode.run_case(case, specs, models, loader, on_step)
             else:

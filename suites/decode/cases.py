@@ -29,7 +29,6 @@ class ModelCase:
     suite: ClassVar[str]
     model: str
     config: ModelConfig
-    batch: int
     dtype: str
     seed: int
 
@@ -37,6 +36,8 @@ class ModelCase:
 
         @property
         def slug(self) -> str: ...
+        @property
+        def batch(self) -> int: ...
         @property
         def context(self) -> int: ...
         @property

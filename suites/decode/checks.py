@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...baselines.retro import RepairingLayer
-from ...kernels import ChunkTensors, Layer, StepTensors, WindowTensors
+from ...kernels import ChunkTensors, KVCache, Layer, StepTensors, WindowTensors
 from ...kernels.dense import dense_reference
 from ...kernels.linear import linear, linear_reference
 from ...kernels.sparse_decode import sparse_reference
@@ -173,20 +173,29 @@ def check_rectified(engine: Engine, replay: Callable[[], object] | None) -> None
     if replay is None:
         return
     cache = engine.layers[last].cache
-    spots = [slice(length - every, length) for length in cache.lengths.tolist()]
+    spots = [_newest(cache, b, length, every) for b, length in enumerate(cache.lengths.tolist())]
 
     def written() -> list[Tensor]:
-        return [data[b, :, spot].clone() for data in (cache.k, cache.v) for b, spot in enumerate(spots)]
+        return [data[spot].clone() for data in (cache.k, cache.v) for spot in spots]
 
     eager = written()
     for data in (cache.k, cache.v):
-        for b, spot in enumerate(spots):
-            data[b, :, spot] = 0.0
+        for spot in spots:
+            data[spot] = 0.0
     replay()
     for mine, theirs in zip(written(), eager, strict=True):
         distance = relative_distance(mine, theirs)
         if not distance <= MODEL_TOLERANCE[mine.dtype]:
             raise CheckFailed(f"the graph's rectification writes keys or values that are off by {distance:.1e}")
+
+
+def _newest(cache: KVCache, sequence: int, length: int, tokens: int) -> tuple[int | Tensor, slice, Tensor]:
+    """Where the last `tokens` of a sequence's `length` tokens lie in `cache.k` and `cache.v`, contiguous or paged."""
+    position = torch.arange(length - tokens, length, device=cache.device)
+    if cache.block_table is None:
+        return sequence, slice(None), position
+    pages = cache.block_table[sequence].long()
+    return pages[position // cache.page_size], slice(None), position % cache.page_size
 
 
 def check_linears(decoder: Decoder, rows: Collection[int], seed: int = 0) -> None:

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
 from ...kernels import SparseConfig, Traffic, get_method
 from ...profiling.ceilings import Ceilings
 from ..cases import MethodSpec
-from .cases import DecodeCase, capacity, rectifies, window
+from .cases import DecodeCase, ModelCase, capacity, rectifies, window
 
 BITS = {"bf16": 16, "fp16": 16, "fp32": 32, "int4": 4.25}  # int4: a scale and a zero point in half per 128 weights
 SCRATCH_BYTES = 4_000_000_000  # context, work space, activations, graphs, the gate's fp64 references
+
+
+class TokenCosts(Protocol):
+    """What a token takes: bytes, floating-point operations, and the time that they need at least."""
+
+    @property
+    def bytes(self) -> int: ...
+    @property
+    def flops(self) -> int: ...
+    def floor_us(self, ceilings: Ceilings) -> float: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +54,11 @@ class Costs:
         return self.weights.flops + self.attention.flops + (self.rectification.flops // every if every else 0)
 
 
-def element_bytes(case: DecodeCase) -> int:
+def element_bytes(case: ModelCase) -> int:
     return 4 if case.dtype == "fp32" else 2
 
 
-def weight_bytes(case: DecodeCase) -> int:
+def weight_bytes(case: ModelCase) -> int:
     """Bytes of weights that a step reads: projections in the case's weight type, the head in its activations' type."""
     config = case.config
     return int(config.linear_parameters * BITS[case.weights] / 8) + config.head_parameters * element_bytes(case)
@@ -67,7 +78,7 @@ def step_weights(case: DecodeCase, window: int) -> Traffic:
     return weight_traffic(case, case.batch) + Traffic(0, 2 * older)
 
 
-def kv_bytes(case: DecodeCase, tokens: int) -> int:
+def kv_bytes(case: ModelCase, tokens: int) -> int:
     """K and V of `tokens` tokens a sequence in one layer."""
     config = case.config
     return 2 * case.batch * config.kv_heads * tokens * config.head_dim * element_bytes(case)

@@ -26,7 +26,7 @@ from ..rows import Row, digits
 from ..speedups import with_speedups
 from .cases import TEXT_PERIODS, DecodeCase, capacity, period, prompt_tokens, rectifies, window
 from .checks import check_attention, check_rectified, check_replay
-from .costs import Costs, rectification, step_weights, too_large
+from .costs import Costs, TokenCosts, rectification, step_weights, too_large
 from .drift import DriftMeter
 from .engine import Engine, State, bind_layers
 from .loader import Loader, copy_tokens, prompt_ids, release
@@ -102,9 +102,7 @@ class CaseRun:
         """Model, caches and what they hold."""
         case = self.case
         self.on_step("model")
-        chunks = {case.batch * spec.config.rectify_every for spec in self.specs if rectifies(spec)}
-        chunks |= {case.batch * window(spec) for spec in self.specs}
-        self.loaded = loader.model(case, {case.batch, *chunks}, self.bench.device)
+        self.loaded = loader.model(case, {case.batch, *self.chunk_rows()}, self.bench.device)
         decoder = self.decoder = self.loaded.decoder
         self.prompt = prompt_tokens(case, self.specs)
         history = max([TEXT_PERIODS * period(spec) for spec in self.specs] + [2 * EAGER_STEPS])
@@ -117,6 +115,12 @@ class CaseRun:
             return
         copy_tokens(loader.prefilled(self.loaded, self.prompt, self.on_step), self.state, self.prompt)
         self.pending = prompt_ids(self.loaded, self.prompt + 1)[-1:].repeat(case.batch)
+
+    def chunk_rows(self) -> set[int]:
+        """Rows of the passes that take several tokens of each sequence."""
+        rows = {spec.config.rectify_every for spec in self.specs if rectifies(spec)}
+        rows |= {window(spec) for spec in self.specs}
+        return {self.case.batch * n for n in rows}
 
     def restart(self, tokens: int) -> None:
         """Stand at the start of so many tokens: a text's follow its prompt, synthetic ones end at the context."""
@@ -250,7 +254,7 @@ class CaseRun:
         return self.loaded.tokenizer.decode(self.state.history[:count, 0].tolist())[:TEXT_CHARS]
 
     def total(
-        self, one: Contender, timing: Timing, costs: Costs, clocks: ClockState, launch: str, **columns: Any
+        self, one: Contender, timing: Timing, costs: TokenCosts, clocks: ClockState, launch: str, **columns: Any
     ) -> Row:
         """The row of a whole step, rectification amortised in."""
         case = self.case
@@ -372,9 +376,10 @@ def run_case(
     bench: DecodeBench,
     loader: Loader,
     on_step: Callable[[str], None] = lambda _: None,
+    kind: type[CaseRun] = CaseRun,
 ) -> list[Row]:
     """Decode with every method of `specs`; a method that fails costs its own rows alone."""
-    run = CaseRun(case, specs, bench, on_step)
+    run = kind(case, specs, bench, on_step)
     rows: list[Row] = []
     able = []
     for spec in specs:

@@ -1,0 +1,150 @@
+"""Cases of the GSR suite: how many tokens each candidate writes, what the refine prompt holds, how long the answer is.
+
+Phase A decodes N candidates from one prompt, phase B one answer from a prompt that holds the problem and a summary of
+each candidate (arXiv 2509.00084). What a model writes decides the lengths; a benchmark states them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+
+from ...kernels import SparseConfig
+from ..cases import DTYPES, MethodSpec
+from ..decode.cases import WEIGHTS, ModelCase
+from ..decode.sampling import Sampling
+from ..model.config import ModelConfig
+
+LENGTHS = (9000, 11000, 14000, 18000)  # tokens of four candidates: ragged, 13K on average as on AIME
+REFINE_MOST = 6144  # tokens of a refine prompt
+INSTRUCTION = 64  # tokens of it that say what to do
+SAMPLING = Sampling(0.6, 0.95)
+RUNS = ("full", "sampled")
+
+
+@dataclass(frozen=True, slots=True)
+class GsrCase(ModelCase):
+    """One model and one script of lengths, all in tokens.
+
+    Attributes:
+        prompt: the problem, shared by all candidates.
+        lengths: that each candidate decodes, in any order.
+        summary: of each candidate in the refine prompt.
+        answer: decoded in phase B.
+        run: "full" decodes every token; "sampled" times steps at `points` contexts of every stretch in which as many
+            candidates are at work, on synthetic caches, and integrates.
+        page_size: of phase A's caches, whose candidates share the prompt's pages where the method reads pages; None
+            for contiguous caches, each with its copy.
+    """
+
+    suite: ClassVar[str] = "gsr"
+
+    model: str
+    config: ModelConfig
+    lengths: tuple[int, ...] = LENGTHS
+    prompt: int = 256
+    summary: int = 960
+    answer: int = 8192
+    weights: str = "bf16"
+    dtype: str = "bf16"
+    run: str = "sampled"
+    points: int = 3
+    page_size: int | None = 256
+    sampling: Sampling = field(default_factory=lambda: SAMPLING)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.lengths or min(self.lengths) < 1:
+            raise ValueError(f"lengths: got {self.lengths}, must be at least 1 token each, of 1 candidate or more")
+        if min(self.prompt, self.summary, self.answer, self.points) < 1:
+            given = f"{self.prompt}, {self.summary}, {self.answer}, {self.points}"
+            raise ValueError(f"prompt, summary, answer, points: got {given}, must be at least 1")
+        if self.run not in RUNS:
+            raise ValueError(f"run: got {self.run!r}, allowed are {', '.join(RUNS)}")
+        if self.weights not in WEIGHTS or self.dtype not in DTYPES or self.weights not in ("int4", self.dtype):
+            raise ValueError(
+                f"weights: got {self.weights} beside {self.dtype} activations, allowed int4 or {self.dtype}"
+            )
+        if self.page_size is not None and (self.page_size < 64 or self.page_size % 64):
+            raise ValueError(f"page size: got {self.page_size}, must be a multiple of 64 tokens")
+        if self.run == "full" and self.summary > min(self.lengths):
+            raise ValueError(f"summary: {self.summary} tokens, the shortest candidate has {min(self.lengths)}")
+        if self.refine > REFINE_MOST:
+            raise ValueError(
+                f"refine prompt: {self.refine} tokens ({INSTRUCTION} of instruction, {self.prompt} of the problem, "
+                f"{len(self.lengths)} summaries of {self.summary}), at most {REFINE_MOST}; take shorter summaries"
+            )
+        if self.context > self.config.context:
+            raise ValueError(
+                f"lengths: {self.context} tokens at the longest ({self.prompt} of prompt and {max(self.lengths)} more, "
+                f"or {self.refine} and {self.answer}), over the {self.config.context} that {self.config.name} handles"
+            )
+
+    @property
+    def batch(self) -> int:
+        """Candidates."""
+        return len(self.lengths)
+
+    @property
+    def refine(self) -> int:
+        """Tokens of the refine prompt."""
+        return INSTRUCTION + self.prompt + self.batch * self.summary
+
+    @property
+    def context(self) -> int:
+        """Tokens of the longest sequence at its end."""
+        return max(self.prompt + max(self.lengths), self.refine + self.answer)
+
+    @property
+    def slug(self) -> str:
+        """`gsr-qwen2.5-7b-bf16-n4-p256-a52000-m18000-r4160-b8192-sampled`: candidates; tokens of the problem, of all
+        candidates, of the longest one, of the refine prompt, of the answer; how it ran."""
+        phase_a = f"p{self.prompt}-a{sum(self.lengths)}-m{max(self.lengths)}"
+        phase_b = f"r{self.refine}-b{self.answer}"
+        return f"gsr-{self.config.name}-{self.weights}-n{self.batch}-{phase_a}-{phase_b}-{self.run}"
+
+    def columns(self) -> dict[str, Any]:
+        """What a row says about its case."""
+        return ModelCase.columns(self) | {"selection_pattern": "prompt" if self.run == "full" else "synthetic"}
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A stretch of phase A: `active` candidates decode their tokens `first` .. `last - 1`."""
+
+    active: int
+    first: int
+    last: int
+
+    @property
+    def steps(self) -> int:
+        return self.last - self.first
+
+
+def segments(lengths: Sequence[int]) -> list[Segment]:
+    """Stretches between the ends of candidates: a candidate that ends gives its place up at once.
+
+    All start together, so those at work have equally many tokens; the first `active` rows of a batch whose candidates
+    are ordered longest first are those at work.
+    """
+    found, at = [], 0
+    for end in sorted(set(lengths)):
+        found.append(Segment(sum(length >= end for length in lengths), at, end))
+        at = end
+    return found
+
+
+def scaled(lengths: Sequence[int], scale: float) -> tuple[int, ...]:
+    """The script at another size, at least one token each."""
+    return tuple(max(round(length * scale), 1) for length in lengths)
+
+
+def default_specs(device: torch.device, base: SparseConfig) -> list[MethodSpec]:
+    """Dense methods and ReSA."""
+    if device.type != "cuda":
+        return [MethodSpec("torch-dense"), MethodSpec("resa-torch", base)]
+    dense = ("sdpa-cudnn", "triton-dense", "flashinfer", "flash-attn-3", "flash-attn-2")
+    return [*(MethodSpec(name) for name in dense), MethodSpec("resa", base)]
