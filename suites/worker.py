@@ -27,8 +27,10 @@ from .decode.cases import DecodeCase
 from .quality import suite as quality
 from .quality.cases import QualityCase
 from .rows import Row
+from .tasks import suite as tasks
+from .tasks.cases import TaskCase
 
-AnyCase = Case | DecodeCase | QualityCase
+AnyCase = Case | DecodeCase | QualityCase | TaskCase
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,7 @@ def _serve(pipe: Connection, settings: Settings) -> None:
     models = decode.DecodeBench(device, ceilings, environment, settings.decode, settings.command, idle_watts)
     loader = decode.Loader()
     fidelity = quality.QualityBench(device, environment, settings.command)
+    looking_up = tasks.TaskBench(device, environment, settings.command)
     pipe.send(("ready", (ceilings, environment.device)))
     while True:
         task = pipe.recv()
@@ -77,6 +80,8 @@ def _serve(pipe: Connection, settings: Settings) -> None:
         with ranges_for_tool():
             if isinstance(case, QualityCase):
                 rows = quality.run_case(case, specs, fidelity, loader, on_step)
+            elif isinstance(case, TaskCase):
+                rows = tasks.run_case(case, specs, looking_up, loader, on_step)
             elif isinstance(case, DecodeCase):
                 rows = decode.run_case(case, specs, models, loader, on_step)
             else:
