@@ -66,7 +66,8 @@ def copy_prompt(
         before += len(line)
     prompt = place(filler, inserts, length)
     asked = generator.sample(chosen, pairs)
-    script, spans = [], []
+    script: list[list[int]] = []
+    spans: list[slice] = []
     for first in range(0, pairs, series):
         row: list[int] = []
         spans = []
