@@ -45,9 +45,9 @@ class TaskSet:
     rows: list[Row]
 
     def of(self, task: str) -> list[Row]:
-        """Rows of a task: of each context the case with the most samples, of several the first (greedy before others)."""
+        """Rows of a task: of each context the case with the most samples, of several the first measured."""
         mine = [row for row in self.rows if row.selection_pattern == task]
-        chosen = {}
+        chosen: dict[int, str] = {}
         for context in {row.context for row in mine}:
             sizes: dict[str, int] = {}
             for row in mine:
@@ -102,14 +102,15 @@ def _survival(ax: Axes, lines: dict[str, list[Row]], looks: dict[str, Look]) -> 
     last = 1
     for name, mine in lines.items():
         found = sorted((r for r in mine if r.metric == "survival" and r.context == longest), key=lambda r: r.step or 0)
-        xs, ys = [0, *(row.step or 0 for row in found)], [1.0, *(row.value or 0.0 for row in found)]
+        xs, ys = [row.step or 0 for row in found], [row.value or 0.0 for row in found]
         look = looks[name]
-        ax.plot(xs, ys, color=look.colour, marker=look.marker, ls=look.linestyle, markevery=(3, 4))
+        ax.plot(xs, ys, color=look.colour, marker=look.marker, ls=look.linestyle, markevery=2)
         last = max(last, *xs)
     ax.set_title(f"still equal to dense ({first.n_samples} prompts of {tokens(longest)})")
     ax.set_xlabel("tokens decoded")
     ax.set_ylabel("share of prompts")
-    ax.set_xlim(0, last)
+    context_axis(ax, [2**i for i in range(last.bit_length())])
+    ax.set_xlim(0.9, last * 1.1)
     ax.set_ylim(0, 1.05)
 
 

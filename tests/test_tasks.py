@@ -11,6 +11,7 @@ import pytest
 import torch
 from resa_bench import baselines  # noqa: F401  (registers the rivals)
 from resa_bench.kernels import SparseConfig, Unsupported
+from resa_bench.plots.figures import draw_all
 from resa_bench.profiling.device import describe
 from resa_bench.suites.cases import MethodSpec
 from resa_bench.suites.cli import main
@@ -116,9 +117,9 @@ def test_the_first_difference_is_found() -> None:
 
 def test_survival_falls_where_sequences_leave() -> None:
     curve = dict(survival(torch.tensor([0, 8, 31, 32]), 32))
-    assert list(curve)[-1] == 32
-    assert (curve[1], curve[8], curve[10], curve[30], curve[32]) == (0.75, 0.75, 0.5, 0.5, 0.25)
-    assert dict(survival(torch.tensor([2, 3]), 3)) == {1: 1.0, 2: 1.0, 3: 0.5}
+    assert list(curve) == [1, 2, 3, 4, 6, 8, 12, 16, 24, 32]
+    assert (curve[1], curve[8], curve[12], curve[24], curve[32]) == (0.75, 0.75, 0.5, 0.5, 0.25)
+    assert dict(survival(torch.tensor([2, 5]), 5)) == {1: 1.0, 2: 1.0, 3: 0.5, 4: 0.5, 5: 0.5}
 
 
 def test_the_error_of_a_share() -> None:
@@ -385,8 +386,8 @@ def test_questions_that_take_too_long_are_refused(models: Loader, monkeypatch: p
 
 def test_tables(models: Loader, tmp_path: Path) -> None:
     rows: list[Row] = []
-    for case in (divergence(steps=16), needles(), copies()):
-        mine = measure(models, case, [EVERYTHING, SPARSE])
+    for case in (divergence(steps=16), needles(depths=1), copies()):
+        mine = measure(models, case, [EVERYTHING])
         append_case(tmp_path / "tasks.jsonl", mine)
         rows += mine
     assert [label(r) for r in read_rows(tmp_path / "tasks.jsonl")] == [label(r) for r in rows]
@@ -398,6 +399,11 @@ def test_tables(models: Loader, tmp_path: Path) -> None:
         assert words in text
     lines = [line for line in text.splitlines() if "│" in line]
     assert "torch-dense" in lines[0]
+    drawn = draw_all([tmp_path / "tasks.jsonl"], tmp_path)
+    assert [p.name for p in drawn] == ["tasks-tiny.png", "tasks-tiny.svg"]
+    words = drawn[1].read_text()
+    for name in ("still equal to dense", "values copied exactly", "needles found", "resa-torch b16 f8 r1"):
+        assert name in words
 
 
 # Flags

@@ -7,8 +7,6 @@ import math
 import torch
 from torch import Tensor
 
-POINTS = 16  # of a survival curve
-
 
 def agreeing(said: Tensor, reference: Tensor) -> Tensor:
     """Tokens before the first that differs, int64 `[B]`; all of them where none does.
@@ -20,12 +18,13 @@ def agreeing(said: Tensor, reference: Tensor) -> Tensor:
 
 
 def survival(lengths: Tensor, steps: int) -> list[tuple[int, float]]:
-    """(s, share of sequences whose first s tokens agree) at up to POINTS + 1 evenly spaced s, the last of them `steps`.
+    """(s, share of sequences whose first s tokens agree) at s = 1, 2, 3, 4, 6, 8, 12, 16, ... and `steps`.
 
     Args:
         lengths: what `agreeing` gives, over all sequences.
     """
-    at = sorted({max(round(i * steps / POINTS), 1) for i in range(POINTS + 1)})
+    powers = [2**i for i in range(steps.bit_length())]
+    at = sorted({s for p in powers for s in (p, p + p // 2) if s < steps} | {steps})
     return [(s, float((lengths >= s).double().mean())) for s in at]
 
 
