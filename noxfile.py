@@ -81,6 +81,13 @@ def gsr(session: nox.Session) -> None:
 
 
 @nox.session
+def tasks(session: nox.Session) -> None:
+    """Free decoding, needles and key-copy beside dense. Takes every flag of `resa-bench tasks` (--quick ...)."""
+    env = _install(session)
+    session.run(_python(session), "-m", "resa_bench.suites", "tasks", *session.posargs, env=env, external=True)
+
+
+@nox.session
 def tests(session: nox.Session) -> None:
     """All tests; on a CPU the kernels run in Triton's interpreter. Arguments go to pytest."""
     env = _install(session, "test", "maths")

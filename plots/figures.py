@@ -21,6 +21,7 @@ from .roofline import roofline
 from .speedup import speedup, speedup_amortised
 from .stages import stages
 from .style import paper, save
+from .tasks import task_sets, tasks
 
 FIGURES: dict[str, Callable[[FigureSet], Figure]] = {
     "speedup": speedup,
@@ -38,7 +39,7 @@ DECODE_FIGURES: dict[str, Callable[[FigureSet], Figure]] = {
 }
 NEEDED = (
     "no timed row of suite 'micro' with cache_state 'cold' and a random selection, "
-    "no whole step of suite 'decode' with tokens_per_s, and no value of suite 'quality'"
+    "no whole step of suite 'decode' with tokens_per_s, and no value of suite 'quality' or 'tasks'"
 )
 
 
@@ -82,6 +83,16 @@ def draw_all(result_paths: Sequence[Path], out_dir: Path) -> list[Path]:
                 )
             except NotDrawn as reason:
                 reasons.append(f"quality-drift-{quality.case}: {reason}")
+                print(f"skipped {reasons[-1]}")
+        found = task_sets(rows)
+        for task_set in found:
+            several = sum(other.model == task_set.model for other in found) > 1
+            name = f"tasks-{task_set.model}" + (f" {task_set.device}" if several else "")
+            name = re.sub(r"[^a-z0-9.]+", "-", name.lower())
+            try:
+                written += save(tasks(task_set), out_dir / name)
+            except NotDrawn as reason:
+                reasons.append(f"{name}: {reason}")
                 print(f"skipped {reasons[-1]}")
     if not written:
         raise ValueError(f"no figure from {len(rows)} rows in {len(files)} files: {'; '.join(reasons) or NEEDED}")

@@ -48,6 +48,8 @@ from .quality.cli import EXAMPLES as QUALITY_EXAMPLES
 from .quality.cli import add_quality_arguments, run_quality
 from .runner import INTERRUPTED, Outcome, default_folder, run_cases
 from .table import print_report
+from .tasks.cli import EXAMPLES as TASKS_EXAMPLES
+from .tasks.cli import add_tasks_arguments, run_tasks
 from .worker import Settings, Worker
 
 BLOCK_SIZES = [16, 32, 64]
@@ -159,6 +161,11 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     add_gsr_arguments(gsr)
     gsr.set_defaults(act=act_gsr)
+    tasks = commands.add_parser(
+        "tasks", help="free decoding, needles and key-copy, beside dense", epilog=TASKS_EXAMPLES, formatter_class=raw
+    )
+    add_tasks_arguments(tasks)
+    tasks.set_defaults(act=act_tasks)
     profile = commands.add_parser("profile", help="from a slow number to its cause: the case under nsys or ncu")
     add_profile_arguments(profile)
     profile.set_defaults(act=lambda options, console: act_profile(options, choose_device(options.device), console))
@@ -345,6 +352,16 @@ def act_lossless(options: argparse.Namespace, console: Console) -> int:
 def act_gsr(options: argparse.Namespace, console: Console) -> int:
     outcome = run_gsr(options, choose_device(options.device), command_line(options.arguments), console)
     return 0 if outcome is None else report(outcome, console)
+
+
+def act_tasks(options: argparse.Namespace, console: Console) -> int:
+    device = choose_device(options.device)
+    outcome = run_tasks(options, device, command_line(options.arguments), console)
+    if outcome is None:
+        return 0
+    if not options.no_plots and any(row.value is not None for row in outcome.rows):
+        draw([outcome.path], outcome.path.parent / "plots", console)
+    return report(outcome, console)
 
 
 def command_line(arguments: list[str]) -> str:

@@ -95,6 +95,7 @@ class Row:
     value: float | None = None
     step: int | None = None
     layer: int | None = None
+    depth: float | None = None  # of a needle: share of the prompt before it
     max_rel_error: float | None = None  # largest ||out - ref|| / ||ref|| over heads
     error_budget_used: float | None = None  # largest |out - ref| over its elementwise fp64 budget; above 1 fails
     # outcome and circumstances
@@ -148,7 +149,7 @@ IDENTITY = (
     "suite", "model", "case", "method", "stage", "context", "batch", "block_size", "active_ratio", "min_blocks",
     "budget_tokens", "rectify_every", "gqa_policy", "summary_kind", "window", "draft_length", "dense_layers",
     "dtype", "weight_dtype", "kv_layout", "paged", "shared_kv", "selection_pattern", "cache_state", "launch",
-    "metric", "step", "layer", "seed",
+    "metric", "step", "layer", "depth", "seed",
 )  # fmt: skip
 
 

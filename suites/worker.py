@@ -32,8 +32,10 @@ from .lossless.replayed import ReplayRun
 from .quality import suite as quality
 from .quality.cases import QualityCase
 from .rows import Row
+from .tasks import suite as tasks
+from .tasks.cases import TaskCase
 
-AnyCase = Case | DecodeCase | GsrCase | LosslessCase | QualityCase
+AnyCase = Case | DecodeCase | GsrCase | LosslessCase | QualityCase | TaskCase
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,7 @@ def _serve(pipe: Connection, settings: Settings) -> None:
     models = decode.DecodeBench(device, ceilings, environment, settings.decode, settings.command, idle_watts)
     loader = decode.Loader()
     fidelity = quality.QualityBench(device, environment, settings.command)
+    looking_up = tasks.TaskBench(device, environment, settings.command)
     pipe.send(("ready", (ceilings, environment.device)))
     while True:
         task = pipe.recv()
@@ -88,6 +91,8 @@ def _serve(pipe: Connection, settings: Settings) -> None:
                 rows = lossless.run_case(case, specs, models, loader, on_step)
             elif isinstance(case, ReplayCase):
                 rows = decode.run_case(case, specs, models, loader, on_step, ReplayRun)
+            elif isinstance(case, TaskCase):
+                rows = tasks.run_case(case, specs, looking_up, loader, on_step)
             elif isinstance(case, DecodeCase):
                 rows = decode.run_case(case, specs, models, loader, on_step)
             else:

@@ -1,0 +1,42 @@
+"""Prefilling prompts that begin alike: each goes on from where it leaves the one before it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..decode.engine import State
+from ..decode.prompt import prefill
+from ..model.decoder import Decoder
+
+
+def prefill_rows(decoder: Decoder, state: State, tokens: Tensor) -> Tensor:
+    """Run prompts through the model densely, one after another, the last first.
+
+    Args:
+        state: of as many sequences as prompts; only keys and values are written.
+        tokens: int64 `[R, L]`. Prompts that share their beginning with the next one pay for the rest alone.
+
+    Returns:
+        Logits `[R, vocab]` after the last token of each.
+
+    Raises:
+        ValueError: the prompts do not fit the caches.
+    """
+    rows, length = tokens.shape
+    if length > state.capacity:
+        raise ValueError(f"prompt: {length} tokens do not fit the capacity of {state.capacity}")
+    alone = State.allocate(decoder, 1, length, 1)
+    logits = torch.empty(0)
+    out = []
+    for r in reversed(range(rows)):
+        common = 0
+        if r < rows - 1:
+            common = int((tokens[r] == tokens[r + 1]).long().cumprod(0).sum())
+        if common < length:
+            logits = prefill(decoder, alone, tokens[r : r + 1], done=common)
+        for theirs, mine in zip(alone.caches, state.caches, strict=True):
+            mine.k[r, :, :length] = theirs.k[0, :, :length]
+            mine.v[r, :, :length] = theirs.v[0, :, :length]
+        out.append(logits)
+    return torch.cat(out[::-1])

@@ -1,0 +1,444 @@
+"""The tasks suite: prompts as asked, contenders that rewind, scores, rows, tables and flags, on a small model."""
+
+from __future__ import annotations
+
+import random
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from resa_bench import baselines  # noqa: F401  (registers the rivals)
+from resa_bench.kernels import SparseConfig, Unsupported
+from resa_bench.plots.figures import draw_all
+from resa_bench.profiling.device import describe
+from resa_bench.suites.cases import MethodSpec
+from resa_bench.suites.cli import main
+from resa_bench.suites.decode.engine import State
+from resa_bench.suites.decode.loader import Loader
+from resa_bench.suites.decode.prompt import prefill
+from resa_bench.suites.model.load import LoadedModel
+from resa_bench.suites.rows import Row, append_case, identity, read_rows
+from resa_bench.suites.tasks import needle, suite
+from resa_bench.suites.tasks.cases import CopyCase, DivergenceCase, NeedleCase, TaskCase, dense_spec
+from resa_bench.suites.tasks.contender import Contender
+from resa_bench.suites.tasks.copy import copy_prompt
+from resa_bench.suites.tasks.divergence import CommonNoise, agreeing, share_error, survival
+from resa_bench.suites.tasks.needle import found, needle_prompts
+from resa_bench.suites.tasks.prompt import prefill_rows
+from resa_bench.suites.tasks.suite import TaskBench, run_case
+from resa_bench.suites.tasks.table import case_table, label, pick
+from resa_bench.suites.tasks.text import of_one_length, place, stretches, text_tokenizer
+from rich.console import Console
+from tiny_model import TINY, tiny_decoder
+
+CPU = torch.device("cpu")
+NEVER = 1000  # a period over every run here: sparse steps alone, in plain torch under the interpreter, too
+
+
+class Letters:
+    """A tokenizer of the tiny model: a letter a token."""
+
+    def encode(self, text: str, *, bos: bool | None = None) -> list[int]:
+        return [ord(letter) % TINY.vocab for letter in text]
+
+    def decode(self, ids: list[int], *, special: bool = True) -> str:
+        return "".join(map(chr, ids))
+
+
+LETTERS: Any = Letters()
+
+
+def resa(every: int, ratio: float = 0.1) -> MethodSpec:
+    return MethodSpec("resa-torch", SparseConfig(rectify_every=every, active_ratio=ratio, min_blocks=2))
+
+
+EVERYTHING, SPARSE = resa(8, 1.0), resa(NEVER)
+
+
+def divergence(**settings: Any) -> DivergenceCase:
+    return DivergenceCase(**({"model": "tiny", "config": TINY, "prompt": 200, "steps": 32, "together": 3} | settings))
+
+
+def needles(**settings: Any) -> NeedleCase:
+    return NeedleCase(**({"model": "tiny", "config": TINY, "prompt": 400, "depths": 3} | settings))
+
+
+def copies(**settings: Any) -> CopyCase:
+    return CopyCase(**({"model": "tiny", "config": TINY, "prompt": 400, "pairs": 4, "series": 2} | settings))
+
+
+@pytest.fixture(scope="module")
+def models(tiny: LoadedModel) -> Loader:
+    """A model whose attention matters, kept as if it had been loaded."""
+    kept = Loader()
+    kept._key, kept._model = ("tiny", "fp32", "fp32", 0), tiny
+    return kept
+
+
+@pytest.fixture(scope="module")
+def tiny() -> LoadedModel:
+    return LoadedModel(tiny_decoder(), LETTERS, "tiny")
+
+
+@pytest.fixture(autouse=True)
+def _room_for_letters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A letter a token makes questions long."""
+    monkeypatch.setattr("resa_bench.suites.tasks.cases.QUESTION_ROOM", 200)
+    monkeypatch.setattr("resa_bench.suites.tasks.cases.PAIR_ROOM", 48)
+
+
+def measure(models: Loader, case: TaskCase, specs: list[MethodSpec]) -> list[Row]:
+    return run_case(case, specs, TaskBench(CPU, describe(CPU), "test"), models)
+
+
+def of(rows: list[Row], spec: MethodSpec, stage: str = "free") -> list[Row]:
+    columns = spec.columns()
+    mine = [r for r in rows if r.method == spec.name and r.stage == stage]
+    return [r for r in mine if all(getattr(r, k) == v for k, v in columns.items())]
+
+
+def value(rows: list[Row], metric: str, **which: Any) -> float:
+    row = pick(rows, metric, **which)
+    assert row is not None
+    assert row.value is not None
+    return row.value
+
+
+# Pure functions
+
+
+def test_the_first_difference_is_found() -> None:
+    dense = torch.tensor([[1, 2, 3, 4]] * 4)
+    said = torch.tensor([[1, 2, 3, 4], [9, 2, 3, 4], [1, 2, 9, 4], [1, 2, 3, 9]])
+    assert agreeing(said, dense).tolist() == [4, 0, 2, 3]
+
+
+def test_survival_falls_where_sequences_leave() -> None:
+    curve = dict(survival(torch.tensor([0, 8, 31, 32]), 32))
+    assert list(curve) == [1, 2, 3, 4, 6, 8, 12, 16, 24, 32]
+    assert (curve[1], curve[8], curve[12], curve[24], curve[32]) == (0.75, 0.75, 0.5, 0.5, 0.25)
+    assert dict(survival(torch.tensor([2, 5]), 5)) == {1: 1.0, 2: 1.0, 3: 0.5, 4: 0.5, 5: 0.5}
+
+
+def test_the_error_of_a_share() -> None:
+    assert share_error(0.5, 100) == pytest.approx(0.05, rel=0.02)
+    assert share_error(1.0, 10) == share_error(0.0, 10) > 0.04
+
+
+def test_noise_is_common_and_samples_the_softmax() -> None:
+    logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]]).expand(2000, 4)
+    one, other = (CommonNoise(2000, 4, 0.5, 7, CPU) for _ in range(2))
+    one.draw(3)
+    other.draw(2)
+    other.draw(3)
+    tokens = one(logits)
+    assert torch.equal(tokens, other(logits))
+    shares = torch.bincount(tokens, minlength=4) / 2000
+    torch.testing.assert_close(shares, (logits[0] / 0.5).softmax(-1), atol=0.03, rtol=0)
+    other.draw(4)
+    assert not torch.equal(tokens, other(logits))
+    assert torch.equal(CommonNoise(2000, 4, 0.0, 7, CPU)(logits), logits.argmax(-1))
+
+
+# Prompts
+
+
+def test_inserts_begin_where_they_should() -> None:
+    out = place(list(range(100)), [(0, [-1]), (5, [-2, -3]), (9, [-4])], 12)
+    assert out == [-1, 0, 1, 2, 3, -2, -3, 4, 5, -4, 6, 7]
+    with pytest.raises(ValueError, match="ask for a longer context"):
+        place(list(range(100)), [(0, [-1, -1]), (1, [-2])], 12)
+
+
+def test_stretches_are_of_the_text_and_evenly_spaced() -> None:
+    first, second = stretches(LETTERS, 2, 50)
+    assert (len(first), len(second)) == (50, 50)
+    assert first != second
+    with pytest.raises(ValueError, match="a stretch of 99999999 is asked for"):
+        stretches(LETTERS, 1, 99_999_999)
+
+
+@pytest.mark.parametrize("depth", [0.0, 0.1, 0.5, 0.9, 1.0])
+def test_a_needle_lies_at_its_depth(depth: float) -> None:
+    filler = stretches(LETTERS, 1, 1000)[0]
+    made = needle_prompts(LETTERS, filler, 1000, [depth], random.Random(3))
+    text = LETTERS.decode(made.prompts[0])
+    start = text.index("\n\nThe special magic number for")
+    assert len(made.prompts[0]) == 1000
+    assert text.count(made.numbers[0]) == 1
+    first, last = len(needle.INTRODUCTION), 1000 - len(needle.NEEDLE.format(city="Rome", number=12345)) - 2
+    assert start == made.starts[0]
+    if depth in (0.0, 1.0):
+        assert first <= start <= first + 1 if depth == 0 else start >= last
+    else:
+        assert abs(start - depth * 1000) <= 1
+    assert LETTERS.decode(made.answers[0]) == f" {made.numbers[0]}"
+
+
+def test_haystacks_differ_in_the_needle_alone() -> None:
+    filler = stretches(LETTERS, 1, 600)[0]
+    made = needle_prompts(LETTERS, filler, 600, [0.3, 0.8], random.Random(3))
+    city = next(c for c in needle.CITIES if f"for {c} " in LETTERS.decode(made.question))
+    for prompt, start in zip(made.prompts, made.starts, strict=True):
+        end = start + len(needle.NEEDLE.format(city=city, number=12345))
+        bare = prompt[len(needle.INTRODUCTION) : start] + prompt[end:]
+        assert bare == filler[: len(bare)]
+    with pytest.raises(ValueError, match="ask for a longer context"):
+        needle_prompts(LETTERS, filler, 60, [0.5], random.Random(3))
+
+
+@pytest.mark.parametrize(
+    ("said", "right"),
+    [(" 48213.", True), (' "48213".', True), ("It is 48213", True), (" 482131", False), (" 4821", False),
+     ("148213 48213", True), ("", False)],
+)  # fmt: skip
+def test_an_answer_is_right_or_wrong(said: str, right: bool) -> None:
+    assert found(said, "48213") is right
+
+
+def test_a_copy_prompt_holds_its_pairs_and_asks_each_once() -> None:
+    made = copy_prompt(LETTERS, stretches(LETTERS, 1, 500)[0], 500, 6, 3, random.Random(1))
+    text = LETTERS.decode(made.prompt)
+    assert len(made.prompt) == 500
+    places = [text.index(f"\nThe code of the {key} is {number}.\n") for key, number in made.pairs]
+    assert places == sorted(places)
+    gaps = [b - a for a, b in pairwise(places)]
+    assert max(gaps) - min(gaps) <= 1
+    asked = [LETTERS.decode(row) for row in made.script]
+    assert len(asked) == 2
+    for key, number in made.pairs:
+        assert sum(f"\nThe code of the {key} is {number}." in row for row in asked) == 1
+    answers = {LETTERS.decode(row[span]).strip() for row in made.script for span in made.answers}
+    assert answers == {number for _, number in made.pairs}
+    with pytest.raises(ValueError, match="99 pairs are asked for"):
+        copy_prompt(LETTERS, made.prompt, 500, 99, 3, random.Random(1))
+    assert of_one_length(["a", "bb", "cc"], LETTERS.encode) == ["bb", "cc"]
+
+
+# The model
+
+
+def test_prompts_that_begin_alike_are_prefilled_as_if_alone(tiny: LoadedModel) -> None:
+    decoder = tiny.decoder
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, TINY.vocab, (3, 90), generator=generator)
+    tokens[1, :60] = tokens[2, :60]
+    tokens[0] = tokens[1]
+    with torch.inference_mode():
+        mine, theirs = (State.allocate(decoder, 3, 128, 1) for _ in range(2))
+        logits = prefill_rows(decoder, mine, tokens)
+        torch.testing.assert_close(logits, prefill(decoder, theirs, tokens), atol=1e-4, rtol=1e-4)
+        for a, b in zip(mine.caches, theirs.caches, strict=True):
+            torch.testing.assert_close(a.k[:, :, :90], b.k[:, :, :90], atol=1e-4, rtol=1e-4)
+        with pytest.raises(ValueError, match="do not fit the capacity"):
+            prefill_rows(decoder, mine, torch.zeros(3, 129, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("spec", [dense_spec(CPU), SPARSE, resa(8)], ids=lambda s: s.label)
+def test_a_contender_starts_and_rewinds_as_if_it_were_new(tiny: LoadedModel, spec: MethodSpec) -> None:
+    """70 is no whole number of blocks: summaries must forget what was written and taken back."""
+    decoder = tiny.decoder
+    tokens = torch.tensor([stretches(LETTERS, 1, 110)[0]])
+    quiet = CommonNoise(1, TINY.vocab, 0.0, 0, CPU)
+    with torch.inference_mode():
+        state = State.allocate(decoder, 1, 192, 60)
+        prefill_rows(decoder, state, tokens[:, :70])
+        fed = tokens[:, 70:90]
+
+        def answer(contender: Contender, tries: int) -> torch.Tensor:
+            contender.start(fed[:, 0])
+            contender.feed(fed)
+            for _ in range(tries):
+                contender.try_answer(torch.randint(0, TINY.vocab, (1, 9), generator=generator))
+            contender.state.pending.copy_(contender.engine.logits.argmax(-1))
+            contender.say(12)
+            return contender.engine.logits.clone()
+
+        generator = torch.Generator().manual_seed(0)
+        contender = Contender(decoder, state, spec, 70, 60, quiet)
+        first = answer(contender, 0)
+        torch.testing.assert_close(answer(contender, 0), first)
+        torch.testing.assert_close(answer(contender, 2), first)
+
+
+def test_what_is_fed_is_judged_by_the_step_before(tiny: LoadedModel) -> None:
+    decoder = tiny.decoder
+    tokens = torch.tensor(stretches(LETTERS, 2, 60))
+    with torch.inference_mode():
+        state, other = (State.allocate(decoder, 2, 64, 40) for _ in range(2))
+        prefill_rows(decoder, state, tokens[:, :40])
+        contender = Contender(decoder, state, dense_spec(CPU), 40, 20, CommonNoise(2, TINY.vocab, 0.0, 0, CPU))
+        contender.start(tokens[:, 40])
+        judged = contender.feed(tokens[:, 40:])
+        assert judged.logp[:, 0].isnan().all()
+        for t in (1, 19):
+            logits = prefill(decoder, other, tokens[:, : 40 + t])
+            exact = logits.log_softmax(-1).gather(1, tokens[:, 40 + t, None])[:, 0]
+            torch.testing.assert_close(judged.logp[:, t], exact, atol=1e-4, rtol=1e-4)
+            assert torch.equal(judged.top[:, t], logits.argmax(-1) == tokens[:, 40 + t])
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_a_method_equal_to_dense_never_diverges(models: Loader, temperature: float) -> None:
+    rows = measure(models, divergence(temperature=temperature), [SPARSE, EVERYTHING])
+    dense, whole, sparse = dense_spec(CPU), of(rows, EVERYTHING), of(rows, SPARSE)
+    for same in (whole, of(rows, dense), of(rows, dense, "chunk")):
+        assert value(same, "divergence") == value(same, "divergence_median") == 32
+        assert value(same, "survival", step=32) == 1
+    assert 0 <= value(sparse, "divergence") < 32
+    curve = [r.value for r in sparse if r.metric == "survival"]
+    assert curve == sorted(curve, reverse=True)
+    assert {r.n_samples for r in sparse} == {3}
+    assert len({identity(row) for row in rows}) == len(rows)
+
+
+def test_needles_by_depth(models: Loader) -> None:
+    rows = measure(models, needles(groups=2), [EVERYTHING, SPARSE])
+    dense, whole, sparse = of(rows, dense_spec(CPU)), of(rows, EVERYTHING), of(rows, SPARSE)
+    assert [r.depth for r in whole if r.metric == "needle"] == [0.1, 0.5, 0.9, None]
+    assert [r.n_samples for r in whole if r.metric == "needle"] == [2, 2, 2, 6]
+    for depth in (0.1, 0.5, 0.9, None):
+        assert value(whole, "needle", depth=depth) == value(dense, "needle", depth=depth)
+        exact = value(dense, "needle_logp", depth=depth)
+        assert value(whole, "needle_logp", depth=depth) == pytest.approx(exact, abs=1e-3)
+    assert value(sparse, "needle_logp") != pytest.approx(value(dense, "needle_logp"), abs=1e-3)
+    assert pick(whole, "needle_kept") is None  # a random model finds nothing that could be kept
+
+
+def test_an_oracle_of_answers_scores_everything(models: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the model says the right thing it is counted as right: the answer is taken from the prompts."""
+
+    def say(contender: Contender, count: int, reference: Any = None) -> torch.Tensor:
+        answers = [LETTERS.encode(f" {n}") for n in made[0].numbers]
+        said = [[*a, *[0] * count][:count] for a in answers]
+        said[1] = [0] * count
+        return torch.tensor(said)
+
+    made: list[Any] = []
+    real = needle_prompts
+    monkeypatch.setattr("resa_bench.suites.tasks.measure.needle_prompts", lambda *a: made.append(real(*a)) or made[-1])
+    monkeypatch.setattr(Contender, "say", say)
+    rows = measure(models, needles(), [EVERYTHING])
+    whole = of(rows, EVERYTHING)
+    assert [r.value for r in whole if r.metric == "needle"] == pytest.approx([1, 0, 1, 2 / 3], abs=1e-5)
+    assert value(whole, "needle_kept") == 1
+    assert pick(whole, "needle_kept", depth=0.5) is None
+
+
+def test_copies(models: Loader, tiny: LoadedModel) -> None:
+    case = copies(groups=2)
+    rows = measure(models, case, [EVERYTHING, SPARSE])
+    dense, whole = of(rows, dense_spec(CPU)), of(rows, EVERYTHING)
+    assert [r.n_samples for r in whole if r.metric == "copy"] == [8]
+    assert value(whole, "copy") == value(dense, "copy")
+    assert value(whole, "copy_logp") == pytest.approx(value(dense, "copy_logp"), abs=1e-3)
+    made = [
+        copy_prompt(LETTERS, text, 400, 4, 2, random.Random(i)) for i, text in enumerate(stretches(LETTERS, 2, 400))
+    ]
+    exact = []
+    with torch.inference_mode():
+        state = State.allocate(tiny.decoder, 1, 512, 1)
+        for one in made:
+            for script in one.script:
+                for span in one.answers:
+                    for t in range(span.start, span.stop):
+                        ids = torch.tensor([one.prompt + script[:t]])
+                        exact.append(float(prefill(tiny.decoder, state, ids).log_softmax(-1)[0, script[t]]))
+    assert value(dense, "copy_logp") == pytest.approx(sum(exact) / len(exact), abs=1e-3)
+
+
+def test_a_method_that_fails_costs_its_own_rows(models: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = suite.Contender.__init__
+
+    def init(self: Any, decoder: Any, state: Any, spec: MethodSpec, *rest: Any) -> None:
+        if spec == broken:
+            raise torch.OutOfMemoryError("none left")
+        real(self, decoder, state, spec, *rest)
+
+    monkeypatch.setattr(suite.Contender, "__init__", init)
+    broken = SPARSE
+    rows = measure(models, divergence(groups=2, steps=8), [SPARSE, EVERYTHING])
+    assert [(r.status, r.reason) for r in of(rows, SPARSE)] == [("oom", "none left")]
+    assert value(of(rows, EVERYTHING), "divergence") == 8
+    broken = dense_spec(CPU)
+    rows = measure(models, divergence(steps=8), [SPARSE, EVERYTHING])
+    assert {r.status for r in rows} == {"oom"}
+    assert "torch-dense, which all are compared with: none left" in (rows[1].reason or "")
+
+
+def test_no_tokenizer_no_tasks(tiny: LoadedModel, models: Loader) -> None:
+    mute = Loader()
+    mute._key, mute._model = models._key, LoadedModel(tiny.decoder, None, "tiny")
+    rows = measure(mute, copies(), [EVERYTHING])
+    assert {r.status for r in rows} == {"skipped"}
+    assert "need a model with a tokenizer" in (rows[0].reason or "")
+    with pytest.raises(Unsupported, match="written in words"):
+        text_tokenizer(LoadedModel(tiny.decoder, None, "tiny"))
+
+
+def test_questions_that_take_too_long_are_refused(models: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("resa_bench.suites.tasks.cases.QUESTION_ROOM", 50)
+    rows = measure(models, needles(), [EVERYTHING])
+    assert "50 are allowed" in (rows[0].reason or "")
+
+
+def test_tables(models: Loader, tmp_path: Path) -> None:
+    rows: list[Row] = []
+    for case in (divergence(steps=16), needles(depths=1), copies()):
+        mine = measure(models, case, [EVERYTHING])
+        append_case(tmp_path / "tasks.jsonl", mine)
+        rows += mine
+    assert [label(r) for r in read_rows(tmp_path / "tasks.jsonl")] == [label(r) for r in rows]
+    console = Console(width=160, record=True)
+    for case_name in dict.fromkeys(r.case for r in rows):
+        console.print(case_table(case_name, rows))
+    text = console.export_text()
+    for words in ("torch-dense in chunks", "never in 16", "at 0.5", "copied", "resa-torch b16 f8 r1", "its own"):
+        assert words in text
+    lines = [line for line in text.splitlines() if "│" in line]
+    assert "torch-dense" in lines[0]
+    drawn = draw_all([tmp_path / "tasks.jsonl"], tmp_path)
+    assert [p.name for p in drawn] == ["tasks-tiny.png", "tasks-tiny.svg"]
+    words = drawn[1].read_text()
+    for name in ("still equal to dense", "values copied exactly", "needles found", "resa-torch b16 f8 r1"):
+        assert name in words
+
+
+# Flags
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "qwen2.5-7b"], "random weights find no needle"),
+        (["--context", "8K"], "are over the 8192 that smollm2-135m handles"),
+        (["--method", "torch-dense"], "is measured anyway"),
+        (["--method", "nonsense"], "unknown; known are"),
+        (["--samples", "0"], "must be at least 1"),
+        (["--temperature", "-1"], "must be 0 (greedy) or more"),
+    ],
+)
+def test_wrong_flags(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tasks", "--plan", "--device", "cpu", *arguments]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--task", "needle", "divergence", "--context", "2K", "--temperature", "0", "0.6"]
+    assert main(["tasks", "--plan", "--device", "cpu", *arguments]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for name in ("divergence-2k-128-8x1 ", "divergence-2k-128-8x1-t0.6", "needle-2k-5x2"):
+        assert f"tasks-smollm2-135m-{name}" in text
+    for name in ("torch-dense", "sparse b16", "resa-torch b16 f16", "quest b16 per-head", "sink-window", "oracle b16"):
+        assert name in text
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"pairs": 5}, "must be a multiple of series"), ({"prompt": 0}, "must be at least 1"), ({"dtype": "x"}, "dtype")],
+)
+def test_cases_check_themselves(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        copies(**settings)
