@@ -134,47 +134,57 @@ class TorchRetroLayer(RepairingLayer, TorchSparseLayer):
     def repair(self, window: WindowTensors) -> None:
         """Gather the listed blocks once, attend with all rows under a mask, merge with what the ring has."""
         work, ring, size = self.work, self.ring, self.config.block_size
-        now, heads, group = int(ring.clock), self.shape.kv_heads, self.shape.group
+        now, heads, device = int(ring.clock), self.shape.kv_heads, ring.clock.device
         lengths, firsts, counts = self.cache.lengths.tolist(), window.first.tolist(), work.counts[:, 0].tolist()
-        for b, (length, first, n) in enumerate(zip(lengths, firsts, counts, strict=True)):
-            lists = work.lists[b, :, :n].long().expand(heads, -1)
-            tokens = tokens_of(lists, size)  # [Hkv, n b]
+        for b, (length, first, count) in enumerate(zip(lengths, firsts, counts, strict=True)):
+            lists = work.lists[b, :, :count].long().expand(heads, -1)
+            tokens = tokens_of(lists, size)  # [Hkv, T]
             stamps = ring.loaded[b].gather(1, lists).repeat_interleave(size, 1)
-            keys, values = (x.float() for x in self.gather(b, lists))
             ring.loaded[b].scatter_(1, lists, now)
-            values = values.masked_fill((tokens >= length)[:, :, None], 0.0)  # may be NaN, which no mask undoes
-            ages = [age for age in range(window.tokens) if length - 1 - age >= first]
-            window.out[b, : window.tokens - len(ages)] = 0.0
-            for age in ages:
-                row, position = window.tokens - 1 - age, length - 1 - age
-                slot = position % ring.slots
-                query = window.q[b, row] if age == 0 or ring.query is None else ring.query[b, slot]
-                visible = tokens <= position
-                if age:
-                    visible &= stamps < now - age
-                out, lse = _attend(query.view(heads, group, -1).float(), keys, values, visible)
-                if age:
-                    out, lse = _merge(out, lse, ring.out[b, slot].view_as(out), ring.lse[b, slot, :, 0].view_as(lse))
-                ring.out[b, slot], ring.lse[b, slot] = out.flatten(0, 1), lse.flatten()[:, None]
-                window.out[b, row] = out.flatten(0, 1)
-                if age == 0 and ring.query is not None:
-                    ring.query[b, slot] = window.q[b, row]
+            keys, values = (x.float() for x in self.gather(b, lists))
+            if missing := -length % size:  # what lies past the end may be NaN, which no mask undoes
+                past = tokens[:, -missing:] >= length
+                values[:, -missing:].masked_fill_(past[:, :, None], 0.0)
+
+            n = min(window.tokens, length - first)  # rows that are not the prompt's
+            window.out[b, : window.tokens - n] = 0.0
+            ages = torch.arange(n - 1, -1, -1, device=device)
+            slots = (length - 1 - ages) % ring.slots
+            query = window.q[b, window.tokens - n :]
+            if ring.query is not None:
+                query = torch.cat((ring.query[b, slots[:-1]], query[-1:]))
+                ring.query[b, slots[-1]] = query[-1]
+            ages = ages[None, :, None]
+            unseen = (stamps[:, None] < now - ages) | (ages == 0)
+            visible = unseen & (tokens[:, None] <= length - 1 - ages)  # [Hkv, n, T]
+            out, lse = _attend(self._by_head(query.float()), keys, values, visible)
+            if n > 1:
+                older = slots[:-1]
+                had = self._by_head(ring.out[b, older]), self._by_head(ring.lse[b, older, :, :1])[..., 0]
+                out[:, :-1], lse[:, :-1] = _merge(out[:, :-1], lse[:, :-1], *had)
+            rows = out.transpose(0, 1).flatten(1, 2)  # [n, Hq, D]
+            ring.out[b, slots], ring.lse[b, slots] = rows, lse.transpose(0, 1).flatten(1, 2)[:, :, None]
+            window.out[b, window.tokens - n :] = rows
         ring.clock.add_(1)
+
+    def _by_head(self, rows: Tensor) -> Tensor:
+        """`[n, Hq, X]` as `[Hkv, n, G, X]`."""
+        return rows.unflatten(1, (self.shape.kv_heads, self.shape.group)).transpose(0, 1)
 
 
 def _attend(query: Tensor, keys: Tensor, values: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
-    """Output `[Hkv, G, D]` and base-2 log-sum-exp `[Hkv, G]` over the visible tokens; zero and -inf where none is.
+    """Output `[Hkv, n, G, D]` and base-2 log-sum-exp `[Hkv, n, G]` over visible tokens; zero and -inf where none is.
 
-    query `[Hkv, G, D]`, keys and values `[Hkv, n, D]`, visible `[Hkv, n]`; all float32.
+    query `[Hkv, n, G, D]`, keys and values `[Hkv, T, D]`, visible `[Hkv, n, T]`; all float32.
     """
-    if not bool(visible.any()):
-        return torch.zeros_like(query), query.new_full(query.shape[:2], float("-inf"))
-    logits = query @ keys.transpose(1, 2) * (query.shape[2] ** -0.5 * math.log2(math.e))
-    logits = logits.masked_fill(~visible[:, None], float("-inf"))
+    shape = query.shape
+    logits = query.flatten(1, 2) @ keys.transpose(1, 2) * (shape[-1] ** -0.5 * math.log2(math.e))
+    logits = logits.view(*shape[:3], -1).masked_fill(~visible[:, :, None], float("-inf"))
     top = logits.amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).min)
     weights = (logits - top).exp2()
-    total = weights.sum(-1, keepdim=True)
-    return weights @ values / total.clamp(min=1.0), (top + total.log2())[..., 0]  # the top weight is 1, or all are 0
+    total = weights.sum(-1, keepdim=True)  # at least the top weight's 1, or 0 where nothing is visible
+    out = (weights.flatten(1, 2) @ values).view(shape) / total.clamp(min=1.0)
+    return out, (top + total.log2())[..., 0]
 
 
 def _merge(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) -> tuple[Tensor, Tensor]:
