@@ -84,6 +84,7 @@ _METHODS = {
     "sparse": Look(VERMILLION, "x", _DASHED),
     "quest": Look(BLUE, "v", _DASHED),
     "retro": Look(PURPLE, "p", _DASHDOT),
+    "retro-cached": Look(PURPLE, "h", _DOTTED),
     "sink-window": Look(SKY, "X", _DASHDOT),
     "oracle": Look(GREEN, "P", _DASHDOT),
     "sdpa-cudnn": Look(BLACK, "o"),
@@ -111,6 +112,7 @@ _NAMES = {
     "sparse": "sparse only",
     "quest": "Quest",
     "retro": "RetroAttention",
+    "retro-cached": "RetroAttention (cached query)",
     "sink-window": "sink + window",
     "oracle": "oracle top-k",
     "sdpa-cudnn": "cuDNN (SDPA)",
@@ -121,7 +123,14 @@ _NAMES = {
     "triton-dense": "Triton dense",
     "torch-dense": "torch dense",
 }
-_ALWAYS_NAMED = {"resa": "block_size", "resa-torch": "block_size", "sparse": "block_size", "quest": "gqa_policy"}
+_ALWAYS_NAMED = {
+    "resa": "block_size",
+    "resa-torch": "block_size",
+    "sparse": "block_size",
+    "quest": "gqa_policy",
+    "retro": "window",
+    "retro-cached": "window",
+}
 _SHORT = {
     "block_size": "b={}",
     "active_ratio": "r={:g}",

@@ -135,7 +135,7 @@ class MethodSpec:
         if "block_size" in columns:
             words.append(f"b{columns['block_size']}")
         policy = columns.get("gqa_policy")
-        if policy and (self.name == "quest" or policy != _usual_policy(self.name)):
+        if policy and (self.name == "quest" or policy != usual_policy(self.name)):
             words.append(str(policy))
         if "window" in columns:
             words.append(f"w{columns['window']}")
@@ -174,14 +174,14 @@ def default_methods(device: torch.device, base: SparseConfig, block_sizes: Seque
     return specs
 
 
-def _usual_policy(name: str) -> str:
+def usual_policy(name: str) -> str:
     """How a method's lists are shared unless it is said: RetroAttention's by Quest's sum, as it takes none per head."""
     return "group-sum" if name.startswith("retro") else DEFAULTS.gqa_policy
 
 
 def named_spec(name: str, config: SparseConfig) -> MethodSpec:
     """A method asked for by name, under its usual policy."""
-    return MethodSpec(name, replace(config, gqa_policy=_usual_policy(name)))
+    return MethodSpec(name, replace(config, gqa_policy=usual_policy(name)))
 
 
 def retro_spec(base: SparseConfig, window: int) -> MethodSpec:

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from ...kernels import SparseConfig, chunk_kernels, registered
 from ...kernels.config import GQA_POLICIES, SUMMARY_KINDS
-from ..cases import QUEST_DENSE_LAYERS, MethodSpec
+from ..cases import QUEST_DENSE_LAYERS, MethodSpec, usual_policy
 from .workload import AnyCase, parse_case
 
 EXAMPLES = """examples:
@@ -22,6 +22,7 @@ EXAMPLES = """examples:
 
 A case is any slug that rows carry (`resa-bench micro --list`, `decode --plan`), or one like them."""
 
+WINDOW = SparseConfig().window
 DEFAULT_GPU, DEFAULT_CPU = "decode-qwen2.5-7b-int4-b1-256k", "qwen2.5-7b-b1-16k"
 
 
@@ -42,6 +43,7 @@ def add_profile_arguments(parser: argparse.ArgumentParser) -> None:
         one.add_argument("--min-blocks", type=int, default=16, help="least blocks read")
         one.add_argument("--rectify-every", type=int, default=32, metavar="f", help="tokens between rectifications")
         one.add_argument("--gqa-policy", choices=GQA_POLICIES, help="of Quest (default group-sum)")
+        one.add_argument("--window", type=int, default=WINDOW, metavar="w", help="of RetroAttention, in tokens")
         one.add_argument("--summary", choices=SUMMARY_KINDS, default="minmax")
         one.add_argument(
             "--chunk-kernel", choices=tuple(chunk_kernels()), help="of rectification (default the fastest)"
@@ -76,7 +78,8 @@ def target(options: argparse.Namespace, device: torch.device) -> tuple[AnyCase, 
         rectify_every=options.rectify_every,
         summary_kind=options.summary,
         chunk_kernel=options.chunk_kernel,
-        gqa_policy=options.gqa_policy or ("group-sum" if name == "quest" else SparseConfig().gqa_policy),
+        gqa_policy=options.gqa_policy or ("group-sum" if name == "quest" else usual_policy(name)),
+        window=options.window,
     )
     layers = options.dense_layers if name == "quest" and case.suite == "decode" else None
     return case, MethodSpec(name, config, layers)
@@ -89,7 +92,7 @@ def flags(options: argparse.Namespace) -> list[str]:
         value = getattr(options, name)
         words += [f"--{name.replace('_', '-')}", str(value)] if value is not None else []
     defaults = {"block_size": 16, "ratio": 0.1, "min_blocks": 16, "rectify_every": 32, "summary": "minmax",
-                "dense_layers": QUEST_DENSE_LAYERS, "seed": 0}  # fmt: skip
+                "dense_layers": QUEST_DENSE_LAYERS, "window": WINDOW, "seed": 0}  # fmt: skip
     for name, default in defaults.items():
         value = getattr(options, name)
         words += [f"--{name.replace('_', '-')}", str(value)] if value != default else []
