@@ -29,6 +29,9 @@ from .selection import select_blocks
 from .sparse_decode import sparse_decode, sparse_splits
 from .summaries import Summaries, build_summaries, refresh_summaries, write_tokens
 from .triton_dense import TritonDense
+from .window import Ring
+from .window_decode import window_decode, window_splits
+from .window_merge import merge_window
 
 __all__ = [
     "AttentionShape",
@@ -40,6 +43,7 @@ __all__ = [
     "Partials",
     "Resa",
     "ResaTorch",
+    "Ring",
     "Selection",
     "SparseConfig",
     "SparseOnly",
@@ -58,6 +62,7 @@ __all__ = [
     "dense_splits",
     "get_method",
     "merge_partials",
+    "merge_window",
     "refresh_summaries",
     "register",
     "register_chunk_kernel",
@@ -67,5 +72,7 @@ __all__ = [
     "select_blocks",
     "sparse_decode",
     "sparse_splits",
+    "window_decode",
+    "window_splits",
     "write_tokens",
 ]
