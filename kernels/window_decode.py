@@ -130,7 +130,7 @@ def _window_decode_kernel(
             if CAST_FP32:
                 k, v = k.to(tl.float32), v.to(tl.float32)
             m, total, acc = attend_tile(query, k, v, visible, scale_log2, m, total, acc, True, CAST_FP32)
-        # Each entry is this program's alone; but warps drift apart, and none may replace what another is yet to read.
+        # Each entry is this program's alone; its threads must all have read their stamps.
         tl.debug_barrier()
         for first in tl.range(start, end, TILE, num_stages=1):
             entry = first + lane

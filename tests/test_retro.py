@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -50,7 +50,6 @@ from torch import Tensor
 DTYPE = DTYPES[-1]
 PATHS = ("kernels", "torch")
 CPU = torch.device("cpu")
-TOLERANCE = {"rtol": 1e-5, "atol": 1e-5} if torch.float32 == DTYPE else {"rtol": 0.01, "atol": 1e-3}
 
 
 def prepare(method: Retro, cache: KVCache, path: str) -> RepairingLayer:
@@ -58,6 +57,12 @@ def prepare(method: Retro, cache: KVCache, path: str) -> RepairingLayer:
     layer = method.prepare(cache) if path == "kernels" else TorchSparseMethod.prepare(method, cache)
     assert isinstance(layer, RepairingLayer)
     return layer
+
+
+def assert_close(mine: Tensor, theirs: Tensor) -> None:
+    """As torch's, but wide enough for the probabilities that kernels round to half precision on a GPU."""
+    wide = {} if DEVICE.type == "cpu" else {"atol": 5e-3, "rtol": 5e-3}
+    torch.testing.assert_close(mine, theirs, **wide)
 
 
 def settings(w: int, **others: Any) -> SparseConfig:
@@ -187,7 +192,7 @@ def test_both_paths_leave_the_same(policy: str) -> None:
         found.append((out, ring.out, ring.lse, ring.query, layer.summaries.data[:, :, :5]))  # type: ignore[union-attr]
         found.append((ring.loaded, ring.clock))
     for mine, theirs in zip(found[0], found[2], strict=True):
-        torch.testing.assert_close(mine, theirs, **TOLERANCE)
+        assert_close(mine, theirs)
     for mine, theirs in zip(found[1], found[3], strict=True):
         assert torch.equal(mine, theirs)
 
@@ -205,12 +210,12 @@ def test_a_window_of_one_is_quest(path: str) -> None:
         step = StepTensors(*(x[:, 0].contiguous() for x in (window.q, window.k, window.v)), window.q[:, 0].clone())
         for stage in quest.stages(step):
             stage.run()
-        torch.testing.assert_close(window.out[:, 0], step.out, **TOLERANCE)
+        assert_close(window.out[:, 0], step.out)
         lists = layer.work.lists.clone()
         alone = step.out.clone()
         for stage in layer.stages(StepTensors(step.q, step.k, step.v, step.out.fill_(float("nan")))):
             stage.run()  # the step of a single token, which the interface has of every method
-        torch.testing.assert_close(step.out, alone)
+        assert_close(step.out, alone)
         assert torch.equal(lists, quest.selection().lists)
 
 
@@ -228,10 +233,10 @@ def test_variants_differ_in_the_query_alone(path: str) -> None:
             if changed:
                 frozen.q[:, 151] += 1.0
             outputs[name, changed] = frozen.step(layer, 2).out
-    torch.testing.assert_close(outputs["retro", False], outputs["retro-cached", False])
-    torch.testing.assert_close(outputs["retro-cached", True], outputs["retro-cached", False])
+    assert_close(outputs["retro", False], outputs["retro-cached", False])
+    assert_close(outputs["retro-cached", True], outputs["retro-cached", False])
     assert (outputs["retro", True][:, 0] - outputs["retro", False][:, 0]).abs().max() > 1e-3
-    torch.testing.assert_close(outputs["retro", True][:, 1], outputs["retro", False][:, 1])
+    assert_close(outputs["retro", True][:, 1], outputs["retro", False][:, 1])
 
 
 def test_lists_per_query_head_are_refused() -> None:
@@ -312,13 +317,13 @@ PROMPT, FED = 93, 7
 IDS = torch.randint(0, TINY.vocab, (2, FED), generator=torch.Generator().manual_seed(3))
 
 
-def decode(engine: Engine, steps: int = FED) -> Tensor:
-    """Logits `[T, B, vocab]` of feeding IDS."""
-    engine.state.start(PROMPT, IDS[:, 0])
+def decode(engine: Engine, steps: int = FED, ids: Tensor = IDS, step: Callable[[], object] | None = None) -> Tensor:
+    """Logits `[T, B, vocab]` of feeding the ids, eagerly or by a replay."""
+    engine.state.start(PROMPT, ids[:, 0])
     logits = []
     for t in range(steps):
-        engine.state.pending.copy_(IDS[:, t])
-        engine.step()
+        engine.state.pending.copy_(ids[:, t])
+        (step or engine.step)()
         logits.append(engine.logits.clone())
     return torch.stack(logits)
 
@@ -380,6 +385,25 @@ def test_a_sequence_may_start_anew_at_any_time() -> None:
         engine.step()
         again = decode(engine)
     assert torch.equal(once, again)
+
+
+@pytest.mark.gpu
+def test_a_captured_step_is_the_eager_one() -> None:
+    """A graph follows the lengths, the history and the clock: logits of replays are those of eager steps."""
+    decoder = tiny_decoder(dtype=torch.bfloat16, device=DEVICE)
+    state = State.allocate(decoder, 2, 128, 32)
+    for cache in state.caches:
+        cache.k.normal_(), cache.v.normal_()
+    ids = IDS.to(DEVICE)
+    state.start(PROMPT, ids[:, 0])
+    method = make_method("retro", TINY.attention(2), settings(4), torch.bfloat16)
+    engine = Engine(decoder, state, [method.prepare(cache) for cache in state.caches])
+    assert engine.graph_safe
+    with torch.inference_mode():
+        eager = decode(engine, ids=ids)
+        state.start(PROMPT, ids[:, 0])
+        replay = engine.capture(engine.step)
+        assert torch.equal(decode(engine, ids=ids, step=replay), eager)
 
 
 def test_a_window_takes_no_dense_layers() -> None:
