@@ -263,6 +263,30 @@ def test_a_contender_starts_and_rewinds_as_if_it_were_new(tiny: LoadedModel, spe
         torch.testing.assert_close(answer(contender, 2), first)
 
 
+def test_summaries_forget_what_is_taken_back(tiny: LoadedModel) -> None:
+    decoder = tiny.decoder
+    tokens = torch.tensor([stretches(LETTERS, 1, 80)[0]])
+    with torch.inference_mode():
+        state = State.allocate(decoder, 1, 128, 20)
+        prefill_rows(decoder, state, tokens[:, :70])
+        contender = Contender(decoder, state, resa(8), 70, 20, CommonNoise(1, TINY.vocab, 0.0, 0, CPU))
+        contender.start(tokens[:, 70])
+        layers: list[Any] = contender._layers
+
+        def newest() -> torch.Tensor:
+            return torch.stack([layer.summaries.data[0, :, 4] for layer in layers])
+
+        keys = torch.stack([layer.cache.k[0, :, 64:70] for layer in layers])
+        exact = torch.stack([keys.amin(2), keys.amax(2)], 2)
+        assert torch.equal(newest(), exact)
+        contender.feed(tokens[:, 70:72])
+        before = newest().clone()
+        contender.try_answer(tokens[:, 76:79])
+        assert torch.equal(newest(), before)
+        contender.start(tokens[:, 70])
+        assert torch.equal(newest(), exact)
+
+
 def test_what_is_fed_is_judged_by_the_step_before(tiny: LoadedModel) -> None:
     decoder = tiny.decoder
     tokens = torch.tensor(stretches(LETTERS, 2, 60))
