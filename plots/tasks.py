@@ -171,7 +171,7 @@ def _looks(rows: Sequence[Row], ratios: bool) -> dict[str, Look]:
         if name in looks:
             continue
         if row.block_size is None and row.active_ratio is None:
-            looks[name] = Look(GREY, "", _DOTTED) if row.stage == "chunk" else Look(GREY, "", "-")
+            looks[name] = Look(GREY, "", _DOTTED) if row.stage == "chunk" else Look(GREY, "o", "-")
         elif row.rectify_every:
             looks[name] = Look(*_PERIODS[periods.index(row.rectify_every) % len(_PERIODS)])
         elif row.method in _OTHERS and row.summary_kind != "meanstd" and _OTHERS[row.method] not in looks.values():
