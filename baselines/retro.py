@@ -72,6 +72,10 @@ class RepairingLayer(BlockSparseLayer):
         q, k, v, out = (x.unsqueeze(1) for x in (step.q, step.k, step.v, step.out))
         return self.window_stages(WindowTensors(q, k, v, out, self._start))
 
+    def refresh(self, tokens: int) -> None:
+        super().refresh(tokens)
+        self.ring.forget()
+
     def traffic(self) -> dict[str, Traffic]:
         """As Quest's, with w rows: their queries, outputs, keys and values, cached results, and a stamp an entry."""
         parts, cache, shape, work = super().traffic(), self.cache, self.shape, self.work

@@ -77,6 +77,14 @@ class Ring:
         if self.query is not None:
             check_tensor("ring.query", self.query, (*rows, cache.head_dim), dtypes=(cache.dtype,), device=device)
 
+    def forget(self) -> None:
+        """Let the window's tokens see all that the next step loads as new, instead of going on with what they had.
+
+        For when lengths were set back: slots that lie beyond have taken the places of older tokens.
+        """
+        self.lse.fill_(float("-inf"))
+        self.loaded.zero_()
+
     def latest(self) -> Tensor:
         """Blocks that the latest step loaded, bool `[B, Hkv, M]`. After a step, not within one."""
         return self.loaded == self.clock - 1

@@ -178,6 +178,26 @@ def test_repairs_do_something() -> None:
     assert layer.ring.in_window().sum() > layer.ring.latest().sum()
 
 
+@pytest.mark.parametrize("path", PATHS)
+def test_tokens_taken_back_leave_no_results(path: str) -> None:
+    """Slots of tokens that are gone held older tokens' results before: those see the next list whole, and it alone."""
+    shape = AttentionShape(1, 4, 2, 64)
+    frozen = Frozen([150], 6, shape, 192, "contiguous")
+    layer = prepare(make_method("retro", shape, settings(2), DTYPE), frozen.cache, path)
+    for _ in range(4):
+        frozen.step(layer, 2)
+    frozen.cache.lengths.sub_(2)
+    layer.refresh(1)
+    out = frozen.step(layer, 2).out
+    length = int(frozen.cache.lengths)
+    for i in range(2):
+        position = length - 2 + i
+        exact = window_reference(
+            frozen.q[0, position], frozen.keys[0], frozen.values[0], position, layer.ring.latest()[0], block_size=16
+        )
+        compare(f"position {position}", out[0, i], exact, out.dtype)
+
+
 @pytest.mark.parametrize("policy", ["group-sum", "all-heads"])
 def test_both_paths_leave_the_same(policy: str) -> None:
     shape = AttentionShape(2, 6, 2, 32)

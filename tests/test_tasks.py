@@ -419,14 +419,14 @@ def test_tables(models: Loader, tmp_path: Path) -> None:
     for case_name in dict.fromkeys(r.case for r in rows):
         console.print(case_table(case_name, rows))
     text = console.export_text()
-    for words in ("torch-dense in chunks", "never in 16", "at 0.5", "copied", "resa-torch b16 f8 r1", "its own"):
+    for words in ("torch-dense in chunks", "never in 16", "at 0.5", "copied", "resa-torch b16 f8", "its own"):
         assert words in text
     lines = [line for line in text.splitlines() if "│" in line]
     assert "torch-dense" in lines[0]
     drawn = draw_all([tmp_path / "tasks.jsonl"], tmp_path)
     assert [p.name for p in drawn] == ["tasks-tiny.png", "tasks-tiny.svg"]
     words = drawn[1].read_text()
-    for name in ("still equal to dense", "values copied exactly", "needles found", "resa-torch b16 f8 r1"):
+    for name in ("still equal to dense", "values copied exactly", "needles found", "resa-torch b16 f8"):
         assert name in words
 
 

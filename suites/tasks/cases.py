@@ -8,14 +8,14 @@ from typing import Any, ClassVar
 
 import torch
 
-from ...kernels import SparseConfig, registered
-from ..cases import DTYPES, K, MethodSpec
+from ...kernels import SparseConfig
+from ..cases import DTYPES, K, MethodSpec, retro_spec
 from ..decode.cases import ModelCase
 from ..model.config import ModelConfig
 
 TASKS = ("divergence", "needle", "copy")
 POLICIES = ("per-head", "group-sum")  # of Quest: as published, and the cheapest to share
-ALSO = ("retro",)  # methods that join where they are registered
+WINDOWS = (2, 8)  # of RetroAttention
 QUESTION_ROOM = 96  # tokens for a needle's question and answer
 PAIR_ROOM = 32  # tokens for one question of the copy task and its answer
 
@@ -252,11 +252,11 @@ def dense_spec(device: torch.device) -> MethodSpec:
 def default_specs(
     device: torch.device, base: SparseConfig, periods: Sequence[int], *, quick: bool = False
 ) -> list[MethodSpec]:
-    """Sparse steps alone, ReSA at each period, Quest without its dense layers, sink + window, the oracle."""
+    """Sparse steps alone, ReSA at each period, Quest without dense layers, RetroAttention, sink + window, oracle."""
     resa = "resa" if device.type == "cuda" else "resa-torch"
     specs = [MethodSpec("sparse", base), *(MethodSpec(resa, replace(base, rectify_every=f)) for f in periods)]
     if quick:
         return specs
     specs += [MethodSpec("quest", replace(base, gqa_policy=policy), 0) for policy in POLICIES]
-    specs += [MethodSpec(name, base) for name in ALSO if name in registered()]
+    specs += [retro_spec(base, window) for window in WINDOWS]
     return [*specs, MethodSpec("sink-window", base), MethodSpec("oracle", base)]
