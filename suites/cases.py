@@ -123,6 +123,8 @@ class MethodSpec:
     def columns(self) -> dict[str, Any]:
         """The columns that tell this variant from others: only settings that the method uses."""
         columns = {name: getattr(self.config, name) for name in get_method(self.name).uses}
+        if "spread_weight" in columns and self.config.summary_kind != "meanstd":
+            columns["spread_weight"] = None
         return columns | ({} if self.dense_layers is None else {"dense_layers": self.dense_layers})
 
     @property
@@ -137,6 +139,8 @@ class MethodSpec:
             words.append(str(policy))
         if columns.get("summary_kind") == "meanstd":
             words.append("meanstd")
+            if self.config.spread_weight != DEFAULTS.spread_weight:
+                words.append(f"c{self.config.spread_weight:g}")
         if self.dense_layers not in (None, QUEST_DENSE_LAYERS):
             words.append(f"{self.dense_layers} dense layers")
         if columns.get("rectify_every", DEFAULTS.rectify_every) != DEFAULTS.rectify_every:

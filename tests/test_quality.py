@@ -21,7 +21,7 @@ from resa_bench.suites.quality.cases import QualityCase
 from resa_bench.suites.quality.metrics import compare_logits, relative_error
 from resa_bench.suites.quality.suite import QualityBench, run_case
 from resa_bench.suites.quality.table import case_table, excess, label, mean
-from resa_bench.suites.rows import Row, append_case, read_rows
+from resa_bench.suites.rows import Row, append_case, identity, read_rows
 from rich.console import Console
 from tiny_model import TINY, tiny_decoder
 
@@ -107,7 +107,12 @@ def test_rows_say_what_they_are(rows: list[Row]) -> None:
     assert {r.metric for r in found} == set(suite.METRICS)
     assert [r.step for r in found if r.metric == "kl"] == [32, 64, 72]
     assert [r.n_samples for r in found if r.metric == "kl"] == [64, 64, 16]
-    assert len([r for r in of(rows, resa(8)) if r.layer is not None]) == TINY.layers
+    by_layer = [r for r in of(rows, resa(8)) if r.layer is not None]
+    assert [r.layer for r in by_layer if r.metric == "kv_error"] == list(range(TINY.layers))
+    heads = [(r.layer, r.head) for r in by_layer if r.metric == "recall"]
+    assert heads == [(i, head) for i in range(TINY.layers) for head in range(TINY.q_heads)]
+    assert {r.launch for r in rows} == {"parallel"}
+    assert len({identity(r) for r in rows}) == len(rows)
     dense = [r for r in rows if r.method == "torch-dense"]
     loss, extra = mean(found, "loss"), mean(found, "extra_loss")
     assert loss is not None
@@ -115,19 +120,47 @@ def test_rows_say_what_they_are(rows: list[Row]) -> None:
     assert mean(dense, "loss") == pytest.approx(loss - extra, abs=1e-4)
 
 
-def test_forced_logits_are_those_of_one_pass(models: Loader) -> None:
-    """The recorded run against the model on the whole text at once: same loss."""
+@pytest.mark.parametrize("stepwise", [False, True], ids=["parallel", "stepwise"])
+def test_forced_logits_are_those_of_one_pass(models: Loader, stepwise: bool) -> None:
+    """The dense run against the model on the whole text at once: same loss."""
     case = QualityCase("tiny", TINY, prompt=40, steps=8)
     run = suite.QualityRun(case, [], QualityBench(CPU, describe(CPU), "test"), lambda text: None)
     loaded = models.model(case, {2}, CPU)
     with torch.inference_mode():
         run.prepare(loaded)
-        tokens, prompt = run.reference.tokens, suite.prompt_ids(loaded, 2 * 49).view(2, 49)
+        reference = run.reference(stepwise)
+        tokens, prompt = reference.tokens, suite.prompt_ids(loaded, 2 * 49).view(2, 49)
         assert torch.equal(tokens, prompt[:, 40:])
         state = suite.State.allocate(loaded.decoder, 2, 64, 1)
         for steps in (1, 8):
             logits = suite.prefill(loaded.decoder, state, prompt[:, : 40 + steps])
-            torch.testing.assert_close(run.reference.logits[steps - 1], logits, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(reference.logits[steps - 1], logits, atol=1e-4, rtol=1e-4)
+
+
+def test_stepwise_measures_the_same(models: Loader) -> None:
+    """The engine's own path, and the parallel one: rows alike, but that only the second knows the recall."""
+    steps = {"prompt": 40, "steps": 40}
+    both = [
+        measure(models, [resa(8)], QualityCase("tiny", TINY, **steps, source=source, stepwise=stepwise))
+        for source in ("text", "own")
+        for stepwise in (False, True)
+    ]
+    for together, stepping in (both[:2], both[2:]):
+        assert [r.case for r in stepping if r.case != f"{together[0].case}-stepwise"] == []
+        assert {r.launch for r in of(stepping, resa(8))} == {"eager"}
+        mine, theirs = ([r for r in part if r.metric != "recall"] for part in (together, stepping))
+        assert [(r.method, r.metric, r.step, r.layer) for r in mine] == [
+            (r.method, r.metric, r.step, r.layer) for r in theirs
+        ]
+        assert [r.value for r in mine] == pytest.approx([r.value for r in theirs], rel=1e-3, abs=1e-5)
+
+
+def test_methods_without_a_parallel_form_decode_step_by_step(models: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = QualityCase("tiny", TINY, prompt=40, steps=4)
+    monkeypatch.delitem(suite.SELECTORS, "resa-torch")
+    found = measure(models, [resa(8)], case)
+    assert {r.launch for r in of(found, resa(8))} == {"eager"}
+    assert not [r for r in found if r.metric == "recall"]
 
 
 def test_own_continuation_is_the_models(models: Loader) -> None:

@@ -32,6 +32,22 @@ class Reference:
         return self.logits.shape[0]
 
 
+@dataclass(frozen=True, slots=True)
+class Forced:
+    """How a method fared on the reference's tokens.
+
+    Attributes:
+        steps: metrics of each.
+        kv_error: mean relative error of keys and values by layer, `[layers]`.
+        recall: by layer and query head `[layers, Hq]`, the share of the exact attention mass that lay in the blocks
+            read, mean over steps and sequences; None where it was not asked.
+    """
+
+    steps: list[StepMetrics]
+    kv_error: Tensor
+    recall: Tensor | None = None
+
+
 def record_dense(
     engine: Engine, step: Callable[[], object], prompt: int, first: Tensor, tokens: Tensor | None, steps: int,
     on_step: Callable[[int], None] = lambda _: None,
@@ -73,13 +89,10 @@ def run_forced(
     prompt: int,
     reference: Reference,
     on_step: Callable[[int], None] = lambda _: None,
-) -> tuple[list[StepMetrics], Tensor]:
+) -> Forced:
     """Feed the reference's tokens to a method that stands after the same prompt.
 
     Keys and values are compared as the step wrote them, before a rectification corrects them.
-
-    Returns:
-        Metrics of each step, and the mean relative error of keys and values by layer, `[layers]`.
     """
     state, every = engine.state, engine.rectify_every
     state.start(prompt, reference.tokens[:, 0])
@@ -96,7 +109,7 @@ def run_forced(
         if rectify is not None and every and (t + 1) % every == 0:
             rectify()
         on_step(t + 1)
-    return found, by_layer / reference.steps
+    return Forced(found, by_layer / reference.steps)
 
 
 def _kv_errors(state: State, reference: Reference, prompt: int, t: int) -> Tensor:
