@@ -147,9 +147,9 @@ COLUMNS = tuple(f.name for f in fields(Row))
 # What tells one measurement from another within a file, and pairs them between files.
 IDENTITY = (
     "suite", "model", "case", "method", "stage", "context", "batch", "block_size", "active_ratio", "min_blocks",
-    "budget_tokens", "rectify_every", "gqa_policy", "summary_kind", "spread_weight", "window",
-    "draft_length", "dense_layers", "dtype", "weight_dtype", "kv_layout", "paged", "shared_kv", "selection_pattern", "cache_state", "launch",
-    "metric", "step", "layer", "head", "seed",
+    "budget_tokens", "rectify_every", "gqa_policy", "summary_kind", "spread_weight", "window", "draft_length",
+    "dense_layers", "dtype", "weight_dtype", "kv_layout", "paged", "shared_kv", "selection_pattern", "cache_state",
+    "launch", "metric", "step", "layer", "head", "seed",
 )  # fmt: skip
 
 
