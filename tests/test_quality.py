@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,16 @@ import pytest
 import torch
 from resa_bench import baselines  # noqa: F401  (registers the rivals)
 from resa_bench.kernels import SparseConfig
+from resa_bench.kernels.config import GQA_POLICIES
 from resa_bench.plots.figures import draw_all
 from resa_bench.profiling.device import describe
 from resa_bench.suites.cases import MethodSpec
-from resa_bench.suites.cli import main
+from resa_bench.suites.cli import build_parser, main
 from resa_bench.suites.decode.loader import Loader
 from resa_bench.suites.model.load import LoadedModel
 from resa_bench.suites.quality import suite
 from resa_bench.suites.quality.cases import QualityCase
+from resa_bench.suites.quality.cli import choose_cases, choose_specs
 from resa_bench.suites.quality.metrics import compare_logits, relative_error
 from resa_bench.suites.quality.suite import QualityBench, run_case
 from resa_bench.suites.quality.table import case_table, excess, label, mean
@@ -197,7 +200,8 @@ def test_table_and_figure(rows: list[Row], tmp_path: Path) -> None:
     append_case(path, rows)
     assert [label(r) for r in read_rows(path)] == [label(r) for r in rows]
     drawn = draw_all([path], tmp_path)
-    assert [p.name for p in drawn] == [f"quality-drift-tiny-b2-300-72-text.{e}" for e in ("png", "svg")]
+    names = [f"quality-{kind}-tiny-b2-300-72-text.{e}" for kind in ("drift", "recall") for e in ("png", "svg")]
+    assert [p.name for p in drawn] == names
     words = drawn[1].read_text()
     for name in (
         "drift from dense decoding",
@@ -216,6 +220,8 @@ def test_table_and_figure(rows: list[Row], tmp_path: Path) -> None:
         (["--method", "torch-dense"], "is what the others are compared with"),
         (["--method", "nonsense"], "unknown; known are"),
         (["--batch", "0"], "must be at least 1"),
+        (["--dense-layers", "-1"], "must be 0 or more"),
+        (["--model", "."], "config.json"),
     ],
 )
 def test_wrong_flags(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -227,5 +233,45 @@ def test_plan(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["quality", "--plan", "--device", "cpu", "--source", "text", "own", "--ratio", "0.1", "0.05"]) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "quality-smollm2-135m-b2-4k-512-text quality-smollm2-135m-b2-4k-512-own" in text
-    for name in ("sparse b16", "resa-torch b16 f1", "quest b16 per-head", "sparse b16 meanstd", "oracle b16"):
+    for name in (
+        "sparse b16", "resa-torch b16 f1", "resa-torch b64,", "quest b16 per-head", "quest b16 group-sum,",
+        "sparse b16 meanstd", "oracle b16",
+    ):  # fmt: skip
         assert name in text
+
+
+def test_sweeps() -> None:
+    """The grid of --full, and what flags put in place of a list's settings."""
+
+    def specs(*arguments: str) -> list[MethodSpec]:
+        options = build_parser().parse_args(["quality", *arguments])
+        return choose_specs(options, CPU)
+
+    full = specs("--full")
+    assert {s.config.active_ratio for s in full} == {0.05, 0.1, 0.2}
+    assert {s.config.gqa_policy for s in full if s.name == "quest"} == set(GQA_POLICIES)
+    assert {s.config.rectify_every for s in full if s.name == "resa-torch"} == {1, 16, 32, 64, 128}
+    assert len({s.config.spread_weight for s in full if s.config.summary_kind == "meanstd"}) > 2
+    assert len({(s.name, *s.columns().items()) for s in full}) == len(full)
+    swept = specs("--method", "sparse", "resa-torch", "--summary", "meanstd", "--spread-weight", "0.5", "2",
+                  "--rectify-every", "1")  # fmt: skip
+    assert [s.label for s in swept] == [
+        "sparse b16 meanstd c0.5", "resa-torch b16 meanstd c0.5 f1", "sparse b16 meanstd c2",
+        "resa-torch b16 meanstd c2 f1",
+    ]  # fmt: skip
+    assert [s.label for s in specs("--quick")] == ["sparse b16", "resa-torch b16 f1", "resa-torch b16"]
+
+
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
+    config = {"num_hidden_layers": 1, "hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 64}
+    config |= {"vocab_size": 9, "max_position_embeddings": 8192, "rms_norm_eps": 1e-5}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"} | config))
+    options = build_parser().parse_args(["quality", "--model", str(tmp_path)])
+    with pytest.raises(ValueError, match=r"has no tokenizer\.json"):
+        choose_cases(options, CPU)
+
+
+def test_a_text_too_short_says_so(models: Loader) -> None:
+    found = measure(models, [resa(8)], QualityCase("tiny", TINY, prompt=40, steps=4, batch=20_000))
+    assert [r.status for r in found] == ["failed"]
+    assert "take fewer sequences" in (found[0].reason or "")
