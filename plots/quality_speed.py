@@ -22,11 +22,12 @@ from .quality_data import QualitySet, looks
 from .style import GREY, SINGLE_IN, Look, finish, legend_line, tokens
 
 PAIRED = (
-    "block_size", "active_ratio", "min_blocks", "budget_tokens", "rectify_every", "gqa_policy", "summary_kind",
-    "spread_weight", "window",
+    "block_size", "active_ratio", "budget_tokens", "rectify_every", "gqa_policy", "summary_kind", "spread_weight",
+    "window",
 )  # fmt: skip
 SAME_STEP = {"resa-torch": "resa"}  # methods that compute the same, by the name they are timed under
 LEAST_POINTS = 2
+MORE = 1.25  # times the tokens that the ratio asks for: where the least number of blocks is more, ratios do not compare
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +48,8 @@ def pair(quality: QualitySet, decode: FigureSet) -> tuple[Setting, int, list[Poi
     Raises:
         NotDrawn: fewer than two methods were measured in both.
     """
-    kl = {_key(mine[0]): (name, mean(mine, "kl")) for name, mine in quality.lines.items()}
-    steps = [row for row in decode.rows if row.stage == "total" and row.tokens_per_s]
+    kl = {_key(mine[0]): (name, mean(mine, "kl")) for name, mine in quality.lines.items() if _by_ratio(mine[0])}
+    steps = [row for row in decode.rows if row.stage == "total" and row.tokens_per_s and _by_ratio(row)]
     found: dict[tuple[Setting, int], list[Point]] = {}
     for row in steps:
         name, value = kl.get(_key(row), ("", None))
@@ -69,6 +70,13 @@ def pair(quality: QualitySet, decode: FigureSet) -> tuple[Setting, int, list[Poi
 def _key(row: Row) -> tuple[Any, ...]:
     settings = (getattr(row, name) for name in PAIRED)
     return SAME_STEP.get(row.method, row.method), row.dense_layers or 0, *settings
+
+
+def _by_ratio(row: Row) -> bool:
+    """Whether the active ratio decides how much is read, and not the least number of blocks; true without a ratio."""
+    if row.active_ratio is None or row.budget_tokens is not None:
+        return True
+    return (row.min_blocks or 0) * (row.block_size or 0) <= MORE * row.active_ratio * row.context
 
 
 def front(points: Sequence[Point]) -> list[Point]:

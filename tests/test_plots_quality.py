@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from resa_bench import baselines  # noqa: F401  (registers the rivals)
 from resa_bench.plots.data import NotDrawn
 from resa_bench.plots.decode_data import decode_sets
 from resa_bench.plots.figures import draw_all
@@ -138,6 +140,17 @@ def test_points_are_paired_by_settings(figures: QualitySet, decode_rows: list[Ro
     assert ax.get_ylabel() == "KL(dense || method) on\nsmall, nats a token"
 
 
+def test_a_ratio_that_the_least_number_of_blocks_overrules_is_no_pair(
+    quality_rows: list[Row], decode_rows: list[Row]
+) -> None:
+    """At 4K 64 blocks of 16 tokens are far more than a tenth; at 256K they are not."""
+    short = [replace(r, min_blocks=64) if r.rectify_every == 32 else r for r in quality_rows]
+    (figures,), ((decode,), _) = quality_sets(short), decode_sets(decode_rows)
+    names = [p.name for p in pair(figures, decode)[2]]
+    assert "resa-torch b16 f128" in names
+    assert "resa-torch b16 f32" not in names
+
+
 def test_front(decode_rows: list[Row]) -> None:
     def point(speed: float, kl: float) -> Point:
         return Point("x", speed, kl, decode_rows[0])
@@ -156,7 +169,8 @@ def test_files_of_both_suites_bring_all_figures(
     quality_rows: list[Row], decode_rows: list[Row], tmp_path: Path
 ) -> None:
     append_case(tmp_path / "quality.jsonl", quality_rows)
-    append_case(tmp_path / "decode.jsonl", decode_rows)
+    for case in {row.case for row in decode_rows}:
+        append_case(tmp_path / "decode.jsonl", [row for row in decode_rows if row.case == case])
     names = {p.name for p in draw_all([tmp_path], tmp_path / "plots") if p.suffix == ".png"}
     wanted = {"drift-small-b2-4k-96-text", "recall-small-b2-4k-96-text", "speed-small-b2-4k-96-text-on-large"}
     assert {f"quality-{name}.png" for name in wanted} <= names

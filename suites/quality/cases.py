@@ -81,7 +81,7 @@ def default_specs(
     """Sparse steps alone, ReSA at each period, then other block sizes, Quest, mean/std, sink + window, the oracle.
 
     Args:
-        block_sizes: ReSA runs at the others with its usual period.
+        block_sizes: ReSA runs at the others with its usual period, reading as many tokens at least.
         policies, dense_layers: of Quest. Without dense layers methods differ in their selection alone; more than
             none are tried with the last policy.
     """
@@ -91,7 +91,9 @@ def default_specs(
     if quick:
         return specs
     usual = DEFAULTS.rectify_every if DEFAULTS.rectify_every in periods else periods[-1]
-    specs += [MethodSpec(resa, replace(base, block_size=b, rectify_every=usual)) for b in block_sizes[1:]]
+    for b in block_sizes[1:]:
+        least = max(base.min_blocks * base.block_size // b, 1)
+        specs.append(MethodSpec(resa, replace(base, block_size=b, min_blocks=least, rectify_every=usual)))
     specs += [MethodSpec("quest", replace(base, gqa_policy=policy), dense_layers[0]) for policy in policies]
     specs += [MethodSpec("quest", replace(base, gqa_policy=policies[-1]), n) for n in dense_layers[1:]]
     if base.summary_kind != "meanstd":

@@ -30,7 +30,7 @@ EXAMPLES = """examples:
   resa-bench quality --quick                           1K of text, 64 steps, three methods
   resa-bench quality --steps 1024 --rectify-every 1 32 128 --method sparse resa-torch
   resa-bench quality --ratio 0.05 0.1 0.2 --source text own    on text, and on dense's own continuation of it
-  resa-bench quality --method sparse oracle --spread-weight 0.1 0.2 0.5 1      mean/std summaries beside min/max
+  resa-bench quality --method sparse oracle --spread-weight 0.2 1 4            mean/std summaries beside min/max
   resa-bench quality --model ./checkpoint              a Hugging Face folder or a .gguf file
   resa-bench quality --stepwise --method resa          token by token: on a GPU with the kernels, as graphs
 
@@ -51,7 +51,7 @@ class Grid:
     rectify_every: tuple[int, ...] = (LEVEL, 16, 32, 64, 128)
     gqa_policy: tuple[str, ...] = QUEST_POLICIES
     dense_layers: tuple[int, ...] = (0, QUEST_DENSE_LAYERS)
-    spread_weight: tuple[float, ...] = (0.2,)
+    spread_weight: tuple[float, ...] = (1.0,)
 
 
 GRIDS = {
@@ -59,7 +59,7 @@ GRIDS = {
     "default": Grid(),
     "full": Grid(
         steps=1024, source=SOURCES, ratio=(0.05, 0.1, 0.2), gqa_policy=GQA_POLICIES,
-        spread_weight=(0.1, 0.2, 0.5, 1.0),
+        spread_weight=(0.2, 0.5, 1.0, 2.0, 4.0),
     ),
 }  # fmt: skip
 
@@ -89,7 +89,7 @@ def add_quality_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--gqa-policy", nargs="+", choices=GQA_POLICIES, help="of Quest (default per-head group-sum)")
     how.add_argument("--dense-layers", nargs="+", type=int, metavar="N", help="of Quest (default 0, and 2 once)")
     how.add_argument("--summary", choices=SUMMARY_KINDS, default="minmax")
-    how.add_argument("--spread-weight", nargs="+", type=float, metavar="c", help="of mean/std (default 0.2)")
+    how.add_argument("--spread-weight", nargs="+", type=float, metavar="c", help="of mean/std (default 1)")
     run = parser.add_argument_group("the run")
     run.add_argument("--device", help="cuda, cuda:1 or cpu (default: a GPU if there is one)")
     run.add_argument(

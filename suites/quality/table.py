@@ -73,7 +73,11 @@ def case_table(case: str, rows: Sequence[Row]) -> Table:
     mine = [r for r in rows if r.case == case]
     half = max((r.step or 0 for r in mine), default=0) // 2
     ratios = len({r.active_ratio for r in mine if r.active_ratio is not None}) > 1
-    table = Table(title=f"{case}: against dense decoding fed the same tokens", title_justify="left")
+    table = Table(
+        title=f"{case}: against dense decoding fed the same tokens", title_justify="left", caption_justify="left",
+        caption=f"over f = 1: KL after step {half} over that of ReSA at f = 1 with the same selection, a sparse step's "
+        "own error; in brackets the share that is left of sparse steps' own excess",
+    )  # fmt: skip
     table.add_column("method")
     columns = ("KL, nats", f"after {half}", "over f = 1", "recall", "same top", "perplexity", "K/V error")
     for name in columns:
