@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any
 
 from ..suites.quality.cases import LEVEL
@@ -14,7 +15,7 @@ from .style import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION, Look
 USUAL_PERIOD = 32  # tokens; of ReSA where one period stands for all
 _DASHED, _DOTTED, _DASHDOT = (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.2, 1, 1.2))
 _PERIODS = ((VERMILLION, "o"), (ORANGE, "s"), (PURPLE, "^"), (GREEN, "D"), (BLUE, "v"))
-_OTHERS = ((BLUE, "v"), (SKY, "X"), (GREEN, "P"), (PURPLE, "p"), (ORANGE, "h"), (VERMILLION, "d")) * 4
+_COLOURS, _MARKERS = (BLUE, SKY, GREEN, PURPLE, ORANGE, VERMILLION), "v<P>hpX"  # no pair twice within 42
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,20 +64,31 @@ def selection(row: Row) -> tuple[Any, ...]:
     return step, row.dense_layers, *(getattr(row, name) for name in SELECTION)
 
 
+def main(lines: dict[str, list[Row]]) -> list[str]:
+    """ReSA and sparse steps alone, as far as they select as the first variant of ReSA does."""
+    usual = next((selection(mine[0]) for mine in lines.values() if mine[0].rectify_every), None)
+    return [name for name, mine in lines.items() if selection(mine[0]) == usual]
+
+
 def looks(lines: dict[str, list[Row]]) -> dict[str, Look]:
-    """ReSA solid, a colour a period and f = 1 in grey; sparse steps alone dashed; others dotted."""
+    """ReSA solid, a colour a period and f = 1 in grey; sparse steps alone dashed, the oracle black; others dotted.
+
+    That is ReSA with the selection of its first variant; its other block sizes and ratios count as others.
+    """
     first = {name: mine[0] for name, mine in lines.items()}
-    usual = next((selection(row) for row in first.values() if row.rectify_every), None)
+    mine = main(lines)
     periods = sorted({row.rectify_every for row in first.values() if row.rectify_every and row.rectify_every > LEVEL})
-    others = iter(_OTHERS)
+    others = iter(zip(cycle(_COLOURS), cycle(_MARKERS), strict=False))
     found: dict[str, Look] = {}
     for name, row in first.items():
-        if selection(row) == usual and row.rectify_every == LEVEL:
+        if name in mine and row.rectify_every == LEVEL:
             found[name] = Look(GREY, "", "-")
-        elif selection(row) == usual and row.rectify_every:
+        elif name in mine and row.rectify_every:
             found[name] = Look(*_PERIODS[periods.index(row.rectify_every) % len(_PERIODS)])
-        elif selection(row) == usual:
+        elif name in mine:
             found[name] = Look("black", "x", _DASHED)
+        elif row.method == "oracle" and Look("black", "*", _DOTTED) not in found.values():
+            found[name] = Look("black", "*", _DOTTED)
         else:
             found[name] = Look(*next(others), _DASHDOT if row.method in ("quest", "resa", "resa-torch") else _DOTTED)
     return found

@@ -13,7 +13,7 @@ from ..suites.quality.table import level_of
 from ..suites.rows import Row
 from .caption import circumstances
 from .data import NotDrawn
-from .quality_data import QualitySet, looks
+from .quality_data import QualitySet, looks, main
 from .style import GREY, Look, finish, legend_line, panels
 
 PANELS = {
@@ -29,11 +29,12 @@ WIDE = 12.0  # times from the least to the most KL: more than that asks for a lo
 def quality_drift(figures: QualitySet) -> Figure:
     """A panel a metric, a line a method: means of stretches of steps, all sequences together.
 
-    ReSA at f = 1 is the error of one sparse step on exact keys and values, which no rectification removes: grey, and
-    the zero of the second panel, which has the methods that select as it does.
+    ReSA and sparse steps alone are drawn strong. ReSA at f = 1 is the error of one sparse step on exact keys and
+    values, which no rectification removes: grey, and the zero of the second panel, which has the methods that select
+    as it does.
     """
     lines = figures.lines
-    styles = looks(lines)
+    styles, strong = looks(lines), main(lines)
     if not any(len({row.step for row in mine if row.metric == "kl"}) > 1 for mine in lines.values()):
         raise NotDrawn("a single stretch of steps makes no curve")
     curves = {metric: _curves(figures.rows, lines, metric) for metric in PANELS}
@@ -41,7 +42,7 @@ def quality_drift(figures: QualitySet) -> Figure:
     fig, axes, _ = panels(len(shown), height_in=2.2, share_y=False)
     for ax, (metric, words) in zip(axes, shown.items(), strict=True):
         for name, points in curves[metric].items():
-            _line(ax, points, styles[name])
+            _line(ax, points, styles[name], 1.3 if name in strong else 0.7)
         ax.set_title(words)
         ax.set_xlabel("steps since prefill")
         ax.set_xlim(0, max(row.step or 0 for row in figures.rows))
@@ -81,8 +82,9 @@ def _points(rows: Sequence[Row]) -> list[tuple[float, float]]:
     return points
 
 
-def _line(ax: Axes, points: Sequence[tuple[float, float]], look: Look) -> None:
-    ax.plot(*zip(*points, strict=True), color=look.colour, marker=look.marker, ls=look.linestyle, markevery=3)
+def _line(ax: Axes, points: Sequence[tuple[float, float]], look: Look, width: float) -> None:
+    xs, ys = zip(*points, strict=True)
+    ax.plot(xs, ys, color=look.colour, marker=look.marker, ls=look.linestyle, lw=width, ms=2.5 + width, markevery=3)
 
 
 def _scale(ax: Axes, metric: str, values: Sequence[float]) -> None:

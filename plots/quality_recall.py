@@ -42,7 +42,7 @@ def quality_recall(figures: QualitySet) -> Figure:
         layers = sorted(by_layer)
         means = [sum(by_layer[i]) / len(by_layer[i]) for i in layers]
         look = styles[name]
-        colour = VERMILLION if name == banded else "black" if lines[name][0].method == "oracle" else look.colour
+        colour = VERMILLION if name == banded else look.colour
         if name == banded:
             ax.fill_between(
                 layers, [min(by_layer[i]) for i in layers], [max(by_layer[i]) for i in layers], color=BAND, linewidth=0

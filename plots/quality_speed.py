@@ -103,7 +103,9 @@ def quality_speed(quality: QualitySet, decode: FigureSet) -> Figure:
     for point in points:
         look = styles.get(point.name, Look("black", "o"))
         look = Look(look.colour, look.marker or "o", "")
-        (drawn,) = ax.plot([point.tokens_per_s], [point.kl], ls="", marker=look.marker, color=look.colour, markersize=5)
+        (drawn,) = ax.plot(
+            [point.tokens_per_s], [point.kl], ls="", marker=look.marker, color=look.colour, markersize=5, clip_on=False
+        )
         if point.row.status == "throttled":
             drawn.set_markerfacecolor("white")
         legend.append(legend_line(look, f"{point.name} ({point.row.method})" if point.name == "dense" else point.name))
