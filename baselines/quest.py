@@ -13,4 +13,4 @@ from ..kernels.pipeline import SparseMethod
 class Quest(SparseMethod):
     """Selection without rectification. (Quest leaves a model's first two layers dense; here a layer stands alone.)"""
 
-    uses = ("block_size", "active_ratio", "min_blocks", "budget_tokens", "gqa_policy", "summary_kind")
+    uses = ("block_size", "active_ratio", "min_blocks", "budget_tokens", "gqa_policy", "summary_kind", "spread_weight")

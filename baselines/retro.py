@@ -204,7 +204,16 @@ class Retro(SparseMethod):
 
     layer_class = RetroLayer
     torch_layer_class = TorchRetroLayer
-    uses = ("block_size", "active_ratio", "min_blocks", "budget_tokens", "gqa_policy", "summary_kind", "window")
+    uses = (
+        "block_size",
+        "active_ratio",
+        "min_blocks",
+        "budget_tokens",
+        "gqa_policy",
+        "summary_kind",
+        "spread_weight",
+        "window",
+    )
 
     @property
     def step_tokens(self) -> int:

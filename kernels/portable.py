@@ -250,7 +250,7 @@ class ResaTorch(TorchSparseMethod):
     """ReSA in plain torch (gather + SDPA): the method that is timed where there is no GPU."""
 
     rectifies = True
-    uses = ("block_size", "active_ratio", "min_blocks", "gqa_policy", "summary_kind", "rectify_every")
+    uses = ("block_size", "active_ratio", "min_blocks", "gqa_policy", "summary_kind", "spread_weight", "rectify_every")
 
 
 @register("torch-dense")

@@ -7,7 +7,7 @@ from .launch import can_run_on
 from .method import register
 from .pipeline import SparseMethod
 
-USES = ("block_size", "active_ratio", "min_blocks", "gqa_policy", "summary_kind")
+USES = ("block_size", "active_ratio", "min_blocks", "gqa_policy", "summary_kind", "spread_weight")
 
 
 @register("resa")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -16,7 +17,10 @@ from .decode_data import decode_sets
 from .decode_periods import decode_periods
 from .decode_stages import decode_stages
 from .latency import latency
-from .quality_drift import quality_drift, quality_sets
+from .quality_data import QualitySet, quality_sets
+from .quality_drift import quality_drift
+from .quality_recall import quality_recall
+from .quality_speed import quality_speed
 from .roofline import roofline
 from .speedup import speedup, speedup_amortised
 from .stages import stages
@@ -37,6 +41,10 @@ DECODE_FIGURES: dict[str, Callable[[FigureSet], Figure]] = {
     "decode-attention": decode_attention,
     "decode-periods": decode_periods,
 }
+QUALITY_FIGURES: dict[str, Callable[[QualitySet], Figure]] = {
+    "quality-drift": quality_drift,
+    "quality-recall": quality_recall,
+}
 NEEDED = (
     "no timed row of suite 'micro' with cache_state 'cold' and a random selection, "
     "no whole step of suite 'decode' with tokens_per_s, and no value of suite 'quality' or 'tasks'"
@@ -50,7 +58,8 @@ def draw_all(result_paths: Sequence[Path], out_dir: Path) -> list[Path]:
         result_paths: JSON Lines files of rows; a folder stands for every `*.jsonl` and `*.jsonl.gz` in it.
         out_dir: where to write, made if need be. Files are named `speedup-qwen2.5-7b.png` after rows of the micro
             suite and `decode-speedup-qwen2.5-7b.png` after rows of the decode suite; the device, or the dtype, is
-            added where one model was measured on several.
+            added where one model was measured on several. `quality-drift-` and `quality-recall-` go by the case;
+            where rows of the decode suite have the same methods, `quality-speed-` brings both together.
 
     Returns:
         The files written.
@@ -66,34 +75,32 @@ def draw_all(result_paths: Sequence[Path], out_dir: Path) -> list[Path]:
         print(f"note: {note}")
     written: list[Path] = []
     reasons: list[str] = []
+
+    def attempt(name: str, draw: Callable[[], Figure]) -> None:
+        try:
+            written.extend(save(draw(), out_dir / name))
+        except NotDrawn as reason:
+            reasons.append(f"{name}: {reason}")
+            print(f"skipped {reasons[-1]}")
+
     with paper():
         for draws, sets in ((FIGURES, micro[0]), (DECODE_FIGURES, decode[0])):
             for figures in sets:
                 slug = _slug(figures, sets)
                 for name, draw in draws.items():
-                    try:
-                        written += save(draw(figures), out_dir / f"{name}-{slug}")
-                    except NotDrawn as reason:
-                        reasons.append(f"{name}-{slug}: {reason}")
-                        print(f"skipped {reasons[-1]}")
+                    attempt(f"{name}-{slug}", partial(draw, figures))
         for quality in quality_sets(rows):
-            try:
-                written += save(
-                    quality_drift(quality), out_dir / f"quality-drift-{quality.case.removeprefix('quality-')}"
-                )
-            except NotDrawn as reason:
-                reasons.append(f"quality-drift-{quality.case}: {reason}")
-                print(f"skipped {reasons[-1]}")
+            slug = quality.case.removeprefix("quality-")
+            for name, draw_quality in QUALITY_FIGURES.items():
+                attempt(f"{name}-{slug}", partial(draw_quality, quality))
+            for figures in decode[0]:
+                name = f"quality-speed-{slug}-on-{_slug(figures, decode[0])}"
+                attempt(name, partial(quality_speed, quality, figures))
         found = task_sets(rows)
         for task_set in found:
             several = sum(other.model == task_set.model for other in found) > 1
             name = f"tasks-{task_set.model}" + (f" {task_set.device}" if several else "")
-            name = re.sub(r"[^a-z0-9.]+", "-", name.lower())
-            try:
-                written += save(tasks(task_set), out_dir / name)
-            except NotDrawn as reason:
-                reasons.append(f"{name}: {reason}")
-                print(f"skipped {reasons[-1]}")
+            attempt(re.sub(r"[^a-z0-9.]+", "-", name.lower()), partial(tasks, task_set))
     if not written:
         raise ValueError(f"no figure from {len(rows)} rows in {len(files)} files: {'; '.join(reasons) or NEEDED}")
     return written

@@ -1,103 +1,98 @@
-"""How sparse decoding drifts from dense: KL, agreement and the error of keys and values over steps since prefill."""
+"""How sparse decoding drifts from dense over steps since prefill, and what of it a rectification could remove."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
-from ..suites.quality.table import label
+from ..suites.quality.cases import LEVEL
+from ..suites.quality.table import level_of
 from ..suites.rows import Row
 from .caption import circumstances
 from .data import NotDrawn
-from .style import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION, Look, finish, legend_line, panels
+from .quality_data import QualitySet, looks, main
+from .style import GREY, Look, finish, legend_line, panels
 
 PANELS = {
     "kl": "KL(dense || method), nats",
+    "excess": "KL over that of f = 1, nats",
     "extra_loss": "loss over dense's, nats",
     "kv_error": "error of new K and V",
 }
-STEP_MARKERS = 8  # a line has a marker every so many points
-_DASHED, _DOTTED, _DASHDOT = (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.2, 1, 1.2))
-_PERIODS = ((VERMILLION, "o"), (ORANGE, "s"), (PURPLE, "^"), (GREEN, "D"), (BLUE, "v"))
-
-
-@dataclass(frozen=True, slots=True)
-class QualitySet:
-    """The rows of one case of the quality suite on one device."""
-
-    model: str
-    case: str
-    device: str
-    rows: list[Row]
-
-
-def quality_sets(rows: Sequence[Row]) -> list[QualitySet]:
-    found: dict[tuple[str, str, str], list[Row]] = {}
-    for row in rows:
-        if row.suite == "quality" and row.value is not None:
-            found.setdefault((row.model, row.case, row.device or "device unknown"), []).append(row)
-    return [QualitySet(*key, mine) for key, mine in found.items()]
+POINTS = 16  # of a line at most: short stretches differ by what the text says there
+WIDE = 12.0  # times from the least to the most KL: more than that asks for a logarithmic axis
 
 
 def quality_drift(figures: QualitySet) -> Figure:
     """A panel a metric, a line a method: means of stretches of steps, all sequences together.
 
-    ReSA at f = 1 is the error of one sparse step on exact keys and values, which no rectification removes: grey.
+    ReSA and sparse steps alone are drawn strong. ReSA at f = 1 is the error of one sparse step on exact keys and
+    values, which no rectification removes: grey, and the zero of the second panel, which has the methods that select
+    as it does.
     """
-    names = {row: label(row, ratios=_several_ratios(figures.rows)) for row in figures.rows if row.layer is None}
-    looks = _looks(list(names))
-    lines = {name: [row for row in names if names[row] == name] for name in dict.fromkeys(names.values())}
-    lines = {name: mine for name, mine in lines.items() if any(row.metric == "kl" for row in mine)}
-    if not any(len({row.step for row in mine}) > 1 for mine in lines.values()):
+    lines = figures.lines
+    styles, strong = looks(lines), main(lines)
+    if not any(len({row.step for row in mine if row.metric == "kl"}) > 1 for mine in lines.values()):
         raise NotDrawn("a single stretch of steps makes no curve")
-    fig, axes, _ = panels(len(PANELS), height_in=2.3, share_y=False)
-    for ax, (metric, words) in zip(axes, PANELS.items(), strict=True):
-        for name, mine in lines.items():
-            _line(ax, [row for row in mine if row.metric == metric], looks[name])
+    curves = {metric: _curves(figures.rows, lines, metric) for metric in PANELS}
+    shown = {metric: words for metric, words in PANELS.items() if curves[metric]}
+    fig, axes, _ = panels(len(shown), height_in=2.2, share_y=False)
+    for ax, (metric, words) in zip(axes, shown.items(), strict=True):
+        for name, points in curves[metric].items():
+            _line(ax, points, styles[name], 1.3 if name in strong else 0.7)
         ax.set_title(words)
         ax.set_xlabel("steps since prefill")
-        ax.set_xlim(0, max(row.step or 0 for row in names))
-        if metric != "extra_loss":
-            ax.set_ylim(0)
-    first = figures.rows[0]
-    note = (
-        f"{first.batch} x {first.context} tokens of "
-        f"{'text' if first.selection_pattern == 'text' else 'the dense model sampling on'}; fed the same tokens; "
-        "grey: ReSA at f = 1, a sparse step's own error"
-    )
-    legend = [legend_line(looks[name], name) for name in lines]
-    return finish(fig, f"{figures.model}: drift from dense decoding", legend, circumstances(figures.rows, note))
+        ax.set_xlim(0, max(row.step or 0 for row in figures.rows))
+        _scale(ax, metric, [y for points in curves[metric].values() for _, y in points])
+    legend = [legend_line(styles[name], name) for name in lines]
+    note = "grey: ReSA at f = 1, a sparse step's own error, which no rectification removes"
+    heading = f"{figures.model}: drift from dense decoding"
+    return finish(fig, heading, legend, circumstances(figures.rows, figures.about, note))
 
 
-def _several_ratios(rows: Sequence[Row]) -> bool:
-    return len({row.active_ratio for row in rows if row.active_ratio is not None}) > 1
+def _curves(rows: Sequence[Row], lines: dict[str, list[Row]], metric: str) -> dict[str, list[tuple[float, float]]]:
+    """Middles of stretches and means there, by line; of the excess only lines whose level was measured."""
+    if metric != "excess":
+        plain = {n: _points([r for r in mine if r.metric == metric and r.layer is None]) for n, mine in lines.items()}
+        return {name: points for name, points in plain.items() if points}
+    found = {}
+    for name, mine in lines.items():
+        level = _points([r for r in level_of(rows, mine[0]) if r.metric == "kl"])
+        own = _points([r for r in mine if r.metric == "kl"])
+        if mine[0].rectify_every != LEVEL and [x for x, _ in level] == [x for x, _ in own]:
+            found[name] = [(x, y - low) for (x, y), (_, low) in zip(own, level, strict=True)]
+    return found
 
 
-def _line(ax: Axes, rows: Sequence[Row], look: Look) -> None:
+def _points(rows: Sequence[Row]) -> list[tuple[float, float]]:
+    """At most `POINTS` stretches, neighbours taken together, weighted by their samples."""
     rows = sorted(rows, key=lambda row: row.step or 0)
-    xs, ys = [row.step or 0 for row in rows], [row.value or 0.0 for row in rows]
-    ax.plot(xs, ys, color=look.colour, marker=look.marker, ls=look.linestyle, markevery=STEP_MARKERS)
+    together = -(-len(rows) // POINTS)
+    points, begin = [], 0
+    for i in range(0, len(rows), together or 1):
+        part = rows[i : i + together]
+        weights = [row.n_samples or 1 for row in part]
+        mean = sum(w * (row.value or 0.0) for w, row in zip(weights, part, strict=True)) / sum(weights)
+        end = part[-1].step or 0
+        points.append(((begin + end) / 2, mean))
+        begin = end
+    return points
 
 
-def _looks(rows: Sequence[Row]) -> dict[str, Look]:
-    """ReSA solid, a colour a period and f = 1 in grey; sparse steps alone dashed; others dotted."""
-    several = _several_ratios(rows)
-    periods = sorted({row.rectify_every for row in rows if row.rectify_every and row.rectify_every > 1})
-    others = iter(((BLUE, "v"), (SKY, "X"), (GREEN, "P"), (PURPLE, "p"), (ORANGE, "h")) * 4)
-    looks: dict[str, Look] = {}
-    for row in rows:
-        name = label(row, ratios=several)
-        if name in looks:
-            continue
-        if row.rectify_every == 1:
-            looks[name] = Look(GREY, "", "-")
-        elif row.rectify_every:
-            looks[name] = Look(*_PERIODS[periods.index(row.rectify_every) % len(_PERIODS)])
-        elif row.method == "sparse" and row.summary_kind != "meanstd":
-            looks[name] = Look("black", "x", _DASHED)
-        else:
-            looks[name] = Look(*next(others), _DASHDOT if row.method == "quest" else _DOTTED)
-    return looks
+def _line(ax: Axes, points: Sequence[tuple[float, float]], look: Look, width: float) -> None:
+    xs, ys = zip(*points, strict=True)
+    ax.plot(xs, ys, color=look.colour, marker=look.marker, ls=look.linestyle, lw=width, ms=2.5 + width, markevery=3)
+
+
+def _scale(ax: Axes, metric: str, values: Sequence[float]) -> None:
+    if metric == "excess":
+        ax.axhline(0.0, color=GREY, linewidth=1.2)
+    elif metric == "kl" and min(values) > 0 and max(values) > WIDE * min(values):
+        ax.set_yscale("log")
+        for axis in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
+            axis(FuncFormatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "125" else ""))
+    elif metric != "extra_loss":
+        ax.set_ylim(0)

@@ -137,6 +137,7 @@ _SHORT = {
     "budget_tokens": "{} tokens",
     "gqa_policy": "{}",
     "summary_kind": "{}",
+    "spread_weight": "c={:g}",
     "window": "w={}",
     "rectify_every": "f={}",
 }

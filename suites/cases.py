@@ -124,6 +124,8 @@ class MethodSpec:
     def columns(self) -> dict[str, Any]:
         """The columns that tell this variant from others: only settings that the method uses."""
         columns = {name: getattr(self.config, name) for name in get_method(self.name).uses}
+        if "spread_weight" in columns and self.config.summary_kind != "meanstd":
+            columns["spread_weight"] = None
         further = {"dense_layers": self.dense_layers, "draft_length": self.draft_length}
         return columns | {name: value for name, value in further.items() if value is not None}
 
@@ -141,6 +143,8 @@ class MethodSpec:
             words.append(f"w{columns['window']}")
         if columns.get("summary_kind") == "meanstd":
             words.append("meanstd")
+            if self.config.spread_weight != DEFAULTS.spread_weight:
+                words.append(f"c{self.config.spread_weight:g}")
         if self.dense_layers not in (None, QUEST_DENSE_LAYERS):
             words.append(f"{self.dense_layers} dense layers")
         if columns.get("rectify_every", DEFAULTS.rectify_every) != DEFAULTS.rectify_every:

@@ -48,6 +48,7 @@ class Row:
     chunk_kernel: str | None = None  # that attended in rectification; tells nothing apart
     gqa_policy: str | None = None
     summary_kind: str | None = None
+    spread_weight: float | None = None  # c of mean/std summaries; none of others
     window: int | None = None
     draft_length: int | None = None
     accepted_length: float | None = None
@@ -96,6 +97,7 @@ class Row:
     step: int | None = None
     layer: int | None = None
     depth: float | None = None  # of a needle: share of the prompt before it
+    head: int | None = None  # a query head
     max_rel_error: float | None = None  # largest ||out - ref|| / ||ref|| over heads
     error_budget_used: float | None = None  # largest |out - ref| over its elementwise fp64 budget; above 1 fails
     # outcome and circumstances
@@ -147,9 +149,9 @@ COLUMNS = tuple(f.name for f in fields(Row))
 # What tells one measurement from another within a file, and pairs them between files.
 IDENTITY = (
     "suite", "model", "case", "method", "stage", "context", "batch", "block_size", "active_ratio", "min_blocks",
-    "budget_tokens", "rectify_every", "gqa_policy", "summary_kind", "window", "draft_length", "dense_layers",
-    "dtype", "weight_dtype", "kv_layout", "paged", "shared_kv", "selection_pattern", "cache_state", "launch",
-    "metric", "step", "layer", "depth", "seed",
+    "budget_tokens", "rectify_every", "gqa_policy", "summary_kind", "spread_weight", "window", "draft_length",
+    "dense_layers", "dtype", "weight_dtype", "kv_layout", "paged", "shared_kv", "selection_pattern", "cache_state",
+    "launch", "metric", "step", "layer", "head", "seed",
 )  # fmt: skip
 
 

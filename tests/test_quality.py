@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -10,18 +11,20 @@ import pytest
 import torch
 from resa_bench import baselines  # noqa: F401  (registers the rivals)
 from resa_bench.kernels import SparseConfig
+from resa_bench.kernels.config import GQA_POLICIES
 from resa_bench.plots.figures import draw_all
 from resa_bench.profiling.device import describe
 from resa_bench.suites.cases import MethodSpec
-from resa_bench.suites.cli import main
+from resa_bench.suites.cli import build_parser, main
 from resa_bench.suites.decode.loader import Loader
 from resa_bench.suites.model.load import LoadedModel
 from resa_bench.suites.quality import suite
 from resa_bench.suites.quality.cases import QualityCase
+from resa_bench.suites.quality.cli import choose_cases, choose_specs
 from resa_bench.suites.quality.metrics import compare_logits, relative_error
 from resa_bench.suites.quality.suite import QualityBench, run_case
 from resa_bench.suites.quality.table import case_table, excess, label, mean
-from resa_bench.suites.rows import Row, append_case, read_rows
+from resa_bench.suites.rows import Row, append_case, identity, read_rows
 from rich.console import Console
 from tiny_model import TINY, Letters, tiny_decoder
 
@@ -100,7 +103,12 @@ def test_rows_say_what_they_are(rows: list[Row]) -> None:
     assert {r.metric for r in found} == set(suite.METRICS)
     assert [r.step for r in found if r.metric == "kl"] == [32, 64, 72]
     assert [r.n_samples for r in found if r.metric == "kl"] == [64, 64, 16]
-    assert len([r for r in of(rows, resa(8)) if r.layer is not None]) == TINY.layers
+    by_layer = [r for r in of(rows, resa(8)) if r.layer is not None]
+    assert [r.layer for r in by_layer if r.metric == "kv_error"] == list(range(TINY.layers))
+    heads = [(r.layer, r.head) for r in by_layer if r.metric == "recall"]
+    assert heads == [(i, head) for i in range(TINY.layers) for head in range(TINY.q_heads)]
+    assert {r.launch for r in rows} == {"parallel"}
+    assert len({identity(r) for r in rows}) == len(rows)
     dense = [r for r in rows if r.method == "torch-dense"]
     loss, extra = mean(found, "loss"), mean(found, "extra_loss")
     assert loss is not None
@@ -108,19 +116,47 @@ def test_rows_say_what_they_are(rows: list[Row]) -> None:
     assert mean(dense, "loss") == pytest.approx(loss - extra, abs=1e-4)
 
 
-def test_forced_logits_are_those_of_one_pass(models: Loader) -> None:
-    """The recorded run against the model on the whole text at once: same loss."""
+@pytest.mark.parametrize("stepwise", [False, True], ids=["parallel", "stepwise"])
+def test_forced_logits_are_those_of_one_pass(models: Loader, stepwise: bool) -> None:
+    """The dense run against the model on the whole text at once: same loss."""
     case = QualityCase("tiny", TINY, prompt=40, steps=8)
     run = suite.QualityRun(case, [], QualityBench(CPU, describe(CPU), "test"), lambda text: None)
     loaded = models.model(case, {2}, CPU)
     with torch.inference_mode():
         run.prepare(loaded)
-        tokens, prompt = run.reference.tokens, suite.prompt_ids(loaded, 2 * 49).view(2, 49)
+        reference = run.reference(stepwise)
+        tokens, prompt = reference.tokens, suite.prompt_ids(loaded, 2 * 49).view(2, 49)
         assert torch.equal(tokens, prompt[:, 40:])
         state = suite.State.allocate(loaded.decoder, 2, 64, 1)
         for steps in (1, 8):
             logits = suite.prefill(loaded.decoder, state, prompt[:, : 40 + steps])
-            torch.testing.assert_close(run.reference.logits[steps - 1], logits, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(reference.logits[steps - 1], logits, atol=1e-4, rtol=1e-4)
+
+
+def test_stepwise_measures_the_same(models: Loader) -> None:
+    """The engine's own path, and the parallel one: rows alike, but that only the second knows the recall."""
+    steps = {"prompt": 40, "steps": 40}
+    both = [
+        measure(models, [resa(8)], QualityCase("tiny", TINY, **steps, source=source, stepwise=stepwise))
+        for source in ("text", "own")
+        for stepwise in (False, True)
+    ]
+    for together, stepping in (both[:2], both[2:]):
+        assert [r.case for r in stepping if r.case != f"{together[0].case}-stepwise"] == []
+        assert {r.launch for r in of(stepping, resa(8))} == {"eager"}
+        mine, theirs = ([r for r in part if r.metric != "recall"] for part in (together, stepping))
+        assert [(r.method, r.metric, r.step, r.layer) for r in mine] == [
+            (r.method, r.metric, r.step, r.layer) for r in theirs
+        ]
+        assert [r.value for r in mine] == pytest.approx([r.value for r in theirs], rel=1e-3, abs=1e-5)
+
+
+def test_methods_without_a_parallel_form_decode_step_by_step(models: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = QualityCase("tiny", TINY, prompt=40, steps=4)
+    monkeypatch.delitem(suite.SELECTORS, "resa-torch")
+    found = measure(models, [resa(8)], case)
+    assert {r.launch for r in of(found, resa(8))} == {"eager"}
+    assert not [r for r in found if r.metric == "recall"]
 
 
 def test_own_continuation_is_the_models(models: Loader) -> None:
@@ -157,7 +193,8 @@ def test_table_and_figure(rows: list[Row], tmp_path: Path) -> None:
     append_case(path, rows)
     assert [label(r) for r in read_rows(path)] == [label(r) for r in rows]
     drawn = draw_all([path], tmp_path)
-    assert [p.name for p in drawn] == [f"quality-drift-tiny-b2-300-72-text.{e}" for e in ("png", "svg")]
+    names = [f"quality-{kind}-tiny-b2-300-72-text.{e}" for kind in ("drift", "recall") for e in ("png", "svg")]
+    assert [p.name for p in drawn] == names
     words = drawn[1].read_text()
     for name in (
         "drift from dense decoding",
@@ -176,6 +213,8 @@ def test_table_and_figure(rows: list[Row], tmp_path: Path) -> None:
         (["--method", "torch-dense"], "is what the others are compared with"),
         (["--method", "nonsense"], "unknown; known are"),
         (["--batch", "0"], "must be at least 1"),
+        (["--dense-layers", "-1"], "must be 0 or more"),
+        (["--model", "."], "config.json"),
     ],
 )
 def test_wrong_flags(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -187,5 +226,45 @@ def test_plan(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["quality", "--plan", "--device", "cpu", "--source", "text", "own", "--ratio", "0.1", "0.05"]) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "quality-smollm2-135m-b2-4k-512-text quality-smollm2-135m-b2-4k-512-own" in text
-    for name in ("sparse b16", "resa-torch b16 f1", "quest b16 per-head", "sparse b16 meanstd", "oracle b16"):
+    for name in (
+        "sparse b16", "resa-torch b16 f1", "resa-torch b64,", "quest b16 per-head", "quest b16 group-sum,",
+        "sparse b16 meanstd", "oracle b16",
+    ):  # fmt: skip
         assert name in text
+
+
+def test_sweeps() -> None:
+    """The grid of --full, and what flags put in place of a list's settings."""
+
+    def specs(*arguments: str) -> list[MethodSpec]:
+        options = build_parser().parse_args(["quality", *arguments])
+        return choose_specs(options, CPU)
+
+    full = specs("--full")
+    assert {s.config.active_ratio for s in full} == {0.05, 0.1, 0.2}
+    assert {s.config.gqa_policy for s in full if s.name == "quest"} == set(GQA_POLICIES)
+    assert {s.config.rectify_every for s in full if s.name == "resa-torch"} == {1, 16, 32, 64, 128}
+    assert len({s.config.spread_weight for s in full if s.config.summary_kind == "meanstd"}) > 2
+    assert len({(s.name, *s.columns().items()) for s in full}) == len(full)
+    swept = specs("--method", "sparse", "resa-torch", "--summary", "meanstd", "--spread-weight", "0.5", "2",
+                  "--rectify-every", "1")  # fmt: skip
+    assert [s.label for s in swept] == [
+        "sparse b16 meanstd c0.5", "resa-torch b16 meanstd c0.5 f1", "sparse b16 meanstd c2",
+        "resa-torch b16 meanstd c2 f1",
+    ]  # fmt: skip
+    assert [s.label for s in specs("--quick")] == ["sparse b16", "resa-torch b16 f1", "resa-torch b16"]
+
+
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
+    config = {"num_hidden_layers": 1, "hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 64}
+    config |= {"vocab_size": 9, "max_position_embeddings": 8192, "rms_norm_eps": 1e-5}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"} | config))
+    options = build_parser().parse_args(["quality", "--model", str(tmp_path)])
+    with pytest.raises(ValueError, match=r"has no tokenizer\.json"):
+        choose_cases(options, CPU)
+
+
+def test_a_text_too_short_says_so(models: Loader) -> None:
+    found = measure(models, [resa(8)], QualityCase("tiny", TINY, prompt=40, steps=4, batch=20_000))
+    assert [r.status for r in found] == ["failed"]
+    assert "take fewer sequences" in (found[0].reason or "")

@@ -77,8 +77,12 @@ def release(device: torch.device) -> None:
 def prompt_ids(loaded: LoadedModel, tokens: int) -> torch.Tensor:
     """The first `tokens` ids of plain English, int64 `[tokens]`. Raises Unsupported without a tokenizer."""
     if loaded.tokenizer is None:
-        raise Unsupported("prompt: a text prompt needs a model with a tokenizer; this one has random weights")
+        raise Unsupported(
+            "prompt: a text prompt needs a tokenizer, and the model has none (random weights, or no tokenizer.json)"
+        )
     ids = loaded.tokenizer.encode(english_text()[: tokens * 8])[:tokens]
     if len(ids) < tokens:
-        raise ValueError(f"prompt: the text holds {len(ids)} tokens, {tokens} are asked for")
+        raise ValueError(
+            f"prompt: the text holds {len(ids)} tokens, {tokens} are asked for; take fewer sequences, or shorter ones"
+        )
     return torch.tensor(ids, dtype=torch.int64, device=loaded.decoder.device)

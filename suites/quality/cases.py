@@ -9,12 +9,11 @@ from typing import Any, ClassVar
 import torch
 
 from ...kernels import SparseConfig
-from ..cases import DTYPES, K, MethodSpec, retro_spec
+from ..cases import DEFAULTS, DTYPES, K, MethodSpec, retro_spec
 from ..decode.cases import ModelCase
 from ..model.config import ModelConfig
 
 SOURCES = ("text", "own")
-POLICIES = ("per-head", "group-sum")  # of Quest: as published, and the cheapest to share
 LEVEL = 1  # f of ReSA that shows the error of a single sparse step, which no rectification removes
 
 
@@ -25,6 +24,8 @@ class QualityCase(ModelCase):
     Attributes:
         source: what is fed: the text as it goes on, or the dense model's own continuation of it, sampled.
         batch: stretches of the text, one after another.
+        stepwise: every method decodes step by step, on a GPU with its kernels; otherwise those that can are evaluated
+            for all steps at once (`parallel.py`).
     """
 
     suite: ClassVar[str] = "quality"
@@ -37,6 +38,7 @@ class QualityCase(ModelCase):
     batch: int = 2
     dtype: str = "fp32"
     seed: int = 0
+    stepwise: bool = False
 
     def __post_init__(self) -> None:
         if self.prompt < 1 or self.steps < 1 or self.batch < 1:
@@ -58,9 +60,10 @@ class QualityCase(ModelCase):
 
     @property
     def slug(self) -> str:
-        """`quality-smollm2-135m-b2-4k-512-text`: batch, prompt, steps, source."""
+        """`quality-smollm2-135m-b2-4k-512-text`: batch, prompt, steps, source; `-stepwise` where that was asked."""
         prompt, steps = (f"{n // K}k" if n % K == 0 else str(n) for n in (self.prompt, self.steps))
-        return f"quality-{self.config.name}-b{self.batch}-{prompt}-{steps}-{self.source}"
+        name = f"quality-{self.config.name}-b{self.batch}-{prompt}-{steps}-{self.source}"
+        return f"{name}-stepwise" if self.stepwise else name
 
     @property
     def weights(self) -> str:
@@ -72,19 +75,31 @@ class QualityCase(ModelCase):
 
 
 def default_specs(
-    device: torch.device, base: SparseConfig, periods: Sequence[int], windows: Sequence[int], *, quick: bool = False
-) -> list[MethodSpec]:
-    """Sparse steps alone, ReSA at each period, then Quest, RetroAttention at each window, other summaries, sink +
-    window and the oracle.
+    device: torch.device, base: SparseConfig, block_sizes: Sequence[int], periods: Sequence[int],
+    policies: Sequence[str], dense_layers: Sequence[int], windows: Sequence[int], spread_weights: Sequence[float], *,
+    quick: bool = False,
+) -> list[MethodSpec]:  # fmt: skip
+    """Sparse steps alone, ReSA at each period and block size, Quest, RetroAttention, mean/std, sink + window, oracle.
 
-    Quest runs without dense layers here, so that methods differ in their selection alone; RetroAttention's is that of
-    Quest under `group-sum`.
+    Args:
+        block_sizes: ReSA runs at the others with its usual period, reading as many tokens at least.
+        policies, dense_layers: of Quest. Without dense layers methods differ in their selection alone; more than
+            none are tried with the last policy.
+        windows: of RetroAttention, whose selection is that of Quest under `group-sum`.
     """
     resa = "resa" if device.type == "cuda" else "resa-torch"
+    base = replace(base, block_size=block_sizes[0])
     specs = [MethodSpec("sparse", base), *(MethodSpec(resa, replace(base, rectify_every=f)) for f in periods)]
     if quick:
         return specs
-    specs += [MethodSpec("quest", replace(base, gqa_policy=policy), 0) for policy in POLICIES]
+    usual = DEFAULTS.rectify_every if DEFAULTS.rectify_every in periods else periods[-1]
+    for b in block_sizes[1:]:
+        least = max(base.min_blocks * base.block_size // b, 1)
+        specs.append(MethodSpec(resa, replace(base, block_size=b, min_blocks=least, rectify_every=usual)))
+    specs += [MethodSpec("quest", replace(base, gqa_policy=policy), dense_layers[0]) for policy in policies]
+    specs += [MethodSpec("quest", replace(base, gqa_policy=policies[-1]), n) for n in dense_layers[1:]]
     specs += [retro_spec(base, w) for w in windows]
-    specs.append(MethodSpec("sparse", replace(base, summary_kind="meanstd")))
+    if base.summary_kind != "meanstd":
+        spreads = [replace(base, summary_kind="meanstd", spread_weight=c) for c in spread_weights]
+        specs += [MethodSpec("sparse", config) for config in spreads]
     return [*specs, MethodSpec("sink-window", base), MethodSpec("oracle", base)]

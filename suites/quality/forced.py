@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..decode.engine import Engine, State
+from .exposure import ExposureMeter
 from .metrics import StepMetrics, compare_logits, relative_error
 
 
@@ -30,6 +31,26 @@ class Reference:
     @property
     def steps(self) -> int:
         return self.logits.shape[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Forced:
+    """How a method fared on the reference's tokens.
+
+    Attributes:
+        steps: metrics of each.
+        kv_error: mean relative error of keys and values by layer, `[layers]`.
+        recall: by layer and query head `[layers, Hq]`, the share of the exact attention mass that lay in the blocks
+            read, mean over steps and sequences; None where it was not asked.
+        kv_exposure, kv_error_repaired: of methods with a window: what a query has seen once its window is over, over
+            what a step loads; the error of keys and values by then.
+    """
+
+    steps: list[StepMetrics]
+    kv_error: Tensor
+    recall: Tensor | None = None
+    kv_exposure: float | None = None
+    kv_error_repaired: float | None = None
 
 
 def record_dense(
@@ -73,18 +94,16 @@ def run_forced(
     prompt: int,
     reference: Reference,
     on_step: Callable[[int], None] = lambda _: None,
-) -> tuple[list[StepMetrics], Tensor]:
+) -> Forced:
     """Feed the reference's tokens to a method that stands after the same prompt.
 
     Keys and values are compared as the step wrote them, before a rectification corrects them.
-
-    Returns:
-        Metrics of each step, and the mean relative error of keys and values by layer, `[layers]`.
     """
     state, every = engine.state, engine.rectify_every
     state.start(prompt, reference.tokens[:, 0])
     found: list[StepMetrics] = []
     by_layer = torch.zeros(len(state.caches))
+    exposure, repaired = ExposureMeter(engine.layers), list[Tensor]()
     for t in range(reference.steps):
         step()
         following = reference.tokens[:, t + 1]
@@ -92,11 +111,17 @@ def run_forced(
         errors = kv_errors(state, reference, prompt, t)
         by_layer += errors.mean(1)
         found.append(StepMetrics(kl, top1, loss, extra, errors.mean(0)))
+        if 1 < engine.window <= t + 1:
+            exposure.read()
+            repaired.append(kv_errors(state, reference, prompt, t + 1 - engine.window).mean())
         state.pending.copy_(following)
         if rectify is not None and every and (t + 1) % every == 0:
             rectify()
         on_step(t + 1)
-    return found, by_layer / reference.steps
+    if not repaired:
+        return Forced(found, by_layer / reference.steps)
+    late = float(torch.stack(repaired).mean())
+    return Forced(found, by_layer / reference.steps, kv_exposure=exposure.mean(), kv_error_repaired=late)
 
 
 def kv_errors(state: State, reference: Reference, prompt: int, t: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""The quality suite's measuring: one dense run is recorded, then every method is fed the same tokens."""
+"""The quality suite's measuring: what dense decoding says to a text, then every method fed the same tokens."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from ..model.load import LoadedModel
 from ..model.smollm import ModelNotHere
 from ..rows import Row, digits
 from .cases import QualityCase
-from .exposure import ExposureMeter
-from .forced import Reference, kv_errors, record_dense, run_forced
+from .forced import Forced, Reference, record_dense, run_forced
 from .metrics import StepMetrics
+from .parallel import SELECTORS, dense_parallel, run_parallel
 
 BUCKET = 32  # steps that a row is the mean of
 OWN = Sampling(temperature=0.6, top_p=0.9)  # of the dense model's own continuation
@@ -40,6 +40,16 @@ class QualityBench:
     device: torch.device
     environment: Environment
     command: str
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """A method on the caches, stepping; `launch` says how."""
+
+    engine: Engine
+    step: Callable[[], object]
+    rectify: Callable[[], object] | None
+    launch: str
 
 
 class QualityRun:
@@ -63,7 +73,7 @@ class QualityRun:
         return Row(**(common | columns | more))
 
     def prepare(self, loaded: LoadedModel) -> None:
-        """Prefill the texts and record what dense decoding does after them."""
+        """Prefill the texts; settle which tokens are fed after them."""
         case, decoder = self.case, loaded.decoder
         self.decoder = decoder
         length = case.context + 1
@@ -75,31 +85,55 @@ class QualityRun:
             on_tokens=lambda n: self.on_step(f"prefill {n} of {case.prompt}"),
         )  # fmt: skip
         rest = text[:, case.prompt :]
-        name = "triton-dense" if self.bench.device.type == "cuda" else "torch-dense"
-        self.dense_name = name
-        engine, step, _ = self.bind(MethodSpec(name), OWN if case.source == "own" else Sampling())
+        self.dense_name = "triton-dense" if self.bench.device.type == "cuda" else "torch-dense"
+        self.references: dict[bool, Reference] = {}  # by whether it was recorded step by step
+        self.dense_launch = {False: "parallel"}
+        self.tokens = rest
+        if case.source == "own":
+            sampled = self.record(rest[:, 0], None)
+            self.tokens = sampled.tokens
+            if any(self.is_stepwise(spec) for spec in self.specs):
+                self.references[True] = sampled
+
+    def is_stepwise(self, spec: MethodSpec) -> bool:
+        """Whether a method decodes step by step here: it was asked for, or the method has no other form."""
+        return self.case.stepwise or spec.name not in SELECTORS
+
+    def reference(self, stepwise: bool) -> Reference:
+        """What dense decoding says to the fed tokens, computed as the method is that it is compared with."""
+        if stepwise not in self.references:
+            self.references[stepwise] = (
+                self.record(self.tokens[:, 0], self.tokens)
+                if stepwise
+                else dense_parallel(self.decoder, self.state, self.case.prompt, self.tokens, self.on_step)
+            )
+        return self.references[stepwise]
+
+    def record(self, first: Tensor, tokens: Tensor | None) -> Reference:
+        """Dense decoding step by step, fed `tokens`, or what it samples itself."""
+        case = self.case
+        bound = self.bind(MethodSpec(self.dense_name), Sampling() if tokens is not None else OWN)
+        self.dense_launch[True] = bound.launch
         torch.manual_seed(case.seed)
-        self.reference: Reference = record_dense(
-            engine, step, case.prompt, rest[:, 0], rest if case.source == "text" else None, case.steps,
+        return record_dense(
+            bound.engine, bound.step, case.prompt, first, tokens, case.steps,
             lambda n: self.on_step(f"dense, step {n} of {case.steps}"),
         )  # fmt: skip
 
-    def bind(
-        self, spec: MethodSpec, sampling: Sampling | None = None
-    ) -> tuple[Engine, Callable[[], object], Callable[[], object] | None]:
+    def bind(self, spec: MethodSpec, sampling: Sampling | None = None) -> Bound:
         """A method on the prefilled caches, its first step checked; its step and rectification, captured on a GPU."""
         case, device = self.case, self.bench.device
         first = torch.ones(case.batch, dtype=torch.int64, device=device)
         self.state.start(case.prompt, first)
-        kind = get_method(spec.name)
         options: Any = {"dtype": case.torch_dtype, "device": device}
-        method = kind(case.shape, spec.config, **options)
+        method = get_method(spec.name)(case.shape, spec.config, **options)
+        dense = get_method(self.dense_name)(case.shape, spec.config, **options) if spec.dense_layers else None
         every = spec.config.rectify_every if rectifies(spec) else None
-        layers = bind_layers(self.state, method, None, 0)
+        layers = bind_layers(self.state, method, dense, spec.dense_layers or 0)
         engine = Engine(self.decoder, self.state, layers, rectify_every=every, sampling=sampling)
         check_attention(engine, {0, len(layers) - 1})
         if device.type != "cuda" or not engine.graph_safe:
-            return engine, engine.step, engine.rectify if every else None
+            return Bound(engine, engine.step, engine.rectify if every else None, "eager")
         self.state.start(case.prompt, first)
         step = engine.capture(engine.step)
         rectify = None
@@ -107,47 +141,53 @@ class QualityRun:
             self.state.start(case.prompt + every, first)
             self.state.count.fill_(every)
             rectify = engine.capture(engine.rectify)
-        return engine, step, rectify
+        return Bound(engine, step, rectify, "graph")
 
     def dense_rows(self) -> Iterator[Row]:
-        """What the recorded run itself scores: its loss on the tokens that it was fed."""
-        reference = self.reference
-        following = reference.tokens[:, 1:].t()  # [steps, B]
-        for first in range(0, reference.steps, BUCKET):
-            part = slice(first, min(first + BUCKET, reference.steps))
-            logits = reference.logits[part].float().log_softmax(-1)
-            loss = -logits.gather(-1, following[part][..., None]).double().mean()
-            yield self.row(
-                self.dense_name, {}, metric="loss", step=part.stop, value=digits(float(loss)), status="ok",
-                n_samples=(part.stop - first) * self.case.batch,
-            )  # fmt: skip
+        """What dense decoding itself scores: its loss on the tokens that it was fed."""
+        for stepwise, reference in self.references.items():
+            following = reference.tokens[:, 1:].t()  # [steps, B]
+            for first in range(0, reference.steps, BUCKET):
+                part = slice(first, min(first + BUCKET, reference.steps))
+                logits = reference.logits[part].float().log_softmax(-1)
+                loss = -logits.gather(-1, following[part][..., None]).double().mean()
+                yield self.row(
+                    self.dense_name, {}, metric="loss", step=part.stop, value=digits(float(loss)), status="ok",
+                    n_samples=(part.stop - first) * self.case.batch, launch=self.dense_launch[stepwise],
+                )  # fmt: skip
 
     def measure(self, spec: MethodSpec) -> Iterator[Row]:
-        """Rows of one method: means of stretches of steps, of all steps, and by layer."""
-        engine, step, rectify = self.bind(spec)
-        steps = self.case.steps
-        exposure, repaired = ExposureMeter(engine.layers), list[Tensor]()
-
-        def on_step(n: int) -> None:
-            self.on_step(f"{spec.label}, step {n} of {steps}")
-            if 1 < engine.window <= n:
-                exposure.read()
-                repaired.append(kv_errors(self.state, self.reference, self.case.prompt, n - engine.window).mean())
-
-        found, by_layer = run_forced(engine, step, rectify, self.case.prompt, self.reference, on_step)
-        for metric, first, last, value in summarize(found):
+        """Rows of one method: means of stretches of steps, and of all steps by layer and head."""
+        forced, launch = self.force(spec)
+        steps, batch = self.case.steps, self.case.batch
+        for metric, first, last, value in summarize(forced.steps):
             yield self.row(
                 spec.name, spec.columns(), metric=metric, step=last, value=digits(value), status="ok",
-                n_samples=(last - first) * self.case.batch,
+                n_samples=(last - first) * batch, launch=launch,
             )  # fmt: skip
-        for i, value in enumerate(by_layer.tolist()):
-            yield self.row(
-                spec.name, spec.columns(), metric="kv_error", layer=i, step=steps, value=digits(value), status="ok"
-            )
-        if repaired:  # of a method with a window: what a query has seen, and K and V once the window is over
-            error = float(torch.stack(repaired).mean())
-            for metric, value in (("kv_exposure", exposure.mean()), ("kv_error_repaired", error)):
-                yield self.row(spec.name, spec.columns(), metric=metric, step=steps, value=digits(value), status="ok")
+        whole: Any = {"step": steps, "n_samples": steps * batch, "status": "ok", "launch": launch}
+        for i, value in enumerate(forced.kv_error.tolist()):
+            yield self.row(spec.name, spec.columns(), metric="kv_error", layer=i, value=digits(value), **whole)
+        for i, heads in enumerate([] if forced.recall is None else forced.recall.tolist()):
+            for head, value in enumerate(heads):
+                value = digits(value, 4)
+                yield self.row(spec.name, spec.columns(), metric="recall", layer=i, head=head, value=value, **whole)
+        for metric, found in (("kv_exposure", forced.kv_exposure), ("kv_error_repaired", forced.kv_error_repaired)):
+            if found is not None:
+                yield self.row(spec.name, spec.columns(), metric=metric, value=digits(found), **whole)
+
+    def force(self, spec: MethodSpec) -> tuple[Forced, str]:
+        """Feed a method the tokens; how it was run."""
+        case, stepwise = self.case, self.is_stepwise(spec)
+        reference = self.reference(stepwise)
+        if not stepwise:
+            return run_parallel(self.decoder, self.state, spec, case.prompt, reference, self.on_step), "parallel"
+        bound = self.bind(spec)
+        forced = run_forced(
+            bound.engine, bound.step, bound.rectify, case.prompt, reference,
+            lambda n: self.on_step(f"{spec.label}, step {n} of {case.steps}"),
+        )  # fmt: skip
+        return forced, bound.launch
 
 
 def summarize(found: Sequence[StepMetrics]) -> Iterator[tuple[str, int, int, float]]:
@@ -192,11 +232,12 @@ def run_case(
         except Exception as error:
             status, reason = failure(error)
             return rows + [without_value(spec, status, reason) for spec in able]
-        rows += list(run.dense_rows()) if able else []
+        measured: list[Row] = []
         for spec in able:
             try:
-                rows += list(run.measure(spec))
+                measured += list(run.measure(spec))
             except Exception as error:
                 status, reason = failure(error)
-                rows.append(without_value(spec, status, reason))
+                measured.append(without_value(spec, status, reason))
+        rows += [*(run.dense_rows() if able else ()), *measured]
     return rows

@@ -16,13 +16,21 @@ from .cases import LEVEL
 RESA = ("resa", "resa-torch")
 
 
+SELECTION = (
+    "block_size", "active_ratio", "min_blocks", "budget_tokens", "gqa_policy", "summary_kind", "spread_weight",
+)  # fmt: skip
+"""Columns that say how blocks are chosen: what a method shares with the level that its excess is measured from."""
+
+
 def label(row: Row, ratios: bool = False) -> str:
     """The method variant of a row as a person reads it; f is named, since it is what is compared here."""
     if row.method not in registered():
         return row.method
     settings = {n: getattr(row, n) for n in get_method(row.method).uses if getattr(row, n) is not None}
-    name = MethodSpec(row.method, SparseConfig(**settings), row.dense_layers or None).label
-    name = name if row.rectify_every is None or f"f{row.rectify_every}" in name else f"{name} f{row.rectify_every}"
+    name = MethodSpec(row.method, SparseConfig(**settings)).label
+    every = f"f{row.rectify_every}"
+    name = name if row.rectify_every is None or every in name.split() else f"{name} {every}"
+    name = f"{name} {row.dense_layers} dense" if row.dense_layers else name
     return f"{name} r{row.active_ratio:g}" if ratios and row.active_ratio is not None else name
 
 
@@ -35,11 +43,25 @@ def mean(rows: Sequence[Row], metric: str, after: int = 0) -> float | None:
     return sum((r.value or 0.0) * (r.n_samples or 1) for r in found) / weights if found else None
 
 
+def recall(rows: Sequence[Row]) -> float | None:
+    """The share of attention mass in the blocks read, mean over layers and heads."""
+    found = [r.value for r in rows if r.metric == "recall" and r.value is not None]
+    return sum(found) / len(found) if found else None
+
+
+def level_of(rows: Sequence[Row], row: Row) -> list[Row]:
+    """Rows of ReSA at f = 1 with the selection of `row`: a sparse step's own error, which no rectification removes."""
+    mine = [getattr(row, name) for name in SELECTION]
+    return [
+        r
+        for r in rows
+        if r.method in RESA and r.rectify_every == LEVEL and [getattr(r, name) for name in SELECTION] == mine
+    ]
+
+
 def excess(rows: Sequence[Row], method: Sequence[Row], after: int) -> float | None:
-    """KL over that of ReSA at f = 1 with the same ratio: a sparse step's own error, which no rectification removes."""
-    ratio = method[0].active_ratio
-    level = [r for r in rows if r.method in RESA and r.rectify_every == LEVEL and r.active_ratio == ratio]
-    mine, floor = mean(method, "kl", after), mean(level, "kl", after)
+    """KL over that of ReSA at f = 1 with the same selection; None where that was not measured."""
+    mine, floor = mean(method, "kl", after), mean(level_of(rows, method[0]), "kl", after)
     return None if mine is None or floor is None else mine - floor
 
 
@@ -47,38 +69,61 @@ def case_table(case: str, rows: Sequence[Row]) -> Table:
     """One case: a line a method in the order measured, over all steps and over their second half.
 
     Of methods with a window also the error of K and V once the window is over, and the effective KV exposure.
+    The excess in brackets is a share of what sparse steps alone have over the same level.
     """
     mine = [r for r in rows if r.case == case]
     half = max((r.step or 0 for r in mine), default=0) // 2
     ratios = len({r.active_ratio for r in mine if r.active_ratio is not None}) > 1
-    table = Table(title=f"{case}: against dense decoding fed the same tokens", title_justify="left")
-    names = ["method", "KL, nats", f"after step {half}", "over f = 1", "same top token", "perplexity", "K/V error"]
+    table = Table(
+        title=f"{case}: against dense decoding fed the same tokens", title_justify="left", caption_justify="left",
+        caption=f"over f = 1: KL after step {half} over that of ReSA at f = 1 with the same selection, a sparse step's "
+        "own error; in brackets the share that is left of sparse steps' own excess",
+    )  # fmt: skip
+    table.add_column("method")
+    columns = ("KL, nats", f"after {half}", "over f = 1", "recall", "same top", "perplexity", "K/V error")
     windows = any(r.metric == "kv_exposure" for r in mine)
-    for name in names + (["repaired", "KV seen"] if windows else []):
-        table.add_column(name, justify="left" if name == "method" else "right")
-    for name in dict.fromkeys(label(r, ratios) for r in mine):
-        found = [r for r in mine if label(r, ratios) == name]
+    for name in (*columns, *(("repaired", "KV seen") if windows else ())):
+        table.add_column(name, justify="right")
+    names = {id(r): label(r, ratios) for r in mine}
+    for name in dict.fromkeys(names.values()):
+        found = [r for r in mine if names[id(r)] == name]
         loss = mean(found, "loss")
         if loss is None:
             table.add_row(f"[red]{name}: {found[0].status}[/] {found[0].reason or ''}")
             continue
-        kl, late, over = mean(found, "kl"), mean(found, "kl", half), excess(mine, found, half)
-        same, error = mean(found, "top1"), mean(found, "kv_error")
         repaired, seen = mean(found, "kv_error_repaired"), mean(found, "kv_exposure")
-        more = ("" if repaired is None else f"{repaired:.4f}", "" if seen is None else f"{seen:.2f}x")
+        more = (_number(repaired, ".4f"), "" if seen is None else f"{seen:.2f}x")
         table.add_row(
             name,
-            "" if kl is None else f"{kl:.4f}",
-            "" if late is None else f"{late:.4f}",
-            "" if over is None else f"{over:+.4f}",
-            "" if same is None else f"{same:.1%}",
+            _number(mean(found, "kl"), ".4f"),
+            _number(mean(found, "kl", half), ".4f"),
+            _excess(mine, found, half),
+            _number(recall(found), ".1%"),
+            _number(mean(found, "top1"), ".1%"),
             f"{math.exp(loss):.3f}",
-            "" if error is None else f"{error:.4f}",
+            _number(mean(found, "kv_error"), ".4f"),
             *(more if windows else ()),
         )
     return table
 
 
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def _excess(rows: Sequence[Row], method: Sequence[Row], after: int) -> str:
+    """`+0.0350 (58 %)`: over the level, and as a share of sparse steps' own excess."""
+    over = excess(rows, method, after)
+    if over is None:
+        return ""
+    level = level_of(rows, method[0])[0]
+    sparse = [r for r in rows if r.method == "sparse" and all(getattr(r, n) == getattr(level, n) for n in SELECTION)]
+    whole = excess(rows, sparse, after) if sparse else None
+    share = f" ({over / whole:4.0%})" if whole and whole > 0 else ""
+    return f"{over:+.4f}{share}"
+
+
 def print_report(rows: Sequence[Row], console: Console) -> None:
+    """A table for each case that has a value, or that failed."""
     for case in dict.fromkeys(row.case for row in rows):
         console.print(case_table(case, rows))

@@ -1,0 +1,176 @@
+"""Figures of the quality suite: excess over f = 1, recall by layer, quality paired with speed by settings."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from resa_bench import baselines  # noqa: F401  (registers the rivals)
+from resa_bench.plots.data import NotDrawn
+from resa_bench.plots.decode_data import decode_sets
+from resa_bench.plots.figures import draw_all
+from resa_bench.plots.quality_data import QualitySet, looks, quality_sets
+from resa_bench.plots.quality_drift import _curves, quality_drift
+from resa_bench.plots.quality_recall import quality_recall
+from resa_bench.plots.quality_speed import Point, front, pair, quality_speed
+from resa_bench.plots.style import GREY, paper
+from resa_bench.suites.rows import Row, append_case
+
+SELECTED: dict[str, Any] = {"block_size": 16, "active_ratio": 0.1, "min_blocks": 16}
+SCORED = SELECTED | {"gqa_policy": "group-mean", "summary_kind": "minmax"}
+GROUP_SUM = SELECTED | {"gqa_policy": "group-sum", "summary_kind": "minmax"}
+METHODS: list[tuple[str, dict[str, Any], float]] = [  # with their KL
+    ("sparse", SCORED, 0.15),
+    ("resa-torch", SCORED | {"rectify_every": 1}, 0.06),
+    ("resa-torch", SCORED | {"rectify_every": 32}, 0.12),
+    ("resa-torch", SCORED | {"rectify_every": 128}, 0.14),
+    ("quest", GROUP_SUM | {"dense_layers": 0}, 0.16),
+    ("quest", GROUP_SUM | {"dense_layers": 2}, 0.11),
+    ("oracle", SELECTED, 0.01),
+]
+
+
+def quality_row(method: str, settings: dict[str, Any], **columns: Any) -> Row:
+    common: dict[str, Any] = {
+        "suite": "quality", "model": "small", "case": "quality-small-b2-4k-96-text", "stage": "forced",
+        "context": 4192, "batch": 2, "q_heads": 4, "kv_heads": 2, "head_dim": 32, "status": "ok", "device": "CPU",
+        "selection_pattern": "text", "launch": "parallel",
+    }  # fmt: skip
+    return Row(**(common | {"method": method} | settings | columns))
+
+
+@pytest.fixture
+def quality_rows() -> list[Row]:
+    rows = []
+    for method, settings, kl in METHODS:
+        for step, more in ((32, -0.01), (64, 0.0), (96, 0.01)):
+            rows.append(quality_row(method, settings, metric="kl", step=step, value=kl + more, n_samples=64))
+            rows.append(quality_row(method, settings, metric="kv_error", step=step, value=kl, n_samples=64))
+        for layer in range(3):
+            for head in range(4):
+                value = 0.9 - kl - 0.1 * layer + 0.01 * head
+                rows.append(
+                    quality_row(method, settings, metric="recall", step=96, layer=layer, head=head, value=value)
+                )
+    return rows
+
+
+@pytest.fixture
+def decode_rows() -> list[Row]:
+    timed = [
+        ("triton-dense", {}, 100.0), ("sdpa-cudnn", {}, 90.0), ("resa", SCORED | {"rectify_every": 32}, 180.0),
+        ("resa", SCORED | {"rectify_every": 128}, 190.0), ("sparse", SCORED, 200.0),
+        ("quest", GROUP_SUM | {"dense_layers": 2}, 170.0), ("resa", SCORED | {"rectify_every": 64}, 185.0),
+    ]  # fmt: skip
+    rows = []
+    for context, count in ((262144, len(timed)), (32768, 3)):
+        for method, settings, speed in timed[:count]:
+            common: dict[str, Any] = {
+                "suite": "decode", "model": "large", "case": f"decode-large-int4-b1-{context}", "stage": "total",
+                "context": context, "batch": 1, "q_heads": 28, "kv_heads": 4, "head_dim": 128, "status": "ok",
+                "device": "GPU", "launch": "graph", "weight_dtype": "int4", "median_us": 1e6 / speed,
+                "mean_us": 1e6 / speed, "tokens_per_s": speed, "commit": "abcdef0123",
+            }  # fmt: skip
+            rows.append(Row(**(common | {"method": method} | settings)))
+    return rows
+
+
+@pytest.fixture
+def figures(quality_rows: list[Row]) -> QualitySet:
+    (found,) = quality_sets(quality_rows)
+    return found
+
+
+def test_a_repeated_measurement_counts_once(quality_rows: list[Row]) -> None:
+    again = quality_row("oracle", SELECTED, metric="kl", step=32, value=0.5, started_at="2030-01-01")
+    (found,) = quality_sets([again, *quality_rows])
+    kept = [r.value for r in found.rows if (r.method, r.metric, r.step) == ("oracle", "kl", 32)]
+    assert kept == [0.5]
+
+
+def test_excess_is_over_the_level_of_the_same_selection(figures: QualitySet) -> None:
+    excess = _curves(figures.rows, figures.lines, "excess")
+    assert set(excess) == {"sparse b16", "resa-torch b16 f32", "resa-torch b16 f128"}  # not Quest's, nor the oracle's
+    assert [y for _, y in excess["sparse b16"]] == pytest.approx([0.09] * 3)
+    assert [x for x, _ in excess["sparse b16"]] == [16, 48, 80]
+    with paper():
+        words = [ax.get_title() for ax in quality_drift(figures).axes if ax.get_visible()]
+    assert words == ["KL(dense || method), nats", "KL over that of f = 1, nats", "error of new K and V"]
+
+
+def test_the_level_is_grey_and_periods_have_colours(figures: QualitySet) -> None:
+    styles = looks(figures.lines)
+    assert styles["resa-torch b16 f1"].colour == GREY
+    assert len(set(styles.values())) == len(METHODS)
+
+
+def test_recall_has_one_line_a_selection(figures: QualitySet) -> None:
+    with paper():
+        (ax,) = quality_recall(figures).axes
+    drawn = {tuple(round(float(y), 3) for y in line.get_ydata()) for line in ax.lines}  # type: ignore[arg-type]
+    means = {kl: tuple(round(0.9 - kl - 0.1 * layer + 0.015, 3) for layer in range(3)) for _, _, kl in METHODS}
+    assert drawn == {means[kl] for kl in (0.12, 0.16, 0.11, 0.01)}  # of ReSA and sparse steps f = 32 alone
+    (band,) = ax.collections
+    low, high = band.get_paths()[0].get_extents().intervaly
+    assert (low, high) == pytest.approx((0.58, 0.81))
+
+
+def test_no_recall_no_figure(quality_rows: list[Row]) -> None:
+    (figures,) = quality_sets([r for r in quality_rows if r.metric != "recall"])
+    with pytest.raises(NotDrawn, match="recall"):
+        quality_recall(figures)
+
+
+def test_points_are_paired_by_settings(figures: QualitySet, decode_rows: list[Row]) -> None:
+    ((decode,), _) = decode_sets(decode_rows)
+    where, context, points = pair(figures, decode)
+    assert (str(where), context) == ("int4 weights, batch 1", 262144)
+    assert [(p.name, p.tokens_per_s, pytest.approx(p.kl)) for p in points] == [
+        ("dense", 100.0, 0.0),
+        ("quest b16 group-sum 2 dense", 170.0, 0.11),
+        ("resa-torch b16 f32", 180.0, 0.12),
+        ("resa-torch b16 f128", 190.0, 0.14),
+        ("sparse b16", 200.0, 0.15),
+    ]  # f = 64 has no KL, Quest without dense layers and the oracle no time
+    with paper():
+        (ax,) = quality_speed(figures, decode).axes
+    assert ax.get_xlabel() == "tokens/s, large shape at 256K (int4 weights, batch 1)"
+    assert ax.get_ylabel() == "KL(dense || method) on\nsmall, nats a token"
+
+
+def test_a_ratio_that_the_least_number_of_blocks_overrules_is_no_pair(
+    quality_rows: list[Row], decode_rows: list[Row]
+) -> None:
+    """At 4K 64 blocks of 16 tokens are far more than a tenth; at 256K they are not."""
+    short = [replace(r, min_blocks=64) if r.rectify_every == 32 else r for r in quality_rows]
+    (figures,), ((decode,), _) = quality_sets(short), decode_sets(decode_rows)
+    names = [p.name for p in pair(figures, decode)[2]]
+    assert "resa-torch b16 f128" in names
+    assert "resa-torch b16 f32" not in names
+
+
+def test_front(decode_rows: list[Row]) -> None:
+    def point(speed: float, kl: float) -> Point:
+        return Point("x", speed, kl, decode_rows[0])
+
+    slow, worse, fast = point(1, 0.0), point(2, 0.5), point(3, 0.2)
+    assert front([worse, fast, slow]) == [slow, fast]
+
+
+def test_other_settings_are_no_pairs(figures: QualitySet, decode_rows: list[Row]) -> None:
+    ((decode,), _) = decode_sets([r for r in decode_rows if r.rectify_every == 64 or r.method == "triton-dense"])
+    with pytest.raises(NotDrawn, match="0 of its methods"):
+        pair(figures, decode)
+
+
+def test_files_of_both_suites_bring_all_figures(
+    quality_rows: list[Row], decode_rows: list[Row], tmp_path: Path
+) -> None:
+    append_case(tmp_path / "quality.jsonl", quality_rows)
+    for case in {row.case for row in decode_rows}:
+        append_case(tmp_path / "decode.jsonl", [row for row in decode_rows if row.case == case])
+    names = {p.name for p in draw_all([tmp_path], tmp_path / "plots") if p.suffix == ".png"}
+    wanted = {"drift-small-b2-4k-96-text", "recall-small-b2-4k-96-text", "speed-small-b2-4k-96-text-on-large"}
+    assert {f"quality-{name}.png" for name in wanted} <= names

@@ -1,0 +1,235 @@
+"""Teacher forcing in parallel against decoding step by step: logits, keys and values, selections; recall by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from resa_bench import baselines  # noqa: F401  (registers the rivals)
+from resa_bench.baselines.oracle import TorchOracleLayer
+from resa_bench.baselines.sink_window import TorchSinkWindowLayer
+from resa_bench.kernels import DecodeMethod, SparseConfig, get_method
+from resa_bench.kernels.portable import TorchSparseLayer, TorchSparseMethod
+from resa_bench.suites.cases import MethodSpec
+from resa_bench.suites.decode.cases import rectifies
+from resa_bench.suites.decode.engine import Engine, State, bind_layers
+from resa_bench.suites.decode.prompt import prefill
+from resa_bench.suites.quality import forced_attention, parallel
+from resa_bench.suites.quality.forced import Forced, Reference, record_dense, run_forced
+from resa_bench.suites.quality.forced_attention import ForcedAttention, Sequence, tiles
+from resa_bench.suites.quality.parallel import SELECTORS, dense_parallel, run_parallel
+from resa_bench.suites.quality.selectors import best
+from tiny_model import TINY, tiny_decoder
+
+PROMPT, STEPS, BATCH = 203, 75, 2  # multiples of no block size, period or tile
+CPU = torch.device("cpu")
+LAYERS: dict[str, type[TorchSparseLayer]] = {"oracle": TorchOracleLayer, "sink-window": TorchSinkWindowLayer}
+
+
+def portable(spec: MethodSpec) -> DecodeMethod:
+    """The method in plain torch, whose every step the parallel form is to equal; the interpreter would take minutes."""
+    kind = get_method(spec.name)
+    if not issubclass(kind, TorchSparseMethod):
+        return kind(TINY.attention(BATCH), spec.config, dtype=torch.float32, device=CPU)
+    settings = {name: getattr(kind, name) for name in ("rectifies", "scored", "uses", "rows")}
+    layer = LAYERS.get(spec.name, TorchSparseLayer)
+    plain = type(f"Plain{kind.__name__}", (TorchSparseMethod,), settings | {"torch_layer_class": layer})
+    return plain(TINY.attention(BATCH), spec.config, dtype=torch.float32, device=CPU)
+
+
+class Bench:
+    """A prefilled model, the tokens that follow, and dense decoding of them either way."""
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.decoder = tiny_decoder()
+        text = torch.randint(0, TINY.vocab, (BATCH, PROMPT + STEPS + 1), generator=generator)
+        self.tokens = text[:, PROMPT:]
+        self.state = State.allocate(self.decoder, BATCH, 320, STEPS + 1)
+        prefill(self.decoder, self.state, text[:, :PROMPT])
+        engine = self.engine(MethodSpec("torch-dense"))
+        self.stepwise = record_dense(engine, engine.step, PROMPT, self.tokens[:, 0], self.tokens, STEPS)
+        self.at_once = dense_parallel(self.decoder, self.state, PROMPT, self.tokens)
+
+    def engine(self, spec: MethodSpec) -> Engine:
+        dense = get_method("torch-dense")(TINY.attention(BATCH), spec.config, dtype=torch.float32, device=CPU)
+        self.state.start(PROMPT, torch.zeros(BATCH, dtype=torch.int64))
+        layers = bind_layers(self.state, portable(spec), dense, spec.dense_layers or 0)
+        return Engine(
+            self.decoder, self.state, layers, rectify_every=spec.config.rectify_every if rectifies(spec) else None
+        )
+
+    def step_by_step(self, spec: MethodSpec) -> tuple[Forced, torch.Tensor, torch.Tensor]:
+        """Metrics, logits `[T, B, vocab]`, and each layer's keys and values as their steps wrote them."""
+        engine, logits, written = self.engine(spec), [], []
+
+        def step() -> None:
+            engine.step()
+            at = int(self.state.lengths[0]) - 1
+            logits.append(engine.logits.clone())
+            written.append(torch.stack([x[:, :, at].clone() for c in self.state.caches for x in (c.k, c.v)]))
+
+        rectify = engine.rectify if engine.rectify_every else None
+        forced = run_forced(engine, step, rectify, PROMPT, self.stepwise)
+        return forced, torch.stack(logits), torch.stack(written)
+
+    def together(self, spec: MethodSpec, monkeypatch: pytest.MonkeyPatch) -> tuple[Forced, torch.Tensor, torch.Tensor]:
+        logits, written = [], []
+        head, compare = self.decoder.logits, parallel._errors
+
+        def keep_logits(x: torch.Tensor) -> torch.Tensor:
+            logits.append(head(x))
+            return logits[-1]
+
+        def keep_written(cells: Any, exact: Any) -> torch.Tensor:
+            written.extend(x.transpose(0, 1).clone() for x in (cells.k, cells.v))  # [T, B, Hkv, D]
+            return compare(cells, exact)
+
+        monkeypatch.setattr(self.decoder, "logits", keep_logits)
+        monkeypatch.setattr(parallel, "_errors", keep_written)
+        forced = run_parallel(self.decoder, self.state, spec, PROMPT, self.at_once)
+        monkeypatch.undo()
+        return forced, torch.cat(logits).view(STEPS, BATCH, -1), torch.stack(written, 1)
+
+
+@pytest.fixture(scope="module")
+def bench() -> Bench:
+    with torch.inference_mode():
+        return Bench()
+
+
+def spec(name: str, dense_layers: int | None = None, **settings: Any) -> MethodSpec:
+    config: dict[str, Any] = {"block_size": 8, "active_ratio": 0.15, "min_blocks": 2} | settings
+    return MethodSpec(name, SparseConfig(**config), dense_layers)
+
+
+SPECS = [
+    *(spec("resa-torch", rectify_every=f) for f in (1, 4, 16)),
+    *(spec("resa-torch", rectify_every=f, block_size=32) for f in (4, 7, 40)),
+    spec("resa-torch", rectify_every=4, summary_kind="meanstd", spread_weight=0.3),
+    spec("resa-torch", rectify_every=7, gqa_policy="all-heads", summary_kind="meanstd", block_size=16),
+    spec("resa-torch", rectify_every=5, local_blocks=0),
+    spec("resa-torch", rectify_every=40, local_blocks=3, min_blocks=4, summary_kind="meanstd"),
+    spec("sparse"),
+    spec("sparse", local_blocks=0, summary_kind="meanstd"),
+    *(spec("quest", 0, gqa_policy=policy) for policy in ("per-head", "group-sum", "group-mean", "all-heads")),
+    spec("quest", 1, gqa_policy="group-sum", budget_tokens=40),
+    spec("oracle", block_size=16),
+    spec("sink-window", block_size=16),
+]
+
+
+def name_of(value: MethodSpec) -> str:
+    config = value.config
+    return f"{value.label} local{config.local_blocks} {config.gqa_policy}".replace(" ", "-")
+
+
+@pytest.mark.parametrize("method", SPECS, ids=name_of)
+def test_equals_decoding_step_by_step(bench: Bench, method: MethodSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logits, K and V to rounding. Another selection anywhere would be off by a thousand times the tolerance."""
+    with torch.inference_mode():
+        one, logits, written = bench.step_by_step(method)
+        all_at_once = bench.together(method, monkeypatch)
+    torch.testing.assert_close(all_at_once[1], logits, atol=3e-5, rtol=1e-4)
+    torch.testing.assert_close(all_at_once[2], written, atol=3e-5, rtol=1e-4)
+    torch.testing.assert_close(all_at_once[0].kv_error, one.kv_error, atol=1e-5, rtol=1e-4)
+    for name in ("kl", "top1", "loss", "extra_loss", "kv_error"):
+        mine, theirs = (torch.stack([getattr(s, name) for s in x.steps]) for x in (all_at_once[0], one))
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-3)
+    assert torch.stack([s.kl for s in one.steps]).mean() > 1e-3  # selecting blocks did make a difference
+
+
+def test_dense_equals_decoding_step_by_step(bench: Bench) -> None:
+    for name in ("logits", "keys", "values"):
+        mine, theirs = (getattr(x, name) for x in (bench.at_once, bench.stepwise))
+        torch.testing.assert_close(mine, theirs, atol=3e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("every", [1, 4, None], ids=lambda f: f"f{f}")
+@pytest.mark.parametrize("rows", [1, 5, 64])
+def test_the_tile_makes_no_difference(every: int | None, rows: int) -> None:
+    layer = random_layer()
+    config = SparseConfig(block_size=8, min_blocks=2)
+    out, recall = ForcedAttention(config, "summary", every)(layer)
+    other, shares = ForcedAttention(config, "summary", every, rows)(layer)
+    torch.testing.assert_close(other, out, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(shares, recall, atol=1e-5, rtol=1e-5)
+
+
+def random_layer(scale: float = 1.0) -> Sequence:
+    generator = torch.Generator().manual_seed(1)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    return Sequence(scale * draw(37, 4, 32), draw(2, 150, 32), draw(2, 150, 32), draw(2, 37, 32), draw(2, 37, 32))
+
+
+@pytest.mark.parametrize("selector", ["summary", "mass", "window"])
+def test_recall_is_the_mass_in_the_blocks_read(selector: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against a plain softmax over the row's tokens and the mask that the selector gave."""
+    chosen: list[torch.Tensor] = []
+
+    def spy(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        return lambda *arguments: chosen.append(function(*arguments)) or chosen[-1]
+
+    for name in ("best", "sink_and_window"):
+        monkeypatch.setattr(forced_attention, name, spy(getattr(forced_attention, name)))
+    layer, config = random_layer(), SparseConfig(block_size=8, min_blocks=3)
+    _, recall = ForcedAttention(config, selector, None, 37)(layer)
+    (mask,) = chosen
+    for t in (0, 20, 36):
+        length = layer.prompt + t + 1
+        for head in range(4):
+            mass = (layer.keys[head // 2, :length] @ layer.queries[t, head] * 32**-0.5).softmax(0)
+            read = mask[min(head // 2, len(mask) - 1), t, 0].repeat_interleave(8)[:length]
+            assert recall[t, head] == pytest.approx(float(mass[read].sum()), abs=1e-5)
+            assert read.sum() in (24, 24 - (-length % 8))  # three blocks, the newest of which may be cut
+
+
+def test_the_oracle_recalls_most(bench: Bench) -> None:
+    with torch.inference_mode():
+        shares = {
+            name: run_parallel(bench.decoder, bench.state, spec(name), PROMPT, bench.at_once).recall
+            for name in ("oracle", "sparse", "sink-window")
+        }
+        whole = run_parallel(bench.decoder, bench.state, spec("sparse", active_ratio=1.0), PROMPT, bench.at_once)
+    first = {name: float(share[0].mean()) for name, share in shares.items() if share is not None}
+    assert first["oracle"] > first["sparse"] > first["sink-window"]  # the first layer's keys are the same to all
+    assert whole.recall is not None
+    torch.testing.assert_close(whole.recall, torch.ones_like(whole.recall))
+
+
+def test_blocks_without_mass_are_attended_to() -> None:
+    """Queries so large that the mass of what is read underflows: still a softmax over the blocks read."""
+    layer, config = random_layer(60.0), SparseConfig(block_size=8, min_blocks=2)
+    out, recall = ForcedAttention(config, "window", None)(layer)
+    assert float(recall.min()) < forced_attention.LEAST_MASS
+    t, length = 5, layer.prompt + 6
+    blocks = -(-length // 8)
+    read = [*range(8), *range((blocks - 1) * 8, length)]
+    for head in range(4):
+        weights = (layer.keys[head // 2, read] @ layer.queries[t, head] * 32**-0.5).softmax(0)
+        torch.testing.assert_close(out[t, head], weights @ layer.values[head // 2, read], atol=1e-4, rtol=1e-4)
+
+
+def test_equal_scores_go_to_the_lower_block() -> None:
+    scores = torch.tensor([[[[1.0, 2.0, 2.0, 2.0, 0.0, 9.0]]]])
+    config = SparseConfig(block_size=8, min_blocks=3)
+    chosen = best(scores, torch.tensor([40]), config)  # five blocks: the last score is of one not there
+    assert chosen.flatten().tolist() == [False, True, True, False, True, False]
+
+
+def test_tiles_end_with_long_periods() -> None:
+    assert list(tiles(70, None, 32)) == [(0, 32), (32, 64), (64, 70)]
+    assert list(tiles(70, 40, 32)) == [(0, 32), (32, 40), (40, 70)]
+    assert list(tiles(10, 4, 8)) == [(0, 8), (8, 10)]
+
+
+def test_a_method_without_a_parallel_form_is_refused(bench: Bench) -> None:
+    reference: Reference = bench.at_once
+    with pytest.raises(KeyError, match="torch-dense"):
+        run_parallel(bench.decoder, bench.state, MethodSpec("torch-dense"), PROMPT, reference)
+    assert set(SELECTORS) <= {"resa", "resa-torch", "sparse", "quest", "oracle", "sink-window"}
