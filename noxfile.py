@@ -38,53 +38,53 @@ def _python(session: nox.Session) -> str:
     return "python" if session.virtualenv.is_sandboxed else sys.executable
 
 
+def _suite(session: nox.Session, *extras: str) -> None:
+    """Run the command of the session's name with the session's arguments."""
+    env = _install(session, *extras)
+    command = [_python(session), "-m", "resa_bench.suites", session.name]
+    session.run(*command, *session.posargs, env=env, external=True)
+
+
 @nox.session
 def bench(session: nox.Session) -> None:
     """The main job: measure, print tables, draw plots. Takes every flag of `resa-bench bench` (--quick, --full ...)."""
-    env = _install(session)
-    session.run(_python(session), "-m", "resa_bench.suites", "bench", *session.posargs, env=env, external=True)
+    _suite(session)
 
 
 @nox.session
 def decode(session: nox.Session) -> None:
     """The decode suite alone: tokens per second of a whole model. Takes every flag of `resa-bench decode`."""
-    env = _install(session)
-    session.run(_python(session), "-m", "resa_bench.suites", "decode", *session.posargs, env=env, external=True)
+    _suite(session)
 
 
 @nox.session
 def quality(session: nox.Session) -> None:
     """What a faster step costs on a real model. Takes every flag of `resa-bench quality` (--quick, --model ...)."""
-    env = _install(session)
-    session.run(_python(session), "-m", "resa_bench.suites", "quality", *session.posargs, env=env, external=True)
-
-
-@nox.session
-def maths(session: nox.Session) -> None:
-    """Maths problems solved under each method: accuracy. Takes every flag of `resa-bench maths` (--problems ...)."""
-    env = _install(session, "maths")
-    session.run(_python(session), "-m", "resa_bench.suites", "maths", *session.posargs, env=env, external=True)
-
-
-@nox.session
-def lossless(session: nox.Session) -> None:
-    """Lossless decoding by sparse drafts. Takes every flag of `resa-bench lossless` (--quick, --replay FILE ...)."""
-    env = _install(session)
-    session.run(_python(session), "-m", "resa_bench.suites", "lossless", *session.posargs, env=env, external=True)
-
-
-@nox.session
-def gsr(session: nox.Session) -> None:
-    """The self-refinement workload: candidates, then an answer. Takes every flag of `resa-bench gsr`."""
-    env = _install(session)
-    session.run(_python(session), "-m", "resa_bench.suites", "gsr", *session.posargs, env=env, external=True)
+    _suite(session)
 
 
 @nox.session
 def tasks(session: nox.Session) -> None:
     """Free decoding, needles and key-copy beside dense. Takes every flag of `resa-bench tasks` (--quick ...)."""
-    env = _install(session)
-    session.run(_python(session), "-m", "resa_bench.suites", "tasks", *session.posargs, env=env, external=True)
+    _suite(session)
+
+
+@nox.session
+def maths(session: nox.Session) -> None:
+    """Maths problems solved under each method: accuracy. Takes every flag of `resa-bench maths` (--problems ...)."""
+    _suite(session, "maths")
+
+
+@nox.session
+def lossless(session: nox.Session) -> None:
+    """Lossless decoding by sparse drafts. Takes every flag of `resa-bench lossless` (--quick, --replay FILE ...)."""
+    _suite(session)
+
+
+@nox.session
+def gsr(session: nox.Session) -> None:
+    """The self-refinement workload: candidates, then an answer. Takes every flag of `resa-bench gsr`."""
+    _suite(session)
 
 
 @nox.session
@@ -124,8 +124,7 @@ def profile(session: nox.Session) -> None:
 @nox.session
 def plots(session: nox.Session) -> None:
     """Draw the figures of result files: nox -s plots -- results/h100"""
-    env = _install(session)
-    session.run(_python(session), "-m", "resa_bench.suites", "plots", *session.posargs, env=env, external=True)
+    _suite(session)
 
 
 @nox.session

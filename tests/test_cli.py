@@ -17,7 +17,7 @@ import torch
 from resa_bench.kernels import AttentionShape, TorchDense, method, register, registered
 from resa_bench.profiling import timing
 from resa_bench.profiling.ceilings import Ceilings
-from resa_bench.suites import cli, worker
+from resa_bench.suites import cli, micro_cli, worker
 from resa_bench.suites.cases import PRESETS, Case, MethodSpec
 from resa_bench.suites.cli import build_parser, main
 from resa_bench.suites.rows import Row, append_case, read_rows
@@ -310,7 +310,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeWorker]:
     class Fake(FakeWorker):
         made: list[FakeWorker] = []  # noqa: RUF012
 
-    monkeypatch.setattr(cli, "Worker", Fake)
+    monkeypatch.setattr(micro_cli, "Worker", Fake)
     return Fake
 
 
@@ -373,11 +373,11 @@ def test_the_main_job_runs_both_halves(monkeypatch: pytest.MonkeyPatch) -> None:
     """Common flags reach both; flags that only kernels know leave decoding out; the first failure decides."""
     ran: list[tuple[str, argparse.Namespace]] = []
 
-    def half(name: str, status: int) -> Any:
-        return lambda options, console: ran.append((name, options)) or status
+    def act(run: Any, options: argparse.Namespace, console: Any) -> int:
+        ran.append((run.__name__.removeprefix("run_"), options))
+        return int(run is cli.run_decode)
 
-    monkeypatch.setattr(cli, "act_micro", half("micro", 0))
-    monkeypatch.setattr(cli, "act_decode", half("decode", 1))
+    monkeypatch.setattr(cli, "act_suite", act)
     assert main(["bench", *ON_CPU, "--quick", "--context", "1K", "--method", "torch-dense", "--fresh"]) == 1
     assert [name for name, _ in ran] == ["micro", "decode"]
     decode = ran[1][1]
@@ -403,7 +403,7 @@ def serve_small(pipe: Connection, settings: Settings) -> None:
 
 def test_micro_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     """In a process of its own: two methods, checked, timed, written, compared with themselves."""
-    monkeypatch.setattr(cli, "Worker", partial(Worker, target=serve_small))
+    monkeypatch.setattr(micro_cli, "Worker", partial(Worker, target=serve_small))
     arguments = ["--method", "torch-dense", "resa-torch", "--block-size", "16", "--min-blocks", "4"]
     more = ["--output", str(tmp_path), "--no-plots", "--budget-s", "0.3"]
     assert main(["micro", *TINY, *arguments, *more]) == 0
