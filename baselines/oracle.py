@@ -27,7 +27,7 @@ class _ScoredByMass(BlockSparseLayer):
         scores = mass.unflatten(2, (-1, config.block_size)).sum(3)
         index = torch.arange(scores.shape[2], device=cache.device)
         blocks = (cache.lengths + config.block_size - 1) // config.block_size
-        local = index >= (blocks - config.local_blocks)[:, None, None]
+        local = (index >= (blocks - config.local_blocks)[:, None, None]) | (index < config.pinned_blocks)
         self.work.scores[:, :, : scores.shape[2]] = scores.masked_fill(local, float("inf"))
 
     def traffic(self) -> dict[str, Traffic]:
@@ -60,7 +60,7 @@ class Oracle(SparseMethod):
     scored = False
     layer_class = OracleLayer
     torch_layer_class = TorchOracleLayer
-    uses = ("block_size", "active_ratio", "min_blocks", "budget_tokens")
+    uses = ("block_size", "active_ratio", "min_blocks", "budget_tokens", "pinned_blocks")
 
     def rows(self) -> int:
         return self.shape.kv_heads

@@ -7,10 +7,11 @@ With `budget_tokens` unset the budget is `active_ratio` of the context.
 
 from ..kernels import register
 from ..kernels.pipeline import SparseMethod
+from ..kernels.portable import SELECTS
 
 
 @register("quest")
 class Quest(SparseMethod):
     """Selection without rectification. (Quest leaves a model's first two layers dense; here a layer stands alone.)"""
 
-    uses = ("block_size", "active_ratio", "min_blocks", "budget_tokens", "gqa_policy", "summary_kind", "spread_weight")
+    uses = (*SELECTS, "budget_tokens")

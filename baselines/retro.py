@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..kernels import KVCache, Partials, Stage, StepTensors, Traffic, Unsupported, WindowTensors, register, write_tokens
 from ..kernels.pipeline import SparseLayer, SparseMethod
-from ..kernels.portable import TorchSparseLayer, refresh_torch, tokens_of, write_tokens_torch
+from ..kernels.portable import SELECTS, TorchSparseLayer, refresh_torch, tokens_of, write_tokens_torch
 from ..kernels.window import Ring
 from ..kernels.window_decode import window_decode, window_splits
 from ..kernels.window_merge import merge_window
@@ -204,16 +204,7 @@ class Retro(SparseMethod):
 
     layer_class = RetroLayer
     torch_layer_class = TorchRetroLayer
-    uses = (
-        "block_size",
-        "active_ratio",
-        "min_blocks",
-        "budget_tokens",
-        "gqa_policy",
-        "summary_kind",
-        "spread_weight",
-        "window",
-    )
+    uses = (*SELECTS, "budget_tokens", "window")
 
     @property
     def step_tokens(self) -> int:

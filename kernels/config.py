@@ -51,7 +51,8 @@ class SparseConfig:
     block_size: int = 16
     active_ratio: float = 0.1
     min_blocks: int = 16
-    local_blocks: int = 1
+    local_blocks: int = 1  # newest blocks, always selected
+    pinned_blocks: int = 0  # first blocks that are always selected too: the attention sink's
     rectify_every: int = 32
     gqa_policy: str = "group-mean"
     summary_kind: str = "minmax"
@@ -80,9 +81,12 @@ class SparseConfig:
             raise ValueError(
                 f"budget_tokens: got {self.budget_tokens}, must hold one block of {self.block_size} tokens"
             )
-        if self.floor_blocks < max(1, self.local_blocks):
+        if self.pinned_blocks < 0:
+            raise ValueError(f"pinned_blocks: got {self.pinned_blocks}, must be >= 0")
+        always = self.local_blocks + self.pinned_blocks
+        if self.floor_blocks < max(1, always):
             raise ValueError(
-                f"local_blocks: {self.local_blocks} always-selected blocks do not fit the least number of selected "
+                f"local_blocks: {always} always-selected blocks do not fit the least number of selected "
                 f"blocks ({self.floor_blocks}); raise min_blocks or budget_tokens"
             )
 

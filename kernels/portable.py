@@ -23,6 +23,9 @@ from .scores import query_slots, score_rows
 from .summaries import Summaries
 from .workspace import BlockSparseLayer, Workspace
 
+SELECTS = ("block_size", "active_ratio", "min_blocks", "gqa_policy", "summary_kind", "spread_weight", "pinned_blocks")
+"""The settings by which blocks are scored and selected (`DecodeMethod.uses`)."""
+
 PAGED = "cache: the portable path takes contiguous caches only, got a paged one"
 
 
@@ -107,7 +110,7 @@ class TorchSparseLayer(BlockSparseLayer):
         return (Stage("attend", lambda: self.attend(step), False),)
 
     def score(self, step: StepTensors) -> None:
-        """Fill `work.scores`, +inf at local blocks."""
+        """Fill `work.scores`, +inf at local and pinned blocks."""
         config, shape, scores = self.config, self.shape, self.work.scores
         assert self.summaries is not None
         lengths = self.cache.lengths.tolist()
@@ -126,6 +129,7 @@ class TorchSparseLayer(BlockSparseLayer):
         for b, length in enumerate(lengths):
             blocks = config.blocks(length)
             scores[b, :, max(blocks - config.local_blocks, 0) : blocks] = float("inf")
+            scores[b, :, : min(config.pinned_blocks, blocks)] = float("inf")
 
     def select(self) -> None:
         """Fill the lists with the best of `work.scores`."""
@@ -250,7 +254,7 @@ class ResaTorch(TorchSparseMethod):
     """ReSA in plain torch (gather + SDPA): the method that is timed where there is no GPU."""
 
     rectifies = True
-    uses = ("block_size", "active_ratio", "min_blocks", "gqa_policy", "summary_kind", "spread_weight", "rectify_every")
+    uses = (*SELECTS, "rectify_every")
 
 
 @register("torch-dense")

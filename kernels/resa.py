@@ -6,8 +6,7 @@ from .config import AttentionShape
 from .launch import can_run_on
 from .method import register
 from .pipeline import SparseMethod
-
-USES = ("block_size", "active_ratio", "min_blocks", "gqa_policy", "summary_kind", "spread_weight")
+from .portable import SELECTS
 
 
 @register("resa")
@@ -15,7 +14,7 @@ class Resa(SparseMethod):
     """Sparse steps, and every `rectify_every` tokens a dense pass over those tokens that corrects their K/V."""
 
     rectifies = True
-    uses = (*USES, "rectify_every")
+    uses = (*SELECTS, "rectify_every")
 
     @classmethod
     def unavailable(cls, shape: AttentionShape, dtype: torch.dtype, device: torch.device) -> str | None:
@@ -27,4 +26,4 @@ class SparseOnly(SparseMethod):
     """ReSA's step without rectification: what drifts. Its step is the same kernels as ReSA's."""
 
     in_default = False
-    uses = USES
+    uses = SELECTS

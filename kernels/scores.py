@@ -49,7 +49,7 @@ def _dot_slots(first, second, q_first, q_second):
     return tl.sum(first * q_first[None, :] + second * q_second[None, :], axis=1)
 
 
-@triton.jit(do_not_specialize=["kv_heads", "local_blocks"])
+@triton.jit(do_not_specialize=["kv_heads", "local_blocks", "pinned_blocks"])
 def _score_kernel(
     q,  # [B, Hq, D]
     summaries,  # [B or P, Hkv, blocks, 2, D]
@@ -62,6 +62,7 @@ def _score_kernel(
     v_new,  # the same strides
     kv_heads,
     local_blocks,
+    pinned_blocks,
     spread_weight,
     q_batch_stride,
     q_head_stride,
@@ -113,7 +114,7 @@ def _score_kernel(
 
     index = start + tl.arange(0, TILE)
     valid = index < blocks
-    is_local = index >= blocks - local_blocks
+    always = (index >= blocks - local_blocks) | (index < pinned_blocks)
     dims = tl.arange(0, D)
     outer, inside = locate(batch, index, valid, table, table_stride, PAGE_BLOCKS, PAGED)
     rows = summaries + (outer * summary_outer_stride + inside * (2 * D))[:, None] + dims[None, :]
@@ -127,7 +128,7 @@ def _score_kernel(
             query = tl.load(q_rows + head * q_head_stride).to(tl.float32)
             q_first, q_second = _query_slots(query, spread_weight, MINMAX)
             score = _dot_slots(first, second, q_first, q_second)
-            tl.store(out + head * score_row_stride, tl.where(is_local, float("inf"), score), mask=valid)
+            tl.store(out + head * score_row_stride, tl.where(always, float("inf"), score), mask=valid)
     else:
         # One list for the group's heads, or for the heads of all groups: sum what the heads ask before multiplying.
         score = tl.zeros([TILE], dtype=tl.float32)
@@ -146,7 +147,7 @@ def _score_kernel(
             if POLICY == "group-mean":
                 q_first, q_second = _query_slots(q_first / G, spread_weight, MINMAX)
             score += _dot_slots(first, second, q_first, q_second)
-        tl.store(out + group * score_row_stride, tl.where(is_local, float("inf"), score), mask=valid)
+        tl.store(out + group * score_row_stride, tl.where(always, float("inf"), score), mask=valid)
 
 
 TILE = 32  # blocks scored together
@@ -162,7 +163,7 @@ def score_blocks(
     append: tuple[Tensor, Tensor] | None = None,
     check_values: bool = False,
 ) -> None:
-    """Score every valid block of every sequence; the newest `config.local_blocks` get +inf.
+    """Score every valid block of every sequence; the newest `local_blocks` and the first `pinned_blocks` get +inf.
 
     Args:
         q: `[B, Hq, D]` queries of the cache's dtype.
@@ -212,6 +213,7 @@ def score_blocks(
         v_new=v_new,
         kv_heads=cache.kv_heads,
         local_blocks=config.local_blocks,
+        pinned_blocks=config.pinned_blocks,
         spread_weight=float(config.spread_weight),
         q_batch_stride=q.stride(0),
         q_head_stride=q.stride(1),
@@ -279,5 +281,6 @@ def scores_reference(q: Tensor, summaries: Tensor, config: SparseConfig) -> tupl
         terms, sizes = terms.sum((0, 1), keepdim=True), sizes.sum((0, 1), keepdim=True)
     scores, sizes = terms.flatten(0, 1).clone(), sizes.flatten(0, 1)
     scores[:, max(blocks - config.local_blocks, 0) :] = float("inf")
+    scores[:, : config.pinned_blocks] = float("inf")
     additions = 2 * dim + group + (kv_heads if config.gqa_policy == "all-heads" else 0) + 4
     return scores, additions * 2.0**-24 * sizes

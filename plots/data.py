@@ -14,7 +14,7 @@ FAILING = ("failed", "oom")
 
 # Columns that split a variant only where two rows would otherwise fall on the same point of a line.
 TIE_BREAKERS = (
-    "budget_tokens", "spread_weight", "window", "rectify_every", "draft_length", "dense_layers",
+    "budget_tokens", "spread_weight", "pinned_blocks", "window", "rectify_every", "draft_length", "dense_layers",
     "weight_dtype", "kv_layout", "paged", "shared_kv",
 )  # fmt: skip
 

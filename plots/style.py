@@ -138,6 +138,7 @@ _SHORT = {
     "gqa_policy": "{}",
     "summary_kind": "{}",
     "spread_weight": "c={:g}",
+    "pinned_blocks": "first {} read",
     "window": "w={}",
     "rectify_every": "f={}",
 }

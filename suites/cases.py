@@ -126,6 +126,8 @@ class MethodSpec:
         columns = {name: getattr(self.config, name) for name in get_method(self.name).uses}
         if "spread_weight" in columns and self.config.summary_kind != "meanstd":
             columns["spread_weight"] = None
+        if not columns.get("pinned_blocks", True):
+            columns["pinned_blocks"] = None
         further = {"dense_layers": self.dense_layers, "draft_length": self.draft_length}
         return columns | {name: value for name, value in further.items() if value is not None}
 
@@ -145,6 +147,8 @@ class MethodSpec:
             words.append("meanstd")
             if self.config.spread_weight != DEFAULTS.spread_weight:
                 words.append(f"c{self.config.spread_weight:g}")
+        if columns.get("pinned_blocks"):
+            words.append(f"pin{columns['pinned_blocks']}")
         if self.dense_layers not in (None, QUEST_DENSE_LAYERS):
             words.append(f"{self.dense_layers} dense layers")
         if columns.get("rectify_every", DEFAULTS.rectify_every) != DEFAULTS.rectify_every:

@@ -181,6 +181,7 @@ def act_decode_half(options: argparse.Namespace, console: Console) -> int:
     flags += ["--rectify-every", str(options.rectify_every)] if options.rectify_every != 32 else []
     flags += ["--window", *map(str, options.window)] if options.window != WINDOWS else []
     flags += ["--ratio", str(options.ratio), "--min-blocks", str(options.min_blocks), "--summary", options.summary]
+    flags += ["--pinned-blocks", str(options.pinned_blocks)]
     flags += ["--seed", str(options.seed)]
     for name, on in (("quick", options.scale == "quick"), ("full", options.scale == "full"), ("plan", options.list)):
         flags += [f"--{name}"] if on else []

@@ -77,6 +77,7 @@ def add_micro_arguments(parser: argparse.ArgumentParser) -> None:
         help="of RetroAttention: newest tokens that a step runs (default 2; 4 and 8 too where the list has them)",
     )  # fmt: skip
     how.add_argument("--summary", choices=SUMMARY_KINDS, default="minmax")
+    how.add_argument("--pinned-blocks", type=int, default=0, metavar="P", help="first blocks that are always read")
     run = parser.add_argument_group("the run")
     run.add_argument("--device", help="cuda, cuda:1 or cpu (default: a GPU if there is one)")
     run.add_argument("--output", type=Path, metavar="DIR", help="default runs/<device>/<commit>[/quick]")
@@ -129,6 +130,7 @@ def choose_methods(options: argparse.Namespace, device: torch.device) -> list[Me
         min_blocks=options.min_blocks,
         rectify_every=options.rectify_every,
         summary_kind=options.summary,
+        pinned_blocks=options.pinned_blocks,
     )
     quick = options.scale == "quick" and options.block_size == BLOCK_SIZES
     sizes = options.block_size[:1] if quick else options.block_size

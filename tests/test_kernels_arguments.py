@@ -384,6 +384,8 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "budget": (dict(budget_tokens=15), r"budget_tokens: got 15, must hold one block of 16"),
     "no-blocks": (dict(min_blocks=0), r"local_blocks: 1 always-selected blocks do not fit .* \(0\)"),
     "no-blocks-at-all": (dict(min_blocks=0, local_blocks=0), r"local_blocks: 0 always-selected"),
+    "negative-pinned": (dict(pinned_blocks=-1), r"pinned_blocks: got -1, must be >= 0"),
+    "pinned-over-minimum": (dict(pinned_blocks=16), r"local_blocks: 17 always-selected blocks do not fit .* \(16\)"),
     "local-over-minimum": (dict(local_blocks=17), r"local_blocks: 17 always-selected blocks do not fit .* \(16\)"),
     "local-over-budget": (dict(local_blocks=3, budget_tokens=32), r"local_blocks: 3 always-selected .* \(2\)"),
 }

@@ -43,7 +43,8 @@ def check_scores(cache: KVCache, q: Tensor, config: SparseConfig) -> None:
             continue
         exact, budget = scores_reference(q[b], table[b, :, :blocks], config)
         found = scores[b, :, :blocks]
-        local = torch.arange(blocks, device=DEVICE) >= blocks - config.local_blocks
+        index = torch.arange(blocks, device=DEVICE)
+        local = (index >= blocks - config.local_blocks) | (index < config.pinned_blocks)
         assert torch.equal(found.isposinf(), local.expand_as(found))
         error = torch.where(local, 0.0, found.double() - exact.masked_fill(local, 0.0)).abs()
         assert bool((error <= budget).all()), f"sequence {b}: {(error / budget).max():.2f} times the budget"
@@ -123,10 +124,11 @@ def test_lists_differ_from_exact_ones_inside_the_error_band_only(kind: str, dtyp
         assert 0 < band < 2e-4 * float(finite.max() - finite.min())
 
 
-@pytest.mark.parametrize("local_blocks", [0, 1, 3])
-def test_local_blocks(local_blocks: int) -> None:
+@pytest.mark.parametrize(("local_blocks", "pinned_blocks"), [(0, 0), (1, 0), (3, 0), (0, 2), (1, 1), (2, 3)])
+def test_blocks_that_are_always_taken(local_blocks: int, pinned_blocks: int) -> None:
     cache = make_cache([90, 17], dtype=DTYPES[0])
-    check_scores(cache, random(2, 4, 64, dtype=DTYPES[0], seed=3), SparseConfig(local_blocks=local_blocks))
+    config = SparseConfig(local_blocks=local_blocks, pinned_blocks=pinned_blocks)
+    check_scores(cache, random(2, 4, 64, dtype=DTYPES[0], seed=3), config)
 
 
 def test_more_blocks_than_a_tile() -> None:

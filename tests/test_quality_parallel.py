@@ -114,6 +114,8 @@ SPECS = [
     spec("resa-torch", rectify_every=40, local_blocks=3, min_blocks=4, summary_kind="meanstd"),
     spec("sparse"),
     spec("sparse", local_blocks=0, summary_kind="meanstd"),
+    spec("resa-torch", rectify_every=5, pinned_blocks=1, min_blocks=4),
+    spec("oracle", pinned_blocks=2, min_blocks=4),
     *(spec("quest", 0, gqa_policy=policy) for policy in ("per-head", "group-sum", "group-mean", "all-heads")),
     spec("quest", 1, gqa_policy="group-sum", budget_tokens=40),
     spec("oracle", block_size=16),

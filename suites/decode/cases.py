@@ -232,4 +232,6 @@ def study_specs(specs: Sequence[MethodSpec]) -> list[MethodSpec]:
     further = [MethodSpec(name, resa) for name in ("sparse", "sink-window", "flash-attn-2", "flash-attn-3")]
     windows = [retro_spec(resa, w) for w in (2, 4, 8)]
     quest = MethodSpec("quest", replace(resa, gqa_policy="group-sum"), 0)
-    return [*sizes, *periods, *further, quest, *windows]
+    kept = replace(resa, pinned_blocks=1)  # as fast; another quality (docs/notes/quality.md)
+    pinned = [MethodSpec("resa", c) for c in (kept, replace(kept, summary_kind="meanstd", spread_weight=0.5))]
+    return [*sizes, *periods, *further, quest, *windows, *pinned]

@@ -92,6 +92,7 @@ def add_decode_arguments(parser: argparse.ArgumentParser) -> None:
         help="of RetroAttention: newest tokens that a step runs, the fed one included",
     )  # fmt: skip
     how.add_argument("--summary", choices=SUMMARY_KINDS, default="minmax")
+    how.add_argument("--pinned-blocks", type=int, default=0, metavar="P", help="first blocks that are always read")
     how.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
     how.add_argument("--top-p", type=float, default=1.0)
     run = parser.add_argument_group("the run")
@@ -152,6 +153,7 @@ def choose_specs(options: argparse.Namespace, device: torch.device, prompt: str)
         min_blocks=options.min_blocks,
         rectify_every=options.rectify_every[0],
         summary_kind=options.summary,
+        pinned_blocks=options.pinned_blocks,
     )
     specs = default_specs(device, base, options.block_size, prompt)
     if options.scale == "quick" and not options.method:

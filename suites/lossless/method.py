@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ...kernels import AttentionShape, DecodeMethod, KVCache, Layer, Unsupported, get_method, register
-from ...kernels.resa import USES
+from ...kernels.portable import SELECTS
 from ..cases import MethodSpec
 from ..decode.cases import ModelCase
 
@@ -22,7 +22,7 @@ class ResaLossless(DecodeMethod):
     """Sparse steps draft, a dense pass verifies (suites/decode/lossless.py)."""
 
     in_default = False
-    uses = USES
+    uses = SELECTS
 
     @classmethod
     def unavailable(cls, shape: AttentionShape, dtype: torch.dtype, device: torch.device) -> str | None:

@@ -76,8 +76,8 @@ class QualityCase(ModelCase):
 
 def default_specs(
     device: torch.device, base: SparseConfig, block_sizes: Sequence[int], periods: Sequence[int],
-    policies: Sequence[str], dense_layers: Sequence[int], windows: Sequence[int], spread_weights: Sequence[float], *,
-    quick: bool = False,
+    policies: Sequence[str], dense_layers: Sequence[int], windows: Sequence[int], spread_weights: Sequence[float],
+    pinned: Sequence[int], *, quick: bool = False,
 ) -> list[MethodSpec]:  # fmt: skip
     """Sparse steps alone, ReSA at each period and block size, Quest, RetroAttention, mean/std, sink + window, oracle.
 
@@ -86,9 +86,11 @@ def default_specs(
         policies, dense_layers: of Quest. Without dense layers methods differ in their selection alone; more than
             none are tried with the last policy.
         windows: of RetroAttention, whose selection is that of Quest under `group-sum`.
+        spread_weights: c of mean/std summaries, with each of `pinned`.
+        pinned: first blocks that are always read; more than the first are tried with sparse steps and with ReSA.
     """
     resa = "resa" if device.type == "cuda" else "resa-torch"
-    base = replace(base, block_size=block_sizes[0])
+    base = replace(base, block_size=block_sizes[0], pinned_blocks=pinned[0])
     specs = [MethodSpec("sparse", base), *(MethodSpec(resa, replace(base, rectify_every=f)) for f in periods)]
     if quick:
         return specs
@@ -99,7 +101,13 @@ def default_specs(
     specs += [MethodSpec("quest", replace(base, gqa_policy=policy), dense_layers[0]) for policy in policies]
     specs += [MethodSpec("quest", replace(base, gqa_policy=policies[-1]), n) for n in dense_layers[1:]]
     specs += [retro_spec(base, w) for w in windows]
-    if base.summary_kind != "meanstd":
-        spreads = [replace(base, summary_kind="meanstd", spread_weight=c) for c in spread_weights]
-        specs += [MethodSpec("sparse", config) for config in spreads]
+    spreads = [] if base.summary_kind == "meanstd" else spread_weights
+    for p in pinned:
+        kept = replace(base, pinned_blocks=p)
+        if p != pinned[0]:
+            rectified = [replace(kept, rectify_every=f) for f in dict.fromkeys((LEVEL, usual))]
+            specs += [MethodSpec("sparse", kept), *(MethodSpec(resa, config) for config in rectified)]
+        for c in spreads:
+            config = replace(kept, summary_kind="meanstd", spread_weight=c)
+            specs += [MethodSpec("sparse", config), MethodSpec(resa, replace(config, rectify_every=usual))]
     return [*specs, MethodSpec("sink-window", base), MethodSpec("oracle", base)]

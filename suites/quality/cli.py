@@ -52,7 +52,8 @@ class Grid:
     gqa_policy: tuple[str, ...] = QUEST_POLICIES
     dense_layers: tuple[int, ...] = (0, QUEST_DENSE_LAYERS)
     window: tuple[int, ...] = (2, 8)
-    spread_weight: tuple[float, ...] = (1.0,)
+    spread_weight: tuple[float, ...] = (0.5,)
+    pinned_blocks: tuple[int, ...] = (0, 1)
 
 
 GRIDS = {
@@ -92,7 +93,10 @@ def add_quality_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--dense-layers", nargs="+", type=int, metavar="N", help="of Quest (default 0, and 2 once)")
     how.add_argument("--window", nargs="+", type=int, metavar="w", help="of RetroAttention, in tokens (default 2 8)")
     how.add_argument("--summary", choices=SUMMARY_KINDS, default="minmax")
-    how.add_argument("--spread-weight", nargs="+", type=float, metavar="c", help="of mean/std (default 1)")
+    how.add_argument("--spread-weight", nargs="+", type=float, metavar="c", help="of mean/std (default 0.5)")
+    how.add_argument(
+        "--pinned-blocks", nargs="+", type=int, metavar="P", help="first blocks, always read (default 0 1)"
+    )
     run = parser.add_argument_group("the run")
     run.add_argument("--device", help="cuda, cuda:1 or cpu (default: a GPU if there is one)")
     run.add_argument(
@@ -107,11 +111,12 @@ def add_quality_arguments(parser: argparse.ArgumentParser) -> None:
 def grid(options: argparse.Namespace) -> Grid:
     """The list asked for, with what the flags set in its place."""
     names = (
-        "source", "ratio", "block_size", "rectify_every", "gqa_policy", "dense_layers", "window", "spread_weight"
+        "source", "ratio", "block_size", "rectify_every", "gqa_policy", "dense_layers", "window", "spread_weight",
+        "pinned_blocks",
     )  # fmt: skip
     chosen = {name: tuple(dict.fromkeys(getattr(options, name))) for name in names if getattr(options, name)}
     if options.method:  # what is named runs as it is set
-        chosen = {"block_size": (DEFAULTS.block_size,), "dense_layers": (0,)} | chosen
+        chosen = {"block_size": (DEFAULTS.block_size,), "dense_layers": (0,), "pinned_blocks": (0,)} | chosen
     numbers = {"prompt": options.prompt_tokens, "steps": options.steps}
     chosen |= {name: value for name, value in numbers.items() if value is not None}
     return replace(GRIDS[options.scale or "default"], **chosen)  # type: ignore[arg-type]
@@ -153,7 +158,7 @@ def choose_specs(options: argparse.Namespace, device: torch.device) -> list[Meth
     for base in _bases(options, chosen):
         found = default_specs(
             device, base, chosen.block_size, chosen.rectify_every, chosen.gqa_policy, chosen.dense_layers,
-            chosen.window, chosen.spread_weight, quick=quick and not options.method,
+            chosen.window, chosen.spread_weight, chosen.pinned_blocks, quick=quick and not options.method,
         )  # fmt: skip
         if options.method:
             found = [s for s in found if s.name in options.method]

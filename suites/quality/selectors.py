@@ -48,15 +48,15 @@ def slots(queries: Tensor, config: SparseConfig) -> Tensor:
 
 
 def best(scores: Tensor, lengths: Tensor, config: SparseConfig) -> Tensor:
-    """The best blocks of each step, bool like `scores`; local blocks always, ties to the lower index.
+    """The best blocks of each step, bool like `scores`; local and pinned blocks always, ties to the lower index.
 
     Args:
         scores: float32 `[.., R, .., M]`; those of blocks that a step does not have may be anything.
         lengths: int64 `[R]` on the CPU, tokens that each step sees.
     """
     blocks, counts, index = _layout(scores, lengths, config)
-    local = (index >= blocks - config.local_blocks) & (index < blocks)
-    scores = scores.masked_fill(index >= blocks, float("-inf")).masked_fill(local, float("inf"))
+    always = (index >= blocks - config.local_blocks) | (index < config.pinned_blocks)
+    scores = scores.masked_fill(always, float("inf")).masked_fill(index >= blocks, float("-inf"))
     ranked = scores.topk(int(counts.max()), dim=-1).values
     threshold = ranked.gather(-1, (counts - 1).expand(*ranked.shape[:-1], 1))
     above, equal = scores > threshold, scores == threshold

@@ -60,6 +60,7 @@ def add_tasks_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--min-blocks", type=int, default=16, help="least blocks read")
     how.add_argument("--rectify-every", nargs="+", type=int, default=PERIODS, metavar="f", help="of ReSA")
     how.add_argument("--summary", choices=SUMMARY_KINDS, default="minmax")
+    how.add_argument("--pinned-blocks", type=int, default=0, metavar="P", help="first blocks that are always read")
     run = parser.add_argument_group("the run")
     run.add_argument("--device", help="cuda, cuda:1 or cpu (default: a GPU if there is one)")
     run.add_argument("--output", type=Path, metavar="DIR", help="default runs/<device>/<commit>[/quick]")
@@ -100,6 +101,7 @@ def choose_specs(options: argparse.Namespace, device: torch.device) -> list[Meth
             active_ratio=ratio,
             min_blocks=options.min_blocks,
             summary_kind=options.summary,
+            pinned_blocks=options.pinned_blocks,
         )
         found = default_specs(device, base, periods, quick=quick and not options.method)
         if options.method:
