@@ -19,6 +19,7 @@ from .decode_stages import decode_stages
 from .latency import latency
 from .quality_data import QualitySet, quality_sets
 from .quality_drift import quality_drift
+from .quality_methods import quality_methods
 from .quality_recall import quality_recall
 from .quality_speed import quality_speed
 from .roofline import roofline
@@ -44,6 +45,7 @@ DECODE_FIGURES: dict[str, Callable[[FigureSet], Figure]] = {
 QUALITY_FIGURES: dict[str, Callable[[QualitySet], Figure]] = {
     "quality-drift": quality_drift,
     "quality-recall": quality_recall,
+    "quality-methods": quality_methods,
 }
 NEEDED = (
     "no timed row of suite 'micro' with cache_state 'cold' and a random selection, "
@@ -58,8 +60,8 @@ def draw_all(result_paths: Sequence[Path], out_dir: Path) -> list[Path]:
         result_paths: JSON Lines files of rows; a folder stands for every `*.jsonl` and `*.jsonl.gz` in it.
         out_dir: where to write, made if need be. Files are named `speedup-qwen2.5-7b.png` after rows of the micro
             suite and `decode-speedup-qwen2.5-7b.png` after rows of the decode suite; the device, or the dtype, is
-            added where one model was measured on several. `quality-drift-` and `quality-recall-` go by the case;
-            where rows of the decode suite have the same methods, `quality-speed-` brings both together.
+            added where one model was measured on several. `quality-drift-`, `quality-recall-` and `quality-methods-`
+            go by the case; where rows of the decode suite have the same methods, `quality-speed-` brings both together.
 
     Returns:
         The files written.

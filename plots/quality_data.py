@@ -70,6 +70,22 @@ def main(lines: dict[str, list[Row]]) -> list[str]:
     return [name for name, mine in lines.items() if selection(mine[0]) == usual]
 
 
+def usual(lines: dict[str, list[Row]]) -> dict[str, list[Row]]:
+    """Without variants of how ReSA's blocks are summarised, sized and pinned: those of its first variant stay.
+
+    What remains differs by method and period. All lines where nothing rectifies.
+    """
+    first = next((mine[0] for mine in lines.values() if mine[0].rectify_every), None)
+    if first is None:
+        return lines
+    told = ("block_size", "summary_kind", "pinned_blocks")
+    return {
+        name: mine
+        for name, mine in lines.items()
+        if all(getattr(mine[0], n) in (None, getattr(first, n)) for n in told)
+    }
+
+
 def looks(lines: dict[str, list[Row]]) -> dict[str, Look]:
     """ReSA solid, a colour a period and f = 1 in grey; sparse steps alone dashed, the oracle black; others dotted.
 

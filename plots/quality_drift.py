@@ -13,7 +13,7 @@ from ..suites.quality.table import level_of
 from ..suites.rows import Row
 from .caption import circumstances
 from .data import NotDrawn
-from .quality_data import QualitySet, looks, main
+from .quality_data import QualitySet, looks, main, usual
 from .style import GREY, Look, finish, legend_line, panels
 
 PANELS = {
@@ -29,11 +29,11 @@ WIDE = 12.0  # times from the least to the most KL: more than that asks for a lo
 def quality_drift(figures: QualitySet) -> Figure:
     """A panel a metric, a line a method: means of stretches of steps, all sequences together.
 
-    ReSA and sparse steps alone are drawn strong. ReSA at f = 1 is the error of one sparse step on exact keys and
-    values, which no rectification removes: grey, and the zero of the second panel, which has the methods that select
-    as it does.
+    Other block sizes, summaries and pinned blocks are left to the figure of all methods. ReSA and sparse steps alone
+    are drawn strong. ReSA at f = 1 is the error of one sparse step on exact keys and values, which no rectification
+    removes: grey, and the zero of the second panel, which has the methods that select as it does.
     """
-    lines = figures.lines
+    lines = usual(figures.lines)
     styles, strong = looks(lines), main(lines)
     if not any(len({row.step for row in mine if row.metric == "kl"}) > 1 for mine in lines.values()):
         raise NotDrawn("a single stretch of steps makes no curve")
