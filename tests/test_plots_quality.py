@@ -11,8 +11,9 @@ from resa_bench import baselines  # noqa: F401  (registers the rivals)
 from resa_bench.plots.data import NotDrawn
 from resa_bench.plots.decode_data import decode_sets
 from resa_bench.plots.figures import draw_all
-from resa_bench.plots.quality_data import QualitySet, looks, quality_sets
+from resa_bench.plots.quality_data import QualitySet, looks, quality_sets, usual
 from resa_bench.plots.quality_drift import _curves, quality_drift
+from resa_bench.plots.quality_methods import quality_methods
 from resa_bench.plots.quality_recall import quality_recall
 from resa_bench.plots.quality_speed import Point, front, pair, quality_speed
 from resa_bench.plots.style import GREY, paper
@@ -165,6 +166,22 @@ def test_other_settings_are_no_pairs(figures: QualitySet, decode_rows: list[Row]
         pair(figures, decode)
 
 
+def test_all_methods_side_by_side(figures: QualitySet) -> None:
+    """The least KL on top, ReSA's own in one colour, f = 1 in grey; other selections are in no curve of drift."""
+    with paper():
+        left, right = quality_methods(figures).axes
+    names = [text.get_text() for text in left.get_yticklabels()]
+    assert (names[-1], len(names)) == ("oracle b16", len(METHODS))
+    widths = [bar.get_width() for bar in left.patches]  # type: ignore[attr-defined]
+    assert widths == sorted(widths, reverse=True)
+    assert widths[-1] == pytest.approx(0.01)
+    assert len(right.lines) == len(METHODS)
+    other = replace(figures.rows[0], pinned_blocks=1)
+    assert len(usual(QualitySet("small", "case", "CPU", [*figures.rows, other]).lines)) == len(METHODS)
+    with pytest.raises(NotDrawn, match="compared in the table"):
+        quality_methods(QualitySet("small", "case", "CPU", [r for r in figures.rows if r.method == "sparse"]))
+
+
 def test_files_of_both_suites_bring_all_figures(
     quality_rows: list[Row], decode_rows: list[Row], tmp_path: Path
 ) -> None:
@@ -172,5 +189,10 @@ def test_files_of_both_suites_bring_all_figures(
     for case in {row.case for row in decode_rows}:
         append_case(tmp_path / "decode.jsonl", [row for row in decode_rows if row.case == case])
     names = {p.name for p in draw_all([tmp_path], tmp_path / "plots") if p.suffix == ".png"}
-    wanted = {"drift-small-b2-4k-96-text", "recall-small-b2-4k-96-text", "speed-small-b2-4k-96-text-on-large"}
+    wanted = {
+        "drift-small-b2-4k-96-text",
+        "recall-small-b2-4k-96-text",
+        "methods-small-b2-4k-96-text",
+        "speed-small-b2-4k-96-text-on-large",
+    }
     assert {f"quality-{name}.png" for name in wanted} <= names

@@ -33,6 +33,7 @@ CASE = QualityCase("tiny", TINY, prompt=300, steps=72)
 SPARSE = SparseConfig(active_ratio=0.1, min_blocks=2)
 
 
+KINDS = ("drift", "recall", "methods")  # of figures
 NEVER = 1000  # a period that is over no run here: sparse steps alone, on the portable path under the interpreter, too
 
 
@@ -193,7 +194,7 @@ def test_table_and_figure(rows: list[Row], tmp_path: Path) -> None:
     append_case(path, rows)
     assert [label(r) for r in read_rows(path)] == [label(r) for r in rows]
     drawn = draw_all([path], tmp_path)
-    names = [f"quality-{kind}-tiny-b2-300-72-text.{e}" for kind in ("drift", "recall") for e in ("png", "svg")]
+    names = [f"quality-{kind}-tiny-b2-300-72-text.{e}" for kind in KINDS for e in ("png", "svg")]
     assert [p.name for p in drawn] == names
     words = drawn[1].read_text()
     for name in (
