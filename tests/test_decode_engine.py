@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import weakref
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from resa_bench.kernels.linear import DenseWeight
 from resa_bench.kernels.summaries import summaries_reference
 from resa_bench.suites.checks import CheckFailed
 from resa_bench.suites.decode.checks import check_attention, check_linears, check_rectified, check_replay
-from resa_bench.suites.decode.engine import Engine, State, bind_layers, generate
+from resa_bench.suites.decode.engine import Engine, Replay, State, bind_layers, generate
 from resa_bench.suites.decode.prompt import english_text, fill_synthetic, prefill
 from resa_bench.suites.decode.sampling import Sampling
 from resa_bench.suites.model.decoder import Decoder
@@ -288,3 +290,21 @@ def test_samples_follow_the_probabilities() -> None:
 def test_wrong_sampling(temperature: float, top_p: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Sampling(temperature, top_p)
+
+
+def test_a_replay_keeps_what_its_graph_reads(decoder: Decoder, prompt: torch.Tensor) -> None:
+    """A graph holds addresses: whoever keeps the replay alone must not lose the tensors of the engine."""
+    engine = bind(decoder, start(decoder, prompt), DENSE)
+    ran: list[str] = []
+
+    class Graph:
+        def replay(self) -> None:
+            ran.append("again")
+
+    replay = Replay(Graph(), (engine, engine.step))
+    kept = weakref.ref(engine)
+    del engine
+    gc.collect()
+    replay()
+    assert ran == ["again"]
+    assert kept() is not None

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -94,6 +95,26 @@ def bind_layers(state: State, method: DecodeMethod, dense: DecodeMethod | None, 
             bound[key] = chosen.prepare(cache)
         layers.append(bound[key])
     return layers
+
+
+class SomeGraph(Protocol):
+    """A captured graph, as torch's."""
+
+    def replay(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """A captured graph, called to run it again, and the owners of the tensors that it reads and writes.
+
+    A graph knows addresses only: were its owners dropped, their memory would be given to others.
+    """
+
+    graph: SomeGraph
+    owners: tuple[object, ...]
+
+    def __call__(self) -> None:
+        self.graph.replay()
 
 
 class Engine:
@@ -245,7 +266,7 @@ class Engine:
         with mark("other"):
             return (self.state.lengths[:, None] + self._offsets).reshape(-1)
 
-    def capture(self, run: Callable[[], None]) -> Callable[[], None]:
+    def capture(self, run: Callable[[], None]) -> Replay:
         """`run` as a CUDA graph, after a warm-up. The warm-up changes the state: `State.start` afterwards."""
         side = torch.cuda.Stream(self.decoder.device)
         side.wait_stream(torch.cuda.current_stream())
@@ -255,7 +276,7 @@ class Engine:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             run()
-        return graph.replay
+        return Replay(graph, (self, run))
 
 
 def generate(step: Callable[[], object], rectify: Callable[[], object] | None, rectify_every: int, tokens: int) -> None:
