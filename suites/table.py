@@ -104,16 +104,17 @@ def print_report(rows: Sequence[Row], console: Console) -> None:
     for case in cases:
         console.print(case_table(case, rows))
     points = break_even(rows)
-    measured = {(r.model, r.batch): set() for r in rows}  # type: dict[tuple[str, int], set[int]]
+    measured: dict[tuple[str, int, str], set[int]] = {}
     for r in rows:
-        measured[r.model, r.batch].add(r.context)
-    curves = {key: value for key, value in points.items() if len(measured[key[0], key[1]]) > 1}
+        if r.timed:
+            measured.setdefault((r.model, r.batch, label(r)), set()).add(r.context)
+    curves = {key: value for key, value in points.items() if len(measured[key]) > 1}
     if curves:
         table = Table(title="break-even context (one step, against the best dense method)", title_justify="left")
         for name in ("model", "batch", "method", "tokens"):
             table.add_column(name, justify="right" if name in ("batch", "tokens") else "left")
         for (model, batch, name), tokens in sorted(curves.items()):
-            least = min(measured[model, batch])
+            least = min(measured[model, batch, name])
             table.add_row(model, str(batch), name, f"<= {least}" if tokens <= least else f"{tokens:.0f}")
         console.print(table)
     skipped = {(label(r), r.reason) for r in rows if r.status == "skipped"}

@@ -199,9 +199,10 @@ def test_report_shows_failures_and_skips_with_their_reasons() -> None:
 
 def test_report_shows_break_even_where_there_is_a_curve() -> None:
     rows = points((4096, 0.5), (16384, 1.5)) + points((4096, 2.0), (16384, 3.0), block_size=64)
+    rows += points((16384, 2.0), (32768, 3.0), block_size=32)  # not measured below
     shown = report(rows)
     lines = {" ".join(line.replace("│", " ").split()) for line in shown.splitlines()}
-    assert {"m 1 resa b16 8192", "m 1 resa b64 <= 4096"} <= lines
+    assert {"m 1 resa b16 8192", "m 1 resa b64 <= 4096", "m 1 resa b32 <= 16384"} <= lines
     assert "break-even" not in report(points((4096, 2.0)))
 
 
