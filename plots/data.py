@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..suites.rows import Row, identity
@@ -52,6 +52,7 @@ class FigureSet:
     launch: str  # "graph", or "eager" where no row ran as a graph
     lines: dict[Variant, list[Row]]  # timed rows, every stage
     untimed: list[Row]  # skipped, failed and out-of-memory rows
+    alike: list[Row] = field(default_factory=list)  # timed rows of variants as fast as one drawn: for quality alone
 
     @property
     def rows(self) -> list[Row]:

@@ -67,10 +67,24 @@ def decode_sets(rows: Sequence[Row]) -> tuple[list[FigureSet], list[str]]:
         launch = "graph" if any(row.launch == "graph" for row in steps) else "eager"
         lost = {r.method for r in steps} - {r.method for r in steps if r.launch == launch}
         notes += [f"{model}: {name} ran eagerly only and is left out" for name in sorted(lost)]
-        kept = [row for row in timed if row.launch == launch]
+        kept, alike = drawn_and_alike([row for row in timed if row.launch == launch])
         untimed = [row for row in found if not row.timed and row.status != "ok"]
-        sets.append(FigureSet(model, device, dtype or None, launch, decode_variants(kept), untimed))
+        sets.append(FigureSet(model, device, dtype or None, launch, decode_variants(kept), untimed, alike))
     return sets, notes
+
+
+def drawn_and_alike(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+    """Rows apart by whether another selection of the same method stands for them: it takes the same time.
+
+    Pinned blocks and mean/std summaries change what is read, not how much; where min/max was timed, it is drawn.
+    """
+    plain = {row.method for row in rows if usual_selection(row)}
+    drawn = [row for row in rows if usual_selection(row) or row.method not in plain]
+    return drawn, [row for row in rows if not usual_selection(row) and row.method in plain]
+
+
+def usual_selection(row: Row) -> bool:
+    return row.summary_kind != "meanstd" and not row.pinned_blocks
 
 
 def decode_variants(rows: Iterable[Row]) -> dict[Variant, list[Row]]:

@@ -49,7 +49,8 @@ def pair(quality: QualitySet, decode: FigureSet) -> tuple[Setting, int, list[Poi
         NotDrawn: fewer than two methods were measured in both.
     """
     kl = {_key(mine[0]): (name, mean(mine, "kl")) for name, mine in quality.lines.items() if _by_ratio(mine[0])}
-    steps = [row for row in decode.rows if row.stage == "total" and row.tokens_per_s and _by_ratio(row)]
+    timed = (*decode.rows, *decode.alike)
+    steps = [row for row in timed if row.stage == "total" and row.tokens_per_s and _by_ratio(row)]
     found: dict[tuple[Setting, int], list[Point]] = {}
     for row in steps:
         name, value = kl.get(_key(row), ("", None))

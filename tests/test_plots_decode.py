@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from resa_bench.plots.data import FigureSet, NotDrawn
 from resa_bench.plots.decode_attention import PAPER, decode_attention
 from resa_bench.plots.decode_curves import decode_speedup, decode_tokens
-from resa_bench.plots.decode_data import decode_sets, fastest_dense, settings
+from resa_bench.plots.decode_data import decode_sets, drawn_and_alike, fastest_dense, settings
 from resa_bench.plots.decode_periods import decode_periods
 from resa_bench.plots.decode_stages import decode_stages
 from resa_bench.plots.decode_style import names
@@ -397,3 +397,12 @@ def test_quest_names_its_dense_layers_only_beside_others() -> None:
     rows = method_rows("quest", 4 * K, **QUEST) + method_rows("quest", 4 * K, **QUEST | {"dense_layers": 0})
     found = set(names(only_set(rows).lines).values())
     assert found == {"Quest group-sum dense_layers=0", "Quest group-sum dense_layers=2"}
+
+
+def test_other_selections_of_a_method_are_left_to_the_figure_of_quality() -> None:
+    """Pinned blocks and mean/std take the same time: lines keep their names, the rows stay at hand."""
+    plain = method_rows("resa", 4096, block_size=16, summary_kind="minmax")
+    others = [replace(plain[0], pinned_blocks=1), replace(plain[0], summary_kind="meanstd", spread_weight=0.5)]
+    drawn, alike = drawn_and_alike([*plain, *others])
+    assert (drawn, alike) == (plain, others)
+    assert drawn_and_alike(others[1:]) == (others[1:], [])
