@@ -31,10 +31,18 @@ LOGIT_ROWS = 32  # steps whose logits are compared at a time
 Report = Callable[[str], None]
 
 
-def attention_of(spec: MethodSpec) -> ForcedAttention:
+TILES = {"cpu": 32, "cuda": 256}
+"""Steps whose attention is computed at a time: what a CPU's caches hold; enough work for a GPU's launches to be few."""
+
+
+def attention_of(spec: MethodSpec, device: torch.device) -> ForcedAttention:
     """Raises KeyError for a method that has no parallel form."""
     every = spec.config.rectify_every if rectifies(spec) else None
-    return ForcedAttention(spec.config, SELECTORS[spec.name], every)
+    return ForcedAttention(spec.config, SELECTORS[spec.name], every, TILES[device.type])
+
+
+def dense_attention(device: torch.device) -> ForcedAttention:
+    return ForcedAttention(None, None, None, TILES[device.type])
 
 
 def _pass(
@@ -75,7 +83,7 @@ def dense_parallel(
         state: its caches hold the prompt; they are only read.
         tokens: int64 `[B, T + 1]`; the last one is what follows, and is not fed.
     """
-    dense = ForcedAttention(None, None, None)
+    dense = dense_attention(decoder.device)
     keys, values = [], []
     layers = decoder.config.layers
 
@@ -108,7 +116,7 @@ def run_parallel(
     Raises:
         KeyError: the method has no parallel form (`SELECTORS`).
     """
-    sparse, dense = attention_of(spec), ForcedAttention(None, None, None)
+    sparse, dense = attention_of(spec, decoder.device), dense_attention(decoder.device)
     tokens, layers = reference.tokens, decoder.config.layers
     batch, steps = tokens.shape[0], reference.steps
     errors = torch.empty(layers, steps, batch)
