@@ -15,7 +15,7 @@ from ..model.config import ModelConfig
 
 TASKS = ("divergence", "needle", "copy")
 POLICIES = ("per-head", "group-sum")  # of Quest: as published, and the cheapest to share
-WINDOWS = (2, 8)  # of RetroAttention
+WINDOWS = (2,)  # of RetroAttention
 QUESTION_ROOM = 96  # tokens for a needle's question and answer
 PAIR_ROOM = 32  # tokens for one question of the copy task and its answer
 
@@ -189,7 +189,7 @@ class Scale:
 
 SCALES = {
     "quick": Scale((512, 48, 4, 1), ((K,), 3, 1), ((K,), 8, 1)),
-    "default": Scale((2 * K, 128, 8, 1), ((K, 4 * K), 5, 2), ((K, 4 * K), 16, 2)),
+    "default": Scale((2 * K, 128, 8, 1), ((4 * K,), 3, 2), ((K, 4 * K), 16, 1)),
     "full": Scale((4 * K, 512, 16, 4), ((K, 2 * K, 4 * K, 7 * K), 9, 8), ((K, 2 * K, 4 * K, 7 * K), 32, 8)),
 }
 
