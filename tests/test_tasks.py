@@ -453,7 +453,7 @@ def test_plan(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--task", "needle", "divergence", "--context", "2K", "--temperature", "0", "0.6"]
     assert main(["tasks", "--plan", "--device", "cpu", *arguments]) == 0
     text = " ".join(capsys.readouterr().out.split())
-    for name in ("divergence-2k-128-8x1 ", "divergence-2k-128-8x1-t0.6", "needle-2k-5x2"):
+    for name in ("divergence-2k-128-8x1 ", "divergence-2k-128-8x1-t0.6", "needle-2k-3x2"):
         assert f"tasks-smollm2-135m-{name}" in text
     for name in ("torch-dense", "sparse b16", "resa-torch b16 f16", "quest b16 per-head", "sink-window", "oracle b16"):
         assert name in text
