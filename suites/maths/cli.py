@@ -55,8 +55,8 @@ command goes on where it was stopped, with any number of GPUs. An answer depends
 to rounding, and all methods draw the same random numbers. Needs pip install 'resa-bench[maths]', which is math-verify
 and {GSM_PACKAGE}."""
 
-CPU_TOKENS, QUICK_TOKENS, PAPER_TOKENS = 256, 96, 16384
-CPU_SUMS, QUICK_SUMS, GPU_SUMS = 12, 4, 200
+CPU_TOKENS, QUICK_TOKENS, PAPER_TOKENS = 192, 96, 16384
+CPU_SUMS, QUICK_SUMS, GPU_SUMS = 8, 4, 200
 LOG_S = 60.0  # between lines of progress where there is no terminal
 
 
@@ -74,7 +74,7 @@ def add_maths_arguments(parser: argparse.ArgumentParser) -> None:
     asked.add_argument("--dtype", choices=DTYPES, help="default bf16, on a CPU fp32")
     asked.add_argument("--int4", action="store_true", help="4-bit weights")
     asked.add_argument("--prompt", choices=STYLES, default="chat", help="plain: the authors' text, without a template")
-    asked.add_argument("--max-tokens", type=tokens, metavar="TOKENS", help="new tokens (default 16K, on a CPU 256)")
+    asked.add_argument("--max-tokens", type=tokens, metavar="TOKENS", help="new tokens (default 16K, on a CPU 192)")
     asked.add_argument("--temperature", type=float, default=0.6, help="0 is greedy")
     asked.add_argument("--top-p", type=float, help="default 0.9")
     asked.add_argument("--seed", type=int, default=0)
