@@ -91,10 +91,11 @@ def gsr(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """All tests; on a CPU the kernels run in Triton's interpreter. Arguments go to pytest."""
     env = _install(session, "test", "maths")
-    workers = str(min(4, os.cpu_count() or 1))
-    session.run(
-        _python(session), "-m", "pytest", "--benchmark-disable", "-n", workers, *session.posargs, env=env, external=True
-    )
+    cores = os.cpu_count() or 1
+    workers = min(4, cores)
+    env.setdefault("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", str(cores // workers)))  # no thread too many
+    command = [_python(session), "-m", "pytest", "--benchmark-disable", "-n", str(workers)]
+    session.run(*command, *session.posargs, env=env, external=True)
 
 
 @nox.session
