@@ -37,7 +37,7 @@ from .worker import Settings, Worker
 BLOCK_SIZES = [16, 32, 64]
 WINDOWS = [SparseConfig().window]
 EXAMPLES = """examples:
-  resa-bench micro                                     the default list (3 to 4 minutes on an H100 or on 2 CPU cores)
+  resa-bench micro                                     the default list (5 minutes on an H100)
   resa-bench micro --quick                             two short cases
   resa-bench micro --context 64K 256K --batch 4        these cases, whatever the list
   resa-bench micro --method resa quest sdpa-cudnn      these methods only

@@ -20,8 +20,6 @@ from ...profiling.timeline import TraceMismatch
 from ...profiling.trace import break_down
 from ..cases import MethodSpec
 from ..checks import Check
-from ..micro import failure
-from ..model.smollm import ModelNotHere
 from ..rows import Row, digits
 from ..speedups import with_speedups
 from .cases import TEXT_PERIODS, DecodeCase, capacity, period, prompt_tokens, rectifies, window
@@ -31,6 +29,7 @@ from .drift import DriftMeter
 from .engine import Engine, State, bind_layers
 from .loader import Loader, copy_tokens, prompt_ids, release
 from .measure import EAGER_STEPS, Timing, time_decoding, time_period
+from .methods import run_methods
 from .prompt import fill_synthetic
 
 TRACED_STEPS = 2
@@ -380,34 +379,5 @@ def run_case(
 ) -> list[Row]:
     """Decode with every method of `specs`; a method that fails costs its own rows alone."""
     run = kind(case, specs, bench, on_step)
-    rows: list[Row] = []
-    able = []
-    for spec in specs:
-        reason = get_method(spec.name).unavailable(case.shape, case.torch_dtype, bench.device)
-        if reason:
-            rows.append(run.row(spec, status="skipped", reason=reason))
-        else:
-            able.append(spec)
-    run.specs = able
-    reason = too_large(case, able, bench.device)
-    if reason:
-        return rows + [run.row(spec, status="skipped", reason=reason, final=True) for spec in able]
-    with torch.inference_mode():
-        try:
-            if able:
-                run.prepare(loader)
-        except ModelNotHere as error:
-            return rows + [run.row(spec, status="skipped", reason=str(error)) for spec in able]
-        except Exception as error:
-            status, reason = failure(error)
-            return rows + [run.row(spec, status=status, reason=reason) for spec in able]
-        for spec in able:
-            try:
-                for row in run.measure(spec):
-                    rows.append(row)
-                release(bench.device)
-            except Exception as error:
-                status, reason = failure(error)
-                final = True if isinstance(error, Unsupported) else None
-                rows.append(run.row(spec, status=status, reason=reason, final=final))
+    rows = run_methods(run, specs, bench.device, loader, lambda able: too_large(case, able, bench.device))
     return with_speedups(rows, step_us)

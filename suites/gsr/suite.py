@@ -22,11 +22,10 @@ from ..decode.costs import SCRATCH_BYTES, element_bytes, kv_bytes, weight_bytes
 from ..decode.engine import Engine, State, bind_layers
 from ..decode.loader import Loader, prompt_ids, release
 from ..decode.measure import time_decoding
+from ..decode.methods import run_methods
 from ..decode.prompt import fill_synthetic, prefill
 from ..decode.suite import DecodeBench, can_capture, step_us
-from ..micro import failure
 from ..model.load import LoadedModel
-from ..model.smollm import ModelNotHere
 from ..rows import Row, digits
 from ..speedups import with_speedups
 from .cases import INSTRUCTION, GsrCase, Segment, segments
@@ -366,36 +365,7 @@ def run_case(
 ) -> list[Row]:
     """Both phases with every method of `specs`; a method that fails costs its own rows alone."""
     run = GsrRun(case, specs, bench, on_step)
-    rows: list[Row] = []
-    able = []
-    for spec in specs:
-        reason = get_method(spec.name).unavailable(case.shape, case.torch_dtype, bench.device)
-        if reason:
-            rows.append(run.row(spec, status="skipped", reason=reason))
-        else:
-            able.append(spec)
-    run.specs = able
-    reason = too_large(case, bench.device)
-    if reason:
-        return rows + [run.row(spec, status="skipped", reason=reason, final=True) for spec in able]
-    with torch.inference_mode():
-        try:
-            if able:
-                run.prepare(loader)
-        except ModelNotHere as error:
-            return rows + [run.row(spec, status="skipped", reason=str(error)) for spec in able]
-        except Exception as error:
-            status, reason = failure(error)
-            return rows + [run.row(spec, status=status, reason=reason) for spec in able]
-        for spec in able:
-            try:
-                for row in run.measure(spec):
-                    rows.append(row)
-                release(bench.device)
-            except Exception as error:
-                status, reason = failure(error)
-                final = True if isinstance(error, Unsupported) else None
-                rows.append(run.row(spec, status=status, reason=reason, final=final))
+    rows = run_methods(run, specs, bench.device, loader, lambda able: too_large(case, bench.device))
     for stage in STAGES:
         rows = with_speedups(rows, step_us, (stage,), stage)
     return rows

@@ -17,14 +17,13 @@ from ..cases import MethodSpec
 from ..checks import Check
 from ..decode.checks import check_attention
 from ..decode.engine import Engine, State, bind_layers
-from ..decode.loader import Loader, prompt_ids, release
+from ..decode.loader import Loader, prompt_ids
 from ..decode.lossless import Acceptances, LosslessEngine
 from ..decode.measure import Timing, time_period
+from ..decode.methods import run_methods
 from ..decode.prompt import prefill
 from ..decode.suite import DecodeBench, can_capture, step_us
-from ..micro import failure
 from ..model.load import LoadedModel
-from ..model.smollm import ModelNotHere
 from ..rows import Row, digits
 from ..speedups import with_speedups
 from .cases import LosslessCase
@@ -242,30 +241,6 @@ def run_case(
 ) -> list[Row]:
     """Decode with every method of `specs`, dense ones first; a method that fails costs its own rows alone."""
     run = LosslessRun(case, specs, bench, on_step)
-    rows: list[Row] = []
-    able = []
-    for spec in sorted(specs, key=lambda spec: not get_method(spec.name).is_dense):
-        reason = get_method(spec.name).unavailable(case.shape, case.torch_dtype, bench.device)
-        if reason:
-            rows.append(run.row(spec, status="skipped", reason=reason))
-        else:
-            able.append(spec)
-    with torch.inference_mode():
-        try:
-            if able:
-                run.prepare(loader)
-        except ModelNotHere as error:
-            return rows + [run.row(spec, status="skipped", reason=str(error)) for spec in able]
-        except Exception as error:
-            status, reason = failure(error)
-            return rows + [run.row(spec, status=status, reason=reason) for spec in able]
-        for spec in able:
-            try:
-                for row in run.measure(spec):
-                    rows.append(row)
-                release(bench.device)
-            except Exception as error:
-                status, reason = failure(error)
-                final = True if isinstance(error, Unsupported) else None
-                rows.append(run.row(spec, status=status, reason=reason, final=final))
+    dense_first = sorted(specs, key=lambda spec: not get_method(spec.name).is_dense)
+    rows = run_methods(run, dense_first, bench.device, loader)
     return with_speedups(rows, step_us)
