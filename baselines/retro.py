@@ -95,7 +95,8 @@ class RepairingLayer(BlockSparseLayer):
     @property
     def _summary_bytes(self) -> int:
         """A block's summary, of every sequence and head: written once however many tokens of it are."""
-        return 2 * self.cache.batch * self.cache.kv_heads * self.cache.head_dim * self.cache.k.element_size()
+        one = self.config.summary_bytes(self.cache.head_dim, self.cache.k.element_size())
+        return self.cache.batch * self.cache.kv_heads * one
 
 
 @dataclass

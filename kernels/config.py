@@ -7,6 +7,7 @@ from fractions import Fraction
 
 GQA_POLICIES = ("group-mean", "group-sum", "per-head", "all-heads")
 SUMMARY_KINDS = ("minmax", "meanstd")
+SUMMARY_DTYPES = ("fp8",)  # besides the cache's own
 BLOCK_SIZES = (8, 16, 32, 64, 128)
 HEAD_DIMS = (16, 32, 64, 128, 256)
 MAX_BLOCKS = 32768  # blocks in one sequence: one program holds a row of scores in registers
@@ -56,6 +57,7 @@ class SparseConfig:
     rectify_every: int = 32
     gqa_policy: str = "group-mean"
     summary_kind: str = "minmax"
+    summary_dtype: str | None = None  # "fp8": e4m3, half the bytes to score; None: the cache's
     spread_weight: float = 1.0  # c of the mean/std score q.mean + c |q|.std
     budget_tokens: int | None = None
     sink_blocks: int = 1  # of sink + window alone
@@ -71,6 +73,10 @@ class SparseConfig:
             raise ValueError(f"gqa_policy: got {self.gqa_policy!r}, allowed are {', '.join(GQA_POLICIES)}")
         if self.summary_kind not in SUMMARY_KINDS:
             raise ValueError(f"summary_kind: got {self.summary_kind!r}, allowed are {', '.join(SUMMARY_KINDS)}")
+        if self.summary_dtype not in (None, *SUMMARY_DTYPES):
+            raise ValueError(
+                f"summary_dtype: got {self.summary_dtype!r}, allowed are None, {', '.join(SUMMARY_DTYPES)}"
+            )
         if self.rectify_every < 1:
             raise ValueError(f"rectify_every: got {self.rectify_every}, must be at least 1 token")
         if self.window < 1:
@@ -101,6 +107,10 @@ class SparseConfig:
     def floor_blocks(self) -> int:
         """Least number of blocks selected where the sequence has that many."""
         return self.min_blocks if self.budget_tokens is None else self.budget_tokens // self.block_size
+
+    def summary_bytes(self, head_dim: int, cache_element: int) -> int:
+        """Bytes of one block's summary, of one KV head, beside a cache of elements of so many bytes."""
+        return 2 * head_dim * (1 if self.summary_dtype == "fp8" else cache_element)
 
     def blocks(self, tokens: int) -> int:
         """M: blocks of a sequence of `tokens` tokens."""

@@ -20,10 +20,13 @@ from .chunk import ChunkKernel, best_chunk_kernel
 from .config import AttentionShape, SparseConfig
 from .method import DecodeMethod, DenseLayer, Stage, StepTensors, Unsupported, register
 from .scores import query_slots, score_rows
-from .summaries import Summaries
+from .summaries import Summaries, rounded
 from .workspace import BlockSparseLayer, Workspace
 
-SELECTS = ("block_size", "active_ratio", "min_blocks", "gqa_policy", "summary_kind", "spread_weight", "pinned_blocks")
+SELECTS = (
+    "block_size", "active_ratio", "min_blocks", "gqa_policy", "summary_kind", "summary_dtype", "spread_weight",
+    "pinned_blocks",
+)  # fmt: skip
 """The settings by which blocks are scored and selected (`DecodeMethod.uses`)."""
 
 PAGED = "cache: the portable path takes contiguous caches only, got a paged one"
@@ -45,12 +48,16 @@ def write_tokens_torch(cache: KVCache, k_new: Tensor, v_new: Tensor, keep_before
 
 def _summarise(blocks: Tensor, out: Tensor, kind: str) -> None:
     """`[Hkv, n, tokens, D]` keys to `[Hkv, n, 2, D]`."""
-    if kind == "minmax":
+    if kind == "minmax" and out.dtype == blocks.dtype:
         torch.amin(blocks, 2, out=out[:, :, 0])
         torch.amax(blocks, 2, out=out[:, :, 1])
+        return
+    if kind == "minmax":
+        first, second = blocks.amin(2), blocks.amax(2)
     else:
-        variance, mean = torch.var_mean(blocks.float(), 2, correction=0)
-        out[:, :, 0], out[:, :, 1] = mean, variance.sqrt()
+        variance, first = torch.var_mean(blocks.float(), 2, correction=0)
+        second = variance.sqrt()
+    out[:, :, 0], out[:, :, 1] = rounded(first, out.dtype), rounded(second, out.dtype)
 
 
 def refresh_torch(cache: KVCache, summaries: Summaries, tokens: int | None = None) -> None:
@@ -218,7 +225,10 @@ class TorchSparseMethod(DecodeMethod):
 
     def summaries(self, cache: KVCache) -> Summaries | None:
         """Room for a layer's summaries, or None where nothing is scored by them."""
-        return Summaries.allocate(cache, self.config.block_size, self.config.summary_kind) if self.scored else None
+        config = self.config
+        if not self.scored:
+            return None
+        return Summaries.allocate(cache, config.block_size, config.summary_kind, config.summary_dtype)
 
     def kernel(self, cache: KVCache, name: str | None) -> ChunkKernel | None:
         """The chunk kernel that all layers share, or None where nothing is rectified."""

@@ -4,6 +4,9 @@
 mean and the population standard deviation. One kernel serves all four uses: a program takes one block, writes the new
 tokens that fall into it, and summarises its valid keys. Since a summary is always made from the keys, writing the
 same token again changes nothing, and rectified keys (which can shrink a maximum) need no second path.
+
+In fp8 (e4m3) they take half the bytes of 16-bit ones. Values are rounded to nearest, so that a maximum may come out up
+to 1/16 below the largest key, and saturate at 448; what that does to the selection is measured (docs/notes/quality.md).
 """
 
 from __future__ import annotations
@@ -18,8 +21,16 @@ from torch import Tensor
 from .addressing import locate
 from .cache import KVCache, logical
 from .checks import check_device, check_tensor, kernel_dtypes
-from .config import BLOCK_SIZES, MAX_BLOCKS, SUMMARY_KINDS, ceil_div
+from .config import BLOCK_SIZES, MAX_BLOCKS, SUMMARY_DTYPES, SUMMARY_KINDS, ceil_div
 from .launch import await_previous, launch, release_next
+
+DTYPES = dict(zip(SUMMARY_DTYPES, (torch.float8_e4m3fn,), strict=True))
+FP8_MAX = 448.0
+
+
+def rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """`x` in a summary's element type; fp8 saturates."""
+    return (x.clamp(-FP8_MAX, FP8_MAX) if dtype in DTYPES.values() else x).to(dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +38,8 @@ class Summaries:
     """Summaries of one layer's cache.
 
     Attributes:
-        data: `[B or P, Hkv, blocks, 2, D]` of the cache's dtype; paged as the cache is, so that a shared page shares
-            its summaries.
+        data: `[B or P, Hkv, blocks, 2, D]` of the cache's dtype or fp8; paged as the cache is, so that a shared page
+            shares its summaries.
         kind: "minmax" (slots min, max) or "meanstd" (slots mean, std).
         block_size: tokens a block.
     """
@@ -38,17 +49,19 @@ class Summaries:
     block_size: int
 
     @classmethod
-    def allocate(cls, cache: KVCache, block_size: int, kind: str = "minmax") -> Summaries:
-        """Room for every block of `cache`.
+    def allocate(cls, cache: KVCache, block_size: int, kind: str = "minmax", dtype: str | None = None) -> Summaries:
+        """Room for every block of `cache`, in its own dtype unless one of SUMMARY_DTYPES is named.
 
         Raises:
-            ValueError: block_size is not an allowed power of two or does not divide the page size, the kind is
+            ValueError: block_size is not an allowed power of two or does not divide the page size, the kind or dtype is
                 unknown, or a sequence would have more than MAX_BLOCKS blocks.
         """
         if block_size not in BLOCK_SIZES:
             raise ValueError(f"block_size: got {block_size}, allowed are the powers of two {BLOCK_SIZES}")
         if kind not in SUMMARY_KINDS:
             raise ValueError(f"kind: got {kind!r}, allowed are {', '.join(SUMMARY_KINDS)}")
+        if dtype is not None and dtype not in DTYPES:
+            raise ValueError(f"dtype: got {dtype!r}, allowed are {', '.join(DTYPES)}, or None for the cache's")
         if cache.paged and cache.page_size % block_size:
             raise ValueError(f"block_size: got {block_size}, must divide the cache's page size of {cache.page_size}")
         if ceil_div(cache.capacity, block_size) > MAX_BLOCKS:
@@ -58,11 +71,30 @@ class Summaries:
             )
         blocks = ceil_div(cache.page_size, block_size)
         shape = (cache.k.shape[0], cache.kv_heads, blocks, 2, cache.head_dim)
-        return cls(torch.empty(shape, dtype=cache.dtype, device=cache.device), kind, block_size)
+        element = DTYPES[dtype] if dtype else cache.dtype
+        return cls(torch.empty(shape, dtype=element, device=cache.device), kind, block_size)
+
+    @property
+    def dtype(self) -> str | None:
+        """As `SparseConfig.summary_dtype` names it: None for the cache's own."""
+        return next((name for name, dtype in DTYPES.items() if dtype == self.data.dtype), None)
 
     def logical(self, cache: KVCache) -> Tensor:
         """`[B, Hkv, M, 2, D]` in the order of the sequence."""
         return logical(self.data, cache.block_table)
+
+
+@triton.jit
+def _round(x, dtype: tl.constexpr):
+    """fp32 to a summary's element type. To e4m3 by hand, saturating, as Triton's interpreter drops the carry:
+    to nearest even at the 20th bit, and below 2^-6 at multiples of 2^-9, which is the spacing of floats around 24576.
+    """
+    if dtype != tl.float8e4nv:
+        return x.to(dtype)
+    x = tl.minimum(tl.maximum(x, -448.0), 448.0)
+    bits = x.to(tl.int32, bitcast=True)
+    normal = ((bits + 0x7FFFF + ((bits >> 20) & 1)) & -0x100000).to(tl.float32, bitcast=True)
+    return tl.where(tl.abs(x) < 0.015625, (x + 24576.0) - 24576.0, normal).to(dtype)
 
 
 @triton.jit
@@ -109,8 +141,8 @@ def update_block(
         index = tl.full([1], block, tl.int32)
         page, row = locate(batch, index, index >= 0, table, table_stride, PAGE // BLOCK, PAGED)
         base = page * summary_outer_stride + head * summary_head_stride + row * 2 * D
-        tl.store(summaries + base + dims, slot0.to(summaries.dtype.element_ty))
-        tl.store(summaries + base + D + dims, slot1.to(summaries.dtype.element_ty))
+        tl.store(summaries + base + dims, _round(slot0, summaries.dtype.element_ty))
+        tl.store(summaries + base + D + dims, _round(slot1, summaries.dtype.element_ty))
 
 
 @triton.jit(do_not_specialize=["new_tokens", "kv_heads"])
@@ -174,7 +206,8 @@ def _check(cache: KVCache, summaries: Summaries | None, check_values: bool) -> N
     if summaries is not None:
         blocks = ceil_div(cache.page_size, summaries.block_size)
         shape = (cache.k.shape[0], cache.kv_heads, blocks, 2, cache.head_dim)
-        check_tensor("summaries.data", summaries.data, shape, dtypes=(cache.dtype,), device=cache.device)
+        dtypes = (cache.dtype, *DTYPES.values())
+        check_tensor("summaries.data", summaries.data, shape, dtypes=dtypes, device=cache.device)
         if not summaries.data.is_contiguous():
             raise ValueError("summaries.data: must be contiguous")
     if check_values:

@@ -105,7 +105,8 @@ class BlockSparseLayer(Layer):
         if self.kernel is None:
             return Traffic(0)
         touched = 1 + ceil_div(tokens - 1, self.config.block_size)
-        refreshed = 2 * self.cache.head_dim * self.cache.k.element_size() * self.cache.kv_heads * self.cache.batch
+        refreshed = self.config.summary_bytes(self.cache.head_dim, self.cache.k.element_size())
+        refreshed *= self.cache.kv_heads * self.cache.batch
         return chunk_traffic(self.cache, self.shape.q_heads, tokens) + Traffic(touched * refreshed)
 
 
@@ -131,9 +132,9 @@ def sparse_traffic(
     size, dim = cache.k.element_size(), cache.head_dim
     query = shape.batch * shape.q_heads * dim * size
     new_token = 2 * shape.batch * shape.kv_heads * dim * size
-    one_summary = 2 * shape.batch * shape.kv_heads * dim * size if scored else 0
+    summary_bytes = config.summary_bytes(dim, size) * shape.kv_heads if scored else 0
     blocks = sum(config.blocks(length) for length in cache.lengths.tolist())
-    summary = 2 * blocks * shape.kv_heads * dim * size if scored else 0
+    summary = blocks * summary_bytes
     score_rows_bytes = 4 * blocks * lists.shape[1] if scored else 0
     entries = 4 * int((lists >= 0).sum())
     tokens = unique_tokens(lists, cache.lengths, shape.kv_heads, config.block_size)
@@ -143,7 +144,7 @@ def sparse_traffic(
         * shape.q_heads
         // lists.shape[1]
     )
-    append = Traffic(2 * new_token + one_summary)
+    append = Traffic(2 * new_token + shape.batch * summary_bytes)
     flops = 4 * attended * dim
     parts = {"append": append}
     if scored:

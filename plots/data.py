@@ -14,8 +14,8 @@ FAILING = ("failed", "oom")
 
 # Columns that split a variant only where two rows would otherwise fall on the same point of a line.
 TIE_BREAKERS = (
-    "budget_tokens", "spread_weight", "pinned_blocks", "window", "rectify_every", "draft_length", "dense_layers",
-    "weight_dtype", "kv_layout", "paged", "shared_kv",
+    "budget_tokens", "summary_dtype", "spread_weight", "pinned_blocks", "window", "rectify_every", "draft_length",
+    "dense_layers", "weight_dtype", "kv_layout", "paged", "shared_kv",
 )  # fmt: skip
 
 
@@ -191,5 +191,5 @@ def order(variant: Variant) -> tuple[Any, ...]:
     leading = ("resa", "resa-torch", "resa-authors", "sparse")
     rank = leading.index(variant.method) if variant.method in leading else len(leading)
     numbers = (variant.block_size, variant.active_ratio, variant.budget_tokens, variant.window)
-    words = (variant.gqa_policy or "", variant.summary_kind or "", str(variant.ties))
+    words = (variant.gqa_policy or "", variant.summary_kind or "", *(str(v or "") for _, v in variant.ties))
     return (not variant.dense, rank, variant.method, *(n or 0 for n in numbers), *words)

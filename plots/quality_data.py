@@ -78,7 +78,7 @@ def usual(lines: dict[str, list[Row]]) -> dict[str, list[Row]]:
     first = next((mine[0] for mine in lines.values() if mine[0].rectify_every), None)
     if first is None:
         return lines
-    told = ("block_size", "summary_kind", "pinned_blocks")
+    told = ("block_size", "summary_kind", "summary_dtype", "pinned_blocks")
     return {
         name: mine
         for name, mine in lines.items()

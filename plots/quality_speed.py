@@ -22,8 +22,8 @@ from .quality_data import QualitySet, looks
 from .style import GREY, SINGLE_IN, Look, finish, legend_line, tokens
 
 PAIRED = (
-    "block_size", "active_ratio", "budget_tokens", "rectify_every", "gqa_policy", "summary_kind", "spread_weight",
-    "pinned_blocks", "window",
+    "block_size", "active_ratio", "budget_tokens", "rectify_every", "gqa_policy", "summary_kind", "summary_dtype",
+    "spread_weight", "pinned_blocks", "window",
 )  # fmt: skip
 SAME_STEP = {"resa-torch": "resa"}  # methods that compute the same, by the name they are timed under
 LEAST_POINTS = 2

@@ -137,6 +137,7 @@ _SHORT = {
     "budget_tokens": "{} tokens",
     "gqa_policy": "{}",
     "summary_kind": "{}",
+    "summary_dtype": "summaries in {}",
     "spread_weight": "c={:g}",
     "pinned_blocks": "first {} read",
     "window": "w={}",

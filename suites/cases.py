@@ -10,11 +10,19 @@ from typing import Any, ClassVar
 import torch
 
 from ..kernels import AttentionShape, SparseConfig, get_method, registered
-from ..kernels.config import ceil_div
+from ..kernels.config import SUMMARY_DTYPES, SUMMARY_KINDS, ceil_div
 
 QUEST_POLICIES = ("per-head", "group-sum")  # as published, and the cheapest way to share its lists
 PATTERNS = ("random", "clustered", "recent")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+SUMMARIES = (*SUMMARY_KINDS, *(f"{kind}-{dtype}" for dtype in SUMMARY_DTYPES for kind in SUMMARY_KINDS))
+SUMMARY_HELP = "what a block is scored by; -fp8: half the bytes of 16-bit summaries, rounded (docs/notes/quality.md)"
+
+
+def summary_settings(name: str) -> dict[str, Any]:
+    """One of SUMMARIES as settings of `SparseConfig`."""
+    kind, _, dtype = name.partition("-")
+    return {"summary_kind": kind, "summary_dtype": dtype or None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +155,8 @@ class MethodSpec:
             words.append("meanstd")
             if self.config.spread_weight != DEFAULTS.spread_weight:
                 words.append(f"c{self.config.spread_weight:g}")
+        if columns.get("summary_dtype"):
+            words.append(str(columns["summary_dtype"]))
         if columns.get("pinned_blocks"):
             words.append(f"pin{columns['pinned_blocks']}")
         if self.dense_layers not in (None, QUEST_DENSE_LAYERS):
@@ -161,8 +171,8 @@ class MethodSpec:
 def default_methods(device: torch.device, base: SparseConfig, block_sizes: Sequence[int]) -> list[MethodSpec]:
     """Every registered method that is not kept for asking by name, dense ones first.
 
-    ReSA runs at each block size (in plain torch on a CPU), Quest under two GQA policies, RetroAttention under the one
-    of them that it can share, any other sparse method at the first block size.
+    ReSA runs at each block size (in plain torch on a CPU) and on a GPU with summaries in fp8 too, Quest under two GQA
+    policies, RetroAttention under the one of them that it can share, any other sparse method at the first block size.
     """
     left_out = ("resa-torch", "torch-dense") if device.type == "cuda" else ("resa",)
     methods = {n: m for n, m in registered().items() if m.in_default and n not in left_out}
@@ -173,6 +183,8 @@ def default_methods(device: torch.device, base: SparseConfig, block_sizes: Seque
             continue
         if name in ("resa", "resa-torch"):
             specs += [MethodSpec(name, replace(base, block_size=b)) for b in block_sizes]
+            if name == "resa" and base.summary_dtype is None:
+                specs.append(MethodSpec(name, replace(first, summary_dtype="fp8")))
         elif name == "quest":
             specs += [MethodSpec(name, replace(first, gqa_policy=policy)) for policy in QUEST_POLICIES]
         elif name == "retro":

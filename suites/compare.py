@@ -19,8 +19,9 @@ BROKEN = ("failed", "oom")
 SETTINGS = {
     "block_size": "b={}", "active_ratio": "r={}", "budget_tokens": "tokens={}", "window": "w={}",
     "draft_length": "m={}",
-    "rectify_every": "f={}", "gqa_policy": "{}", "summary_kind": "{}", "selection_pattern": "{}", "dtype": "{}",
-    "weight_dtype": "weights {}", "kv_layout": "{}", "paged": "paged={}", "shared_kv": "shared_kv={}",
+    "rectify_every": "f={}", "gqa_policy": "{}", "summary_kind": "{}", "summary_dtype": "summaries {}",
+    "selection_pattern": "{}", "dtype": "{}", "weight_dtype": "weights {}", "kv_layout": "{}", "paged": "paged={}",
+    "shared_kv": "shared_kv={}",
 }  # fmt: skip
 COLOURS = {"slower": "red", "faster": "green", "unclear": "yellow", "same": "dim", "newly failed": "red"}
 

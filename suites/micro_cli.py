@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 
 from ..kernels import SparseConfig, registered
-from ..kernels.config import GQA_POLICIES, SUMMARY_KINDS
+from ..kernels.config import GQA_POLICIES
 from ..profiling.timing import Plan
 from .cases import (
     DEFAULT_MODEL,
@@ -18,6 +18,8 @@ from .cases import (
     PATTERNS,
     PRESETS,
     QUEST_POLICIES,
+    SUMMARIES,
+    SUMMARY_HELP,
     Case,
     MethodSpec,
     ModelShape,
@@ -26,6 +28,7 @@ from .cases import (
     filter_cases,
     named_spec,
     retro_spec,
+    summary_settings,
     takes_wide_windows,
     wide_windows,
 )
@@ -76,7 +79,7 @@ def add_micro_arguments(parser: argparse.ArgumentParser) -> None:
         "--window", nargs="+", type=int, default=WINDOWS, metavar="w",
         help="of RetroAttention: newest tokens that a step runs (default 2; 4 and 8 too where the list has them)",
     )  # fmt: skip
-    how.add_argument("--summary", choices=SUMMARY_KINDS, default="minmax")
+    how.add_argument("--summary", choices=SUMMARIES, default="minmax", help=SUMMARY_HELP)
     how.add_argument("--pinned-blocks", type=int, default=0, metavar="P", help="first blocks that are always read")
     run = parser.add_argument_group("the run")
     run.add_argument("--device", help="cuda, cuda:1 or cpu (default: a GPU if there is one)")
@@ -129,7 +132,7 @@ def choose_methods(options: argparse.Namespace, device: torch.device) -> list[Me
         active_ratio=options.ratio,
         min_blocks=options.min_blocks,
         rectify_every=options.rectify_every,
-        summary_kind=options.summary,
+        **summary_settings(options.summary),
         pinned_blocks=options.pinned_blocks,
     )
     quick = options.scale == "quick" and options.block_size == BLOCK_SIZES

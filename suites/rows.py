@@ -48,6 +48,7 @@ class Row:
     chunk_kernel: str | None = None  # that attended in rectification; tells nothing apart
     gqa_policy: str | None = None
     summary_kind: str | None = None
+    summary_dtype: str | None = None  # none: the dtype of the cache
     pinned_blocks: int | None = None  # first blocks, always selected; none where there are none
     spread_weight: float | None = None  # c of mean/std summaries; none of others
     window: int | None = None
@@ -150,9 +151,9 @@ COLUMNS = tuple(f.name for f in fields(Row))
 # What tells one measurement from another within a file, and pairs them between files.
 IDENTITY = (
     "suite", "model", "case", "method", "stage", "context", "batch", "block_size", "active_ratio", "min_blocks",
-    "budget_tokens", "rectify_every", "gqa_policy", "summary_kind", "spread_weight", "pinned_blocks", "window",
-    "draft_length", "dense_layers", "dtype", "weight_dtype", "kv_layout", "paged", "shared_kv", "selection_pattern",
-    "cache_state", "launch", "metric", "step", "layer", "head", "depth", "seed",
+    "budget_tokens", "rectify_every", "gqa_policy", "summary_kind", "summary_dtype", "spread_weight", "pinned_blocks",
+    "window", "draft_length", "dense_layers", "dtype", "weight_dtype", "kv_layout", "paged", "shared_kv",
+    "selection_pattern", "cache_state", "launch", "metric", "step", "layer", "head", "depth", "seed",
 )  # fmt: skip
 
 

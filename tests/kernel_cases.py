@@ -36,7 +36,7 @@ from resa_bench.kernels.config import ceil_div
 from resa_bench.kernels.dense import dense_reference
 from resa_bench.kernels.launch import INTERPRET, Launch, recording
 from resa_bench.kernels.sparse_decode import sparse_reference
-from resa_bench.kernels.summaries import summaries_reference
+from resa_bench.kernels.summaries import rounded, summaries_reference
 from resa_bench.suites.checks import Check, compare
 from torch import Tensor
 
@@ -58,6 +58,8 @@ def random(*shape: int, dtype: torch.dtype, seed: int) -> Tensor:
 
 def same(a: Tensor, b: Tensor) -> bool:
     """Equal everywhere, NaN where NaN."""
+    if a.dtype == b.dtype == torch.float8_e4m3fn:
+        a, b = a.float(), b.float()
     return torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(), b.nan_to_num())
 
 
@@ -97,8 +99,8 @@ def snapshot(cache: KVCache) -> tuple[Tensor, Tensor]:
     return k.clone(), v.clone()
 
 
-def poisoned_summaries(cache: KVCache, block_size: int, kind: str) -> Summaries:
-    summaries = Summaries.allocate(cache, block_size, kind)
+def poisoned_summaries(cache: KVCache, block_size: int, kind: str, dtype: str | None = None) -> Summaries:
+    summaries = Summaries.allocate(cache, block_size, kind, dtype)
     summaries.data.fill_(NAN)
     return summaries
 
@@ -113,13 +115,15 @@ def poisoned_partials(rows: int, splits: int, dim: int) -> Partials:
 def assert_summaries(cache: KVCache, summaries: Summaries, tokens: int | None = None) -> None:
     """The blocks of the last `tokens` tokens (all by default) are summarised right, every other one is still NaN.
 
-    Minimum and maximum are exact. For mean and deviation, over n keys, in fp32 (u = 2^-24), then rounded to the
-    cache's dtype (u_d): the mean is off by e <= (n + 2) u mean|k| + u_d |mean|. A deviation from a mean that is off by
-    e is sqrt(var + e^2) <= std + e; squares, sum, division and root add (n + 8) u of it at most.
+    Minimum and maximum are exact, in fp8 rounded to nearest. For mean and deviation, over n keys, in fp32 (u = 2^-24),
+    then rounded to the summaries' dtype (u_d): the mean is off by e <= (n + 2) u mean|k| + u_d |mean|. A deviation from
+    a mean that is off by e is sqrt(var + e^2) <= std + e; squares, sum, division and root add (n + 8) u of it at most.
     """
-    size, unit = summaries.block_size, torch.finfo(cache.dtype).eps / 2
-    floor = 2.0**-25 if cache.dtype == torch.float16 else 0.0  # half the spacing of its subnormal numbers
-    keys, found = cache.gather()[0], summaries.logical(cache)
+    element = summaries.data.dtype
+    size, unit = summaries.block_size, torch.finfo(element).eps / 2
+    spacing = {torch.float16: 2.0**-24, torch.float8_e4m3fn: 2.0**-9}  # of subnormal numbers
+    floor = spacing.get(element, 0.0) / 2
+    keys, found = cache.gather()[0], summaries.logical(cache).float()
     for b, length in enumerate(cache.lengths.tolist()):
         first = 0 if tokens is None else max(length - tokens, 0) // size
         last = ceil_div(length, size)
@@ -127,7 +131,8 @@ def assert_summaries(cache: KVCache, summaries: Summaries, tokens: int | None = 
         assert bool(found[b, :, last:].isnan().all()), f"sequence {b}: a block past the sequence's end was written"
         touched = found[b, :, first:last]
         if summaries.kind == "minmax":
-            assert torch.equal(touched, summaries_reference(keys[b], length, size)[:, first:])
+            exact = summaries_reference(keys[b], length, size)[:, first:]
+            assert torch.equal(touched.float(), rounded(exact, element).float())
             continue
         exact = summaries_reference(keys[b].double(), length, size, "meanstd")[:, first:]
         for i in range(last - first):

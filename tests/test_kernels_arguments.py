@@ -328,6 +328,8 @@ CACHES: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
               r"k: 49 tokens do not fit the cache's capacity of 48"),
     "summaries-block-size": (lambda: Summaries.allocate(cache_of(), 12), ValueError, r"block_size: got 12, allowed"),
     "summaries-kind": (lambda: Summaries.allocate(cache_of(), 16, "max"), ValueError, r"kind: got 'max', allowed are"),
+    "summaries-dtype": (lambda: Summaries.allocate(cache_of(), 16, "minmax", "int3"), ValueError,
+                        r"dtype: got 'int3', allowed are fp8"),
     "summaries-page": (lambda: Summaries.allocate(cache_of(64, "paged"), 64), ValueError,
                        r"block_size: got 64, must divide the cache's page size of 32"),
 }  # fmt: skip
@@ -384,6 +386,7 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "budget": (dict(budget_tokens=15), r"budget_tokens: got 15, must hold one block of 16"),
     "no-blocks": (dict(min_blocks=0), r"local_blocks: 1 always-selected blocks do not fit .* \(0\)"),
     "no-blocks-at-all": (dict(min_blocks=0, local_blocks=0), r"local_blocks: 0 always-selected"),
+    "unknown-summary-dtype": (dict(summary_dtype="bf16"), r"summary_dtype: got 'bf16', allowed: None, fp8"),
     "negative-pinned": (dict(pinned_blocks=-1), r"pinned_blocks: got -1, must be >= 0"),
     "pinned-over-minimum": (dict(pinned_blocks=16), r"local_blocks: 17 always-selected blocks do not fit .* \(16\)"),
     "local-over-minimum": (dict(local_blocks=17), r"local_blocks: 17 always-selected blocks do not fit .* \(16\)"),

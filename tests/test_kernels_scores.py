@@ -20,12 +20,13 @@ from resa_bench.kernels import (
 from resa_bench.kernels.config import GQA_POLICIES, SUMMARY_KINDS
 from resa_bench.kernels.portable import refresh_torch
 from resa_bench.kernels.scores import scores_reference
+from resa_bench.suites.cases import SUMMARIES, summary_settings
 from torch import Tensor
 
 
 def score(cache: KVCache, q: Tensor, config: SparseConfig) -> tuple[Tensor, Tensor]:
     """Scores into a poisoned buffer, and the summaries they come from in order of the sequence."""
-    summaries = poisoned_summaries(cache, config.block_size, config.summary_kind)
+    summaries = poisoned_summaries(cache, config.block_size, config.summary_kind, config.summary_dtype)
     build_summaries(cache, summaries)
     shape = AttentionShape(cache.batch, q.shape[1], cache.kv_heads, cache.head_dim)
     rows = score_rows(shape, config.gqa_policy)
@@ -53,10 +54,11 @@ def check_scores(cache: KVCache, q: Tensor, config: SparseConfig) -> None:
 @pytest.mark.sanitizer
 @pytest.mark.parametrize("policy", GQA_POLICIES)
 @pytest.mark.parametrize("kind", SUMMARY_KINDS)
-def test_policies(policy: str, kind: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("kept_in", [None, "fp8"], ids=["", "fp8"])
+def test_policies(policy: str, kind: str, kept_in: str | None, dtype: torch.dtype) -> None:
     cache = make_cache([101, 1, 32, 0], dtype=dtype, capacity=120)
     q = random(4, 14, 64, dtype=dtype, seed=1)
-    check_scores(cache, q, SparseConfig(gqa_policy=policy, summary_kind=kind, spread_weight=0.7))
+    check_scores(cache, q, SparseConfig(gqa_policy=policy, summary_kind=kind, summary_dtype=kept_in, spread_weight=0.7))
 
 
 @pytest.mark.sanitizer
@@ -70,17 +72,17 @@ def test_shapes(layout: str, group: int, dim: int, dtype: torch.dtype) -> None:
 @pytest.mark.sanitizer
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("policy", GQA_POLICIES)
-@pytest.mark.parametrize("kind", SUMMARY_KINDS)
+@pytest.mark.parametrize("kind", [*SUMMARY_KINDS, "minmax-fp8"])
 def test_append_while_scoring(layout: str, policy: str, kind: str, dtype: torch.dtype) -> None:
     """As `write_tokens` before scoring: the same cache, summaries and scores, of empty sequences too."""
-    config = SparseConfig(gqa_policy=policy, summary_kind=kind)
+    config = SparseConfig(gqa_policy=policy, **summary_settings(kind))
     lengths = [101, 1, 33, 0]
     q = random(4, 6, 64, dtype=dtype, seed=1)
     k, v = random(2, 4, 2, 64, dtype=dtype, seed=2)
     found = []
     for fused in (False, True):
         cache = make_cache(lengths, dtype=dtype, capacity=120, layout=layout)
-        summaries = poisoned_summaries(cache, config.block_size, kind)
+        summaries = poisoned_summaries(cache, config.block_size, config.summary_kind, config.summary_dtype)
         build_summaries(cache, summaries)
         scores = torch.full((4, {"per-head": 6, "all-heads": 1}.get(policy, 2), 8), NAN, device=DEVICE)
         if not fused:
@@ -181,7 +183,7 @@ def test_the_reference_is_the_papers_sum() -> None:
     group=st.sampled_from([1, 2, 7]),
     block_size=st.sampled_from([8, 16, 64]),
     policy=st.sampled_from(GQA_POLICIES),
-    kind=st.sampled_from(SUMMARY_KINDS),
+    summary=st.sampled_from(SUMMARIES),
     layout=st.sampled_from(LAYOUTS),
     dtype=st.sampled_from(DTYPES),
 )
@@ -191,10 +193,10 @@ def test_anything(
     group: int,
     block_size: int,
     policy: str,
-    kind: str,
+    summary: str,
     layout: str,
     dtype: torch.dtype,
 ) -> None:
     cache = make_cache(lengths, kv_heads, 16, dtype=dtype, layout=layout, page_size=64)
     q = random(len(lengths), kv_heads * group, 16, dtype=dtype, seed=len(lengths))
-    check_scores(cache, q, SparseConfig(block_size=block_size, gqa_policy=policy, summary_kind=kind))
+    check_scores(cache, q, SparseConfig(block_size=block_size, gqa_policy=policy, **summary_settings(summary)))

@@ -23,6 +23,7 @@ from resa_bench.kernels.config import SUMMARY_KINDS
 # One token, a partly filled last block, ragged with an empty sequence, whole blocks only.
 LENGTHS = {"one-token": [1], "partial-block": [21], "ragged": [37, 1, 64, 0], "whole-blocks": [32, 16]}
 lengths_cases = pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
+in_dtypes = pytest.mark.parametrize("kept_in", [None, "fp8"], ids=["", "fp8"])
 
 
 def write(cache: KVCache, summaries: Summaries | None, tokens: int, *, seed: int = 1, squeeze: bool = False) -> None:
@@ -49,9 +50,10 @@ def write(cache: KVCache, summaries: Summaries | None, tokens: int, *, seed: int
 @lengths_cases
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("kind", SUMMARY_KINDS)
-def test_build(lengths: list[int], layout: str, kind: str, dtype: torch.dtype) -> None:
+@in_dtypes
+def test_build(lengths: list[int], layout: str, kind: str, kept_in: str | None, dtype: torch.dtype) -> None:
     cache = make_cache(lengths, dtype=dtype, layout=layout)
-    summaries = poisoned_summaries(cache, 16, kind)
+    summaries = poisoned_summaries(cache, 16, kind, kept_in)
     before = snapshot(cache)
     build_summaries(cache, summaries, check_values=True)
     assert_summaries(cache, summaries)
@@ -62,10 +64,11 @@ def test_build(lengths: list[int], layout: str, kind: str, dtype: torch.dtype) -
 @lengths_cases
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("kind", SUMMARY_KINDS)
+@in_dtypes
 @pytest.mark.parametrize("tokens", [1, 18])
-def test_write(lengths: list[int], layout: str, kind: str, tokens: int) -> None:
+def test_write(lengths: list[int], layout: str, kind: str, kept_in: str | None, tokens: int) -> None:
     cache = make_cache(lengths, capacity=70, dtype=DTYPES[0], layout=layout)
-    summaries = poisoned_summaries(cache, 16, kind)
+    summaries = poisoned_summaries(cache, 16, kind, kept_in)
     write(cache, summaries, tokens)
     assert_summaries(cache, summaries, tokens)
 
@@ -105,9 +108,10 @@ def test_length_counts_the_new_token(layout: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("kind", SUMMARY_KINDS)
-def test_writing_twice_changes_nothing(kind: str, dtype: torch.dtype) -> None:
+@in_dtypes
+def test_writing_twice_changes_nothing(kind: str, kept_in: str | None, dtype: torch.dtype) -> None:
     cache = make_cache([37, 5], dtype=dtype)
-    summaries = poisoned_summaries(cache, 16, kind)
+    summaries = poisoned_summaries(cache, 16, kind, kept_in)
     write(cache, summaries, 3)
     first = summaries.data.clone()
     write(cache, summaries, 3)
@@ -143,10 +147,11 @@ def test_new_tokens_may_be_strided(dtype: torch.dtype) -> None:
 @pytest.mark.sanitizer
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("kind", SUMMARY_KINDS)
+@in_dtypes
 @pytest.mark.parametrize("tokens", [1, 18, 64])
-def test_refresh(layout: str, kind: str, tokens: int) -> None:
+def test_refresh(layout: str, kind: str, kept_in: str | None, tokens: int) -> None:
     cache = make_cache([37, 1, 64, 0], dtype=DTYPES[0], layout=layout)
-    summaries = poisoned_summaries(cache, 16, kind)
+    summaries = poisoned_summaries(cache, 16, kind, kept_in)
     before = snapshot(cache)
     refresh_summaries(cache, summaries, tokens, check_values=True)
     assert_summaries(cache, summaries, tokens)
@@ -159,15 +164,28 @@ def test_refresh(layout: str, kind: str, tokens: int) -> None:
     block_size=st.sampled_from([8, 16, 32]),
     layout=st.sampled_from(LAYOUTS),
     kind=st.sampled_from(SUMMARY_KINDS),
+    kept_in=st.sampled_from([None, "fp8"]),
     dtype=st.sampled_from(DTYPES),
 )
 def test_write_anything(
-    lengths: list[int], tokens: int, block_size: int, layout: str, kind: str, dtype: torch.dtype
+    lengths: list[int], tokens: int, block_size: int, layout: str, kind: str, kept_in: str | None, dtype: torch.dtype
 ) -> None:
     cache = make_cache(lengths, kv_heads=1, dim=16, dtype=dtype, layout=layout, capacity=max(*lengths, tokens))
-    summaries = poisoned_summaries(cache, block_size, kind)
+    summaries = poisoned_summaries(cache, block_size, kind, kept_in)
     write(cache, summaries, tokens)
     assert_summaries(cache, summaries, tokens)
     summaries.data.fill_(NAN)
     build_summaries(cache, summaries)
     assert_summaries(cache, summaries)
+
+
+def test_fp8_rounds_to_nearest_and_saturates(dtype: torch.dtype) -> None:
+    """Ties to even, the carry into the next power of two, numbers below the least normal one, and over the largest."""
+    values = [1.0625, 1.1875, 1.96875, 3 * 2.0**-10, 2.0**-10, 1.5 * 2.0**-7, 460.0, 3e4, -5e3, -1.96875, 0.0, 17.5]
+    wanted = [1.0, 1.25, 2.0, 2.0**-8, 0.0, 1.5 * 2.0**-7, 448.0, 448.0, -448.0, -2.0, 0.0, 18.0]
+    cache = make_cache([1], kv_heads=1, dim=16, dtype=dtype)
+    cache.k[0, 0, 0, :12] = torch.tensor(values, dtype=dtype)
+    summaries = poisoned_summaries(cache, 16, "minmax", "fp8")
+    build_summaries(cache, summaries)
+    for slot in summaries.data[0, 0, 0].float():
+        assert slot[:12].tolist() == wanted

@@ -234,4 +234,5 @@ def study_specs(specs: Sequence[MethodSpec]) -> list[MethodSpec]:
     quest = MethodSpec("quest", replace(resa, gqa_policy="group-sum"), 0)
     kept = replace(resa, pinned_blocks=1)  # as fast; another quality (docs/notes/quality.md)
     pinned = [MethodSpec("resa", c) for c in (kept, replace(kept, summary_kind="meanstd", spread_weight=0.5))]
-    return [*sizes, *periods, *further, quest, *windows, *pinned]
+    halved = MethodSpec("resa", replace(resa, summary_dtype="fp8"))
+    return [*sizes, halved, *periods, *further, quest, *windows, *pinned]

@@ -12,11 +12,20 @@ from rich.console import Console
 from rich.table import Table
 
 from ...kernels import SparseConfig, get_method, registered
-from ...kernels.config import GQA_POLICIES, SUMMARY_KINDS
+from ...kernels.config import GQA_POLICIES
 from ...profiling.attached import attached
 from ...profiling.ceilings import measure_ceilings
 from ...profiling.timing import Plan, make_timer
-from ..cases import DEFAULT_MODEL, DTYPES, MethodSpec, named_spec, parse_tokens
+from ..cases import (
+    DEFAULT_MODEL,
+    DTYPES,
+    SUMMARIES,
+    SUMMARY_HELP,
+    MethodSpec,
+    named_spec,
+    parse_tokens,
+    summary_settings,
+)
 from ..model.config import MODELS
 from ..model.load import model_config
 from ..model.smollm import CONFIG as SMOLLM_CONFIG
@@ -91,7 +100,7 @@ def add_decode_arguments(parser: argparse.ArgumentParser) -> None:
         "--window", nargs="+", type=int, default=[SparseConfig().window], metavar="w",
         help="of RetroAttention: newest tokens that a step runs, the fed one included",
     )  # fmt: skip
-    how.add_argument("--summary", choices=SUMMARY_KINDS, default="minmax")
+    how.add_argument("--summary", choices=SUMMARIES, default="minmax", help=SUMMARY_HELP)
     how.add_argument("--pinned-blocks", type=int, default=0, metavar="P", help="first blocks that are always read")
     how.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
     how.add_argument("--top-p", type=float, default=1.0)
@@ -152,7 +161,7 @@ def choose_specs(options: argparse.Namespace, device: torch.device, prompt: str)
         active_ratio=options.ratio,
         min_blocks=options.min_blocks,
         rectify_every=options.rectify_every[0],
-        summary_kind=options.summary,
+        **summary_settings(options.summary),
         pinned_blocks=options.pinned_blocks,
     )
     specs = default_specs(device, base, options.block_size, prompt)

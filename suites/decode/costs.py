@@ -85,8 +85,9 @@ def kv_bytes(case: ModelCase, tokens: int) -> int:
 
 
 def summary_bytes(case: DecodeCase, config: SparseConfig, tokens: int) -> int:
-    """Summaries of one layer: as many bytes as K and V, over the block size."""
-    return kv_bytes(case, config.blocks(tokens))
+    """Summaries of one layer."""
+    one = config.summary_bytes(case.config.head_dim, element_bytes(case))
+    return case.batch * case.config.kv_heads * config.blocks(tokens) * one
 
 
 def dense_attention(case: DecodeCase) -> Traffic:

@@ -10,9 +10,8 @@ import torch
 from rich.console import Console
 
 from ...kernels import SparseConfig, registered
-from ...kernels.config import SUMMARY_KINDS
 from ...profiling.timing import Plan
-from ..cases import DEFAULT_MODEL, DTYPES, MethodSpec
+from ..cases import DEFAULT_MODEL, DTYPES, SUMMARIES, SUMMARY_HELP, MethodSpec, summary_settings
 from ..decode.cases import WEIGHTS
 from ..decode.cli import tokens
 from ..decode.suite import DecodePlan
@@ -59,7 +58,7 @@ def add_gsr_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--ratio", type=float, default=0.1, metavar="r", help="active ratio: share of blocks read")
     how.add_argument("--min-blocks", type=int, default=16, help="least blocks read")
     how.add_argument("--rectify-every", type=int, default=32, metavar="f")
-    how.add_argument("--summary", choices=SUMMARY_KINDS, default="minmax")
+    how.add_argument("--summary", choices=SUMMARIES, default="minmax", help=SUMMARY_HELP)
     run = parser.add_argument_group("the run")
     run.add_argument("--run", choices=RUNS, help="decode every token, or time steps at points and integrate")
     run.add_argument("--points", type=int, default=3, help="contexts timed in each stretch of a sampled run")
@@ -109,7 +108,7 @@ def choose_specs(options: argparse.Namespace, device: torch.device) -> list[Meth
         active_ratio=options.ratio,
         min_blocks=options.min_blocks,
         rectify_every=options.rectify_every,
-        summary_kind=options.summary,
+        **summary_settings(options.summary),
     )
     known = registered()
     for name in options.method:

@@ -9,9 +9,8 @@ import torch
 from rich.console import Console
 
 from ...kernels import SparseConfig
-from ...kernels.config import SUMMARY_KINDS
 from ...profiling.timing import Plan
-from ..cases import DEFAULT_MODEL, DTYPES, K, MethodSpec
+from ..cases import DEFAULT_MODEL, DTYPES, SUMMARIES, SUMMARY_HELP, K, MethodSpec, summary_settings
 from ..decode.cases import WEIGHTS
 from ..decode.cli import tokens
 from ..decode.sampling import Sampling
@@ -64,7 +63,7 @@ def add_lossless_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--block-size", nargs="+", type=int, default=[16], metavar="b", help="in tokens")
     how.add_argument("--ratio", nargs="+", type=float, default=[0.1], metavar="r", help="active ratios")
     how.add_argument("--min-blocks", type=int, default=16, help="least blocks read")
-    how.add_argument("--summary", choices=SUMMARY_KINDS, default="minmax")
+    how.add_argument("--summary", choices=SUMMARIES, default="minmax", help=SUMMARY_HELP)
     how.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
     how.add_argument("--top-p", type=float, default=1.0)
     run = parser.add_argument_group("the run")
@@ -77,7 +76,7 @@ def add_lossless_arguments(parser: argparse.ArgumentParser) -> None:
 def choose_specs(options: argparse.Namespace, device: torch.device) -> list[MethodSpec]:
     """Dense methods, then lossless decoding at every setting. Raises ValueError for settings that are none."""
     drafts = options.draft_length or (QUICK_DRAFTS if options.scale == "quick" else DRAFTS)
-    base = SparseConfig(min_blocks=options.min_blocks, summary_kind=options.summary)
+    base = SparseConfig(min_blocks=options.min_blocks, **summary_settings(options.summary))
     mine = lossless_specs(base, drafts, options.block_size, options.ratio)
     return [*dense_specs(device, text=options.replay is None), *mine]
 

@@ -14,9 +14,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ...kernels import SparseConfig, registered
-from ...kernels.config import GQA_POLICIES, SUMMARY_KINDS
+from ...kernels.config import GQA_POLICIES
 from ...profiling.device import describe
-from ..cases import DTYPES, MethodSpec
+from ..cases import DTYPES, SUMMARIES, SUMMARY_HELP, MethodSpec, summary_settings
 from ..decode.cli import tokens
 from ..decode.sampling import Sampling
 from ..micro import failure
@@ -86,7 +86,7 @@ def add_maths_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--rectify-every", type=int, default=32, metavar="f", help="of ReSA")
     how.add_argument("--budget-tokens", type=int, help="a budget in tokens for Quest, instead of --ratio")
     how.add_argument("--gqa-policy", choices=GQA_POLICIES, help="default group-mean; of Quest per-head")
-    how.add_argument("--summary", choices=SUMMARY_KINDS, default="minmax")
+    how.add_argument("--summary", choices=SUMMARIES, default="minmax", help=SUMMARY_HELP)
     run = parser.add_argument_group("the run")
     run.add_argument("--batch", type=int, default=8, metavar="B", help="answers decoded together on each device")
     run.add_argument("--judge-s", type=float, default=LIMIT_S, metavar="S", help="most seconds to judge an answer")
@@ -133,7 +133,7 @@ def choose_specs(options: argparse.Namespace, device: torch.device) -> list[Meth
     config = SparseConfig(
         block_size=options.block_size, active_ratio=options.ratio, min_blocks=options.min_blocks,
         rectify_every=options.rectify_every, gqa_policy=options.gqa_policy or "group-mean",
-        summary_kind=options.summary,
+        **summary_settings(options.summary),
     )  # fmt: skip
     base = MethodSpec("sparse", config)
     if not options.method:

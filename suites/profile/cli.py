@@ -9,8 +9,8 @@ import torch
 from rich.console import Console
 
 from ...kernels import SparseConfig, chunk_kernels, registered
-from ...kernels.config import GQA_POLICIES, SUMMARY_KINDS
-from ..cases import QUEST_DENSE_LAYERS, MethodSpec, usual_policy
+from ...kernels.config import GQA_POLICIES
+from ..cases import QUEST_DENSE_LAYERS, SUMMARIES, SUMMARY_HELP, MethodSpec, summary_settings, usual_policy
 from .workload import AnyCase, parse_case
 
 EXAMPLES = """examples:
@@ -44,7 +44,7 @@ def add_profile_arguments(parser: argparse.ArgumentParser) -> None:
         one.add_argument("--rectify-every", type=int, default=32, metavar="f", help="tokens between rectifications")
         one.add_argument("--gqa-policy", choices=GQA_POLICIES, help="of Quest (default group-sum)")
         one.add_argument("--window", type=int, default=WINDOW, metavar="w", help="of RetroAttention, in tokens")
-        one.add_argument("--summary", choices=SUMMARY_KINDS, default="minmax")
+        one.add_argument("--summary", choices=SUMMARIES, default="minmax", help=SUMMARY_HELP)
         one.add_argument(
             "--chunk-kernel", choices=tuple(chunk_kernels()), help="of rectification (default the fastest)"
         )
@@ -76,7 +76,7 @@ def target(options: argparse.Namespace, device: torch.device) -> tuple[AnyCase, 
         active_ratio=options.ratio,
         min_blocks=options.min_blocks,
         rectify_every=options.rectify_every,
-        summary_kind=options.summary,
+        **summary_settings(options.summary),
         chunk_kernel=options.chunk_kernel,
         gqa_policy=options.gqa_policy or ("group-sum" if name == "quest" else usual_policy(name)),
         window=options.window,

@@ -79,7 +79,7 @@ def default_specs(
     policies: Sequence[str], dense_layers: Sequence[int], windows: Sequence[int], spread_weights: Sequence[float],
     pinned: Sequence[int], *, quick: bool = False,
 ) -> list[MethodSpec]:  # fmt: skip
-    """Sparse steps alone, ReSA at each period and block size, Quest, RetroAttention, mean/std, sink + window, oracle.
+    """Sparse steps alone and ReSA: periods, block sizes, fp8; Quest, RetroAttention, mean/std, sink + window, oracle.
 
     Args:
         block_sizes: ReSA runs at the others with its usual period, reading as many tokens at least.
@@ -98,6 +98,9 @@ def default_specs(
     for b in block_sizes[1:]:
         least = max(base.min_blocks * base.block_size // b, 1)
         specs.append(MethodSpec(resa, replace(base, block_size=b, min_blocks=least, rectify_every=usual)))
+    if base.summary_dtype is None:
+        halved = replace(base, summary_dtype="fp8")
+        specs += [MethodSpec("sparse", halved), MethodSpec(resa, replace(halved, rectify_every=usual))]
     specs += [MethodSpec("quest", replace(base, gqa_policy=policy), dense_layers[0]) for policy in policies]
     specs += [MethodSpec("quest", replace(base, gqa_policy=policies[-1]), n) for n in dense_layers[1:]]
     specs += [retro_spec(base, w) for w in windows]

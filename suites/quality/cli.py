@@ -12,9 +12,19 @@ import torch
 from rich.console import Console
 
 from ...kernels import SparseConfig, registered
-from ...kernels.config import GQA_POLICIES, SUMMARY_KINDS
+from ...kernels.config import GQA_POLICIES
 from ...profiling.timing import Plan
-from ..cases import DEFAULTS, DTYPES, QUEST_DENSE_LAYERS, QUEST_POLICIES, MethodSpec, named_spec
+from ..cases import (
+    DEFAULTS,
+    DTYPES,
+    QUEST_DENSE_LAYERS,
+    QUEST_POLICIES,
+    SUMMARIES,
+    SUMMARY_HELP,
+    MethodSpec,
+    named_spec,
+    summary_settings,
+)
 from ..decode.cli import tokens
 from ..model.config import MODELS
 from ..model.load import model_config
@@ -92,7 +102,7 @@ def add_quality_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--gqa-policy", nargs="+", choices=GQA_POLICIES, help="of Quest (default per-head group-sum)")
     how.add_argument("--dense-layers", nargs="+", type=int, metavar="N", help="of Quest (default 0, and 2 once)")
     how.add_argument("--window", nargs="+", type=int, metavar="w", help="of RetroAttention, in tokens (default 2 8)")
-    how.add_argument("--summary", choices=SUMMARY_KINDS, default="minmax")
+    how.add_argument("--summary", choices=SUMMARIES, default="minmax", help=SUMMARY_HELP)
     how.add_argument("--spread-weight", nargs="+", type=float, metavar="c", help="of mean/std (default 0.5)")
     how.add_argument(
         "--pinned-blocks", nargs="+", type=int, metavar="P", help="first blocks, always read (default 0 1)"
@@ -176,13 +186,13 @@ def choose_specs(options: argparse.Namespace, device: torch.device) -> list[Meth
 
 def _bases(options: argparse.Namespace, chosen: Grid) -> Iterator[SparseConfig]:
     """The settings that all methods share, one after another: each ratio, and with mean/std each c."""
-    spreads = chosen.spread_weight if options.summary == "meanstd" else (DEFAULTS.spread_weight,)
+    spreads = chosen.spread_weight if options.summary.startswith("meanstd") else (DEFAULTS.spread_weight,)
     for ratio, spread in product(chosen.ratio, spreads):
         yield SparseConfig(
             block_size=chosen.block_size[0],
             active_ratio=ratio,
             min_blocks=options.min_blocks,
-            summary_kind=options.summary,
+            **summary_settings(options.summary),
             spread_weight=spread,
         )
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ...kernels import SparseConfig
+from ...kernels.summaries import DTYPES
 from .selectors import best, sink_and_window, slots, summarise
 
 LEAST_MASS = 1e-30  # of the selected blocks; below it the softmax is taken over them alone
@@ -171,6 +172,7 @@ class _Working:
         if self.keys.data_ptr() == layer.keys.data_ptr():
             self.keys, self.values = self.keys.clone(), self.values.clone()
         self._rectified = 0  # tokens since the prompt
+        self._element = DTYPES.get(config.summary_dtype or "" if config else "", layer.keys.dtype)
         if summarised:
             self.table = self._summaries(0, self.keys.shape[1] // self.block_size)  # [Hkv, M, 2 D]
         self._summarised = summarised
@@ -178,7 +180,7 @@ class _Working:
     def _summaries(self, first: int, end: int) -> Tensor:
         assert self.config is not None
         blocks = self.keys[:, first * self.block_size : end * self.block_size].unflatten(1, (end - first, -1))
-        return summarise(blocks, None, self.config.summary_kind, self.layer.keys.dtype)
+        return summarise(blocks, None, self.config.summary_kind, self._element)
 
     def exact_keys(self, tokens: slice) -> Tensor:
         assert self.layer.exact_keys is not None
@@ -220,4 +222,4 @@ class _Working:
         valid = torch.arange(span.start, span.stop, device=keys.device) < lengths[:, None]  # [R, n]
         parts = keys.expand(-1, len(lengths), -1, -1).unflatten(2, (-1, size))
         kept = valid.unflatten(1, (-1, size))[..., None]
-        return first, summarise(parts, kept, self.config.summary_kind, self.layer.keys.dtype)
+        return first, summarise(parts, kept, self.config.summary_kind, self._element)

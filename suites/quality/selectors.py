@@ -12,10 +12,11 @@ from torch import Tensor
 
 from ...kernels import SparseConfig
 from ...kernels.scores import query_slots
+from ...kernels.summaries import rounded
 
 
 def summarise(keys: Tensor, valid: Tensor | None, kind: str, dtype: torch.dtype) -> Tensor:
-    """Summaries of blocks as a cache of `dtype` keeps them.
+    """Summaries of blocks as they are kept in `dtype`.
 
     Args:
         keys: float32 `[..., b, D]`.
@@ -36,7 +37,7 @@ def summarise(keys: Tensor, valid: Tensor | None, kind: str, dtype: torch.dtype)
         mean = keys.masked_fill(~valid, 0.0).sum(-2) / count
         deviation = (keys - mean[..., None, :]).masked_fill(~valid, 0.0)
         pair = mean, (deviation.square().sum(-2) / count).sqrt()
-    return torch.cat(pair, -1).to(dtype).float()
+    return rounded(torch.cat(pair, -1), dtype).float()
 
 
 def slots(queries: Tensor, config: SparseConfig) -> Tensor:

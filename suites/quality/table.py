@@ -17,8 +17,8 @@ RESA = ("resa", "resa-torch")
 
 
 SELECTION = (
-    "block_size", "active_ratio", "min_blocks", "budget_tokens", "gqa_policy", "summary_kind", "spread_weight",
-    "pinned_blocks",
+    "block_size", "active_ratio", "min_blocks", "budget_tokens", "gqa_policy", "summary_kind", "summary_dtype",
+    "spread_weight", "pinned_blocks",
 )  # fmt: skip
 """Columns that say how blocks are chosen: what a method shares with the level that its excess is measured from."""
 

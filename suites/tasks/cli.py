@@ -10,9 +10,8 @@ import torch
 from rich.console import Console
 
 from ...kernels import SparseConfig, registered
-from ...kernels.config import SUMMARY_KINDS
 from ...profiling.timing import Plan
-from ..cases import DTYPES, MethodSpec
+from ..cases import DTYPES, SUMMARIES, SUMMARY_HELP, MethodSpec, summary_settings
 from ..decode.cli import tokens
 from ..model.config import MODELS
 from ..model.load import model_config
@@ -59,7 +58,7 @@ def add_tasks_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--ratio", nargs="+", type=float, default=[0.1], metavar="r", help="active ratios")
     how.add_argument("--min-blocks", type=int, default=16, help="least blocks read")
     how.add_argument("--rectify-every", nargs="+", type=int, default=PERIODS, metavar="f", help="of ReSA")
-    how.add_argument("--summary", choices=SUMMARY_KINDS, default="minmax")
+    how.add_argument("--summary", choices=SUMMARIES, default="minmax", help=SUMMARY_HELP)
     how.add_argument("--pinned-blocks", type=int, default=0, metavar="P", help="first blocks that are always read")
     run = parser.add_argument_group("the run")
     run.add_argument("--device", help="cuda, cuda:1 or cpu (default: a GPU if there is one)")
@@ -100,7 +99,7 @@ def choose_specs(options: argparse.Namespace, device: torch.device) -> list[Meth
             block_size=options.block_size,
             active_ratio=ratio,
             min_blocks=options.min_blocks,
-            summary_kind=options.summary,
+            **summary_settings(options.summary),
             pinned_blocks=options.pinned_blocks,
         )
         found = default_specs(device, base, periods, quick=quick and not options.method)
