@@ -74,9 +74,7 @@ class SparseConfig:
         if self.summary_kind not in SUMMARY_KINDS:
             raise ValueError(f"summary_kind: got {self.summary_kind!r}, allowed are {', '.join(SUMMARY_KINDS)}")
         if self.summary_dtype not in (None, *SUMMARY_DTYPES):
-            raise ValueError(
-                f"summary_dtype: got {self.summary_dtype!r}, allowed are None, {', '.join(SUMMARY_DTYPES)}"
-            )
+            raise ValueError(f"summary_dtype: got {self.summary_dtype!r}, allowed: None, {', '.join(SUMMARY_DTYPES)}")
         if self.rectify_every < 1:
             raise ValueError(f"rectify_every: got {self.rectify_every}, must be at least 1 token")
         if self.window < 1:

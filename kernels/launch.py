@@ -57,8 +57,10 @@ def await_previous(PDL: tl.constexpr):
     """First line of every kernel with a PDL argument: wait until the kernel before this one has ended.
 
     Such kernels are launched as soon as the programs of the one before leave (programmatic dependent launch), which
-    hides part of the gap between the kernels of a step. Nothing may be read or written, and no program may end, before
-    this line: what waits for this kernel relies on its having waited.
+    hides part of the gap between the kernels of a step. No program may write or end before this line: what waits for
+    this kernel relies on its having waited. What the kernel before this one did not write may be read before it, if
+    that one lets its successor in after its own waiting (`release_next`), as scoring and selection do: all that came
+    before has ended then.
     """
     if PDL:
         gdc_wait()

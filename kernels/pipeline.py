@@ -51,9 +51,10 @@ class SparseLayer(BlockSparseLayer):
         )
 
     def attend_stages(self, step: StepTensors) -> tuple[Stage, ...]:
-        cache, work, partials, size = self.cache, self.work, self.partials, self.config.block_size
+        cache, lists, partials, config = self.cache, self.work.lists, self.partials, self.config
+        size = config.block_size
         return (
-            Stage("attend", lambda: sparse_decode(step.q, cache, work.lists, work.counts, partials, block_size=size)),
+            Stage("attend", lambda: sparse_decode(step.q, cache, lists, config, partials, block_size=size)),
             Stage("merge", lambda: merge_partials(partials, step.out)),
         )
 

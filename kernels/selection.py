@@ -188,13 +188,13 @@ def _select_kernel(
     EARLY: tl.constexpr,  # let the next kernel's programs in
     PDL: tl.constexpr,
 ):
-    await_previous(PDL)
-    release_next(PDL and EARLY)
     part = tl.program_id(0)
     row_id = tl.program_id(1)
     batch = row_id // rows
     row = row_id % rows
     blocks = tl.cdiv(tl.load(lengths + batch), BLOCK)
+    await_previous(PDL)
+    release_next(PDL and EARLY)
     n = selected_blocks(blocks, ratio_numerator, ratio_denominator, floor_blocks)
     scores += batch.to(tl.int64) * score_batch_stride + row * score_row_stride
     out = lists + batch.to(tl.int64) * list_batch_stride + row * list_row_stride

@@ -171,8 +171,8 @@ class MethodSpec:
 def default_methods(device: torch.device, base: SparseConfig, block_sizes: Sequence[int]) -> list[MethodSpec]:
     """Every registered method that is not kept for asking by name, dense ones first.
 
-    ReSA runs at each block size (in plain torch on a CPU) and on a GPU with summaries in fp8 too, Quest under two GQA
-    policies, RetroAttention under the one of them that it can share, any other sparse method at the first block size.
+    ReSA runs at each block size (in plain torch on a CPU), Quest under two GQA policies, RetroAttention under the one
+    of them that it can share, any other sparse method at the first block size.
     """
     left_out = ("resa-torch", "torch-dense") if device.type == "cuda" else ("resa",)
     methods = {n: m for n, m in registered().items() if m.in_default and n not in left_out}
@@ -183,8 +183,6 @@ def default_methods(device: torch.device, base: SparseConfig, block_sizes: Seque
             continue
         if name in ("resa", "resa-torch"):
             specs += [MethodSpec(name, replace(base, block_size=b)) for b in block_sizes]
-            if name == "resa" and base.summary_dtype is None:
-                specs.append(MethodSpec(name, replace(first, summary_dtype="fp8")))
         elif name == "quest":
             specs += [MethodSpec(name, replace(first, gqa_policy=policy)) for policy in QUEST_POLICIES]
         elif name == "retro":
@@ -209,14 +207,16 @@ def retro_spec(base: SparseConfig, window: int) -> MethodSpec:
     return named_spec("retro", replace(base, window=window))
 
 
-def takes_wide_windows(case: Case) -> bool:
-    """The default model's long cases at batch 1, on random data."""
-    return case.batch == 1 and case.context >= 128 * K and case.model == DEFAULT_MODEL and case.pattern == "random"
+def further_methods(case: Case, base: SparseConfig) -> list[MethodSpec]:
+    """What the default model's long cases on random data add to the default list.
 
-
-def wide_windows(base: SparseConfig) -> list[MethodSpec]:
-    """What long cases of the default list add: wider windows, whose gains end at 8 tokens (arXiv 2508.09001)."""
-    return [retro_spec(base, window) for window in (4, 8)]
+    ReSA with summaries in fp8; at batch 1 RetroAttention with wider windows, whose gains end at 8 tokens (arXiv
+    2508.09001).
+    """
+    if case.model != DEFAULT_MODEL or case.pattern != "random" or case.context < 32 * K:
+        return []
+    wide = (4, 8) if case.batch == 1 and case.context >= 128 * K else ()
+    return [MethodSpec("resa", replace(base, summary_dtype="fp8")), *(retro_spec(base, window) for window in wide)]
 
 
 K = 1024

@@ -14,6 +14,7 @@ from ..kernels.config import GQA_POLICIES
 from ..profiling.timing import Plan
 from .cases import (
     DEFAULT_MODEL,
+    DEFAULTS,
     DTYPES,
     PATTERNS,
     PRESETS,
@@ -26,11 +27,10 @@ from .cases import (
     default_cases,
     default_methods,
     filter_cases,
+    further_methods,
     named_spec,
     retro_spec,
     summary_settings,
-    takes_wide_windows,
-    wide_windows,
 )
 from .decode.cli import tokens
 from .runner import Outcome, default_folder, run_cases
@@ -183,8 +183,9 @@ def run_micro(options: argparse.Namespace, device: torch.device, command: str, c
     worker = Worker(Settings(str(device), plan, command, warm=not options.no_warm, eager=not options.no_eager))
     kinds = [kind for kind, left_out in (("warm", options.no_warm), ("eager", options.no_eager)) if not left_out]
     asked = options.scale or options.method or options.case or options.context or options.window != WINDOWS
-    retro = [s.config for s in specs if s.name == "retro"]
-    further = {c.slug: wide_windows(retro[0]) for c in cases if cuda and not asked and takes_wide_windows(c)}
+    asked = asked or options.summary != DEFAULTS.summary_kind
+    usual = next((s.config for s in specs if s.name == "resa"), DEFAULTS)
+    further = {c.slug: further_methods(c, usual) for c in cases if cuda and not asked}
     outcome = run_cases(
         cases, specs, worker, path, device, console, fresh=options.fresh, kinds=kinds, further=further
     )  # fmt: skip

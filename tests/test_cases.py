@@ -174,6 +174,7 @@ def test_filter_cases(filters: dict[str, Any], slugs: list[str]) -> None:
         pytest.param(MethodSpec("resa", SparseConfig(gqa_policy="all-heads")), "resa b16 all-heads", id="resa-policy"),
         pytest.param(MethodSpec("quest", SparseConfig(gqa_policy="per-head")), "quest b16 per-head", id="quest"),
         pytest.param(MethodSpec("resa", SparseConfig(summary_kind="meanstd")), "resa b16 meanstd", id="summary"),
+        pytest.param(MethodSpec("resa", SparseConfig(summary_dtype="fp8")), "resa b16 fp8", id="summary-dtype"),
         pytest.param(MethodSpec("sink-window", SparseConfig(gqa_policy="per-head")), "sink-window b16", id="unused"),
     ],
 )
@@ -186,7 +187,7 @@ def test_columns_hold_what_the_method_uses() -> None:
     assert MethodSpec("torch-dense", config).columns() == {}
     assert MethodSpec("resa", config).columns() == {
         "block_size": 32, "active_ratio": 0.2, "min_blocks": 16, "gqa_policy": "group-mean", "summary_kind": "minmax",
-        "spread_weight": None, "pinned_blocks": None, "rectify_every": 8,
+        "summary_dtype": None, "spread_weight": None, "pinned_blocks": None, "rectify_every": 8,
     }  # fmt: skip
     spread = SparseConfig(summary_kind="meanstd", spread_weight=0.3)
     assert MethodSpec("sparse", spread).columns()["spread_weight"] == 0.3

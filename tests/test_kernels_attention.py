@@ -22,7 +22,7 @@ from kernel_cases import (
     run_dense,
     run_sparse,
 )
-from resa_bench.kernels import KVCache, merge_partials
+from resa_bench.kernels import KVCache, SparseConfig, merge_partials, sparse_decode
 from resa_bench.kernels.config import ceil_div
 from resa_bench.kernels.dense import dense_reference
 from resa_bench.kernels.exact import UNIT_ROUNDOFF
@@ -207,6 +207,27 @@ def test_sparse_counts_change_in_place() -> None:
         counts.fill_(count)
         counts[1, 1] = 4
         run_sparse(q, cache, lists, counts, block_size=16, splits=3)
+
+
+@pytest.mark.sanitizer
+@pytest.mark.parametrize("rows", ["kv-heads", "q-heads", "one"])
+def test_sparse_finds_the_counts_by_the_settings(rows: str, dtype: torch.dtype) -> None:
+    """As with counts that are read: ragged, empty, by a ratio and by a budget; what lies past them is not looked at."""
+    cache = make_cache([80, 17, 0, 200], dtype=dtype)
+    heads = {"kv-heads": 2, "q-heads": 6, "one": 1}[rows]
+    lists, _ = draw_lists("all", cache, heads, 8)
+    q = random(4, 6, 64, dtype=dtype, seed=1)
+    for config in (SparseConfig(8, 0.3, min_blocks=2), SparseConfig(8, budget_tokens=40)):
+        selected = [config.selected(n) for n in cache.lengths.tolist()]
+        counts = torch.tensor(selected, dtype=torch.int32, device=DEVICE)[:, None].expand(-1, heads).contiguous()
+        run_sparse(q, cache, lists, counts, block_size=8, splits=3)
+        found = []
+        for known in (counts, config):
+            partials, out = poisoned_partials(24, 3, 64), torch.full_like(q, NAN)
+            sparse_decode(q, cache, lists, known, partials, block_size=8, check_values=True)
+            merge_partials(partials, out)
+            found.append(out)
+        assert torch.equal(*found)
 
 
 def test_sparse_strided_arguments() -> None:

@@ -77,7 +77,7 @@ class QualityCase(ModelCase):
 def default_specs(
     device: torch.device, base: SparseConfig, block_sizes: Sequence[int], periods: Sequence[int],
     policies: Sequence[str], dense_layers: Sequence[int], windows: Sequence[int], spread_weights: Sequence[float],
-    pinned: Sequence[int], *, quick: bool = False,
+    pinned: Sequence[int], summary_dtypes: Sequence[str | None] = (None,), *, quick: bool = False,
 ) -> list[MethodSpec]:  # fmt: skip
     """Sparse steps alone and ReSA: periods, block sizes, fp8; Quest, RetroAttention, mean/std, sink + window, oracle.
 
@@ -88,6 +88,7 @@ def default_specs(
         windows: of RetroAttention, whose selection is that of Quest under `group-sum`.
         spread_weights: c of mean/std summaries, with each of `pinned`.
         pinned: first blocks that are always read; more than the first are tried with sparse steps and with ReSA.
+        summary_dtypes: those that differ from the base's are tried with sparse steps and with ReSA.
     """
     resa = "resa" if device.type == "cuda" else "resa-torch"
     base = replace(base, block_size=block_sizes[0], pinned_blocks=pinned[0])
@@ -98,9 +99,8 @@ def default_specs(
     for b in block_sizes[1:]:
         least = max(base.min_blocks * base.block_size // b, 1)
         specs.append(MethodSpec(resa, replace(base, block_size=b, min_blocks=least, rectify_every=usual)))
-    if base.summary_dtype is None:
-        halved = replace(base, summary_dtype="fp8")
-        specs += [MethodSpec("sparse", halved), MethodSpec(resa, replace(halved, rectify_every=usual))]
+    for kept in (replace(base, summary_dtype=dtype) for dtype in summary_dtypes if dtype != base.summary_dtype):
+        specs += [MethodSpec("sparse", kept), MethodSpec(resa, replace(kept, rectify_every=usual))]
     specs += [MethodSpec("quest", replace(base, gqa_policy=policy), dense_layers[0]) for policy in policies]
     specs += [MethodSpec("quest", replace(base, gqa_policy=policies[-1]), n) for n in dense_layers[1:]]
     specs += [retro_spec(base, w) for w in windows]

@@ -64,6 +64,7 @@ class Grid:
     window: tuple[int, ...] = (2, 8)
     spread_weight: tuple[float, ...] = (0.5,)
     pinned_blocks: tuple[int, ...] = (0, 1)
+    summary_dtype: tuple[str | None, ...] = (None, "fp8")
 
 
 GRIDS = {
@@ -127,6 +128,7 @@ def grid(options: argparse.Namespace) -> Grid:
     chosen = {name: tuple(dict.fromkeys(getattr(options, name))) for name in names if getattr(options, name)}
     if options.method:  # what is named runs as it is set
         chosen = {"block_size": (DEFAULTS.block_size,), "dense_layers": (0,), "pinned_blocks": (0,)} | chosen
+        chosen["summary_dtype"] = ()
     numbers = {"prompt": options.prompt_tokens, "steps": options.steps}
     chosen |= {name: value for name, value in numbers.items() if value is not None}
     return replace(GRIDS[options.scale or "default"], **chosen)  # type: ignore[arg-type]
@@ -168,7 +170,8 @@ def choose_specs(options: argparse.Namespace, device: torch.device) -> list[Meth
     for base in _bases(options, chosen):
         found = default_specs(
             device, base, chosen.block_size, chosen.rectify_every, chosen.gqa_policy, chosen.dense_layers,
-            chosen.window, chosen.spread_weight, chosen.pinned_blocks, quick=quick and not options.method,
+            chosen.window, chosen.spread_weight, chosen.pinned_blocks, chosen.summary_dtype,
+            quick=quick and not options.method,
         )  # fmt: skip
         if options.method:
             found = [s for s in found if s.name in options.method]
