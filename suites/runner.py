@@ -211,6 +211,7 @@ def _keep(outcome: Outcome, job: Job, rows: list[Row]) -> None:
         return
     others = [replace(row, case_rows=None) if _belongs(row, job.case) else row for row in others]
     added = [row for row in rows if _settings(row) in asked or identity(row) not in had]
+    added = [replace(row, case_rows=len(added)) for row in added]
     outcome.rows = [*(newer.get(identity(row), row) for row in others), *added]
     rewrite(outcome.path, outcome.rows)  # at once, so that nothing is ever missing from the file
 
