@@ -50,6 +50,7 @@ class Case:
     """One set of inputs, on which all methods are measured in one run."""
 
     suite: ClassVar[str] = "micro"
+    at_a_time: ClassVar[int | None] = None  # methods; None: all, since they are interleaved and compared within a run
 
     model: str
     heads: ModelShape

@@ -1,8 +1,9 @@
 """Result rows: the one format that tables, plots and comparisons read.
 
 A row is one method's one stage in one case. Names carry their unit. A file is JSON Lines, a row a line, with a CSV
-of the same rows beside it. A file always ends on a whole case, however the run ended: a case's rows are appended
-by one write, each row says how many belong together (`case_rows`), and `read_rows` leaves out what is incomplete.
+of the same rows beside it. A file always ends on a whole case (or group of a case's methods), however the run ended:
+its rows are appended by one write, each says how many belong together (`case_rows`), and `read_rows` leaves out what is
+incomplete.
 """
 
 from __future__ import annotations
@@ -162,7 +163,7 @@ def identity(row: Row) -> tuple[Any, ...]:
 
 
 def append_case(path: Path, rows: list[Row]) -> None:
-    """Append one case's rows by a single write and flush them to the disk."""
+    """Append the rows of a case, or of a group of its methods, by a single write and flush them to the disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = []
     for row in rows:
@@ -193,11 +194,17 @@ def read_rows(path: Path) -> list[Row]:
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path}, line {number}: not a result row ({error})") from error
     together = Counter(_write(row) for row in rows)
-    return [row for row in rows if row.case_rows is None or together[_write(row)] >= row.case_rows]
+    seen, whole = Counter[tuple[Any, ...]](), []
+    for row in rows:
+        write, count = _write(row), row.case_rows
+        seen[write] += 1
+        if count is None or seen[write] <= together[write] // count * count:  # writes alike stand one after another
+            whole.append(row)
+    return whole
 
 
 def _write(row: Row) -> tuple[Any, ...]:
-    """What the rows of one write share."""
+    """What the rows of one write share; those of two groups that began in one second may, too."""
     return row.suite, row.case, row.started_at, row.case_rows
 
 
@@ -205,7 +212,10 @@ def rewrite(path: Path, rows: Iterable[Row]) -> None:
     """Replace a file by these rows, at once or not at all."""
     lines = [json.dumps({k: v for k, v in asdict(r).items() if v is not None}, allow_nan=False) + "\n" for r in rows]
     temporary = path.with_suffix(path.suffix + ".part")
-    temporary.write_text("".join(lines))
+    with temporary.open("w") as file:
+        file.writelines(lines)
+        file.flush()
+        os.fsync(file.fileno())
     temporary.replace(path)
 
 

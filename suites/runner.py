@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from ..kernels import get_method, registered
 from ..profiling.device import device_name, source_state
 from .cases import MethodSpec
-from .rows import Row, append_case, read_rows, rewrite, write_csv
+from .rows import Row, append_case, identity, read_rows, rewrite, write_csv
 from .worker import AnyCase, Worker, WorkerDied
 
 FAILED = ("failed", "oom")
@@ -100,6 +100,34 @@ def is_done(
     return True
 
 
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Methods of one case that are measured and written together; `name` says which."""
+
+    case: AnyCase
+    specs: list[MethodSpec]
+    name: str
+
+
+def jobs_of(case: AnyCase, specs: Sequence[MethodSpec], is_left: Callable[[Sequence[MethodSpec]], bool]) -> list[Job]:
+    """What is left of a case: all its methods, or only those that are left where methods are independent.
+
+    Args:
+        is_left: whether any of these methods is to be measured.
+    """
+    if case.at_a_time is None:
+        return [Job(case, list(specs), case.slug)] if is_left(specs) else []
+    left = [spec for spec in specs if is_left([spec])]
+    if len(left) <= case.at_a_time:
+        return [Job(case, left, case.slug)] if left else []
+    jobs = []
+    for first in range(0, len(left), case.at_a_time):
+        group = left[first : first + case.at_a_time]
+        name = f"{case.slug}, methods {first + 1} to {first + len(group)} of {len(left)}"
+        jobs.append(Job(case, group, name))
+    return jobs
+
+
 def run_cases(
     cases: Sequence[AnyCase],
     specs: Sequence[MethodSpec],
@@ -113,10 +141,11 @@ def run_cases(
     further: Mapping[str, Sequence[MethodSpec]] | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Outcome:
-    """Measure what `path` does not hold yet (with `fresh`: all that is asked for); write each case's rows as they come.
+    """Measure what `path` does not hold yet (with `fresh`: all that is asked for); write each job's rows as they come.
 
-    Rows that are measured again give way when their successors are there; all others stay. Ctrl-C stops after writing
-    all finished cases (exit status 130). A case that kills the measuring process becomes failed rows.
+    A job is a case, or some methods of a case whose methods are independent (`at_a_time`). Rows that are measured again
+    give way when their successors are there; all others stay. Ctrl-C stops with all finished jobs written (exit status
+    130). A job that kills the measuring process becomes failed rows.
 
     Args:
         further: methods that only some cases run, by the case's slug.
@@ -124,10 +153,20 @@ def run_cases(
     start = clock()
     kept = read_rows(path) if path.exists() else []
     wanted = {case.slug: [*specs, *(further or {}).get(case.slug, ())] for case in cases}
-    done = {case.slug for case in cases if not fresh and is_done(case, wanted[case.slug], kept, device, kinds)}
+    jobs: list[Job] = []
+    done = 0
+    for case in cases:
+        mine = [row for row in kept if _belongs(row, case)]
+
+        def is_left(specs: Sequence[MethodSpec], case: AnyCase = case, mine: Sequence[Row] = mine) -> bool:
+            return fresh or not is_done(case, specs, mine, device, kinds)
+
+        found = jobs_of(case, wanted[case.slug], is_left)
+        done += not found
+        jobs += found
     if path.exists():
         rewrite(path, kept)  # without what a run cut short left at its end
-    outcome = Outcome(path, kept, len(done))
+    outcome = Outcome(path, kept, done)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -137,23 +176,15 @@ def run_cases(
     )
     try:
         with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-            task = progress.add_task("cases", total=len(cases), completed=len(done), step="starting")
-            for case in cases:
-                if case.slug in done:
-                    continue
+            what = "cases" if done + len(jobs) == len(cases) else "groups of methods"
+            task = progress.add_task(what, total=done + len(jobs), completed=done, step="starting")
+            for job in jobs:
                 began = clock()
-                mine = wanted[case.slug]
-                asked = {(spec.name, *sorted(spec.columns().items())) for spec in mine}
-                rows = _attempt(case, mine, worker, device, partial(_show, progress, task, case.slug))
-                others = [r for r in outcome.rows if not (_belongs(r, case) and _settings(r) in asked)]
-                if len(others) < len(outcome.rows):
-                    outcome.rows = [replace(r, case_rows=None) if _belongs(r, case) else r for r in others]
-                    rewrite(path, outcome.rows)
-                append_case(path, rows)
-                outcome.rows += rows
+                rows = _attempt(job.case, job.specs, worker, device, partial(_show, progress, task, job.name))
+                _keep(outcome, job, rows)
                 progress.advance(task)
                 if not console.is_terminal:
-                    console.print(f"{case.slug}: {_digest(rows)} in {clock() - began:.0f} s", highlight=False)
+                    console.print(f"{job.name}: {_digest(rows)} in {clock() - began:.0f} s", highlight=False)
     except KeyboardInterrupt:
         outcome.interrupted = True
     finally:
@@ -162,6 +193,27 @@ def run_cases(
         write_csv(outcome.rows, path.with_suffix(".csv"))
     outcome.seconds = clock() - start
     return outcome
+
+
+def _keep(outcome: Outcome, job: Job, rows: list[Row]) -> None:
+    """Write a job's rows; those of an earlier run of its methods give way.
+
+    Rows that nobody asked for (dense decoding's, which come with each group of methods) take the place of the earlier
+    ones of the same measurement.
+    """
+    asked = {(spec.name, *sorted(spec.columns().items())) for spec in job.specs}
+    newer = {identity(row): row for row in rows if _settings(row) not in asked}
+    had = {identity(row) for row in outcome.rows}
+    others = [row for row in outcome.rows if not (_belongs(row, job.case) and _settings(row) in asked)]
+    if len(others) == len(outcome.rows) and had.isdisjoint(newer):
+        append_case(outcome.path, rows)
+        outcome.rows += rows
+        return
+    others = [replace(row, case_rows=None) if _belongs(row, job.case) else row for row in others]
+    added = [row for row in rows if _settings(row) in asked or identity(row) not in had]
+    added = [replace(row, case_rows=len(added)) for row in added]
+    outcome.rows = [*(newer.get(identity(row), row) for row in others), *added]
+    rewrite(outcome.path, outcome.rows)  # at once, so that nothing is ever missing from the file
 
 
 def _belongs(row: Row, case: AnyCase) -> bool:
@@ -175,8 +227,8 @@ def _settings(row: Row) -> tuple[Any, ...]:
     return (row.method, *sorted(columns.items()))
 
 
-def _show(progress: Progress, task: TaskID, slug: str, text: str) -> None:
-    progress.update(task, step=f"{slug}: {text}")
+def _show(progress: Progress, task: TaskID, name: str, text: str) -> None:
+    progress.update(task, step=f"{name}: {text}")
 
 
 def _attempt(

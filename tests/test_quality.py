@@ -121,7 +121,7 @@ def test_rows_say_what_they_are(rows: list[Row]) -> None:
 def test_forced_logits_are_those_of_one_pass(models: Loader, stepwise: bool) -> None:
     """The dense run against the model on the whole text at once: same loss."""
     case = QualityCase("tiny", TINY, prompt=40, steps=8)
-    run = suite.QualityRun(case, [], QualityBench(CPU, describe(CPU), "test"), lambda text: None)
+    run = suite.QualityRun(case, QualityBench(CPU, describe(CPU), "test"), lambda text: None)
     loaded = models.model(case, {2}, CPU)
     with torch.inference_mode():
         run.prepare(loaded)
@@ -182,6 +182,25 @@ def test_a_method_that_fails_costs_its_own_rows(models: Loader, monkeypatch: pyt
     found = measure(models, [MethodSpec("sparse", SPARSE), resa(8)], QualityCase("tiny", TINY, prompt=40, steps=4))
     assert [(r.status, r.reason) for r in found if r.method == "sparse"] == [("oom", "none left")]
     assert all(r.status == "ok" for r in of(found, resa(8)))
+
+
+def test_further_methods_find_the_case_prepared(models: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prefill and references are those of the first group, the numbers those of one run of all methods."""
+    prefills: list[str] = []
+    real = suite.QualityRun.prepare
+    monkeypatch.setattr(
+        suite.QualityRun, "prepare", lambda run, loaded: (prefills.append(run.case.slug), real(run, loaded))
+    )
+    case = QualityCase("tiny", TINY, prompt=40, steps=8)
+    other, bench = QualityCase("tiny", TINY, prompt=44, steps=8), QualityBench(CPU, describe(CPU), "test")
+    parts = [run_case(case, [spec], bench, models) for spec in (resa(8), resa(4))]
+    whole = measure(models, [resa(8), resa(4)], case)
+    for spec in (resa(8), resa(4), MethodSpec("torch-dense")):
+        found = {identity(r): r.value for part in parts for r in part if r in of(part, spec)}
+        assert found == {identity(r): r.value for r in of(whole, spec)}
+    run_case(other, [resa(8)], bench, models)
+    assert prefills == [case.slug, case.slug, other.slug]
+    assert list(bench.prepared) == [other]
 
 
 def test_table_and_figure(rows: list[Row], tmp_path: Path) -> None:

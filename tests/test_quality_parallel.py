@@ -18,7 +18,7 @@ from resa_bench.suites.decode.engine import Engine, State, bind_layers
 from resa_bench.suites.decode.prompt import prefill
 from resa_bench.suites.quality import forced_attention, parallel
 from resa_bench.suites.quality.forced import Forced, Reference, record_dense, run_forced
-from resa_bench.suites.quality.forced_attention import ForcedAttention, Sequence, tiles
+from resa_bench.suites.quality.forced_attention import ForcedAttention, Sequences, tiles
 from resa_bench.suites.quality.parallel import SELECTORS, dense_parallel, run_parallel
 from resa_bench.suites.quality.selectors import best
 from tiny_model import TINY, tiny_decoder
@@ -112,6 +112,7 @@ SPECS = [
     spec("resa-torch", rectify_every=7, gqa_policy="all-heads", summary_kind="meanstd", block_size=16),
     spec("resa-torch", rectify_every=5, local_blocks=0),
     spec("resa-torch", rectify_every=40, local_blocks=3, min_blocks=4, summary_kind="meanstd"),
+    spec("resa-torch", rectify_every=5, summary_dtype="fp8"),
     spec("sparse"),
     spec("sparse", local_blocks=0, summary_kind="meanstd"),
     spec("resa-torch", rectify_every=5, pinned_blocks=1, min_blocks=4),
@@ -160,13 +161,13 @@ def test_the_tile_makes_no_difference(every: int | None, rows: int) -> None:
     torch.testing.assert_close(shares, recall, atol=1e-5, rtol=1e-5)
 
 
-def random_layer(scale: float = 1.0) -> Sequence:
+def random_layer(scale: float = 1.0) -> Sequences:
     generator = torch.Generator().manual_seed(1)
 
     def draw(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator)
 
-    return Sequence(scale * draw(37, 4, 32), draw(2, 150, 32), draw(2, 150, 32), draw(2, 37, 32), draw(2, 37, 32))
+    return Sequences(scale * draw(37, 4, 32), draw(2, 150, 32), draw(2, 150, 32), draw(2, 37, 32), draw(2, 37, 32))
 
 
 @pytest.mark.parametrize("selector", ["summary", "mass", "window"])

@@ -501,11 +501,11 @@ def test_exposure_counts_what_a_query_has_seen() -> None:
         oldest = [p for block in union for p in range(block * size, (block + 1) * size) if p <= length - 3]
         once = [p for block in sets[4][head] for p in range(block * size, (block + 1) * size) if p < length]
         wanted.append(len(oldest) / len(once))
-    assert exposure(layer)[0].tolist() == pytest.approx(wanted)
+    assert exposure([layer])[0, 0].tolist() == pytest.approx(wanted)
     assert max(wanted) > 1
     frozen, layer = grown_sets(1)
     frozen.step(layer, 1)
-    assert exposure(layer).unique().tolist() == [1.0]
+    assert exposure([layer]).unique().tolist() == [1.0]
 
 
 def test_rows_of_the_suites(monkeypatch: pytest.MonkeyPatch, portable: None) -> None:

@@ -234,3 +234,12 @@ def test_a_torn_second_write_does_not_borrow_rows_of_the_first(path: Path) -> No
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:-1]))
     assert [row.method for row in read_rows(path)] == ["torch-dense"] * 3
+
+
+def test_a_torn_group_beside_a_whole_one_of_the_same_second(path: Path) -> None:
+    """Two groups of a case with the same number of rows, begun in one second: the second lost its end."""
+    append_case(path, [make(started_at="1", stage=stage) for stage in ("a", "b", "c")])
+    append_case(path, [make(started_at="1", stage=stage) for stage in ("d", "e", "f")])
+    assert len(read_rows(path)) == 6
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    assert [row.stage for row in read_rows(path)] == ["a", "b", "c"]

@@ -27,6 +27,7 @@ class ModelCase:
     __slots__ = ()
 
     suite: ClassVar[str]
+    at_a_time: ClassVar[int | None] = None  # methods that are measured and written together; None: all
     model: str
     config: ModelConfig
     dtype: str

@@ -29,6 +29,7 @@ class QualityCase(ModelCase):
     """
 
     suite: ClassVar[str] = "quality"
+    at_a_time: ClassVar[int | None] = 8
 
     model: str
     config: ModelConfig

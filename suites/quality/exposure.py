@@ -7,6 +7,7 @@ last loaded, so that it is measured on the steps themselves, captured ones too.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -15,18 +16,23 @@ from ...kernels import Layer
 from ..decode.checks import ring_of
 
 
-def exposure(layer: Layer) -> Tensor:
-    """Tokens that the oldest query of the window has seen over tokens that the latest step loaded, `[B, Hkv]`.
+def exposure(layers: Sequence[Layer]) -> Tensor:
+    """Tokens that the oldest query of the window has seen over tokens that the latest step loaded, `[layers, B, Hkv]`.
 
-    For a layer that has just done a step, and at least w since its sequences began. Stays on the device.
+    For layers of one state that have just done a step, and at least w since its sequences began. Stays on the device.
     """
-    ring, size = ring_of(layer), layer.config.block_size  # type: ignore[attr-defined]
-    length = layer.cache.lengths[:, None]
+    rings, size = [ring_of(layer) for layer in layers], layers[0].config.block_size  # type: ignore[attr-defined]
+    ring = replace(  # of all layers
+        rings[0],
+        loaded=torch.stack([r.loaded for r in rings]),  # [layers, B, Hkv, M]
+        clock=torch.stack([r.clock for r in rings])[..., None, None],
+    )
+    length = layers[0].cache.lengths[:, None]
+    start = torch.arange(ring.loaded.shape[-1], device=length.device) * size
 
     def tokens(blocks: Tensor, before: Tensor) -> Tensor:
         """How many tokens at positions below `before` the blocks hold."""
-        start = torch.arange(blocks.shape[2], device=blocks.device) * size
-        return (blocks * (before - start).clamp(0, size)[:, None]).sum(2)
+        return (blocks * (before - start).clamp(0, size)[:, None]).sum(-1)
 
     return tokens(ring.in_window(), length - ring.slots + 1) / tokens(ring.latest(), length)
 
@@ -39,7 +45,7 @@ class ExposureMeter:
 
     def read(self) -> None:
         """Once after each step, from the w-th on."""
-        self._readings.append(torch.stack([exposure(layer) for layer in self._layers]).mean())
+        self._readings.append(exposure(self._layers).mean())
 
     def mean(self) -> float:
         return float(torch.stack(self._readings).mean())

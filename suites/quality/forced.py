@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..decode.engine import Engine, State
 from .exposure import ExposureMeter
-from .metrics import StepMetrics, compare_logits, relative_error
+from .metrics import StepMetrics, compare_logits, kv_error, step_metrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,42 +97,45 @@ def run_forced(
 ) -> Forced:
     """Feed the reference's tokens to a method that stands after the same prompt.
 
-    Keys and values are compared as the step wrote them, before a rectification corrects them.
+    Keys and values are compared as the step wrote them, before a rectification corrects them. They and the metrics stay
+    on the device until the end, so that no step waits for the one before.
     """
-    state, every = engine.state, engine.rectify_every
+    state, every, window = engine.state, engine.rectify_every, engine.window
     state.start(prompt, reference.tokens[:, 0])
-    found: list[StepMetrics] = []
-    by_layer = torch.zeros(len(state.caches))
-    exposure, repaired = ExposureMeter(engine.layers), list[Tensor]()
+    compared, fed, repaired = list[Tensor](), list[Tensor](), list[Tensor]()
+    exposure = ExposureMeter(engine.layers)
     for t in range(reference.steps):
         step()
         following = reference.tokens[:, t + 1]
-        kl, top1, loss, extra = (x.cpu() for x in compare_logits(reference.logits[t], engine.logits, following))
-        errors = kv_errors(state, reference, prompt, t)
-        by_layer += errors.mean(1)
-        found.append(StepMetrics(kl, top1, loss, extra, errors.mean(0)))
-        if 1 < engine.window <= t + 1:
+        compared.append(torch.stack(compare_logits(reference.logits[t], engine.logits, following)))
+        fed.append(_written(state, prompt + t))
+        if 1 < window <= t + 1:
             exposure.read()
-            repaired.append(kv_errors(state, reference, prompt, t + 1 - engine.window).mean())
+            repaired.append(_written(state, prompt + t + 1 - window))
         state.pending.copy_(following)
         if rectify is not None and every and (t + 1) % every == 0:
             rectify()
         on_step(t + 1)
+    errors = _errors(fed, reference)
+    steps = step_metrics(torch.stack(compared, 1), errors.mean(0))
+    by_layer = errors.mean((1, 2)).cpu()
     if not repaired:
-        return Forced(found, by_layer / reference.steps)
-    late = float(torch.stack(repaired).mean())
-    return Forced(found, by_layer / reference.steps, kv_exposure=exposure.mean(), kv_error_repaired=late)
+        return Forced(steps, by_layer)
+    late = float(_errors(repaired, reference).mean())
+    return Forced(steps, by_layer, kv_exposure=exposure.mean(), kv_error_repaired=late)
 
 
-def kv_errors(state: State, reference: Reference, prompt: int, t: int) -> Tensor:
-    """`[layers, B]` on the CPU: of the key and value of the token that step t fed, as they stand."""
-    at = slice(prompt + t, prompt + t + 1)
-    errors = [
-        (
-            relative_error(_tokens(state, i, "k", at), reference.keys[i][:, :, t : t + 1])
-            + relative_error(_tokens(state, i, "v", at), reference.values[i][:, :, t : t + 1])
-        )
-        / 2
-        for i in range(len(state.caches))
-    ]
-    return torch.stack(errors).cpu()
+def _written(state: State, position: int) -> Tensor:
+    """Key and value of one token as they stand, of every layer in turn: `[2 layers, B, Hkv, D]`."""
+    return torch.stack([x[:, :, position] for cache in state.caches for x in (cache.k, cache.v)])
+
+
+def _errors(written: list[Tensor], reference: Reference) -> Tensor:
+    """Relative error of the keys and values of the first tokens fed, `[layers, T, B]`."""
+    found = torch.stack(written).unflatten(1, (-1, 2))  # [T, layers, 2, B, Hkv, D]
+    exact = zip(reference.keys, reference.values, strict=True)
+    errors = []
+    for i, both in enumerate(exact):
+        keys, values = (x[:, :, : len(written)].permute(2, 0, 1, 3) for x in both)  # [T, B, Hkv, D]
+        errors.append(kv_error((found[:, i, 0], found[:, i, 1]), (keys, values)))
+    return torch.stack(errors)

@@ -1,4 +1,4 @@
-"""Attention of all fed tokens of one layer and sequence at once, each over what it would see if it came by itself.
+"""Attention of all fed tokens of one layer at once, each over what it would see if it came by itself.
 
 Token t of T, fed after a prompt of P, sees keys and values of three kinds: the prompt's; *exact* ones, which dense
 decoding computes and rectification restores, of the tokens before its own period of f; the method's *own* of the
@@ -7,6 +7,9 @@ tokens since. The period of token t begins at f * floor(t / f); without rectific
 The tokens are taken in tiles. A working copy of keys and values starts with the method's own and is rectified as far
 as the tile's first token needs, which is what the engine does between steps; block summaries follow it. Where a tile
 holds several periods, the tokens between their beginnings are *mixed*: exact to some of the tile's rows only.
+
+Nothing here waits for the device but one look at the masses of a layer, so that a GPU always has work ahead of it.
+Sequences go together: to attention they are further heads.
 """
 
 from __future__ import annotations
@@ -26,13 +29,14 @@ LEAST_MASS = 1e-30  # of the selected blocks; below it the softmax is taken over
 
 
 @dataclass(frozen=True, slots=True)
-class Sequence:
-    """One layer's tokens of one sequence, of the model's dtype.
+class Sequences:
+    """One layer's tokens of B sequences, of the model's dtype; the heads of one sequence, then those of the next.
 
     Attributes:
-        queries: `[T, Hq, D]` of the tokens fed.
-        keys, values: `[Hkv, P + T, D]`, the prompt's and the method's own.
-        exact_keys, exact_values: `[Hkv, T, D]`, what dense decoding has for the tokens fed; None if nothing rectifies.
+        queries: `[T, B Hq, D]` of the tokens fed.
+        keys, values: `[B Hkv, P + T, D]`, the prompt's and the method's own.
+        exact_keys, exact_values: `[B Hkv, T, D]`, dense decoding's of the tokens fed; None if nothing rectifies.
+        count: B.
     """
 
     queries: Tensor
@@ -40,6 +44,7 @@ class Sequence:
     values: Tensor
     exact_keys: Tensor | None = None
     exact_values: Tensor | None = None
+    count: int = 1
 
     @property
     def steps(self) -> int:
@@ -61,6 +66,27 @@ def tiles(steps: int, every: int | None, rows: int) -> Iterator[tuple[int, int]]
         first = end
 
 
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """Tokens `first` to `end` of those fed, R rows that are computed together.
+
+    Attributes:
+        mixed: tokens that are exact to some of the rows only.
+        lengths: int64 `[R]`, tokens that each row sees, the prompt's included.
+        rectified: bool `[R, n]`, whether a mixed token is exact to a row.
+    """
+
+    first: int
+    end: int
+    mixed: slice
+    lengths: Tensor
+    rectified: Tensor
+
+    @property
+    def rows(self) -> int:
+        return self.end - self.first
+
+
 class ForcedAttention:
     """The attention of one method."""
 
@@ -70,101 +96,108 @@ class ForcedAttention:
             config: settings of the selection; None for dense attention.
             selector: what ranks blocks: "summary", "mass" (exact, the oracle's) or "window" (nothing is ranked).
             every: f; None for a method that never rectifies.
-            tile: most tokens at a time, which bounds the memory: logits are float32 `[Hq, tile, P + T]`.
+            tile: most tokens of each sequence at a time, which bounds the memory: logits are float32
+                `[B Hq, tile, P + T]`.
         """
         self.config, self.selector, self.every, self.tile = config, selector, every, tile
 
-    def __call__(self, layer: Sequence) -> tuple[Tensor, Tensor]:
+    def __call__(self, layer: Sequences) -> tuple[Tensor, Tensor]:
         """
         Returns:
-            Outputs `[T, Hq, D]` of the model's dtype, and the share of the exact attention mass that lies in the
-            blocks read, float32 `[T, Hq]`.
+            Outputs `[T, B Hq, D]` of the model's dtype, and the share of the exact attention mass that lies in the
+            blocks read, float32 `[T, B Hq]`.
         """
+        out, recall = self._attend(layer, alone=False)
+        if self.config is not None and bool((recall < LEAST_MASS).any()):
+            out, recall = self._attend(layer, alone=True)
+        return out, recall
+
+    def _attend(self, layer: Sequences, *, alone: bool) -> tuple[Tensor, Tensor]:
+        """As `__call__`; with `alone` the softmax is over the selected blocks, else over all and then divided."""
         heads = layer.queries.shape[1]
         out, recall = torch.empty_like(layer.queries), torch.ones(layer.steps, heads, device=layer.queries.device)
         work = _Working(layer, self.config, self.selector == "summary")
         for first, end in tiles(layer.steps, self.every, self.tile):
             work.rectify(self._period(first))
-            out[first:end], recall[first:end] = self._tile(work, first, end)
+            tile = self._tile(layer, first, end)
+            out[first:end], recall[first:end] = self._attend_tile(work, tile, alone)
         return out, recall
 
     def _period(self, token: int) -> int:
         """The first token of the period that a token lies in."""
         return 0 if self.every is None else token // self.every * self.every
 
-    def _tile(self, work: _Working, first: int, end: int) -> tuple[Tensor, Tensor]:
-        layer, size = work.layer, work.block_size
-        kv_heads, rows = work.keys.shape[0], end - first
-        shape = kv_heads, rows, -1, layer.queries.shape[2]  # Hkv, R, G, D
-        queries = layer.queries[first:end].float().unflatten(1, (kv_heads, -1)).transpose(0, 1)
-        flat = queries.flatten(1, 2)  # [Hkv, R G, D]
-        scale = shape[3] ** -0.5
-        blocks = -(-(layer.prompt + end) // size)
-        width = blocks * size
-        device = flat.device
-        token = torch.arange(first, end, device=device)
-        seen = layer.prompt + token  # the last position that each row sees
+    def _tile(self, layer: Sequences, first: int, end: int) -> Tile:
+        token = torch.arange(first, end, device=layer.queries.device)
+        begins = token // (self.every or layer.steps) * (self.every or 0)
         mixed = slice(self._period(first), self._period(end - 1))
-        at = slice(layer.prompt + mixed.start, layer.prompt + mixed.stop)
-        rectified = torch.empty(rows, 0, dtype=torch.bool, device=device)
+        rectified = torch.arange(mixed.start, mixed.stop, device=token.device) < begins[:, None]
+        return Tile(first, end, mixed, layer.prompt + token + 1, rectified)
 
-        logits = (flat * scale @ work.keys[:, :width].transpose(1, 2)).unflatten(1, (rows, -1))  # [Hkv, R, G, S]
-        if mixed.stop > mixed.start:
-            begins = torch.tensor([self._period(t) for t in range(first, end)], device=device)
-            rectified = torch.arange(mixed.start, mixed.stop, device=device) < begins[:, None]  # [R, n]
-            exact = (flat * scale @ work.exact_keys(mixed).transpose(1, 2)).unflatten(1, (rows, -1))
-            logits[..., at] = torch.where(rectified[:, None], exact, logits[..., at])
-        later = torch.arange(layer.prompt + first, width, device=device) > seen[:, None]
-        logits[..., layer.prompt + first :].masked_fill_(later[:, None], float("-inf"))
+    def _attend_tile(self, work: _Working, tile: Tile, alone: bool) -> tuple[Tensor, Tensor]:
+        """Outputs `[R, B Hq, D]` and shares `[R, B Hq]`. Below H is B Hkv and G the query heads of each."""
+        layer, size, rows, mixed = work.layer, work.block_size, tile.rows, tile.mixed
+        blocks = -(-(layer.prompt + tile.end) // size)
+        width = blocks * size
+        queries = layer.queries[tile.first : tile.end].float().unflatten(1, (len(work.keys), -1)).transpose(0, 1)
+        shape = queries.shape  # H, R, G, D
+        flat = queries.flatten(1, 2) * shape[3] ** -0.5  # [H, R G, D]
+        at = slice(layer.prompt + mixed.start, layer.prompt + mixed.stop)
+        several = mixed.stop > mixed.start
+
+        logits = (flat @ work.keys[:, :width].transpose(1, 2)).unflatten(1, (rows, -1))  # [H, R, G, S]
+        if several:
+            exact = (flat @ work.exact_keys(mixed).transpose(1, 2)).unflatten(1, (rows, -1))
+            logits[..., at] = torch.where(tile.rectified[:, None], exact, logits[..., at])
+        newest = layer.prompt + tile.first
+        later = torch.arange(newest, width, device=flat.device) >= tile.lengths[:, None]
+        logits[..., newest:].masked_fill_(later[:, None], float("-inf"))
         weights = logits.softmax(-1)
-        share = torch.ones(kv_heads, rows, flat.shape[1] // rows, device=device)
+        share = weights.new_ones(shape[:3])
         if self.config is not None:
             parts = weights.unflatten(-1, (blocks, size))
-            mass = parts.sum(-1)  # [Hkv, R, G, M]
-            chosen = self._choose(work, queries, mass, layer.prompt + torch.arange(first, end) + 1, mixed, rectified)
+            mass = parts.sum(-1)  # [H, R, G, M]
+            chosen = self._choose(work, queries, mass, tile)
             share = (mass * chosen).sum(-1)
-            if bool((share < LEAST_MASS).any()):
-                unread = ~chosen.repeat_interleave(size, -1)
-                weights = logits.masked_fill(unread, float("-inf")).softmax(-1)
-                norm = torch.ones_like(share)
+            if alone:
+                weights = logits.masked_fill(~chosen.repeat_interleave(size, -1), float("-inf")).softmax(-1)
             else:
                 parts.mul_(chosen[..., None])
-                norm = share
-        exact_part = torch.zeros(())
-        if mixed.stop > mixed.start:
-            theirs = weights[..., at] * rectified[:, None]
+        found = weights.new_zeros(shape)
+        if several:
+            theirs = weights[..., at] * tile.rectified[:, None]
             weights[..., at] -= theirs
-            exact_part = (theirs.flatten(1, 2) @ work.exact_values(mixed)).view(shape)
-        found = (weights.flatten(1, 2) @ work.values[:, :width]).view(shape) + exact_part
-        if self.config is not None:
-            found = found / norm[..., None]
+            found = (theirs.flatten(1, 2) @ work.exact_values(mixed)).view(shape)
+        found = found + (weights.flatten(1, 2) @ work.values[:, :width]).view(shape)
+        if self.config is not None and not alone:
+            found = found / share[..., None]
         return found.transpose(0, 1).flatten(1, 2).to(layer.queries.dtype), share.transpose(0, 1).flatten(1)
 
-    def _choose(
-        self, work: _Working, queries: Tensor, mass: Tensor, lengths: Tensor, mixed: slice, rectified: Tensor
-    ) -> Tensor:
-        """The blocks that each row reads, a mask that broadcasts to `[Hkv, R, G, M]`."""
+    def _choose(self, work: _Working, queries: Tensor, mass: Tensor, tile: Tile) -> Tensor:
+        """The blocks that each row reads, a mask that broadcasts to `[H, R, G, M]`."""
         config = self.config
         assert config is not None
         if self.selector == "window":
-            return sink_and_window(mass[:1, :, :1], lengths, config)
+            return sink_and_window(mass[:1, :, :1], tile.lengths, config)
         if self.selector == "mass":
-            return best(mass.sum(2, keepdim=True), lengths, config)
-        query = slots(queries, config)  # [Hkv, R, 1 or G, 2 D]
+            return best(mass.sum(2, keepdim=True), tile.lengths, config)
+        query = slots(queries, config)  # [H, R, 1 or G, 2 D]
         blocks = mass.shape[-1]
         scores = (query.flatten(1, 2) @ work.table[:, :blocks].transpose(1, 2)).unflatten(1, query.shape[1:3])
-        if rectified.shape[1] or not config.local_blocks:  # else the newest block is read whatever its score
-            first, own = work.row_summaries(lengths.to(query.device), blocks, mixed, rectified)
+        if tile.rectified.shape[1] or not config.local_blocks:  # else the newest block is read whatever its score
+            first, own = work.row_summaries(tile, blocks)
             scores[..., first:] = query @ own.transpose(2, 3)
-        if config.gqa_policy == "all-heads":
-            scores = scores.sum(0, keepdim=True)
-        return best(scores, lengths, config)
+        if config.gqa_policy != "all-heads":
+            return best(scores, tile.lengths, config)
+        count = work.layer.count
+        shared = best(scores.unflatten(0, (count, -1)).sum(1), tile.lengths, config)  # [B, R, 1, M]
+        return shared.repeat_interleave(len(scores) // count, 0)
 
 
 class _Working:
     """Keys and values as a tile's first row finds them, float32, to a whole number of blocks; and their summaries."""
 
-    def __init__(self, layer: Sequence, config: SparseConfig | None, summarised: bool) -> None:
+    def __init__(self, layer: Sequences, config: SparseConfig | None, summarised: bool) -> None:
         self.layer, self.config = layer, config
         self.block_size = 1 if config is None else config.block_size
         extra = -layer.keys.shape[1] % self.block_size
@@ -203,23 +236,23 @@ class _Working:
             first, last = at.start // size, -(-at.stop // size)
             self.table[:, first:last] = self._summaries(first, last)
 
-    def row_summaries(self, lengths: Tensor, blocks: int, mixed: slice, rectified: Tensor) -> tuple[int, Tensor]:
+    def row_summaries(self, tile: Tile, blocks: int) -> tuple[int, Tensor]:
         """Summaries by row of the last blocks, from the first that is not the same to all rows.
 
         Returns:
-            The first of these blocks, and `[Hkv, R, blocks from there, 2 D]`.
+            The first of these blocks, and `[H, R, blocks from there, 2 D]`.
         """
         assert self.config is not None
-        size, prompt = self.block_size, self.layer.prompt
-        newest = int(lengths[0]) - 1
-        first = min(prompt + mixed.start if rectified.shape[1] else newest, newest) // size
+        size, prompt, mixed = self.block_size, self.layer.prompt, tile.mixed
+        several = mixed.stop > mixed.start
+        first = (prompt + (mixed.start if several else tile.first)) // size
         span = slice(first * size, blocks * size)
-        keys = self.keys[:, None, span]
-        if rectified.shape[1]:
-            keys = keys.expand(-1, len(lengths), -1, -1).clone()
-            at = slice(prompt + mixed.start - span.start, prompt + mixed.stop - span.start)
-            keys[:, :, at] = torch.where(rectified[..., None], self.exact_keys(mixed)[:, None], keys[:, :, at])
-        valid = torch.arange(span.start, span.stop, device=keys.device) < lengths[:, None]  # [R, n]
-        parts = keys.expand(-1, len(lengths), -1, -1).unflatten(2, (-1, size))
-        kept = valid.unflatten(1, (-1, size))[..., None]
+        keys = self.keys[:, None, span].expand(-1, tile.rows, -1, -1)
+        if several:
+            before = prompt + mixed.start - span.start
+            exact = pad(self.exact_keys(mixed), (0, 0, before, span.stop - prompt - mixed.stop))
+            rectified = pad(tile.rectified, (before, span.stop - prompt - mixed.stop))
+            keys = torch.where(rectified[..., None], exact[:, None], keys)
+        valid = torch.arange(span.start, span.stop, device=keys.device) < tile.lengths[:, None]  # [R, n]
+        parts, kept = keys.unflatten(2, (-1, size)), valid.unflatten(1, (-1, size))[..., None]
         return first, summarise(parts, kept, self.config.summary_kind, self._element)

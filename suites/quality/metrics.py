@@ -40,7 +40,25 @@ def compare_logits(dense: Tensor, method: Tensor, following: Tensor) -> tuple[Te
     return kl, top1, loss, loss + p.gather(-1, following[:, None])[:, 0]
 
 
+def step_metrics(compared: Tensor, kv_error: Tensor) -> list[StepMetrics]:
+    """Metrics of T steps, brought to the CPU at once.
+
+    Args:
+        compared: `[4, T, B]`, what `compare_logits` found at each step.
+        kv_error: `[T, B]`.
+    """
+    columns = torch.cat((compared, kv_error[None])).cpu()
+    return [StepMetrics(*one) for one in columns.unbind(1)]
+
+
 def relative_error(mine: Tensor, theirs: Tensor) -> Tensor:
     """||mine - theirs|| / ||theirs|| over all but the first dimension, float32 `[B]`."""
     difference = (mine.float() - theirs.float()).flatten(1).norm(dim=1)
     return difference / theirs.float().flatten(1).norm(dim=1).clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def kv_error(mine: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor]) -> Tensor:
+    """Mean relative error of keys and values, each `[T, B, Hkv, D]`: float32 `[T, B]`."""
+    steps = len(mine[0])
+    both = [relative_error(a.flatten(0, 1), b.flatten(0, 1)) for a, b in zip(mine, theirs, strict=True)]
+    return ((both[0] + both[1]) / 2).view(steps, -1)

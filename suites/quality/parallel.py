@@ -18,8 +18,8 @@ from ..decode.cases import rectifies
 from ..decode.engine import State
 from ..model.decoder import Cells, Decoder
 from .forced import Forced, Reference
-from .forced_attention import ForcedAttention, Sequence
-from .metrics import StepMetrics, compare_logits, relative_error
+from .forced_attention import ForcedAttention, Sequences
+from .metrics import compare_logits, kv_error, step_metrics
 
 SELECTORS = {
     "resa": "summary", "resa-torch": "summary", "sparse": "summary", "quest": "summary", "oracle": "mass",
@@ -31,18 +31,23 @@ LOGIT_ROWS = 32  # steps whose logits are compared at a time
 Report = Callable[[str], None]
 
 
-TILES = {"cpu": 32, "cuda": 256}
-"""Steps whose attention is computed at a time: what a CPU's caches hold; enough work for a GPU's launches to be few."""
+TILES = {"cpu": 32, "cuda": 512}
+"""Fed tokens whose attention is computed at a time: what a CPU's caches hold; enough to keep a GPU at work."""
 
 
-def attention_of(spec: MethodSpec, device: torch.device) -> ForcedAttention:
+def _rows(device: torch.device, batch: int) -> int:
+    """Steps of a tile."""
+    return max(TILES[device.type] // batch, 1)
+
+
+def attention_of(spec: MethodSpec, device: torch.device, batch: int) -> ForcedAttention:
     """Raises KeyError for a method that has no parallel form."""
     every = spec.config.rectify_every if rectifies(spec) else None
-    return ForcedAttention(spec.config, SELECTORS[spec.name], every, TILES[device.type])
+    return ForcedAttention(spec.config, SELECTORS[spec.name], every, _rows(device, batch))
 
 
-def dense_attention(device: torch.device) -> ForcedAttention:
-    return ForcedAttention(None, None, None, TILES[device.type])
+def dense_attention(device: torch.device, batch: int) -> ForcedAttention:
+    return ForcedAttention(None, None, None, _rows(device, batch))
 
 
 def _pass(
@@ -65,13 +70,28 @@ def _pass(
     return decoder.hidden(tokens.reshape(-1), positions, cells, layer).view(batch, steps, -1)
 
 
-def _with_prompt(state: State, i: int, b: int, prompt: int, cells: ChunkTensors) -> tuple[Tensor, Tensor]:
-    """Keys and values `[Hkv, P + T, D]`: the cache's of the prompt, then the cells'."""
+def _sequences(
+    state: State, i: int, prompt: int, cells: ChunkTensors, exact: tuple[Tensor, Tensor] | None = None
+) -> Sequences:
+    """What layer i attends with: the cells' queries; keys and values of the cache's prompt, then the cells'.
+
+    Args:
+        exact: `[B, Hkv, T, D]`, what rectification restores.
+    """
     cache = state.caches[i]
-    return tuple(  # type: ignore[return-value]
-        torch.cat((old[b, :, :prompt], new[b].transpose(0, 1)), 1)
+    keys, values = (
+        torch.cat((old[:, :, :prompt], new.transpose(1, 2)), 2).flatten(0, 1)
         for old, new in ((cache.k, cells.k), (cache.v, cells.v))
     )
+    queries = cells.q.transpose(0, 1).flatten(1, 2)  # [T, B Hq, D]
+    if exact is None:
+        return Sequences(queries, keys, values, count=len(cells.q))
+    return Sequences(queries, keys, values, exact[0].flatten(0, 1), exact[1].flatten(0, 1), len(cells.q))
+
+
+def _by_sequence(x: Tensor, batch: int) -> Tensor:
+    """`[B, T, H, ..]` of `[T, B H, ..]`."""
+    return x.unflatten(1, (batch, -1)).transpose(0, 1)
 
 
 def dense_parallel(
@@ -83,14 +103,13 @@ def dense_parallel(
         state: its caches hold the prompt; they are only read.
         tokens: int64 `[B, T + 1]`; the last one is what follows, and is not fed.
     """
-    dense = dense_attention(decoder.device)
+    dense = dense_attention(decoder.device, len(tokens))
     keys, values = [], []
     layers = decoder.config.layers
 
     def attend(i: int, cells: ChunkTensors) -> Tensor:
         on_step(f"dense, layer {i + 1} of {layers}")
-        for b in range(len(tokens)):
-            cells.out[b] = dense(Sequence(cells.q[b], *_with_prompt(state, i, b, prompt, cells)))[0]
+        cells.out.copy_(_by_sequence(dense(_sequences(state, i, prompt, cells))[0], len(tokens)))
         keys.append(cells.k.transpose(1, 2).clone())
         values.append(cells.v.transpose(1, 2).clone())
         return cells.out
@@ -116,42 +135,36 @@ def run_parallel(
     Raises:
         KeyError: the method has no parallel form (`SELECTORS`).
     """
-    sparse, dense = attention_of(spec, decoder.device), dense_attention(decoder.device)
     tokens, layers = reference.tokens, decoder.config.layers
     batch, steps = tokens.shape[0], reference.steps
-    errors = torch.empty(layers, steps, batch)
-    recall = torch.empty(layers, decoder.config.q_heads)
+    sparse, dense = attention_of(spec, decoder.device, batch), dense_attention(decoder.device, batch)
+    errors: list[Tensor] = []  # of each layer, [T, B]
+    recall: list[Tensor] = []  # [Hq]
 
     def attend(i: int, cells: ChunkTensors) -> Tensor:
         on_step(f"{spec.label}, layer {i + 1} of {layers}")
         attention = dense if i < (spec.dense_layers or 0) else sparse
         exact = reference.keys[i], reference.values[i]
-        found = []
-        for b in range(batch):
-            layer = Sequence(
-                cells.q[b], *_with_prompt(state, i, b, prompt, cells), *(x[b] for x in exact if sparse.every)
-            )
-            cells.out[b], share = attention(layer)
-            found.append(share.mean(0))
-        recall[i] = torch.stack(found).mean(0)
-        errors[i] = _errors(cells, exact)
+        out, share = attention(_sequences(state, i, prompt, cells, exact if sparse.every else None))
+        cells.out.copy_(_by_sequence(out, batch))
+        recall.append(_by_sequence(share, batch).mean((0, 1)))
+        errors.append(_errors(cells, exact))
         return cells.out
 
     x = _pass(decoder, tokens[:, :-1], prompt, attend).transpose(0, 1)  # [T, B, hidden]
-    result: list[StepMetrics] = []
+    compared = []
     for first in range(0, steps, LOGIT_ROWS):
         part = slice(first, min(first + LOGIT_ROWS, steps))
         following = tokens[:, part.start + 1 : part.stop + 1].t()  # [R, B]
         logits = decoder.logits(x[part].flatten(0, 1))
-        compared = compare_logits(reference.logits[part].flatten(0, 1), logits, following.flatten())
-        per_step = zip(*(y.view(-1, batch).cpu() for y in compared), errors[:, part].mean(0), strict=True)
-        result += [StepMetrics(*one) for one in per_step]
-    return Forced(result, errors.mean((1, 2)), recall)
+        found = compare_logits(reference.logits[part].flatten(0, 1), logits, following.flatten())
+        compared.append(torch.stack(found).unflatten(1, (-1, batch)))  # [4, R, B]
+    by_layer = torch.stack(errors)
+    result = step_metrics(torch.cat(compared, 1), by_layer.mean(0))
+    return Forced(result, by_layer.mean((1, 2)).cpu(), torch.stack(recall).cpu())
 
 
 def _errors(cells: ChunkTensors, exact: tuple[Tensor, Tensor]) -> Tensor:
-    """Relative error of every token's key and value, `[T, B]` on the CPU."""
-    mine = (x.transpose(0, 1).flatten(0, 1) for x in (cells.k, cells.v))  # [T B, Hkv, D]
-    theirs = (x.permute(2, 0, 1, 3).flatten(0, 1) for x in exact)
-    both = [relative_error(a, b) for a, b in zip(mine, theirs, strict=True)]
-    return ((both[0] + both[1]) / 2).view(cells.k.shape[1], -1).cpu()
+    """Relative error of every token's key and value, `[T, B]`."""
+    keys, values = (x.permute(2, 0, 1, 3) for x in exact)
+    return kv_error((cells.k.transpose(0, 1), cells.v.transpose(0, 1)), (keys, values))

@@ -53,12 +53,12 @@ def best(scores: Tensor, lengths: Tensor, config: SparseConfig) -> Tensor:
 
     Args:
         scores: float32 `[.., R, .., M]`; those of blocks that a step does not have may be anything.
-        lengths: int64 `[R]` on the CPU, tokens that each step sees.
+        lengths: int64 `[R]`, tokens that each step sees; `M` blocks hold the most of them.
     """
     blocks, counts, index = _layout(scores, lengths, config)
     always = (index >= blocks - config.local_blocks) | (index < config.pinned_blocks)
     scores = scores.masked_fill(always, float("inf")).masked_fill(index >= blocks, float("-inf"))
-    ranked = scores.topk(int(counts.max()), dim=-1).values
+    ranked = scores.topk(config.selected(scores.shape[-1] * config.block_size), dim=-1).values
     threshold = ranked.gather(-1, (counts - 1).expand(*ranked.shape[:-1], 1))
     above, equal = scores > threshold, scores == threshold
     return above | (equal & (equal.cumsum(-1) <= counts - above.sum(-1, keepdim=True)))
@@ -72,10 +72,11 @@ def sink_and_window(scores: Tensor, lengths: Tensor, config: SparseConfig) -> Te
 
 
 def _layout(scores: Tensor, lengths: Tensor, config: SparseConfig) -> tuple[Tensor, Tensor, Tensor]:
-    """Blocks and blocks to read of each step, `[R, 1, 1]`, and the index of every block, `[M]`."""
-    tokens = lengths.tolist()
-    blocks, counts = (
-        torch.tensor([f(n) for n in tokens], device=scores.device)[:, None, None]
-        for f in (config.blocks, config.selected)
-    )
+    """Blocks and blocks to read of each step, `[R, 1, 1]`, and the index of every block, `[M]`.
+
+    `SparseConfig.selected` of all steps at once, on the device: the host need not know the lengths.
+    """
+    ratio, blocks = config.ratio, -(-lengths[:, None, None] // config.block_size)
+    wanted = -(-blocks * ratio.numerator // ratio.denominator)
+    counts = torch.minimum(blocks, wanted.clamp(min=config.floor_blocks))
     return blocks, counts, torch.arange(scores.shape[-1], device=scores.device)

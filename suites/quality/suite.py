@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -40,6 +40,8 @@ class QualityBench:
     device: torch.device
     environment: Environment
     command: str
+    prepared: dict[QualityCase, QualityRun] = field(default_factory=dict)
+    """The case in hand, for those of its methods that come later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +57,13 @@ class Bound:
 class QualityRun:
     """One case in hand."""
 
-    def __init__(
-        self, case: QualityCase, specs: Sequence[MethodSpec], bench: QualityBench, on_step: Callable[[str], None]
-    ) -> None:
-        self.case, self.specs, self.bench, self.on_step = case, list(specs), bench, on_step
+    def __init__(self, case: QualityCase, bench: QualityBench, on_step: Callable[[str], None]) -> None:
+        self.case, self.bench = case, bench
+        self.begin(on_step)
+
+    def begin(self, on_step: Callable[[str], None]) -> None:
+        """Some methods of the case are to be measured, the first or further ones."""
+        self.on_step = on_step
         self.started_at = datetime.now(UTC).isoformat(timespec="seconds")
 
     def row(self, name: str, columns: dict[str, Any], **more: Any) -> Row:
@@ -89,11 +94,10 @@ class QualityRun:
         self.references: dict[bool, Reference] = {}  # by whether it was recorded step by step
         self.dense_launch = {False: "parallel"}
         self.tokens = rest
+        self.sampled: Reference | None = None  # dense's own continuation, recorded step by step
         if case.source == "own":
-            sampled = self.record(rest[:, 0], None)
-            self.tokens = sampled.tokens
-            if any(self.is_stepwise(spec) for spec in self.specs):
-                self.references[True] = sampled
+            self.sampled = self.record(rest[:, 0], None)
+            self.tokens = self.sampled.tokens
 
     def is_stepwise(self, spec: MethodSpec) -> bool:
         """Whether a method decodes step by step here: it was asked for, or the method has no other form."""
@@ -102,12 +106,13 @@ class QualityRun:
     def reference(self, stepwise: bool) -> Reference:
         """What dense decoding says to the fed tokens, computed as the method is that it is compared with."""
         if stepwise not in self.references:
-            self.references[stepwise] = (
-                self.record(self.tokens[:, 0], self.tokens)
-                if stepwise
-                else dense_parallel(self.decoder, self.state, self.case.prompt, self.tokens, self.on_step)
-            )
+            self.references[stepwise] = self._reference(stepwise)
         return self.references[stepwise]
+
+    def _reference(self, stepwise: bool) -> Reference:
+        if not stepwise:
+            return dense_parallel(self.decoder, self.state, self.case.prompt, self.tokens, self.on_step)
+        return self.record(self.tokens[:, 0], self.tokens) if self.sampled is None else self.sampled
 
     def record(self, first: Tensor, tokens: Tensor | None) -> Reference:
         """Dense decoding step by step, fed `tokens`, or what it samples itself."""
@@ -206,8 +211,16 @@ def run_case(
     loader: Loader,
     on_step: Callable[[str], None] = lambda _: None,
 ) -> list[Row]:
-    """Feed every method of `specs` the same tokens; a method that fails costs its own rows alone."""
-    run = QualityRun(case, specs, bench, on_step)
+    """Feed every method of `specs` the same tokens; a method that fails costs its own rows alone.
+
+    The case stays prepared in `bench` for further methods of it.
+    """
+    run = bench.prepared.get(case)
+    ready = run is not None
+    if run is None:
+        bench.prepared.clear()  # another case's state and references
+        run = QualityRun(case, bench, on_step)
+    run.begin(on_step)
     rows: list[Row] = []
 
     def without_value(spec: MethodSpec, status: str, reason: str) -> Row:
@@ -226,7 +239,10 @@ def run_case(
                 on_step("model")
                 chunks = {case.batch * spec.config.rectify_every for spec in able if rectifies(spec)}
                 chunks |= {case.batch * window(spec) for spec in able}
-                run.prepare(loader.model(case, {case.batch, *chunks}, bench.device))
+                loaded = loader.model(case, {case.batch, *chunks}, bench.device)
+                if not ready:
+                    run.prepare(loaded)
+                    bench.prepared[case] = run
         except ModelNotHere as error:
             return rows + [without_value(spec, "skipped", str(error)) for spec in able]
         except Exception as error:

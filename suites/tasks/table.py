@@ -27,6 +27,10 @@ def label(row: Row, ratios: bool = False) -> str:
     return f"{name} r{row.active_ratio:g}" if ratios and row.active_ratio is not None else name
 
 
+def is_dense(row: Row) -> bool:
+    return row.method in registered() and get_method(row.method).is_dense
+
+
 def several_ratios(rows: Sequence[Row]) -> bool:
     return len({row.active_ratio for row in rows if row.active_ratio is not None}) > 1
 
@@ -56,8 +60,8 @@ def _against(row: Row | None, dense: Row | None) -> str:
 
 
 def case_table(case: str, rows: Sequence[Row]) -> Table:
-    """One case: a line a method in the order measured."""
-    mine = [r for r in rows if r.case == case]
+    """One case: dense decoding, then a line a method in the order measured."""
+    mine = sorted((r for r in rows if r.case == case), key=lambda r: not is_dense(r))
     task = mine[0].selection_pattern
     ratios = several_ratios(mine)
     lines: dict[str, list[Row]] = {}
