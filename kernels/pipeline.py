@@ -51,10 +51,12 @@ class SparseLayer(BlockSparseLayer):
         )
 
     def attend_stages(self, step: StepTensors) -> tuple[Stage, ...]:
-        cache, lists, partials, config = self.cache, self.work.lists, self.partials, self.config
-        size = config.block_size
+        cache, work, partials, size = self.cache, self.work, self.partials, self.config.block_size
+        # How many blocks our own selection takes is known beforehand; another selector's counts are read.
+        own = type(self).choose_stages is SparseLayer.choose_stages
+        counts = self.config if own else work.counts
         return (
-            Stage("attend", lambda: sparse_decode(step.q, cache, lists, config, partials, block_size=size)),
+            Stage("attend", lambda: sparse_decode(step.q, cache, work.lists, counts, partials, block_size=size)),
             Stage("merge", lambda: merge_partials(partials, step.out)),
         )
 

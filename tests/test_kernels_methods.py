@@ -43,8 +43,16 @@ from resa_bench.kernels.exact import UNIT_ROUNDOFF
 from resa_bench.kernels.method import DenseLayer
 from resa_bench.kernels.pipeline import SparseLayer
 from resa_bench.kernels.selection import selection_reference
+from resa_bench.kernels.sparse_decode import sparse_reference
 from resa_bench.suites.cases import Case, ModelShape
-from resa_bench.suites.checks import CheckFailed, check_rectify, check_selection, check_step, dense_exact
+from resa_bench.suites.checks import (
+    CheckFailed,
+    check_rectify,
+    check_selection,
+    check_step,
+    compare,
+    dense_exact,
+)
 from resa_bench.suites.inputs import Inputs, make_inputs
 from torch import Tensor
 
@@ -62,6 +70,8 @@ SPARSE = {
     "quest-group-sum": ("quest", {"gqa_policy": "group-sum", "budget_tokens": 48}),
     "sink-window": ("sink-window", {}),
     "oracle": ("oracle", {}),
+    "resa-fp8": ("resa", {"summary_dtype": "fp8"}),
+    "resa-torch-fp8-meanstd": ("resa-torch", {"summary_dtype": "fp8", "summary_kind": "meanstd"}),
 }
 DENSE = {"triton-dense": ("triton-dense", {}), "torch-dense": ("torch-dense", {})}
 METHODS = SPARSE | DENSE
@@ -290,6 +300,29 @@ def test_steps_keep_summaries_right(name: str) -> None:
     layer.summaries.data.fill_(NAN)
     build_summaries(cache, layer.summaries)
     assert torch.equal(kept, layer.summaries.data[:, :, :blocks])
+
+
+class FewerLayer(SparseLayer):
+    """A selector that takes only the first two blocks of its list."""
+
+    def choose_stages(self, step: StepTensors) -> tuple[Stage, ...]:
+        return (*super().choose_stages(step), Stage("fewer", lambda: self.work.counts.clamp_(max=2)))
+
+
+def test_counts_of_another_selector_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, shape = make_cache([101, 38], dtype=DTYPES[0], capacity=112), AttentionShape(2, 6, 2, 64)
+    method = make_method("resa", shape, CONFIG, DTYPES[0])
+    monkeypatch.setattr(type(method), "layer_class", FewerLayer)
+    layer, step = method.prepare(cache), empty_step(shape, DTYPES[0])
+    for seed, tensor in enumerate((step.q, step.k, step.v)):
+        tensor.copy_(random(*tensor.shape, dtype=tensor.dtype, seed=seed))
+    for stage in layer.stages(step):
+        stage.run()
+    lists = layer.work.lists[:, :, :2]
+    keys, values = cache.gather()
+    for b, length in enumerate((101, 38)):
+        exact = sparse_reference(step.q[b], keys[b], values[b], length, lists[b], block_size=16)
+        compare("two blocks", step.out[b], exact, step.out.dtype)
 
 
 def test_layers_share_work_space() -> None:
