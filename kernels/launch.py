@@ -71,8 +71,8 @@ def release_next(PDL: tl.constexpr):
     """Let the programs of the next kernel take their places on the chip already (they still wait for this one's end).
 
     Called where it was measured to pay (docs/notes/speed.md): by attention before the merge, by an append before
-    scoring, and in small steps. Elsewhere programs placed while others still leave land unevenly, which costs more than
-    it saves.
+    scoring, by scoring and selection in steps that are small enough. In larger ones programs placed while others still
+    leave land unevenly, which costs more than it saves.
     """
     if PDL:
         gdc_launch_dependents()
@@ -120,9 +120,9 @@ def shared_memory() -> int:
     return torch.cuda.get_device_properties().shared_memory_per_block_optin  # type: ignore[attr-defined]
 
 
-def is_small_step(scores: int, device: torch.device) -> bool:
-    """Whether the kernels of a step over so many block scores leave room for the next one's programs from the start."""
-    return scores <= 64 * sm_count(device)
+def scores_per_sm(scores: int, device: torch.device) -> float:
+    """How large a step over so many block scores is for this chip: what decides who lets the next kernel in early."""
+    return scores / sm_count(device)
 
 
 def plan_splits(programs: int, tiles: int, device: torch.device, programs_per_sm: int) -> int:

@@ -21,7 +21,7 @@ from .addressing import locate
 from .cache import KVCache
 from .checks import check_device, check_tensor, kernel_dtypes
 from .config import AttentionShape, SparseConfig, ceil_div
-from .launch import await_previous, is_small_step, launch, release_next
+from .launch import await_previous, launch, release_next, scores_per_sm
 from .summaries import Summaries, check_new, update_block
 
 
@@ -151,6 +151,7 @@ def _score_kernel(
 
 
 TILE = 32  # blocks scored together
+EARLY = 512  # scores a multiprocessor: in smaller steps selection's programs take their places from the start
 
 
 def score_blocks(
@@ -236,7 +237,7 @@ def score_blocks(
         MINMAX=config.summary_kind == "minmax",
         POLICY=config.gqa_policy,
         APPEND=append is not None,
-        EARLY=is_small_step(rows * blocks, cache.device),
+        EARLY=scores_per_sm(rows * blocks, cache.device) <= EARLY,
         num_warps=4,
         num_stages=1,
     )

@@ -19,8 +19,9 @@ from .addressing import selected_blocks
 from .cache import KVCache
 from .checks import check_device, check_tensor
 from .config import MAX_BLOCKS, SparseConfig, ceil_div
-from .launch import await_previous, is_small_step, launch, release_next
+from .launch import await_previous, launch, release_next, scores_per_sm
 
+EARLY = 128  # scores a multiprocessor: in smaller steps attention's programs take their places from the start
 BITS = 2  # settled in one pass, 1 or 2: two count three sets of keys and exchange two sums
 
 
@@ -311,7 +312,7 @@ def select_blocks(
         SPAN=width // parts,
         PART=32,
         BITS=BITS,
-        EARLY=is_small_step(cache.batch * rows * blocks, cache.device),
+        EARLY=scores_per_sm(cache.batch * rows * blocks, cache.device) <= EARLY,
         num_warps=select_warps(width),
         num_stages=1,
     )
