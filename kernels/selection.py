@@ -21,7 +21,7 @@ from .checks import check_device, check_tensor
 from .config import MAX_BLOCKS, SparseConfig, ceil_div
 from .launch import await_previous, launch, release_next, scores_per_sm
 
-EARLY = 128  # scores a multiprocessor: in smaller steps attention's programs take their places from the start
+EARLY = 64  # scores a multiprocessor: in smaller steps attention's programs take their places from the start
 BITS = 2  # settled in one pass, 1 or 2: two count three sets of keys and exchange two sums
 
 
