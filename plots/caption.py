@@ -25,13 +25,12 @@ def caption(figures: FigureSet, drawn: Iterable[Row], *extra: str) -> str:
         extra: what this figure needs said besides.
     """
     rows = list(drawn)
-    commits = _unique(f"{row.commit[:7]}{'-dirty' if row.dirty else ''}" for row in rows if row.commit)
     dates = _unique(row.started_at[:10] for row in rows if row.started_at)
     ratios = _unique(f"{row.active_ratio:g}" for row in rows if row.active_ratio is not None)
     ways = _unique(f"{row.cache_state} cache" for row in rows if row.cache_state)
     parts = [
         figures.device or "device unknown",
-        f"commit {', '.join(commits)}" if commits else "commit unknown",
+        of_commits(rows),
         dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}" if dates else "date unknown",
         figures.dtype or "dtype unknown",
         f"r\u00a0=\u00a0{', '.join(ratios)}" if ratios else "",
@@ -46,15 +45,20 @@ def caption(figures: FigureSet, drawn: Iterable[Row], *extra: str) -> str:
 def circumstances(rows: Iterable[Row], *extra: str) -> str:
     """Device, commit, date and dtype of rows that carry no times, and what the figure needs said besides."""
     mine = list(rows)
-    commits = _unique(f"{row.commit[:7]}{'-dirty' if row.dirty else ''}" for row in mine if row.commit)
     parts = [
         *_unique(row.device for row in mine if row.device),
-        f"commit {', '.join(commits)}" if commits else "commit unknown",
+        of_commits(mine),
         *_unique(row.started_at[:10] for row in mine if row.started_at),
         *_unique(row.dtype for row in mine if row.dtype),
         *extra,
     ]
     return "\u00a0· ".join(parts)
+
+
+def of_commits(rows: Iterable[Row]) -> str:
+    """The commits that the rows were measured at."""
+    commits = _unique(f"{row.commit[:7]}{'-dirty' if row.dirty else ''}" for row in rows if row.commit)
+    return f"commit {', '.join(commits)}" if commits else "commit unknown"
 
 
 def throttled(rows: Iterable[Row]) -> str:

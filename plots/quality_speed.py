@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from ..suites.quality.table import mean
 from ..suites.rows import Row
-from .caption import circumstances, throttled
+from .caption import circumstances, of_commits, throttled
 from .data import FigureSet, NotDrawn
 from .decode_data import Setting, setting
 from .quality_data import QualitySet, looks
@@ -111,7 +111,7 @@ def quality_speed(quality: QualitySet, decode: FigureSet) -> Figure:
             drawn.set_markerfacecolor("white")
         legend.append(legend_line(look, f"{point.name} ({point.row.method})" if point.name == "dense" else point.name))
     _axes(ax, quality, decode, where, context)
-    device = f"tokens/s: {decode.device}, random weights, commit {(points[0].row.commit or 'unknown')[:7]}"
+    device = f"tokens/s: {decode.device}, random weights, {of_commits(point.row for point in points)}"
     rest = (
         quality.about,
         "line: Pareto front",

@@ -45,7 +45,8 @@ def stages(figures: FigureSet) -> Figure:
             dense = best_dense(figures, batch, context)
             if dense:
                 bars.append(("dense", _at(figures, dense[0], batch, context)))
-            bars += [(_tick(names[v]), _at(figures, v, batch, context)) for v in staged]
+            sparse = [(_tick(names[v]), _at(figures, v, batch, context)) for v in staged]
+            bars += [(name, rows) for name, rows in sparse if rows]
             for x, (_, rows) in enumerate(bars):
                 drawn += _bar(ax, x, rows)
             ax.set_xticks(range(len(bars)), [name for name, _ in bars], rotation=90)
@@ -117,5 +118,5 @@ def _legend(drawn: list[Row]) -> list[Line2D | Patch]:
 
 
 def _tick(name: str) -> str:
-    """A variant's name without the method, which the title gives: `b=16`."""
-    return name.replace("ReSA (torch) ", "").replace("ReSA ", "")
+    """A variant's name without the method, which the title gives, and without words for one: `b=16 fp8`."""
+    return name.replace("ReSA (torch) ", "").replace("ReSA ", "").replace(" summaries in", "")
