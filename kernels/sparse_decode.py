@@ -62,10 +62,12 @@ def _sparse_decode_kernel(
     PAGED: tl.constexpr,
     CAST_FP32: tl.constexpr,
     STAGES: tl.constexpr,
-    COUNTED: tl.constexpr,
+    COUNTED: tl.constexpr,  # read the counts, rather than find them from the length
     PDL: tl.constexpr,
 ):
     release_next(PDL)
+    if COUNTED:
+        await_previous(PDL)
     split = tl.program_id(0)
     batch = tl.program_id(1) // programs
     program = tl.program_id(1) % programs
@@ -80,7 +82,6 @@ def _sparse_decode_kernel(
     if CAST_FP32:
         query = query.to(tl.float32)
     if COUNTED:
-        await_previous(PDL)
         count = tl.load(counts + batch * count_batch_stride + program * count_row_stride)
     else:
         count = selected_blocks(tl.cdiv(length, BLOCK), ratio_numerator, ratio_denominator, floor_blocks)
