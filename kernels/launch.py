@@ -20,6 +20,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 INTERPRET: bool = bool(triton.knobs.runtime.interpret)
 """True when kernels run in Triton's interpreter on CPU tensors (TRITON_INTERPRET=1 at import)."""
 
+MAX_SPLITS = 128  # that one program of the merge takes in
 INTERPRETER_SM_COUNT = 4  # enough for several splits, some of them empty
 
 
@@ -134,4 +135,4 @@ def plan_splits(programs: int, tiles: int, device: torch.device, programs_per_sm
         programs_per_sm: how many programs one multiprocessor holds at a time.
     """
     wanted = max(1, sm_count(device) * programs_per_sm // max(programs, 1))
-    return max(1, min(wanted, tiles, 128))
+    return max(1, min(wanted, tiles, MAX_SPLITS))

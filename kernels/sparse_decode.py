@@ -20,7 +20,7 @@ from .cache import KVCache
 from .checks import check_device, check_range, check_tensor, kernel_dtypes
 from .config import BLOCK_SIZES, AttentionShape, SparseConfig, ceil_div
 from .exact import Exact, assign, empty_rows, exact_attention
-from .launch import INTERPRET, await_previous, launch, plan_splits, release_next
+from .launch import INTERPRET, MAX_SPLITS, await_previous, launch, plan_splits, release_next
 from .merge import Partials
 from .softmax import attend_tile, store_partial
 
@@ -128,11 +128,11 @@ def sparse_splits(shape: AttentionShape, rows: int, list_capacity: int, block_si
     tile = sparse_tile(block_size)
     per_sm, tiles = 3 if tile * shape.head_dim <= 8192 else 2, ceil_div(list_capacity * block_size, tile)
     splits = plan_splits(programs, tiles, device, per_sm)
-    if tile == block_size:
+    if tile == block_size or tiles <= splits:
         return splits
     # A few shares more, if none is then a little over a whole number of tiles: 0.7 to 1 us at 64K and 128K.
     even = ceil_div(tiles, tiles // splits)
-    return even if even <= splits + splits // 16 else splits
+    return even if even <= min(splits + splits // 16, MAX_SPLITS) else splits
 
 
 def sparse_decode(

@@ -447,8 +447,20 @@ def test_splits_stay_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     assert plan_splits(1, 0, device, 1) == 1
     shape = AttentionShape(1, 28, 4, 128)
     assert sparse_splits(shape, 28, 1640, 16, device) <= sparse_splits(shape, 4, 1640, 16, device)
+    assert sparse_splits(shape, 4, 0, 16, device) == 1
     assert dense_splits(shape, 1, 16, device) == 1
     assert dense_splits(shape, 32, 262144, device) <= dense_splits(shape, 1, 262144, device)
+
+
+def test_shares_of_a_list_are_whole_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a few splits more than fill the chip save a tile in each; a tile of one block leaves no choice."""
+    monkeypatch.setattr(launch_module, "sm_count", lambda device: 132)
+    shape, device = AttentionShape(1, 28, 4, 128), torch.device("cpu")
+    found = {blocks: sparse_splits(shape, 4, blocks, 16, device) for blocks in (205, 410, 820, 1639, 600)}
+    assert found == {205: 52, 410: 103, 820: 103, 1639: 103, 600: 99}  # 99 fill the chip; 600 would need 150
+    assert all(-(-blocks // splits) % 4 == 0 for blocks, splits in found.items() if blocks != 600)
+    assert sparse_splits(shape, 4, 410, 64, device) == 99
+    assert sparse_splits(AttentionShape(1, 12, 2, 128), 2, 4 * 132, 16, device) == 128  # at most
 
 
 def test_recordings_nest_and_end() -> None:
