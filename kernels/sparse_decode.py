@@ -8,8 +8,6 @@ for its list, its query loaded, by the time the selection ends (0.3 to 0.7 us of
 
 from __future__ import annotations
 
-import math
-
 import torch
 import triton
 import triton.language as tl
@@ -17,10 +15,11 @@ from torch import Tensor
 
 from .addressing import locate, selected_blocks, tile_range
 from .cache import KVCache
-from .checks import check_device, check_range, check_tensor, kernel_dtypes
-from .config import BLOCK_SIZES, AttentionShape, SparseConfig, ceil_div
+from .checks import check_device, check_tensor
+from .config import AttentionShape, SparseConfig, ceil_div
 from .exact import Exact, assign, empty_rows, exact_attention
-from .launch import INTERPRET, MAX_SPLITS, await_previous, launch, plan_splits, release_next
+from .launch import MAX_SPLITS, await_previous, launch, plan_splits, release_next
+from .lists import check_blocks, check_counts, check_entries, list_arguments
 from .merge import Partials
 from .softmax import attend_tile, store_partial
 
@@ -162,16 +161,10 @@ def sparse_decode(
         TypeError, ValueError: an argument of the wrong dtype, shape, device or stride; a scale that is not positive;
             with `check_values`, entries outside -1 .. M-1 or counts over N.
     """
-    if scale is not None and not scale > 0:
-        raise ValueError(f"scale: got {scale}, must be positive")
+    check_blocks(cache, block_size, scale)
     check_tensor("q", q, (cache.batch, None, cache.head_dim), dtypes=(cache.dtype,), device=cache.device)
-    check_tensor("cache.k", cache.k, (None, None, None, None), dtypes=kernel_dtypes())
     check_device("q", q)
     shape = AttentionShape(cache.batch, q.shape[1], cache.kv_heads, cache.head_dim)
-    if block_size not in BLOCK_SIZES:
-        raise ValueError(f"block_size: got {block_size}, allowed are the powers of two {BLOCK_SIZES}")
-    if cache.paged and cache.page_size % block_size:
-        raise ValueError(f"block_size: got {block_size}, must divide the cache's page size of {cache.page_size}")
     check_tensor("lists", lists, (cache.batch, None, None), dtypes=(torch.int32,), device=cache.device)
     rows = lists.shape[1]
     if rows not in (1, shape.kv_heads, shape.q_heads):
@@ -186,57 +179,30 @@ def sparse_decode(
             raise ValueError(f"lists: {lists.shape[2]} entries a row, a full cache selects {full} blocks")
     else:
         config = SparseConfig(block_size)
-        check_tensor("counts", counts, (cache.batch, rows), dtypes=(torch.int32,), device=cache.device)
+        check_counts(counts, lists)
     partials.check(cache.batch * shape.q_heads, cache.head_dim, cache.device)
     if check_values:
-        cache.check_values()
-        check_range("lists", lists, -1, ceil_div(cache.capacity, block_size) - 1)
-        if counted:
-            check_range("counts", counts, 0, lists.shape[2])
+        check_entries(cache, lists, counts if counted else None, block_size)
     per_head = rows == shape.q_heads and shape.group > 1
     programs = shape.q_heads if per_head else shape.kv_heads
-    heads = 1 if per_head else shape.group
-    table = cache.block_table if cache.block_table is not None else cache.lengths
+    heads, tile = 1 if per_head else shape.group, sparse_tile(block_size)
     launch(
         _sparse_decode_kernel,
         (partials.splits, cache.batch * programs),
+        **list_arguments(cache, lists, counts, partials, block_size, scale),
         q=q,
-        k_cache=cache.k,
-        v_cache=cache.v,
-        partial=partials.out,
-        partial_lse=partials.lse,
-        lists=lists,
-        counts=counts,
         ratio_numerator=config.ratio.numerator,
         ratio_denominator=config.ratio.denominator,
         floor_blocks=config.floor_blocks,
-        lengths=cache.lengths,
-        table=table,
         programs=programs,
-        splits=partials.splits,
-        scale_log2=(cache.head_dim**-0.5 if scale is None else scale) * math.log2(math.e),
         q_batch_stride=q.stride(0),
         q_head_stride=q.stride(1),
-        cache_outer_stride=cache.k.stride(0),
-        cache_head_stride=cache.k.stride(1),
-        cache_token_stride=cache.k.stride(2),
-        list_batch_stride=lists.stride(0),
-        list_row_stride=lists.stride(1) if rows > 1 else 0,
-        count_batch_stride=counts.stride(0),
-        count_row_stride=counts.stride(1) if rows > 1 else 0,
-        table_stride=table.stride(0),
-        D=cache.head_dim,
         G=shape.group,
         HEADS=heads,
         ROWS=max(16, triton.next_power_of_2(heads)),
-        BLOCK=block_size,
-        TILE=sparse_tile(block_size),
-        PAGE=cache.page_size if cache.paged else block_size,
-        PAGED=cache.paged,
-        CAST_FP32=INTERPRET,
-        STAGES=2,
+        TILE=tile,
         COUNTED=counted,
-        num_warps=4 if sparse_tile(block_size) * cache.head_dim <= 16384 else 8,
+        num_warps=4 if tile * cache.head_dim <= 16384 else 8,
     )
 
 

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from .addressing import locate, tile_range
 from .cache import KVCache
-from .checks import check_device, check_range, check_tensor, kernel_dtypes
-from .config import BLOCK_SIZES, AttentionShape, ceil_div
+from .checks import check_device, check_tensor
+from .config import AttentionShape, ceil_div
 from .exact import Exact, assign, empty_rows, exact_attention
-from .launch import INTERPRET, await_previous, launch, plan_splits, release_next
+from .launch import await_previous, launch, plan_splits, release_next
+from .lists import check_blocks, check_counts, check_entries, list_arguments
 from .merge import Partials
 from .softmax import attend_tile, store_partial
 from .sparse_decode import sparse_tile
@@ -183,17 +184,11 @@ def window_decode(
         TypeError, ValueError: an argument of the wrong dtype, shape, device or stride; a list per query head; with
             `check_values`, entries outside -1 .. M-1 or counts over N.
     """
-    if scale is not None and not scale > 0:
-        raise ValueError(f"scale: got {scale}, must be positive")
+    check_blocks(cache, block_size, scale)
     check_tensor("q", q, (cache.batch, None, None, cache.head_dim), dtypes=(cache.dtype,), device=cache.device)
-    check_tensor("cache.k", cache.k, (None, None, None, None), dtypes=kernel_dtypes())
     check_device("q", q)
     tokens = q.shape[1]
     shape = AttentionShape(cache.batch, q.shape[2], cache.kv_heads, cache.head_dim)
-    if block_size not in BLOCK_SIZES:
-        raise ValueError(f"block_size: got {block_size}, allowed are the powers of two {BLOCK_SIZES}")
-    if cache.paged and cache.page_size % block_size:
-        raise ValueError(f"block_size: got {block_size}, must divide the cache's page size of {cache.page_size}")
     blocks = ceil_div(cache.capacity, block_size)
     ring.check(shape, cache, blocks, tokens)
     check_tensor("first", first, (cache.batch,), dtypes=(torch.int32,), device=cache.device)
@@ -201,57 +196,31 @@ def window_decode(
     rows = lists.shape[1]
     if rows not in (1, shape.kv_heads):
         raise ValueError(f"lists: {rows} rows, allowed 1 or Hkv = {shape.kv_heads}: the tokens of a KV head share one")
-    check_tensor("counts", counts, (cache.batch, rows), dtypes=(torch.int32,), device=cache.device)
+    check_counts(counts, lists)
     partials.check(cache.batch * tokens * shape.q_heads, cache.head_dim, cache.device)
     if check_values:
-        cache.check_values()
-        check_range("lists", lists, -1, blocks - 1)
-        check_range("counts", counts, 0, lists.shape[2])
-    table = cache.block_table if cache.block_table is not None else cache.lengths
+        check_entries(cache, lists, counts, block_size)
     tile, padded = sparse_tile(block_size), _padded_rows(shape, tokens)
     launch(
         _window_decode_kernel,
         (partials.splits, cache.batch * shape.kv_heads),
+        **list_arguments(cache, lists, counts, partials, block_size, scale),
         q=q,
         cached_q=q if ring.query is None else ring.query,
-        k_cache=cache.k,
-        v_cache=cache.v,
-        partial=partials.out,
-        partial_lse=partials.lse,
-        lists=lists,
-        counts=counts,
-        lengths=cache.lengths,
         starts=first,
         loaded=ring.loaded,
         clock=ring.clock,
-        table=table,
         kv_heads=shape.kv_heads,
-        splits=partials.splits,
         blocks=blocks,
-        scale_log2=(cache.head_dim**-0.5 if scale is None else scale) * math.log2(math.e),
         q_batch_stride=q.stride(0),
         q_token_stride=q.stride(1),
         q_head_stride=q.stride(2),
-        cache_outer_stride=cache.k.stride(0),
-        cache_head_stride=cache.k.stride(1),
-        cache_token_stride=cache.k.stride(2),
-        list_batch_stride=lists.stride(0),
-        list_row_stride=lists.stride(1) if rows > 1 else 0,
-        count_batch_stride=counts.stride(0),
-        count_row_stride=counts.stride(1) if rows > 1 else 0,
-        table_stride=table.stride(0),
-        D=cache.head_dim,
         G=shape.group,
         TOKENS=tokens,
         SLOTS=ring.slots,
         ROWS=padded,
-        BLOCK=block_size,
         TILE=tile,
-        PAGE=cache.page_size if cache.paged else block_size,
-        PAGED=cache.paged,
         CACHED_QUERY=ring.query is not None,
-        CAST_FP32=INTERPRET,
-        STAGES=2,
         num_warps=4 if tile * cache.head_dim <= 16384 and padded * cache.head_dim <= 8192 else 8,
     )
 
