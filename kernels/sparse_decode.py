@@ -3,7 +3,7 @@
 With one list per KV head (or one in all) a program attends for the whole GQA group, so that each block is read once;
 with a list per query head (Quest) it attends for that head alone. The kernel shares the valid entries evenly among the
 splits. How many there are it reads, or finds itself from the length and the settings of the selection: then it is ready
-for its list, its query loaded, by the time the selection ends (0.3 to 0.7 us of a step at batch 1).
+for its list, its query loaded, by the time the selection ends (docs/notes/speed.md).
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def sparse_splits(shape: AttentionShape, rows: int, list_capacity: int, block_si
     splits = plan_splits(programs, tiles, device, per_sm)
     if tile == block_size or tiles <= splits:
         return splits
-    # A few shares more, if none is then a little over a whole number of tiles: 0.7 to 1 us at 64K and 128K.
+    # A few shares more, if none is then a little over a whole number of tiles (docs/notes/speed.md).
     even = ceil_div(tiles, tiles // splits)
     return even if even <= min(splits + splits // 16, MAX_SPLITS) else splits
 

@@ -52,7 +52,9 @@ class FigureSet:
     launch: str  # "graph", or "eager" where no row ran as a graph
     lines: dict[Variant, list[Row]]  # timed rows, every stage
     untimed: list[Row]  # skipped, failed and out-of-memory rows
-    alike: list[Row] = field(default_factory=list)  # timed rows of variants as fast as one drawn: for quality alone
+    alike: list[Row] = field(
+        default_factory=list
+    )  # timed rows of other selections of a drawn method, for quality alone
 
     @property
     def rows(self) -> list[Row]:

@@ -74,9 +74,10 @@ def decode_sets(rows: Sequence[Row]) -> tuple[list[FigureSet], list[str]]:
 
 
 def drawn_and_alike(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
-    """Rows apart by whether another selection of the same method stands for them: it takes the same time.
+    """Rows apart by whether another selection of the same method stands for them.
 
-    Pinned blocks and mean/std summaries change what is read, not how much; where min/max was timed, it is drawn.
+    Pinned blocks and mean/std summaries change what is read, not how much, and summaries in fp8 are measured in one
+    case alone; where min/max in the keys' dtype was timed, it is drawn.
     """
     plain = {row.method for row in rows if usual_selection(row)}
     drawn = [row for row in rows if usual_selection(row) or row.method not in plain]
@@ -84,7 +85,7 @@ def drawn_and_alike(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
 
 
 def usual_selection(row: Row) -> bool:
-    return row.summary_kind != "meanstd" and not row.pinned_blocks
+    return row.summary_kind != "meanstd" and not row.summary_dtype and not row.pinned_blocks
 
 
 def decode_variants(rows: Iterable[Row]) -> dict[Variant, list[Row]]:

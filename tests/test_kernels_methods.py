@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -13,7 +13,6 @@ from kernel_cases import (
     DTYPES,
     NAN,
     assert_summaries,
-    dtype_name,
     empty_chunk,
     empty_step,
     make_cache,
@@ -21,18 +20,16 @@ from kernel_cases import (
     random,
     same,
 )
+from method_cases import CHUNK, CONFIG, make, run, written
 from resa_bench.baselines.sink_window import sink_window_reference
 from resa_bench.kernels import (
     AttentionShape,
     ChunkTensors,
     KVCache,
-    Layer,
     SparseConfig,
     Stage,
     StepTensors,
-    Unsupported,
     build_summaries,
-    chunk_kernels,
     get_method,
     register,
     registered,
@@ -44,20 +41,9 @@ from resa_bench.kernels.method import DenseLayer
 from resa_bench.kernels.pipeline import SparseLayer
 from resa_bench.kernels.selection import selection_reference
 from resa_bench.kernels.sparse_decode import sparse_reference
-from resa_bench.suites.cases import Case, ModelShape
-from resa_bench.suites.checks import (
-    CheckFailed,
-    check_rectify,
-    check_selection,
-    check_step,
-    compare,
-    dense_exact,
-)
-from resa_bench.suites.inputs import Inputs, make_inputs
-from torch import Tensor
+from resa_bench.suites.cases import ModelShape
+from resa_bench.suites.checks import check_rectify, check_step, compare
 
-CONFIG = SparseConfig(active_ratio=0.3, min_blocks=3)
-CHUNK = 4
 SPARSE = {
     "resa": ("resa", {}),
     "resa-per-head": ("resa", {"gqa_policy": "per-head"}),
@@ -76,41 +62,6 @@ SPARSE = {
 DENSE = {"triton-dense": ("triton-dense", {}), "torch-dense": ("torch-dense", {})}
 METHODS = SPARSE | DENSE
 RAGGED = {"ragged": (101, 38), "one-token": (1, 17), "whole-blocks": (96, 64)}
-
-
-def make(
-    name: str,
-    dtype: torch.dtype,
-    lengths: Sequence[int] = (101, 38),
-    *,
-    heads: ModelShape = ModelShape(6, 2, 64),
-    page_size: int | None = None,
-    **changes: object,
-) -> tuple[Layer, Inputs]:
-    """A prepared layer and its inputs. Skips methods that cannot run here."""
-    shape = AttentionShape(len(lengths), heads.q_heads, heads.kv_heads, heads.head_dim)
-    reason = get_method(name).unavailable(shape, dtype, DEVICE)
-    if reason:
-        pytest.skip(f"{name} {reason}")
-    case = Case("tiny", heads, len(lengths), max(lengths), dtype_name(dtype), "clustered", page_size)
-    inputs = make_inputs(case, DEVICE, CHUNK)
-    inputs.cache.lengths.copy_(torch.tensor(lengths, dtype=torch.int32))
-    layer = make_method(name, shape, replace(CONFIG, **changes), dtype).prepare(inputs.cache)
-    return layer, inputs
-
-
-def run(layer: Layer, step: StepTensors) -> Tensor:
-    """One step into a poisoned output."""
-    step.out.fill_(NAN)
-    for stage in layer.stages(step):
-        stage.run()
-    return step.out
-
-
-def written(layer: Layer, inputs: Inputs) -> list:
-    """Exact dense attention with the step's token in the cache."""
-    layer.stages(inputs.step)[0].run()
-    return dense_exact(inputs)
 
 
 @pytest.mark.sanitizer
@@ -359,96 +310,6 @@ def test_torch_masks_the_tail_of_a_block_not_listed_last(dtype: torch.dtype) -> 
     assert bool(out.isfinite().all())
 
 
-# The checks themselves must be able to fail.
-
-
-class Spoilt(Layer):
-    """A layer with one stage more, which spoils what the others left."""
-
-    def __init__(self, inner: Layer, spoil) -> None:
-        self.inner, self.cache, self.spoil = inner, inner.cache, spoil
-
-    def stages(self, step: StepTensors) -> tuple[Stage, ...]:
-        return (*self.inner.stages(step), Stage("spoil", lambda: self.spoil(self.inner, step.out)))
-
-    def rectify_stages(self, chunk: ChunkTensors) -> tuple[Stage, ...]:
-        spoil = Stage("spoil", lambda: self.spoil(self.inner, self.rectified(chunk)))
-        return (*self.inner.rectify_stages(chunk), spoil)
-
-    def rectified(self, chunk: ChunkTensors) -> Tensor:
-        return self.inner.rectified(chunk)
-
-    def selection(self):
-        return self.inner.selection()
-
-    def traffic(self):
-        return self.inner.traffic()
-
-
-def drop_block(layer: Layer, out: Tensor) -> None:
-    """The output stays, the list says that one block less was read."""
-    layer.work.lists[0, 0, 0] = -1
-
-
-SPOILS = {
-    "scaled": lambda layer, out: out.mul_(1.05),
-    "one-element": lambda layer, out: out[0, 0, :1].add_(0.5),
-    "unwritten": lambda layer, out: out.view(-1)[-1:].fill_(NAN),
-    "heads-swapped": lambda layer, out: out.copy_(out.roll(1, -2)),
-    "another-sequence": lambda layer, out: out.copy_(out.roll(1, 0)),
-}
-
-
-@pytest.mark.parametrize("name", ["resa", "triton-dense"])
-@pytest.mark.parametrize("spoil", SPOILS.values(), ids=SPOILS)
-def test_check_step_catches(name: str, spoil) -> None:
-    layer, inputs = make(name, DTYPES[0], (101, 38))
-    exact = written(layer, inputs)
-    with pytest.raises(CheckFailed, match=r"^attention"):
-        check_step(Spoilt(layer, spoil), inputs, exact)
-
-
-def test_check_step_catches_a_block_that_was_not_read() -> None:
-    layer, inputs = make("resa", DTYPES[-1])
-    with pytest.raises(CheckFailed, match=r"^attention over the selected blocks"):
-        check_step(Spoilt(layer, drop_block), inputs, written(layer, inputs))
-
-
-@pytest.mark.parametrize("spoil", [SPOILS["scaled"], SPOILS["unwritten"]], ids=["scaled", "unwritten"])
-def test_check_rectify_catches(spoil) -> None:
-    layer, inputs = make("resa", DTYPES[-1])
-    with pytest.raises(CheckFailed, match=r"^rectif"):
-        check_rectify(Spoilt(layer, spoil), inputs)
-
-
-def test_check_selection_catches() -> None:
-    """A wrong score, a worse block, a wrong local block, padding that is not -1."""
-    layer, inputs = make("resa", DTYPES[-1])
-    assert isinstance(layer, SparseLayer)
-    run(layer, inputs.step)
-    check_selection(layer, inputs.step.q)
-    work = layer.work
-    unread = min(set(range(6)) - set(work.lists[0, 0].tolist()))
-    for tensor, index, value, message in (
-        (work.scores, (0, 0, 1), float(work.scores[0, 0, 1]) + 1, "error budget"),
-        (work.scores, (0, 0, 6), 1e9, "local blocks"),
-        (work.lists, (0, 0, 0), unread, "not the best"),
-        (work.lists, (1, 1, -1), 0, "not the best"),
-    ):
-        before = tensor[index].clone()
-        tensor[index] = value
-        with pytest.raises(CheckFailed, match=message):
-            check_selection(layer, inputs.step.q)
-        tensor[index] = before
-    check_selection(layer, inputs.step.q)
-
-
-def test_check_selection_takes_sequences_without_a_token() -> None:
-    layer, inputs = make("resa", DTYPES[-1], (0, 38))
-    run(layer, inputs.step)
-    check_selection(layer, inputs.step.q)
-
-
 # The registry.
 
 
@@ -508,115 +369,3 @@ def test_traffic_of_a_step() -> None:
 
 def test_roundings_are_known_for_every_dtype() -> None:
     assert set(UNIT_ROUNDOFF) >= set(DTYPES)
-
-
-# Only on a GPU: replay and allocation.
-
-GRAPH_METHODS = ("resa", "quest", "sink-window", "triton-dense")
-
-
-@pytest.fixture
-def stream() -> Iterator[torch.cuda.Stream]:
-    """A side stream, as graph capture asks for."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        yield side
-    torch.cuda.synchronize()
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("page_size", [None, 64], ids=["contiguous", "paged"])
-@pytest.mark.parametrize("name", GRAPH_METHODS)
-def test_graph_replay_with_changed_lengths(name: str, page_size: int | None, dtype: torch.dtype, stream) -> None:
-    """One captured step serves every length: replays equal eager steps bit by bit, and both meet the budget."""
-    top = 1000
-    layer, inputs = make(name, dtype, (top, top), page_size=page_size)
-    run(layer, inputs.step)  # compiles
-    graph = torch.cuda.CUDAGraph()
-    stages = layer.stages(inputs.step)
-    stream.synchronize()
-    with torch.cuda.graph(graph, stream=stream):
-        for stage in stages:
-            stage.run()
-    for lengths in ((top, top), (top, 1), (17, 640), (33, 100), (0, 999), (top, top)):
-        inputs.cache.lengths.copy_(torch.tensor(lengths, dtype=torch.int32))
-        if getattr(layer, "summaries", None) is not None:  # the lengths jump, where decoding would have stepped
-            build_summaries(inputs.cache, layer.summaries)
-        inputs.step.q.copy_(random(*inputs.step.q.shape, dtype=dtype, seed=sum(lengths)))
-        inputs.step.out.fill_(NAN)
-        graph.replay()
-        replayed = inputs.step.out.clone()
-        assert torch.equal(replayed, run(layer, inputs.step)), f"replay at lengths {lengths} differs from eager"
-        if min(lengths):
-            check_step(layer, inputs, dense_exact(inputs))
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("kernel", [name for name, kernel in chunk_kernels().items() if kernel.graph_safe])
-def test_graph_replay_of_rectification(kernel: str, dtype: torch.dtype, stream) -> None:
-    try:
-        layer, inputs = make("resa", dtype, (1000, 1000), chunk_kernel=kernel)
-    except Unsupported as error:
-        pytest.skip(str(error))
-    stages = layer.rectify_stages(inputs.chunk)
-    try:
-        for stage in stages:
-            stage.run()
-    except RuntimeError as error:
-        if "left out of this build" not in str(error):
-            raise
-        pytest.skip(str(error))
-    graph = torch.cuda.CUDAGraph()
-    stream.synchronize()
-    with torch.cuda.graph(graph, stream=stream):
-        for stage in stages:
-            stage.run()
-    captured = layer.rectified(inputs.chunk)
-    for lengths in ((1000, 1000), (17, 640), (3, 100)):
-        inputs.cache.lengths.copy_(torch.tensor(lengths, dtype=torch.int32))
-        inputs.chunk.out.fill_(NAN)
-        graph.replay()
-        replayed = captured.clone()
-        check_rectify(layer, inputs)
-        assert torch.equal(replayed, layer.rectified(inputs.chunk))
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("name", GRAPH_METHODS)
-def test_steps_allocate_nothing(name: str, dtype: torch.dtype) -> None:
-    """In steady state: not one allocation over several steps and, for ReSA, rectifications on our chunk kernel."""
-    layer, inputs = make(name, dtype, (1000, 600), chunk_kernel="triton")
-    stages = (*layer.stages(inputs.step), *layer.rectify_stages(inputs.chunk))
-
-    def all_stages() -> None:
-        for stage in stages:
-            stage.run()
-
-    all_stages()
-    torch.cuda.synchronize()
-    before = torch.cuda.memory_stats()["allocation.all.allocated"]
-    for _ in range(5):
-        inputs.cache.lengths.sub_(1)
-        all_stages()
-    assert torch.cuda.memory_stats()["allocation.all.allocated"] == before
-
-
-@pytest.mark.gpu
-def test_steps_do_not_synchronise(dtype: torch.dtype) -> None:
-    layer, inputs = make("resa", dtype, (1000, 600))
-    run(layer, inputs.step)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        run(layer, inputs.step)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-
-
-def test_a_stale_summary_fails_the_check() -> None:
-    """A summary that its keys have left behind is caught, though the scores made from it are consistent."""
-    layer, inputs = make("resa", DTYPES[-1], (101, 38))
-    run(layer, inputs.step)
-    layer.summaries.data[0, 0, layer.config.blocks(101) - 1, 1] += 1.0
-    with pytest.raises(CheckFailed, match="summaries: block"):
-        check_selection(layer, inputs.step.q)

@@ -400,9 +400,10 @@ def test_quest_names_its_dense_layers_only_beside_others() -> None:
 
 
 def test_other_selections_of_a_method_are_left_to_the_figure_of_quality() -> None:
-    """Pinned blocks and mean/std take the same time: lines keep their names, the rows stay at hand."""
+    """Pinned blocks, mean/std, fp8 summaries: lines keep their names and points, the rows stay at hand."""
     plain = method_rows("resa", 4096, block_size=16, summary_kind="minmax")
     others = [replace(plain[0], pinned_blocks=1), replace(plain[0], summary_kind="meanstd", spread_weight=0.5)]
+    others.append(replace(plain[0], summary_dtype="fp8"))
     drawn, alike = drawn_and_alike([*plain, *others])
     assert (drawn, alike) == (plain, others)
     assert drawn_and_alike(others[1:]) == (others[1:], [])
