@@ -7,6 +7,7 @@ from .cache import KVCache
 from .chunk import ChunkKernel, best_chunk_kernel, chunk_kernels, register_chunk_kernel
 from .config import AttentionShape, SparseConfig
 from .dense import dense_attention, dense_splits
+from .fused import ResaFused
 from .merge import Partials, merge_partials
 from .method import (
     ChunkTensors,
@@ -42,6 +43,7 @@ __all__ = [
     "Layer",
     "Partials",
     "Resa",
+    "ResaFused",
     "ResaTorch",
     "Ring",
     "Selection",

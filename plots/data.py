@@ -190,7 +190,7 @@ def _ties(rows: list[Row], point: Callable[[Row], tuple[Any, ...]]) -> list[str]
 
 def order(variant: Variant) -> tuple[Any, ...]:
     """Sorts variants: dense first, then ReSA, then by method and parameters."""
-    leading = ("resa", "resa-torch", "resa-authors", "sparse")
+    leading = ("resa", "resa-torch", "resa-fused", "resa-authors", "sparse")
     rank = leading.index(variant.method) if variant.method in leading else len(leading)
     numbers = (variant.block_size, variant.active_ratio, variant.budget_tokens, variant.window)
     words = (variant.gqa_policy or "", variant.summary_kind or "", *(str(v or "") for _, v in variant.ties))

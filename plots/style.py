@@ -79,6 +79,7 @@ _SOLID, _DASHED, _DASHDOT, _DOTTED = "-", (0, (4, 1.5)), (0, (5, 1.2, 1, 1.2)), 
 _METHODS = {
     "resa": Look(VERMILLION, "o"),
     "resa-torch": Look(VERMILLION, "o"),
+    "resa-fused": Look(VERMILLION, "*", _DASHED),
     "resa-authors": Look(PURPLE, "*", _DASHED),
     "resa-lossless": Look(GREEN, "h", _DASHDOT),
     "sparse": Look(VERMILLION, "x", _DASHED),
@@ -107,6 +108,7 @@ _FALLBACK = (BLUE, GREEN, PURPLE, ORANGE, SKY, VERMILLION)
 _NAMES = {
     "resa": "ReSA",
     "resa-torch": "ReSA (torch)",
+    "resa-fused": "ReSA (one kernel)",
     "resa-authors": "ReSA (authors)",
     "resa-lossless": "ReSA lossless",
     "sparse": "sparse only",
@@ -126,6 +128,7 @@ _NAMES = {
 _ALWAYS_NAMED = {
     "resa": "block_size",
     "resa-torch": "block_size",
+    "resa-fused": "block_size",
     "sparse": "block_size",
     "quest": "gqa_policy",
     "retro": "window",
@@ -151,9 +154,10 @@ def look(variant: Variant) -> Look:
     if known is None:
         number = zlib.crc32(variant.method.encode())
         known = Look(_FALLBACK[number % len(_FALLBACK)], _SPARE_MARKERS[number % 4], _DASHED)
-    if variant.method in ("resa", "resa-torch", "sparse") and variant.block_size in _BLOCKS:
+    if variant.method in ("resa", "resa-torch", "resa-fused", "sparse") and variant.block_size in _BLOCKS:
         colour, marker = _BLOCKS[variant.block_size]
-        return Look(colour, known.marker if variant.method == "sparse" else marker, known.linestyle)
+        own = variant.method in ("resa-fused", "sparse")
+        return Look(colour, known.marker if own else marker, known.linestyle)
     if variant.method == "quest" and variant.gqa_policy in _POLICIES:
         return Look(known.colour, *_POLICIES[variant.gqa_policy])
     return known

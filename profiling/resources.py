@@ -71,15 +71,18 @@ def compile_launch(launch: Launch, capability: int = 90) -> Resources:
     source = ASTSource(fn=launch.kernel, signature=types, constexprs=constants, attrs=attributes)
     options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    return read_cubin(launch.name, compiled.asm["cubin"], compiled.metadata.shared, launch.num_warps)
+
+
+def read_cubin(kernel: str, cubin: bytes, shared_bytes: int, num_warps: int) -> Resources:
+    """Resources of a compiled kernel, from the report of the tool that ships inside Triton."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
+        file.write(cubin)
         file.flush()
         report = subprocess.run([tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True)
     found = {key: int(number) for key, number in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", report.stdout)}
-    return Resources(
-        launch.name, found["REG"], found["STACK"] + found["LOCAL"], compiled.metadata.shared, launch.num_warps
-    )
+    return Resources(kernel, found["REG"], found["STACK"] + found["LOCAL"], shared_bytes, num_warps)
 
 
 def as_records(launches: Iterable[Launch], capability: int = 90) -> list[dict[str, Any]]:

@@ -175,14 +175,14 @@ def default_methods(device: torch.device, base: SparseConfig, block_sizes: Seque
     ReSA runs at each block size (in plain torch on a CPU), Quest under two GQA policies, RetroAttention under the one
     of them that it can share, any other sparse method at the first block size.
     """
-    left_out = ("resa-torch", "torch-dense") if device.type == "cuda" else ("resa",)
+    left_out = ("resa-torch", "torch-dense") if device.type == "cuda" else ("resa", "resa-fused")
     methods = {n: m for n, m in registered().items() if m.in_default and n not in left_out}
     specs = [MethodSpec(name) for name, method in methods.items() if method.is_dense]
     first = replace(base, block_size=block_sizes[0])
     for name, method in methods.items():
         if method.is_dense:
             continue
-        if name in ("resa", "resa-torch"):
+        if name in ("resa", "resa-fused", "resa-torch"):
             specs += [MethodSpec(name, replace(base, block_size=b)) for b in block_sizes]
         elif name == "quest":
             specs += [MethodSpec(name, replace(first, gqa_policy=policy)) for policy in QUEST_POLICIES]
@@ -217,7 +217,8 @@ def further_methods(case: Case, base: SparseConfig) -> list[MethodSpec]:
     if case.model != DEFAULT_MODEL or case.pattern != "random" or case.context < 32 * K:
         return []
     wide = (4, 8) if case.batch == 1 and case.context >= 128 * K else ()
-    return [MethodSpec("resa", replace(base, summary_dtype="fp8")), *(retro_spec(base, window) for window in wide)]
+    halved = [MethodSpec(name, replace(base, summary_dtype="fp8")) for name in ("resa", "resa-fused")]
+    return [*halved, *(retro_spec(base, window) for window in wide)]
 
 
 K = 1024

@@ -195,9 +195,11 @@ def test_columns_hold_what_the_method_uses() -> None:
 
 
 @pytest.mark.parametrize(
-    ("device", "resa", "left_out"), [(CPU, "resa-torch", "resa"), (CUDA, "resa", "resa-torch")], ids=["cpu", "cuda"]
+    ("device", "resa", "left_out"),
+    [(CPU, ["resa-torch"], "resa"), (CUDA, ["resa", "resa-fused"], "resa-torch")],
+    ids=["cpu", "cuda"],
 )
-def test_default_methods(device: torch.device, resa: str, left_out: str) -> None:
+def test_default_methods(device: torch.device, resa: list[str], left_out: str) -> None:
     """Dense rivals first; ReSA at each block size, Quest under both policies, the others once."""
     specs = default_methods(device, SparseConfig(active_ratio=0.2), [32, 64])
     labels = [spec.label for spec in specs]
@@ -206,8 +208,7 @@ def test_default_methods(device: torch.device, resa: str, left_out: str) -> None
     assert {"sdpa-cudnn", "sdpa-flash", "flash-attn-2", "flashinfer", "triton-dense"} <= set(labels)
     assert ("torch-dense" in labels) == (device.type == "cpu")
     sparse = [
-        f"{resa} b32",
-        f"{resa} b64",
+        *(f"{name} b{size}" for name in resa for size in (32, 64)),
         "quest b32 per-head",
         "quest b32 group-sum",
         "retro b32 w2",

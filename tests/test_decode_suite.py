@@ -154,7 +154,13 @@ def test_default_list_on_a_gpu_holds_every_case_of_the_readme() -> None:
     assert {("bf16", 8, 256, True), ("bf16", 8, 16, True), ("int4", 8, 256, True)} <= asked
     assert [c.slug for c in cases if is_study(c)] == ["decode-qwen2.5-7b-int4-b1-256k"]
     specs = default_specs(CUDA, SparseConfig(), [16])
-    assert [s.label for s in specs] == ["sdpa-cudnn", "triton-dense", "resa b16", "quest b16 group-sum"]
+    assert [s.label for s in specs] == [
+        "sdpa-cudnn",
+        "triton-dense",
+        "resa b16",
+        "resa-fused b16",
+        "quest b16 group-sum",
+    ]
     assert next(s for s in specs if s.name == "quest").dense_layers == 2
     assert {s.config.rectify_every for s in study_specs(specs)} == {16, 32, 64, 128}
 

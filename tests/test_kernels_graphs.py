@@ -12,7 +12,7 @@ from method_cases import make, run
 from resa_bench.kernels import Unsupported, build_summaries, chunk_kernels
 from resa_bench.suites.checks import check_rectify, check_step, dense_exact
 
-GRAPH_METHODS = ("resa", "quest", "sink-window", "triton-dense")
+GRAPH_METHODS = ("resa", "resa-fused", "quest", "sink-window", "triton-dense")
 
 
 @pytest.fixture

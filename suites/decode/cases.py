@@ -157,7 +157,8 @@ def default_specs(
     quest = [MethodSpec("quest", config, QUEST_DENSE_LAYERS) for config in shared]
     if device.type == "cuda":
         dense = [MethodSpec(name, base) for name in (GPU_DENSE if prompt == "synthetic" else GPU_TEXT_DENSE)]
-        return [*dense, *(MethodSpec("resa", replace(base, block_size=b)) for b in block_sizes), *quest]
+        resa = [MethodSpec(name, replace(base, block_size=b)) for name in ("resa", "resa-fused") for b in block_sizes]
+        return [*dense, *resa, *quest]
     resa = [MethodSpec("resa-torch", replace(base, block_size=b)) for b in block_sizes]
     others = [MethodSpec(name, first) for name in ("sparse", "sink-window", "oracle")]
     return [MethodSpec("torch-dense", base), *resa, *quest, retro_spec(first, first.window), *others]
@@ -235,5 +236,5 @@ def study_specs(specs: Sequence[MethodSpec]) -> list[MethodSpec]:
     quest = MethodSpec("quest", replace(resa, gqa_policy="group-sum"), 0)
     kept = replace(resa, pinned_blocks=1)  # as fast; another quality (docs/notes/quality.md)
     pinned = [MethodSpec("resa", c) for c in (kept, replace(kept, summary_kind="meanstd", spread_weight=0.5))]
-    halved = MethodSpec("resa", replace(resa, summary_dtype="fp8"))
-    return [*sizes, halved, *periods, *further, quest, *windows, *pinned]
+    halved = [MethodSpec(name, replace(resa, summary_dtype="fp8")) for name in ("resa", "resa-fused")]
+    return [*sizes, *halved, *periods, *further, quest, *windows, *pinned]

@@ -1,0 +1,163 @@
+"""CUDA C++ compiled at run time by NVRTC and loaded by the driver, both through NVIDIA's `cuda-bindings`."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+
+SOURCES = ("device.cuh", "step.cu")
+KERNEL = "sparse_step"
+PROBE = 'extern "C" __global__ void probe() {}'
+PROBE_SHARED_BYTES = (
+    120 * 1024
+)  # more than half of a multiprocessor's: one CTA on each, as the step's registers have it
+MAX_CLUSTER = 16  # CTAs; over 8 not every GPU offers, which the occupancy query tells
+
+
+def unavailable() -> str | None:
+    """Why nothing can be compiled here, or None."""
+    try:
+        from cuda.bindings import driver, nvrtc  # noqa: F401
+    except ImportError:
+        return "needs NVIDIA's cuda-bindings (pip install cuda-bindings)"
+    try:
+        _nvrtc("nvrtcVersion")
+    except RuntimeError as error:
+        return f"needs NVRTC, which CUDA builds of torch bring: {error}"
+    return None
+
+
+@cache
+def _library(module: str) -> Any:
+    return import_module(f"cuda.bindings.{module}")
+
+
+def _call(module: str, name: str, *arguments: Any) -> Any:
+    """A call of the bindings: its results without the status. Raises RuntimeError with the library's own words."""
+    try:
+        status, *results = getattr(_library(module), name)(*arguments)
+    except RuntimeError as error:  # a library that cannot be loaded
+        raise RuntimeError(f"{name}: {' '.join(str(error).split())[:200]}") from None
+    if int(status):
+        raise RuntimeError(f"{name}: {status.name}")
+    return results[0] if len(results) == 1 else tuple(results)
+
+
+def _nvrtc(name: str, *arguments: Any) -> Any:
+    return _call("nvrtc", name, *arguments)
+
+
+def _driver(name: str, *arguments: Any) -> Any:
+    return _call("driver", name, *arguments)
+
+
+def source() -> str:
+    """The kernel's source, as one text."""
+    return "\n".join((Path(__file__).parent / name).read_text() for name in SOURCES)
+
+
+def compile_cubin(text: str, constants: Mapping[str, int], capability: tuple[int, int] = (9, 0)) -> bytes:
+    """Machine code of CUDA C++ for a compute capability; needs NVRTC, but no GPU.
+
+    Raises:
+        RuntimeError: with the compiler's log, if it does not compile.
+    """
+    program = _nvrtc("nvrtcCreateProgram", text.encode(), b"step.cu", 0, [], [])
+    options = [
+        f"--gpu-architecture=sm_{capability[0]}{capability[1]}",
+        "--std=c++17",
+        "--device-as-default-execution-space",
+    ]
+    options += [f"-D{name}={value}" for name, value in constants.items()]
+    try:
+        _nvrtc("nvrtcCompileProgram", program, len(options), [option.encode() for option in options])
+    except RuntimeError as error:
+        log = bytes(_nvrtc("nvrtcGetProgramLogSize", program))
+        _nvrtc("nvrtcGetProgramLog", program, log)  # the bindings fill the bytes that they are given
+        raise RuntimeError(f"{error}\n{log.decode(errors='replace')}") from None
+    cubin = bytes(_nvrtc("nvrtcGetCUBINSize", program))
+    _nvrtc("nvrtcGetCUBIN", program, cubin)
+    return cubin
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """A loaded kernel. `launch` enqueues it on torch's current stream."""
+
+    function: Any
+    cluster: int  # CTAs
+    threads: int
+    shared_bytes: int
+
+    def launch(self, clusters: int, parameters: int) -> None:
+        """Start it; `parameters` is the address of the array of its arguments' addresses."""
+        stream = torch.cuda.current_stream().cuda_stream
+        grid = clusters * self.cluster
+        _driver(
+            "cuLaunchKernel", self.function, grid, 1, 1, self.threads, 1, 1, self.shared_bytes, stream, parameters, 0
+        )
+
+
+def load(device: torch.device, cubin: bytes, name: str, shared_bytes: int) -> Any:
+    """A kernel of a module on `device`, allowed `shared_bytes` of shared memory and clusters of any size."""
+    from cuda.bindings.driver import CUfunction_attribute as Attribute
+
+    with torch.cuda.device(device):
+        torch.cuda.current_stream()  # makes torch's context the current one
+        module = _driver("cuModuleLoadData", cubin)
+        function = _driver("cuModuleGetFunction", module, name.encode())
+        for attribute, value in (
+            (Attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared_bytes),
+            (Attribute.CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 1),
+        ):
+            _driver("cuFuncSetAttribute", function, attribute, value)
+    return function
+
+
+@cache
+def clusters_at_once(device: torch.device, cluster: int) -> int:
+    """How many clusters of so many CTAs, one CTA a multiprocessor, run at the same time on `device`; 0 if none can."""
+    from cuda.bindings import driver
+
+    config, size = driver.CUlaunchConfig(), driver.CUlaunchAttribute()
+    config.gridDimX, config.gridDimY, config.gridDimZ = cluster, 1, 1
+    config.blockDimX, config.blockDimY, config.blockDimZ = 256, 1, 1
+    config.sharedMemBytes = PROBE_SHARED_BYTES
+    size.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
+    size.value.clusterDim.x, size.value.clusterDim.y, size.value.clusterDim.z = cluster, 1, 1
+    config.attrs, config.numAttrs = [size], 1
+    try:
+        with torch.cuda.device(device):
+            return int(_driver("cuOccupancyMaxActiveClusters", _probe(device), config))
+    except RuntimeError:
+        return 0
+
+
+@cache
+def _probe(device: torch.device) -> Any:
+    capability = torch.cuda.get_device_capability(device)
+    return load(device, compile_cubin(PROBE, {}, capability), "probe", PROBE_SHARED_BYTES)
+
+
+_loaded: dict[tuple[Any, ...], Kernel] = {}
+
+
+def kernel(device: torch.device, constants: Mapping[str, int], cluster: int, threads: int, shared_bytes: int) -> Kernel:
+    """The step compiled with `constants` and loaded on `device`; compiled once, in a second or two."""
+    key = (device, tuple(sorted(constants.items())), shared_bytes)
+    if key not in _loaded:
+        cubin = compile_cubin(source(), constants, torch.cuda.get_device_capability(device))
+        _loaded[key] = Kernel(load(device, cubin, KERNEL, shared_bytes), cluster, threads, shared_bytes)
+    return _loaded[key]
+
+
+def pointers(structure: ctypes.Structure) -> ctypes.Array[ctypes.c_void_p]:
+    """The array that a launch takes, of a kernel whose one argument is `structure`; keep both alive while it runs."""
+    return (ctypes.c_void_p * 1)(ctypes.addressof(structure))

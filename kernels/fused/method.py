@@ -1,0 +1,58 @@
+"""ReSA with its sparse step as one kernel; prompt, rectification and refresh run on the Triton kernels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ..cache import KVCache
+from ..config import AttentionShape
+from ..launch import can_run_on
+from ..method import Stage, StepTensors, Traffic, Unsupported, register
+from ..pipeline import SparseLayer
+from ..resa import Resa
+from ..workspace import BlockSparseLayer
+from . import compiler
+from .step import MIN_CAPABILITY, bind, plan, unsupported
+
+STAGE = "append+score+select+attend+merge"
+
+
+@dataclass
+class FusedLayer(SparseLayer):
+    """One layer whose step is a single stage."""
+
+    def stages(self, step: StepTensors) -> tuple[Stage, ...]:
+        assert self.summaries is not None
+        run = bind(step, self.cache, self.summaries, self.work, self.config)
+        return (Stage(STAGE, run, blocks=self.config.selected),)
+
+    def traffic(self) -> dict[str, Traffic]:
+        parts = super().traffic()
+        return {STAGE: parts["total"], "total": parts["total"]}
+
+
+@register("resa-fused")
+class ResaFused(Resa):
+    """The steps of `resa`, the same selection and the same rectification, each step one CUDA kernel."""
+
+    layer_class = FusedLayer
+
+    @classmethod
+    def unavailable(cls, shape: AttentionShape, dtype: torch.dtype, device: torch.device) -> str | None:
+        if device.type != "cuda":
+            return f"needs a CUDA device, got {device.type}"
+        if torch.cuda.get_device_capability(device) < MIN_CAPABILITY:
+            return "needs thread-block clusters (compute capability 9.0 or later)"
+        return can_run_on(device) or compiler.unavailable()
+
+    def prepare(self, cache: KVCache) -> BlockSparseLayer:
+        reason = unsupported(self.shape, self.config, cache.dtype)
+        if reason:
+            raise Unsupported(reason)
+        try:
+            plan(cache, self.config)
+        except ValueError as error:
+            raise Unsupported(str(error)) from None
+        return super().prepare(cache)

@@ -1,0 +1,561 @@
+// One block-sparse decode step in one kernel: append, score, select, attend, merge.
+//
+// A cluster of CTAs serves one sequence and KV head. Each CTA scores a share of the blocks, all of them together find
+// the n-th best score (a radix search whose histograms they send each other), each sends the blocks it keeps to the CTA
+// that will attend to them, and the partial results are merged across the cluster the same way. What goes from CTA to
+// CTA goes through their shared memory, and a barrier in the receiver's counts its bytes: no round through the L2, no
+// other kernel to launch. step.py says which settings it serves, notes/speed.md what it gave.
+//
+// Constants from step.py: HEAD_DIM, GROUP, BLOCK, CLUSTER, PAGE_BLOCKS, SHARED_BYTES (of `Shared`), and 0 or 1 for MINMAX,
+// GROUP_SUM, FP8, FP16, PAGED.
+
+constexpr int THREADS = 256, WARPS = THREADS / 32;
+constexpr int SLOT_BYTES = FP8 ? 1 : 2;                   // of an element of a summary
+constexpr int SUMMARY_BYTES = 2 * HEAD_DIM * SLOT_BYTES;
+constexpr int BLOCK_LANES = SUMMARY_BYTES / 16;           // lanes that load a block's summary, 16 bytes each
+constexpr int LOADS = 16;                                 // under way in a lane while scoring
+constexpr int BLOCKS_A_LOAD = 32 / BLOCK_LANES;
+constexpr int TILE = LOADS * BLOCKS_A_LOAD;               // blocks that a warp scores together
+constexpr int SLOTS_A_LANE = 16 / SLOT_BYTES;
+constexpr int HEADS = 8;                                  // GROUP, padded
+constexpr int UNIT = 16;                                  // tokens that a warp attends to at a time
+constexpr int KEY_CHUNKS = HEAD_DIM / 32, VALUE_CHUNKS = HEAD_DIM / 64;  // of 16 bytes in a lane, per row
+constexpr int OUT_TILES = HEAD_DIM / 16;                  // tiles [16 dims, 8 heads] of the output
+constexpr int PARTIAL = HEADS * HEAD_DIM;                 // words of a partial result
+constexpr int SLICE = (PARTIAL / 4 + CLUSTER - 1) / CLUSTER * 4;  // words of it that a CTA finishes
+constexpr int ROW_WORDS = HEAD_DIM / 64;                  // words of a key or value in a lane
+constexpr int NEWEST_WARPS = BLOCK / UNIT;                // warps that read the newest block
+constexpr int BINS = 256, PASSES = 4;                     // of the radix search: 8 bits a pass
+constexpr float NONE = -1e30f;                            // maximum of what has seen nothing
+constexpr u32 INFINITE = 0x7f800000u;
+
+struct Arguments {
+  const char* q;        // [B, Hq, D]
+  char* summaries;      // [B or P, Hkv, blocks, 2, D]
+  float* scores;        // [B, Hkv, M] out
+  int* lists;           // [B, Hkv, N] out: ascending, padded with -1
+  int* counts;          // [B, Hkv] out: n
+  const int* lengths;   // [B]
+  const int* table;     // [B, pages]
+  char* k_cache;        // [B or P, Hkv, S or page, D]
+  char* v_cache;        // the same strides
+  const char* k_new;    // [B, Hkv, D]
+  const char* v_new;    // the same strides
+  char* out;            // [B, Hq, D], contiguous
+  i64 q_batch, q_head, summary_outer, summary_head, score_batch, score_row, list_batch, list_row, table_batch;
+  i64 cache_outer, cache_head, cache_token, new_batch, new_head;  // strides, in elements
+  int kv_heads, local_blocks, pinned_blocks, ratio_numerator, ratio_denominator, floor_blocks;
+  int list_capacity, key_capacity;  // N; blocks that a CTA scores at most
+  float spread_weight, scale_log2;
+};
+
+enum Barrier { EXTREMES, HISTOGRAM, LIST = HISTOGRAM + PASSES, MERGE, BARRIERS };
+
+struct __align__(16) Shared {
+  unsigned long long barriers[8];
+  __align__(16) u16 histograms[2][CLUSTER][BINS];  // of the other CTAs, by pass
+  __align__(16) u32 own_histogram[PASSES][BINS / 2];  // two counts a word
+  __align__(16) u32 extremes[CLUSTER][2];
+  __align__(16) u32 own_extremes[2];
+  __align__(16) u32 warp_totals[WARPS];
+  __align__(16) u32 warp_kept[WARPS];
+  __align__(16) int found[5];
+  __align__(16) float asked[2 * HEAD_DIM];         // the query's two slots
+  __align__(16) u32 queries[HEADS * HEAD_DIM / 2];
+  __align__(16) float cta_softmax[CLUSTER][HEADS][2];  // maximum and sum
+  __align__(16) float warp_max[WARPS][HEADS];
+  __align__(16) float warp_sum[WARPS][HEADS];
+  __align__(16) float factor[WARPS][2][4];         // of even heads, then of odd ones
+  __align__(16) float newest[NEWEST_WARPS][2 * HEAD_DIM];
+  __align__(16) float merged[CLUSTER][SLICE];
+};
+static_assert(sizeof(Shared) == SHARED_BYTES, "step.py lays out shared memory");
+// After it: keys [key_capacity], list [ceil(list_capacity / CLUSTER)], partials [WARPS][PARTIAL], each from a multiple
+// of 16 bytes on.
+__device__ __forceinline__ int round16(int bytes) { return (bytes + 15) / 16 * 16; }
+
+__device__ __forceinline__ int share_start(int total, int i) { return static_cast<int>(i64(total) * i / CLUSTER); }
+
+// fp32 scores as unsigned integers in the same order.
+__device__ __forceinline__ u32 order_key(float score) {
+  const u32 bits = __float_as_uint(score + 0.0f);  // no -0
+  return bits ^ (static_cast<u32>(static_cast<int>(bits) >> 31) | 0x80000000u);
+}
+
+// Sums over the BLOCK_LANES lanes of a block, scattered over them: afterwards x[0 .. left - 1] of a lane are complete
+// sums, those of loads which * left and up.
+__device__ __forceinline__ void reduce_scatter(float (&x)[LOADS], int lane, int& left, int& which) {
+  left = LOADS;
+  which = 0;
+#pragma unroll
+  for (int distance = BLOCK_LANES / 2; distance; distance /= 2) {
+    if (left == 1) {
+      x[0] += __shfl_xor_sync(WARP, x[0], distance);
+      continue;
+    }
+    left /= 2;
+    const bool upper = lane & distance;
+#pragma unroll
+    for (int i = 0; i < LOADS / 2; i++) {
+      if (i >= left) break;
+      const float give = upper ? x[i] : x[i + left], keep = upper ? x[i + left] : x[i];
+      x[i] = keep + __shfl_xor_sync(WARP, give, distance);
+    }
+    which = 2 * which + upper;
+  }
+}
+
+extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS, 1)
+    sparse_step(const __grid_constant__ Arguments a) {
+  extern __shared__ __align__(16) char memory[];
+  Shared& s = *reinterpret_cast<Shared*>(memory);
+  u32* keys = reinterpret_cast<u32*>(memory + sizeof(Shared));
+  int* list = reinterpret_cast<int*>(memory + sizeof(Shared) + round16(4 * a.key_capacity));
+  float* partials = reinterpret_cast<float*>(
+      reinterpret_cast<char*>(list) + round16((a.list_capacity + CLUSTER - 1) / CLUSTER * 4));
+  const int tid = threadIdx.x, warp = tid / 32, lane = tid % 32, rank = cluster_rank();
+  const int row = blockIdx.x / CLUSTER, batch = row / a.kv_heads, head = row % a.kv_heads;
+  const u32 barriers = shared_address(s.barriers);
+
+  // ---- what does not wait for the length: the queries and the new token
+  const int length = load4(a.lengths + batch);
+  const char* q = a.q + 2 * (batch * a.q_batch + i64(head) * GROUP * a.q_head);
+  u32 query[HEADS], k_new[ROW_WORDS], v_new[ROW_WORDS];
+  if (tid < HEAD_DIM / 2)
+#pragma unroll
+    for (int g = 0; g < HEADS; g++) query[g] = g < GROUP ? load4(q + 2 * g * a.q_head + 4 * tid) : 0;
+  if (warp < NEWEST_WARPS)
+#pragma unroll
+    for (int w = 0; w < ROW_WORDS; w++) {
+      const i64 at = 2 * (batch * a.new_batch + head * a.new_head) + 4 * lane + 128 * w;
+      k_new[w] = load4(a.k_new + at);
+      v_new[w] = load4(a.v_new + at);
+    }
+
+  const int blocks = (length + BLOCK - 1) / BLOCK;
+  int* out_list = a.lists + batch * a.list_batch + head * a.list_row;
+  u16* out = reinterpret_cast<u16*>(a.out) + i64(row) * GROUP * HEAD_DIM;
+  if (blocks == 0) {
+    for (int i = rank * THREADS + tid; i < GROUP * HEAD_DIM; i += CLUSTER * THREADS) out[i] = 0;
+    for (int i = rank * THREADS + tid; i < a.list_capacity; i += CLUSTER * THREADS) out_list[i] = -1;
+    if (rank == 0 && tid == 0) a.counts[row] = 0;
+    return;
+  }
+  const int n = min(blocks, max(a.floor_blocks, (blocks * a.ratio_numerator + a.ratio_denominator - 1) /
+                                                    a.ratio_denominator));
+  const int share = (n - rank + CLUSTER - 1) / CLUSTER;  // CTA p % CLUSTER attends to entry p of the list
+  const bool has_newest = rank == (n - 1) % CLUSTER;
+  const int tiles = (blocks + TILE - 1) / TILE;
+  const int first_tile = share_start(tiles, rank), end_tile = share_start(tiles, rank + 1);
+  const int first = first_tile * TILE, own = min(end_tile * TILE, blocks) - first;  // blocks scored here; may be none
+
+  if (tid == 0) {
+    for (int i = 0; i < BARRIERS; i++) barrier_init(barriers + 8 * i);
+    publish_barriers();
+    expect_bytes(barriers + 8 * EXTREMES, CLUSTER * 8);
+    for (int i = 0; i < PASSES; i++) expect_bytes(barriers + 8 * (HISTOGRAM + i), CLUSTER * BINS * 2);
+    expect_bytes(barriers + 8 * LIST, share * 4);
+    expect_bytes(barriers + 8 * MERGE, CLUSTER * (4 * max(min(SLICE, PARTIAL - rank * SLICE), 0) + 8 * HEADS));
+  }
+  for (int i = tid; i < PASSES * BINS / 2; i += THREADS) (&s.own_histogram[0][0])[i] = 0;
+  if (tid < 2) s.own_extremes[tid] = tid ? 0u : WARP;
+
+  // ---- the query's slots: [min(q, 0), max(q, 0)] for min/max, [q, c |q|] for mean/std; of the mean head or summed
+  if (tid < HEAD_DIM / 2) {
+    float2 one = {0, 0}, two = {0, 0};
+    auto slots = [&](float2 x, float2& lower, float2& upper) {
+      lower = MINMAX ? make_float2(fminf(x.x, 0), fminf(x.y, 0)) : x;
+      upper = MINMAX ? make_float2(fmaxf(x.x, 0), fmaxf(x.y, 0))
+                     : make_float2(a.spread_weight * fabsf(x.x), a.spread_weight * fabsf(x.y));
+    };
+#pragma unroll
+    for (int g = 0; g < HEADS; g++) {
+      s.queries[g * (HEAD_DIM / 2) + tid] = query[g];
+      float2 x = unpack(query[g]), y = {0, 0};
+      if (GROUP_SUM) slots(x, x, y);
+      one.x += x.x, one.y += x.y, two.x += y.x, two.y += y.y;
+    }
+    if (!GROUP_SUM) slots(make_float2(one.x / GROUP, one.y / GROUP), one, two);
+    s.asked[2 * tid] = one.x, s.asked[2 * tid + 1] = one.y;
+    s.asked[HEAD_DIM + 2 * tid] = two.x, s.asked[HEAD_DIM + 2 * tid + 1] = two.y;
+  }
+
+  // ---- the first summaries under way
+  const int* table = a.table + batch * a.table_batch;
+  auto summary = [&](int tile, int i) {
+    const int block = min(tile * TILE + i * BLOCKS_A_LOAD + lane / BLOCK_LANES, blocks - 1);
+    const i64 outer = PAGED ? table[block / PAGE_BLOCKS] : batch;
+    const int inside = PAGED ? block % PAGE_BLOCKS : block;
+    return a.summaries + SLOT_BYTES * (outer * a.summary_outer + head * a.summary_head) + i64(inside) * SUMMARY_BYTES +
+           lane % BLOCK_LANES * 16;
+  };
+  uint4 loaded[LOADS];
+  if (first_tile + warp < end_tile)
+#pragma unroll
+    for (int i = 0; i < LOADS; i++) loaded[i] = load16(summary(first_tile + warp, i));
+  __syncthreads();
+  cluster_arrive();  // its barriers are ready; waited for before anything is sent
+
+  // ---- the new token into the cache, by the CTA that will attend to it
+  const i64 newest_outer = PAGED ? table[(blocks - 1) / PAGE_BLOCKS] : batch;
+  const int newest_inside = PAGED ? (blocks - 1) % PAGE_BLOCKS : blocks - 1;
+  const i64 newest = 2 * (newest_outer * a.cache_outer + head * a.cache_head + i64(newest_inside) * BLOCK * a.cache_token) +
+                     4 * lane;
+  const int older = length - 1 - (blocks - 1) * BLOCK;  // tokens before it in its block
+  if (has_newest && warp == 0)
+#pragma unroll
+    for (int w = 0; w < ROW_WORDS; w++) {
+      const i64 at = newest + 2 * older * a.cache_token + 128 * w;
+      *reinterpret_cast<u32*>(a.k_cache + at) = k_new[w];
+      *reinterpret_cast<u32*>(a.v_cache + at) = v_new[w];
+    }
+
+  // ---- scores
+  u32 least = WARP, most = 0;
+  {
+    float asked[SLOTS_A_LANE];
+#pragma unroll
+    for (int i = 0; i < SLOTS_A_LANE; i++) asked[i] = s.asked[lane % BLOCK_LANES * SLOTS_A_LANE + i];
+    float* scores = a.scores + batch * a.score_batch + head * a.score_row;
+    for (int tile = first_tile + warp; tile < end_tile; tile += WARPS) {
+      float score[LOADS];
+#pragma unroll
+      for (int i = 0; i < LOADS; i++) {
+        const u32 words[4] = {loaded[i].x, loaded[i].y, loaded[i].z, loaded[i].w};
+        float sum = 0;
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+          if (FP8) {
+            const float2 x = unpack_e4m3(words[j] & 0xffff), y = unpack_e4m3(words[j] >> 16);
+            const int at = 4 * j % SLOTS_A_LANE;
+            sum += x.x * asked[at] + x.y * asked[at + 1];
+            sum += y.x * asked[at + 2] + y.y * asked[at + 3];
+          } else {
+            const float2 x = unpack(words[j]);
+            sum += x.x * asked[2 * j];
+            sum += x.y * asked[2 * j + 1];
+          }
+        }
+        score[i] = sum;
+        if (tile + WARPS < end_tile) loaded[i] = load16(summary(tile + WARPS, i));
+      }
+      int left, which;
+      reduce_scatter(score, lane, left, which);
+#pragma unroll
+      for (int i = 0; i < LOADS; i++) {
+        if (i >= left) break;
+        const int block = tile * TILE + (which * left + i) * BLOCKS_A_LOAD + lane / BLOCK_LANES;
+        const bool mine = BLOCK_LANES <= LOADS || lane % (BLOCK_LANES / LOADS) == 0;
+        if (mine && block < blocks) {
+          const bool always = block >= blocks - a.local_blocks || block < a.pinned_blocks;
+          const float value = always ? __uint_as_float(INFINITE) : score[i];
+          const u32 key = order_key(value);
+          scores[block] = value;
+          keys[block - first] = key;
+          least = min(least, key);
+          most = max(most, key + 0x00800000u);  // the key of +inf wraps to 0
+        }
+      }
+    }
+    least = __reduce_min_sync(WARP, least);
+    most = __reduce_max_sync(WARP, most);
+    if (lane == 0) atomicMin(&s.own_extremes[0], least), atomicMax(&s.own_extremes[1], most);
+  }
+  __syncthreads();
+
+  // ---- the newest block's older keys under way, for its summary
+  u32 rows[UNIT][ROW_WORDS];
+  const bool summarises = has_newest && warp < NEWEST_WARPS, has_rows = summarises && warp * UNIT < older;
+  if (has_rows)
+#pragma unroll
+    for (int t = 0; t < UNIT; t++)
+#pragma unroll
+      for (int w = 0; w < ROW_WORDS; w++)
+        rows[t][w] = load4(a.k_cache + newest + 2 * min(warp * UNIT + t, older - 1) * a.cache_token + 128 * w);
+
+  // ---- the n-th largest key. From the least key to one over the largest finite one, where +inf goes, as distances
+  // from the least, shifted so that the top bit is used.
+  cluster_wait();
+  if (tid < CLUSTER)
+    send(in_cta(shared_address(s.extremes[rank]), tid), s.own_extremes[0], s.own_extremes[1],
+         in_cta(barriers + 8 * EXTREMES, tid));
+  await_bytes(barriers + 8 * EXTREMES);
+  least = __reduce_min_sync(WARP, s.extremes[lane % CLUSTER][0]);
+  most = __reduce_max_sync(WARP, s.extremes[lane % CLUSTER][1]) - 0x007fffffu;
+  const int unused = most == least ? 31 : __clz(most - least);
+  u32 threshold = 0;            // its settled bits
+  int sure = 0, kept = blocks;  // keys over the settled bits, and these with those that share them
+  int over_before = 0, tied_before = 0;  // the same in earlier CTAs, the latter alone
+  int settled = 0;
+  for (int pass = 0; kept != n && settled < 32 - unused; pass++, settled += 8) {
+    const int shift = 24 - settled;
+    u32* histogram = s.own_histogram[pass];
+    for (int i = tid; i < own; i += THREADS) {
+      const u32 distance = (min(keys[i], most) - least) << unused, bin = distance >> shift & 255;
+      if (settled == 0 || (distance ^ threshold) >> (32 - settled) == 0)
+        atomicAdd(&histogram[bin / 2], bin % 2 ? 0x10000u : 1u);
+    }
+    __syncthreads();
+    for (int to = warp; to < CLUSTER; to += WARPS)
+      send(in_cta(shared_address(&s.histograms[pass % 2][rank][8 * lane]), to),
+           *reinterpret_cast<const uint4*>(&histogram[4 * lane]), in_cta(barriers + 8 * (HISTOGRAM + pass), to));
+    await_bytes(barriers + 8 * (HISTOGRAM + pass));
+    // A bin a thread: how many keys it has in all, and above them in earlier CTAs, in one word.
+    u32 here = 0;
+#pragma unroll
+    for (int c = 0; c < CLUSTER; c++) here += s.histograms[pass % 2][c][tid] * (c < rank ? 0x10001u : 1u);
+    u32 above = here;  // from this bin up, at first within the warp
+#pragma unroll
+    for (int distance = 1; distance < 32; distance *= 2) {
+      const u32 next = __shfl_down_sync(WARP, above, distance);
+      if (lane + distance < 32) above += next;
+    }
+    if (lane == 0) s.warp_totals[warp] = above;
+    __syncthreads();
+    above -= here;
+#pragma unroll
+    for (int w = 1; w < WARPS; w++) above += w > warp ? s.warp_totals[w] : 0;
+    const int over = sure + (above & 0xffff), with_bin = over + (here & 0xffff);
+    if (over < n && with_bin >= n) {  // one thread's bin alone
+      s.found[0] = threshold | static_cast<u32>(tid) << shift;
+      s.found[1] = over, s.found[2] = with_bin;
+      s.found[3] = over_before + (above >> 16), s.found[4] = here >> 16;
+    }
+    __syncthreads();
+    threshold = s.found[0], sure = s.found[1], kept = s.found[2], over_before = s.found[3], tied_before = s.found[4];
+  }
+  const u32 limit = least + (threshold >> unused);
+  const bool cuts_tie = kept != n;  // then all bits are settled, and of the keys equal to limit the first ones fill up
+  const int missing = n - sure;
+
+  // ---- lists. A warp's keys are consecutive, so entries come out ascending; ties go to the lower block.
+  const int per_warp = own > 0 ? (own + THREADS - 1) / THREADS * 32 : 0;
+  auto sort_out = [&](int i, bool& over, bool& tie) {
+    const u32 key = i < own ? min(keys[i], most) : 0;
+    over = i < own && (cuts_tie ? key > limit : key >= limit);
+    tie = i < own && cuts_tie && key == limit;
+  };
+  u32 warp_kept = 0;
+  for (int i = warp * per_warp; i < (warp + 1) * per_warp; i += 32) {
+    bool over, tie;
+    sort_out(i + lane, over, tie);
+    warp_kept += __popc(__ballot_sync(WARP, over)) + (__popc(__ballot_sync(WARP, tie)) << 16);
+  }
+  if (lane == 0) s.warp_kept[warp] = warp_kept;
+  if (summarises) {  // min and max, or sums of what the older keys differ from the newest, and of its squares
+#pragma unroll
+    for (int w = 0; w < ROW_WORDS; w++) {
+      const float2 pivot = unpack(k_new[w]), start = MINMAX ? pivot : make_float2(0, 0);
+      float2 one = start, two = start;
+      if (has_rows)
+#pragma unroll
+        for (int t = 0; t < UNIT; t++) {
+          const float2 x = unpack(rows[t][w]);
+          if (MINMAX) {
+            one.x = fminf(one.x, x.x), one.y = fminf(one.y, x.y);
+            two.x = fmaxf(two.x, x.x), two.y = fmaxf(two.y, x.y);
+          } else if (warp * UNIT + t < older) {
+            const float2 d = {x.x - pivot.x, x.y - pivot.y};
+            one.x += d.x, one.y += d.y, two.x += d.x * d.x, two.y += d.y * d.y;
+          }
+        }
+      const int dim = 2 * lane + 64 * w;
+      s.newest[warp][dim] = one.x, s.newest[warp][dim + 1] = one.y;
+      s.newest[warp][HEAD_DIM + dim] = two.x, s.newest[warp][HEAD_DIM + dim + 1] = two.y;
+    }
+  }
+  __syncthreads();
+  const u32 earlier = __reduce_add_sync(WARP, lane < warp ? s.warp_kept[lane % WARPS] : 0);
+  int overs = over_before + (earlier & 0xffff), ties = earlier >> 16;  // before this warp's
+  if (settled == 0) overs += min(first, blocks);  // nothing was searched: all are kept
+  else if (cuts_tie) ties += tied_before;
+  else overs += tied_before;
+  for (int i = warp * per_warp; i < (warp + 1) * per_warp; i += 32) {
+    bool over, tie;
+    sort_out(i + lane, over, tie);
+    const u32 over_lanes = __ballot_sync(WARP, over), tied_lanes = __ballot_sync(WARP, tie), below = (1u << lane) - 1;
+    const int tie_number = ties + __popc(tied_lanes & below);
+    if (over || (tie && tie_number < missing)) {
+      const int place = overs + __popc(over_lanes & below) + min(tie_number, missing), to = place % CLUSTER;
+      send(in_cta(shared_address(&list[place / CLUSTER]), to), first + i + lane, in_cta(barriers + 8 * LIST, to));
+      out_list[place] = first + i + lane;
+    }
+    overs += __popc(over_lanes), ties += __popc(tied_lanes);
+  }
+  for (int i = n + rank * THREADS + tid; i < a.list_capacity; i += CLUSTER * THREADS) out_list[i] = -1;
+  if (rank == 0 && tid == 0) a.counts[row] = n;
+
+  // ---- the newest block's summary, which this step does not read
+  if (has_newest && warp == 0) {
+    char* to = a.summaries + SLOT_BYTES * (newest_outer * a.summary_outer + head * a.summary_head) +
+               i64(newest_inside) * SUMMARY_BYTES;
+#pragma unroll
+    for (int w = 0; w < ROW_WORDS; w++) {
+      const int dim = 2 * lane + 64 * w;
+      float2 one = {s.newest[0][dim], s.newest[0][dim + 1]};
+      float2 two = {s.newest[0][HEAD_DIM + dim], s.newest[0][HEAD_DIM + dim + 1]};
+      for (int i = 1; i < NEWEST_WARPS; i++) {
+        const float2 x = {s.newest[i][dim], s.newest[i][dim + 1]};
+        const float2 y = {s.newest[i][HEAD_DIM + dim], s.newest[i][HEAD_DIM + dim + 1]};
+        if (MINMAX) {
+          one.x = fminf(one.x, x.x), one.y = fminf(one.y, x.y);
+          two.x = fmaxf(two.x, y.x), two.y = fmaxf(two.y, y.y);
+        } else one.x += x.x, one.y += x.y, two.x += y.x, two.y += y.y;
+      }
+      if (!MINMAX) {
+        const float2 pivot = unpack(k_new[w]);
+        const float count = older + 1;
+        one.x /= count, one.y /= count;
+        two.x = sqrtf(fmaxf(two.x / count - one.x * one.x, 0)), two.y = sqrtf(fmaxf(two.y / count - one.y * one.y, 0));
+        one.x += pivot.x, one.y += pivot.y;
+      }
+      if (FP8) {
+        *reinterpret_cast<u16*>(to + dim) = pack_e4m3(one.x, one.y);
+        *reinterpret_cast<u16*>(to + HEAD_DIM + dim) = pack_e4m3(two.x, two.y);
+      } else {
+        *reinterpret_cast<u32*>(to + 2 * dim) = pack(one.x, one.y);
+        *reinterpret_cast<u32*>(to + 2 * (HEAD_DIM + dim)) = pack(two.x, two.y);
+      }
+    }
+  }
+  await_bytes(barriers + 8 * LIST);
+
+  // ---- attention over this CTA's share of the list, 16 tokens a warp at a time. Keys are the left operand, so that the
+  // 16 rows of the matrix units are tokens and no row is wasted on padding a group of heads; the sum over dims takes them
+  // in whatever order 16-byte loads bring them, the queries likewise. Values are turned by pairing two tokens' words.
+  const int units = share * (BLOCK / UNIT), r = lane / 4, t = lane % 4;
+  float acc[OUT_TILES][4] = {}, max0 = NONE, max1 = NONE, sum0 = 0, sum1 = 0;  // of heads 2t and 2t + 1
+  uint4 k[2][KEY_CHUNKS], v[4][VALUE_CHUNKS];
+  int valid = 0;  // tokens of the loaded unit
+  i64 base = 0;
+  auto locate = [&](int unit) {
+    const int block = list[unit / (BLOCK / UNIT)];
+    int offset = unit % (BLOCK / UNIT) * UNIT;
+    valid = length - block * BLOCK - offset;
+    if (valid <= 0) offset = 0;  // nothing visible: any rows that exist
+    const i64 outer = PAGED ? table[block / PAGE_BLOCKS] : batch;
+    const i64 inside = i64(PAGED ? block % PAGE_BLOCKS : block) * BLOCK + offset;
+    base = 2 * (outer * a.cache_outer + head * a.cache_head + inside * a.cache_token);
+  };
+  auto token = [&](int i) { return 2 * max(min(i, valid - 1), 0) * a.cache_token; };
+  auto load_keys = [&] {
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      const char* p = a.k_cache + base + token(r + 8 * i) + 16 * t;
+#pragma unroll
+      for (int j = 0; j < KEY_CHUNKS; j++) k[i][j] = load16(p + 64 * j);
+    }
+  };
+  auto load_values = [&] {
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      const char* p = a.v_cache + base + token(2 * t + i % 2 + 8 * (i / 2)) + 16 * r;
+#pragma unroll
+      for (int j = 0; j < VALUE_CHUNKS; j++) v[i][j] = load16(p + 128 * j);
+    }
+  };
+  if (warp < units) locate(warp), load_keys(), load_values();
+  for (int unit = warp; unit < units; unit += WARPS) {
+    const bool more = unit + WARPS < units;
+    const int visible = valid;
+    float c[4] = {};  // logits of tokens r and r + 8, heads 2t and 2t + 1
+    const char* query_chunks = reinterpret_cast<const char*>(s.queries) + 2 * HEAD_DIM * r + 16 * t;
+#pragma unroll
+    for (int j = 0; j < KEY_CHUNKS; j++) {
+      const uint4 b = *reinterpret_cast<const uint4*>(query_chunks + 64 * j);
+      multiply(c, k[0][j].x, k[1][j].x, k[0][j].y, k[1][j].y, b.x, b.y);
+      multiply(c, k[0][j].z, k[1][j].z, k[0][j].w, k[1][j].w, b.z, b.w);
+    }
+    if (more) locate(unit + WARPS), load_keys();
+    if (r >= visible) c[0] = c[1] = -__uint_as_float(INFINITE);
+    if (r + 8 >= visible) c[2] = c[3] = -__uint_as_float(INFINITE);
+    float top0 = fmaxf(c[0], c[2]), top1 = fmaxf(c[1], c[3]);
+#pragma unroll
+    for (int distance = 4; distance < 32; distance *= 2) {
+      top0 = fmaxf(top0, __shfl_xor_sync(WARP, top0, distance));
+      top1 = fmaxf(top1, __shfl_xor_sync(WARP, top1, distance));
+    }
+    top0 = fmaxf(max0, top0 * a.scale_log2), top1 = fmaxf(max1, top1 * a.scale_log2);
+    const float carry0 = exp2_fast(max0 - top0), carry1 = exp2_fast(max1 - top1);
+    max0 = top0, max1 = top1;
+    const float p0 = exp2_fast(c[0] * a.scale_log2 - top0), p1 = exp2_fast(c[1] * a.scale_log2 - top1);
+    const float p2 = exp2_fast(c[2] * a.scale_log2 - top0), p3 = exp2_fast(c[3] * a.scale_log2 - top1);
+    sum0 = sum0 * carry0 + p0 + p2, sum1 = sum1 * carry1 + p1 + p3;
+    const u32 b0 = transpose(pack(p0, p1)), b1 = transpose(pack(p2, p3));
+#pragma unroll
+    for (int i = 0; i < OUT_TILES; i++) acc[i][0] *= carry0, acc[i][1] *= carry1, acc[i][2] *= carry0, acc[i][3] *= carry1;
+#pragma unroll
+    for (int w = 0; w < OUT_TILES / 2; w++) {
+      // Two dims of this lane: of D = 128 in either half of a value, of D = 64 in either half of its one chunk.
+      u32 low[4], high[4];
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        const uint4 x = v[i][0], y = v[i][VALUE_CHUNKS - 1];
+        const u32 front[4] = {x.x, x.y, x.z, x.w}, back[4] = {y.x, y.y, y.z, y.w};
+        low[i] = front[w], high[i] = back[VALUE_CHUNKS == 2 ? w : (w + 2) % 4];
+      }
+#pragma unroll
+      for (int odd = 0; odd < 2; odd++) {
+        const u32 pick = odd ? 0x7632 : 0x5410;
+        multiply(acc[2 * w + odd], __byte_perm(low[0], low[1], pick), __byte_perm(high[0], high[1], pick),
+                 __byte_perm(low[2], low[3], pick), __byte_perm(high[2], high[3], pick), b0, b1);
+      }
+    }
+    if (more) load_values();
+  }
+#pragma unroll
+  for (int distance = 4; distance < 32; distance *= 2) {
+    sum0 += __shfl_xor_sync(WARP, sum0, distance);
+    sum1 += __shfl_xor_sync(WARP, sum1, distance);
+  }
+
+  // ---- merge the warps, then the CTAs. Word f of a partial result is acc[f / 128][f / 32 % 4] of lane f % 32.
+#pragma unroll
+  for (int i = 0; i < OUT_TILES; i++)
+#pragma unroll
+    for (int j = 0; j < 4; j++) partials[warp * PARTIAL + (4 * i + j) * 32 + lane] = acc[i][j];
+  if (r == 0) {
+    s.warp_max[warp][2 * t] = max0, s.warp_max[warp][2 * t + 1] = max1;
+    s.warp_sum[warp][2 * t] = sum0, s.warp_sum[warp][2 * t + 1] = sum1;
+  }
+  __syncthreads();
+  if (tid < HEADS * max(CLUSTER, WARPS)) {
+    const int g = tid % HEADS, i = tid / HEADS;
+    float top = NONE, sum = 0;
+#pragma unroll
+    for (int w = 0; w < WARPS; w++) top = fmaxf(top, s.warp_max[w][g]);
+#pragma unroll
+    for (int w = 0; w < WARPS; w++) sum += exp2_fast(s.warp_max[w][g] - top) * s.warp_sum[w][g];
+    if (i < CLUSTER)
+      send(in_cta(shared_address(s.cta_softmax[rank][g]), i), __float_as_uint(top), __float_as_uint(sum),
+           in_cta(barriers + 8 * MERGE, i));
+    if (i < WARPS) s.factor[i][g % 2][g / 2] = exp2_fast(s.warp_max[i][g] - top);
+  }
+  __syncthreads();
+  for (int f = 4 * tid; f < PARTIAL; f += 4 * THREADS) {
+    float4 sum = {};
+#pragma unroll
+    for (int w = 0; w < WARPS; w++) {
+      const float4 x = *reinterpret_cast<const float4*>(partials + w * PARTIAL + f);
+      const float4 y = *reinterpret_cast<const float4*>(s.factor[w][f / 32 % 2]);
+      sum.x += x.x * y.x, sum.y += x.y * y.y, sum.z += x.z * y.z, sum.w += x.w * y.w;
+    }
+    const uint4 words = {__float_as_uint(sum.x), __float_as_uint(sum.y), __float_as_uint(sum.z), __float_as_uint(sum.w)};
+    send(in_cta(shared_address(&s.merged[rank][f % SLICE]), f / SLICE), words, in_cta(barriers + 8 * MERGE, f / SLICE));
+  }
+  await_bytes(barriers + 8 * MERGE);
+  for (int i = tid; i < SLICE; i += THREADS) {
+    const int f = rank * SLICE + i, j = f / 32 % 4, g = 2 * (f % 4) + j % 2;
+    if (f >= PARTIAL || g >= GROUP) continue;
+    float top = NONE, sum = 0, value = 0;
+#pragma unroll
+    for (int c = 0; c < CLUSTER; c++) top = fmaxf(top, s.cta_softmax[c][g][0]);
+#pragma unroll
+    for (int c = 0; c < CLUSTER; c++) {
+      const float factor = exp2_fast(s.cta_softmax[c][g][0] - top);
+      sum += factor * s.cta_softmax[c][g][1], value += factor * s.merged[c][i];
+    }
+    const int dim = 8 * (f % 32 / 4) + f / 128 + (VALUE_CHUNKS == 2 ? 64 : 4) * (j / 2);
+    out[g * HEAD_DIM + dim] = static_cast<u16>(pack(value / sum, 0));
+  }
+}

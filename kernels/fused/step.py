@@ -1,0 +1,237 @@
+"""Launching the fused step: what it serves, how large its clusters are, its arguments."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from ..cache import KVCache
+from ..checks import check_tensor
+from ..config import AttentionShape, SparseConfig, ceil_div
+from ..launch import shared_memory
+from ..method import StepTensors
+from ..summaries import Summaries, check_new
+from ..workspace import Workspace
+from . import compiler
+
+THREADS, WARPS, LOADS, HEADS, BINS, PASSES = 256, 8, 16, 8, 256, 4  # as in step.cu
+MIN_CAPABILITY = (9, 0)
+HEAD_DIMS = (64, 128)
+BLOCK_SIZES = (16, 32, 64, 128)
+POLICIES = ("group-mean", "group-sum")
+DTYPES = (torch.bfloat16, torch.float16)
+
+
+def unsupported(shape: AttentionShape, config: SparseConfig, dtype: torch.dtype) -> str | None:
+    """Which setting the kernel does not serve, or None."""
+    for name, value, allowed in (
+        ("head_dim", shape.head_dim, HEAD_DIMS),
+        ("block_size", config.block_size, BLOCK_SIZES),
+        ("gqa_policy", config.gqa_policy, POLICIES),
+        ("dtype", dtype, DTYPES),
+    ):
+        if value not in allowed:
+            return f"{name}: the fused step serves {', '.join(map(str, allowed))}, got {value}"
+    if shape.group > HEADS:
+        return f"q_heads: the fused step serves at most {HEADS} query heads a KV head, got {shape.group}"
+    if config.local_blocks < 1:
+        return "local_blocks: the fused step needs 1, for the newest block is scored before its summary is written"
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How a step is laid out.
+
+    Attributes:
+        cluster: CTAs that serve one sequence and KV head.
+        keys: blocks that one of them scores at most.
+        fixed_bytes: of shared memory, for what does not grow with the context.
+        shared_bytes: in all, of one CTA.
+    """
+
+    cluster: int
+    keys: int
+    fixed_bytes: int
+    shared_bytes: int
+
+
+def lay_out(config: SparseConfig, head_dim: int, capacity: int, element: int, cluster: int) -> Plan:
+    """The layout for caches of `capacity` tokens and elements of so many bytes."""
+    blocks, chosen = config.blocks(capacity), config.selected(capacity)
+    tile = LOADS * 32 * 16 // config.summary_bytes(head_dim, element)
+    keys = ceil_div(ceil_div(blocks, tile), cluster) * tile
+    partial = HEADS * head_dim
+    shared = _aligned(  # the members of `Shared` in step.cu, in order
+        64, 2 * cluster * BINS * 2, PASSES * BINS * 2, cluster * 8, 8, WARPS * 4, WARPS * 4, 20, 2 * head_dim * 4,
+        partial * 2, cluster * HEADS * 8, WARPS * HEADS * 4, WARPS * HEADS * 4, WARPS * 32,
+        config.block_size // 16 * 2 * head_dim * 4, cluster * ceil_div(partial // 4, cluster) * 16,
+    )  # fmt: skip
+    return Plan(cluster, keys, shared, shared + _aligned(4 * keys, 4 * ceil_div(chosen, cluster), WARPS * partial * 4))
+
+
+def _aligned(*parts: int) -> int:
+    """Bytes of parts that start at multiples of 16 bytes each."""
+    return sum(ceil_div(part, 16) * 16 for part in parts)
+
+
+def cluster_size(rows: int, at_once: Callable[[int], int], largest: int = compiler.MAX_CLUSTER) -> int:
+    """The largest clusters of which `rows` run at the same time; 0 if not even single CTAs do.
+
+    Fewer multiprocessors than there are may be in use, since a cluster stays within one of the chip's groups of them.
+    """
+    return next((size for size in range(largest, 0, -1) if at_once(size) >= rows), 0)
+
+
+class _Arguments(ctypes.Structure):
+    """`Arguments` of step.cu."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in (
+            "q", "summaries", "scores", "lists", "counts", "lengths", "table", "k_cache", "v_cache", "k_new", "v_new",
+            "out",
+        )),
+        *((name, ctypes.c_longlong) for name in (
+            "q_batch", "q_head", "summary_outer", "summary_head", "score_batch", "score_row", "list_batch", "list_row",
+            "table_batch", "cache_outer", "cache_head", "cache_token", "new_batch", "new_head",
+        )),
+        *((name, ctypes.c_int) for name in (
+            "kv_heads", "local_blocks", "pinned_blocks", "ratio_numerator", "ratio_denominator", "floor_blocks",
+            "list_capacity", "key_capacity",
+        )),
+        ("spread_weight", ctypes.c_float),
+        ("scale_log2", ctypes.c_float),
+    ]  # fmt: skip
+
+
+LOG2_E = 1.4426950408889634
+
+
+def plan(cache: KVCache, config: SparseConfig) -> Plan:
+    """The layout of steps on this cache and device.
+
+    Raises:
+        ValueError: more sequences and KV heads than multiprocessors, or a row that needs more shared memory than there
+            is.
+    """
+    rows = cache.batch * cache.kv_heads
+    size = cluster_size(rows, lambda cluster: compiler.clusters_at_once(cache.device, cluster))
+    if not size:
+        raise ValueError(f"batch: {rows} sequences times KV heads are more than run at once in the fused step")
+    layout = lay_out(config, cache.head_dim, cache.capacity, cache.k.element_size(), size)
+    if layout.shared_bytes > shared_memory():
+        raise ValueError(
+            f"cache: its rows of {config.blocks(cache.capacity)} blocks need {layout.shared_bytes} bytes of shared "
+            f"memory in the fused step, there are {shared_memory()}"
+        )
+    return layout
+
+
+def constants(cache: KVCache, group: int, config: SparseConfig, layout: Plan) -> dict[str, int]:
+    """What the kernel is compiled with."""
+    return {
+        "HEAD_DIM": cache.head_dim,
+        "GROUP": group,
+        "BLOCK": config.block_size,
+        "CLUSTER": layout.cluster,
+        "SHARED_BYTES": layout.fixed_bytes,
+        "PAGE_BLOCKS": cache.page_size // config.block_size if cache.paged else 1,
+        "MINMAX": int(config.summary_kind == "minmax"),
+        "GROUP_SUM": int(config.gqa_policy == "group-sum"),
+        "FP8": int(config.summary_dtype == "fp8"),
+        "FP16": int(cache.dtype == torch.float16),
+        "PAGED": int(cache.paged),
+    }
+
+
+def bind(
+    step: StepTensors, cache: KVCache, summaries: Summaries, work: Workspace, config: SparseConfig
+) -> Callable[[], None]:
+    """A call that enqueues one step: K and V appended, their block's summary, scores, lists, counts and `step.out`.
+
+    It reads the lengths on the device, allocates nothing and does not synchronise. The work space is left as the Triton
+    kernels leave it (`score_blocks`, `select_blocks`).
+
+    Args:
+        step: q, out `[B, Hq, D]`; k, v `[B, Hkv, D]`, of the cache's dtype; out contiguous.
+
+    Raises:
+        TypeError, ValueError: a tensor of the wrong dtype, shape, device or stride; settings the kernel does not serve.
+    """
+    shape = AttentionShape(cache.batch, step.q.shape[1], cache.kv_heads, cache.head_dim)
+    reason = unsupported(shape, config, cache.dtype)
+    if reason:
+        raise ValueError(reason)
+    for name, tensor in (("q", step.q), ("out", step.out)):
+        check_tensor(
+            name, tensor, (cache.batch, shape.q_heads, cache.head_dim), dtypes=(cache.dtype,), device=cache.device
+        )
+    check_new(cache, step.k, step.v, (cache.batch, cache.kv_heads, cache.head_dim))
+    if not step.out.is_contiguous():
+        raise ValueError("out: must be contiguous")
+    _check_alignment(step, cache, summaries)
+    layout = plan(cache, config)
+    table = cache.block_table if cache.block_table is not None else cache.lengths
+    arguments = _Arguments(
+        q=step.q.data_ptr(),
+        summaries=summaries.data.data_ptr(),
+        scores=work.scores.data_ptr(),
+        lists=work.lists.data_ptr(),
+        counts=work.counts.data_ptr(),
+        lengths=cache.lengths.data_ptr(),
+        table=table.data_ptr(),
+        k_cache=cache.k.data_ptr(),
+        v_cache=cache.v.data_ptr(),
+        k_new=step.k.data_ptr(),
+        v_new=step.v.data_ptr(),
+        out=step.out.data_ptr(),
+        q_batch=step.q.stride(0),
+        q_head=step.q.stride(1),
+        summary_outer=summaries.data.stride(0),
+        summary_head=summaries.data.stride(1),
+        score_batch=work.scores.stride(0),
+        score_row=work.scores.stride(1),
+        list_batch=work.lists.stride(0),
+        list_row=work.lists.stride(1),
+        table_batch=table.stride(0),
+        cache_outer=cache.k.stride(0),
+        cache_head=cache.k.stride(1),
+        cache_token=cache.k.stride(2),
+        new_batch=step.k.stride(0),
+        new_head=step.k.stride(1),
+        kv_heads=cache.kv_heads,
+        local_blocks=config.local_blocks,
+        pinned_blocks=config.pinned_blocks,
+        ratio_numerator=config.ratio.numerator,
+        ratio_denominator=config.ratio.denominator,
+        floor_blocks=config.floor_blocks,
+        list_capacity=work.lists.shape[2],
+        key_capacity=layout.keys,
+        spread_weight=config.spread_weight,
+        scale_log2=cache.head_dim**-0.5 * LOG2_E,
+    )
+    settings = constants(cache, shape.group, config, layout)
+    kernel = compiler.kernel(cache.device, settings, layout.cluster, THREADS, layout.shared_bytes)
+    parameters = compiler.pointers(arguments)
+    address, clusters = ctypes.addressof(parameters), cache.batch * cache.kv_heads
+    held: tuple[object, ...] = (arguments, parameters, step, cache, summaries, work)  # as long as the call
+
+    def run(_: tuple[object, ...] = held) -> None:
+        kernel.launch(clusters, address)
+
+    return run
+
+
+def _check_alignment(step: StepTensors, cache: KVCache, summaries: Summaries) -> None:
+    """Loads take 16 bytes of caches and summaries, 4 of queries and new tokens."""
+    element = cache.k.element_size()
+    for name, tensor, unit in (
+        ("cache.k", cache.k, 16), ("cache.v", cache.v, 16), ("summaries", summaries.data, 16), ("q", step.q, 4),
+        ("k", step.k, 4), ("v", step.v, 4),
+    ):  # fmt: skip
+        size = summaries.data.element_size() if name == "summaries" else element
+        if tensor.data_ptr() % unit or any(stride * size % unit for stride in tensor.stride()[:-1]):
+            raise ValueError(f"{name}: the fused step needs rows that start at multiples of {unit} bytes")
