@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
@@ -12,7 +13,7 @@ from kernel_cases import DEVICE, NAN, dtype_name, random
 from method_cases import CONFIG, make, run
 from resa_bench.kernels import AttentionShape, KVCache, SparseConfig, Unsupported, build_summaries, get_method
 from resa_bench.kernels.fused import compiler
-from resa_bench.kernels.fused.step import Plan, cluster_size, constants, lay_out, unsupported
+from resa_bench.kernels.fused.step import Plan, bind, cluster_size, constants, lay_out, unsupported
 from resa_bench.profiling.resources import read_cubin
 from resa_bench.suites.cases import Case, ModelShape
 from resa_bench.suites.checks import check_step, dense_exact
@@ -89,8 +90,6 @@ def test_layout_shares_the_blocks() -> None:
     ],
 )
 def test_unsupported_settings_are_named(shape: AttentionShape, changes: dict, dtype: torch.dtype, reason: str) -> None:
-    import re
-
     found = unsupported(shape, SparseConfig(**changes), dtype)
     assert found is not None
     assert re.search(reason, found)
@@ -197,6 +196,33 @@ def test_ties_and_spreads(kind: str, ratio: float, dtype: torch.dtype) -> None:
     inputs.step.q.abs_()
     build_summaries(inputs.cache, layer.summaries)
     check_step(layer, inputs, dense_exact(inputs))
+
+
+@pytest.mark.gpu
+def test_a_step_ends_on_nan(dtype: torch.dtype) -> None:
+    """Nothing good can come of it, but the device must not hang: NaN scores are selected first."""
+    layer, inputs = make("resa-fused", dtype, (40, 1000), heads=ModelShape(7, 1, 128), summary_kind="meanstd")
+    inputs.step.q.fill_(NAN)
+    run(layer, inputs.step)
+    torch.cuda.synchronize()
+    assert layer.work.lists[0, 0, :3].tolist() == [0, 1, 2]
+    assert bool((layer.work.lists[1, 0, : layer.config.selected(1000)] >= 0).all())
+
+
+@pytest.mark.gpu
+def test_arguments_are_checked(dtype: torch.dtype) -> None:
+    layer, inputs = make("resa-fused", dtype, (100, 50))
+    step, cache, summaries, work = inputs.step, layer.cache, layer.summaries, layer.work
+    assert summaries is not None
+    wide = replace(work, lists=work.lists.new_empty(2, 2, work.lists.shape[2] + 1))
+    for wrong in (
+        (replace(step, q=step.q.float()), cache, summaries, work, layer.config),
+        (step, cache, replace(summaries, kind="meanstd"), work, layer.config),
+        (step, cache, summaries, wide, layer.config),
+        (step, cache, summaries, work, replace(layer.config, block_size=8)),
+    ):
+        with pytest.raises((TypeError, ValueError)):
+            bind(*wrong)
 
 
 @pytest.mark.gpu

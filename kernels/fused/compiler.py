@@ -92,17 +92,17 @@ class Kernel:
     """A loaded kernel. `launch` enqueues it on torch's current stream."""
 
     function: Any
+    device: torch.device
     cluster: int  # CTAs
     threads: int
     shared_bytes: int
 
     def launch(self, clusters: int, parameters: int) -> None:
         """Start it; `parameters` is the address of the array of its arguments' addresses."""
-        stream = torch.cuda.current_stream().cuda_stream
-        grid = clusters * self.cluster
-        _driver(
-            "cuLaunchKernel", self.function, grid, 1, 1, self.threads, 1, 1, self.shared_bytes, stream, parameters, 0
-        )
+        size = clusters * self.cluster, 1, 1, self.threads, 1, 1, self.shared_bytes
+        with torch.cuda.device(self.device):
+            stream = torch.cuda.current_stream().cuda_stream
+            _driver("cuLaunchKernel", self.function, *size, stream, parameters, 0)
 
 
 def load(device: torch.device, cubin: bytes, name: str, shared_bytes: int) -> Any:
@@ -110,7 +110,7 @@ def load(device: torch.device, cubin: bytes, name: str, shared_bytes: int) -> An
     from cuda.bindings.driver import CUfunction_attribute as Attribute
 
     with torch.cuda.device(device):
-        torch.cuda.current_stream()  # makes torch's context the current one
+        torch.cuda.synchronize()  # makes torch's context the current one
         module = _driver("cuModuleLoadData", cubin)
         function = _driver("cuModuleGetFunction", module, name.encode())
         for attribute, value in (
@@ -126,6 +126,7 @@ def clusters_at_once(device: torch.device, cluster: int) -> int:
     """How many clusters of so many CTAs, one CTA a multiprocessor, run at the same time on `device`; 0 if none can."""
     from cuda.bindings import driver
 
+    probe = _probe(device)
     config, size = driver.CUlaunchConfig(), driver.CUlaunchAttribute()
     config.gridDimX, config.gridDimY, config.gridDimZ = cluster, 1, 1
     config.blockDimX, config.blockDimY, config.blockDimZ = 256, 1, 1
@@ -135,8 +136,8 @@ def clusters_at_once(device: torch.device, cluster: int) -> int:
     config.attrs, config.numAttrs = [size], 1
     try:
         with torch.cuda.device(device):
-            return int(_driver("cuOccupancyMaxActiveClusters", _probe(device), config))
-    except RuntimeError:
+            return int(_driver("cuOccupancyMaxActiveClusters", probe, config))
+    except RuntimeError:  # clusters of this size are not to be had
         return 0
 
 
@@ -154,7 +155,7 @@ def kernel(device: torch.device, constants: Mapping[str, int], cluster: int, thr
     key = (device, tuple(sorted(constants.items())), shared_bytes)
     if key not in _loaded:
         cubin = compile_cubin(source(), constants, torch.cuda.get_device_capability(device))
-        _loaded[key] = Kernel(load(device, cubin, KERNEL, shared_bytes), cluster, threads, shared_bytes)
+        _loaded[key] = Kernel(load(device, cubin, KERNEL, shared_bytes), device, cluster, threads, shared_bytes)
     return _loaded[key]
 
 

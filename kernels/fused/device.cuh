@@ -39,6 +39,7 @@ __device__ __forceinline__ void expect_bytes(u32 barrier, int bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
 
+// Acquires within the CTA, which is enough: what is sent lies in its own shared memory.
 __device__ __forceinline__ void await_bytes(u32 barrier) {
   asm volatile(
       "{\n.reg .pred done;\nTRY%=: mbarrier.try_wait.parity.shared.b64 done, [%0], 0;\n@!done bra TRY%=;\n}" ::"r"(barrier)

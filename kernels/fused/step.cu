@@ -76,9 +76,10 @@ __device__ __forceinline__ int round16(int bytes) { return (bytes + 15) / 16 * 1
 
 __device__ __forceinline__ int share_start(int total, int i) { return static_cast<int>(i64(total) * i / CLUSTER); }
 
-// fp32 scores as unsigned integers in the same order.
+// fp32 scores as unsigned integers in the same order; NaN, which nobody should send, counts as +inf, so that every step
+// finds n blocks and ends.
 __device__ __forceinline__ u32 order_key(float score) {
-  const u32 bits = __float_as_uint(score + 0.0f);  // no -0
+  const u32 bits = __float_as_uint(fminf(score, __uint_as_float(INFINITE)) + 0.0f);  // no -0
   return bits ^ (static_cast<u32>(static_cast<int>(bits) >> 31) | 0x80000000u);
 }
 
@@ -135,7 +136,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
   const int blocks = (length + BLOCK - 1) / BLOCK;
   int* out_list = a.lists + batch * a.list_batch + head * a.list_row;
   u16* out = reinterpret_cast<u16*>(a.out) + i64(row) * GROUP * HEAD_DIM;
-  if (blocks == 0) {
+  if (blocks <= 0) {
     for (int i = rank * THREADS + tid; i < GROUP * HEAD_DIM; i += CLUSTER * THREADS) out[i] = 0;
     for (int i = rank * THREADS + tid; i < a.list_capacity; i += CLUSTER * THREADS) out_list[i] = -1;
     if (rank == 0 && tid == 0) a.counts[row] = 0;

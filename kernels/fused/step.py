@@ -172,6 +172,7 @@ def bind(
     check_new(cache, step.k, step.v, (cache.batch, cache.kv_heads, cache.head_dim))
     if not step.out.is_contiguous():
         raise ValueError("out: must be contiguous")
+    _check_work(cache, summaries, work, config)
     _check_alignment(step, cache, summaries)
     layout = plan(cache, config)
     table = cache.block_table if cache.block_table is not None else cache.lengths
@@ -223,6 +224,21 @@ def bind(
         kernel.launch(clusters, address)
 
     return run
+
+
+def _check_work(cache: KVCache, summaries: Summaries, work: Workspace, config: SparseConfig) -> None:
+    """Summaries of the settings asked for, and room as `Workspace.allocate` makes it."""
+    found = summaries.kind, summaries.block_size, summaries.dtype
+    if found != (config.summary_kind, config.block_size, config.summary_dtype):
+        raise ValueError(f"summaries: are {found}, config asks for another kind, block size or dtype")
+    blocks, rows = config.blocks(cache.page_size), (cache.batch, cache.kv_heads)
+    check_tensor("summaries", summaries.data, (cache.k.shape[0], cache.kv_heads, blocks, 2, cache.head_dim))
+    every, chosen = config.blocks(cache.capacity), config.selected(cache.capacity)
+    check_tensor("scores", work.scores, (*rows, every), dtypes=(torch.float32,), device=cache.device)
+    check_tensor("lists", work.lists, (*rows, chosen), dtypes=(torch.int32,), device=cache.device)
+    check_tensor("counts", work.counts, rows, dtypes=(torch.int32,), device=cache.device)
+    if not (summaries.data.is_contiguous() and work.counts.is_contiguous()):
+        raise ValueError("summaries, counts: must be contiguous")
 
 
 def _check_alignment(step: StepTensors, cache: KVCache, summaries: Summaries) -> None:
