@@ -10,6 +10,7 @@ from typing import Any
 from ..suites.rows import Row, identity
 
 RESA = ("resa", "resa-torch")  # the method this suite is about: Triton, and the portable torch path
+FUSED = "resa-fused"  # its steps as one kernel: the same selection, without stages of their own
 FAILING = ("failed", "oom")
 
 # Columns that split a variant only where two rows would otherwise fall on the same point of a line.
@@ -78,6 +79,10 @@ class FigureSet:
             if found:
                 return found
         return []
+
+    def fused(self) -> list[Variant]:
+        """ReSA's variants in one kernel."""
+        return [variant for variant in self.lines if variant.method == FUSED]
 
     def need_curve(self, stage: str = "total") -> None:
         """Raise `NotDrawn` unless some batch has at least two contexts."""

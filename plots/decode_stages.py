@@ -1,4 +1,4 @@
-"""Where the time of a decode step of the whole model goes: the best dense method, ReSA and Quest, stage on stage."""
+"""Where the time of a decode step of the whole model goes: the best dense method, ReSA (also in one kernel), Quest."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ..suites.rows import Row
 from .caption import caption, title
-from .data import FigureSet, NotDrawn, Variant
+from .data import FUSED, FigureSet, NotDrawn, Variant
 from .decode_data import Setting, fastest_dense, parts, settings, steps, usual
 from .decode_style import REST, fill, names, rank, stage_patch
 from .style import DOUBLE_IN, SMALL_PT, finish, panels, tokens
@@ -60,7 +60,7 @@ def _groups(figures: FigureSet, where: Setting) -> dict[int, list[Bar]]:
     """Bars by context, of steps with stages."""
     named = names(figures.lines)
     dense = fastest_dense(figures, where)
-    sparse = [*(v for v in figures.resa() if v in usual(figures, (v.method,))), *usual(figures, ("quest",))]
+    sparse = [*(v for v in figures.resa() if v in usual(figures, (v.method,))), *usual(figures, (FUSED, "quest"))]
     found: dict[int, list[Bar]] = {}
     for context, row in dense.items():
         found.setdefault(context, []).append(_bar(figures, "dense", row))
@@ -74,8 +74,10 @@ def _groups(figures: FigureSet, where: Setting) -> dict[int, list[Bar]]:
 def _short(variant: Variant, beside: Sequence[Variant], name: str) -> str:
     """A method's name; its parameters too where several variants of it stand side by side."""
     brothers = sum(other.method == variant.method for other in beside)
-    method = {"resa": "ReSA", "resa-torch": "ReSA", "quest": "Quest"}[variant.method]
-    return method if brothers == 1 else name.replace("ReSA (torch)", "ReSA").replace("ReSA ", "")
+    method = {"resa": "ReSA", "resa-torch": "ReSA", FUSED: "one kernel", "quest": "Quest"}[variant.method]
+    if brothers == 1:
+        return method
+    return name.replace("ReSA (one kernel)", method).replace("ReSA (torch)", "ReSA").replace("ReSA ", "")
 
 
 def _bar(figures: FigureSet, name: str, step: Row) -> Bar:

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedFormatter
 
+from ..kernels.fused.method import STAGE as FUSED_STAGE
 from .data import Variant
 from .decode_data import period_of
 from .style import GREY, LIGHT_GREY, STAGE_COLOURS, VERMILLION, context_axis, labels, tokens
@@ -29,6 +30,7 @@ REST = ("sample", "other")  # too small to tell apart: one part of a bar
 _NAMES = {
     "project": "projections", "ffn": "feed-forward", "head": "LM head", "rectify": "rectify: attention",
     "rectify+project+ffn": "rectify: linear layers", "gap": "gap", "other": "sampling, other",
+    FUSED_STAGE: "sparse step in one kernel",
 }  # fmt: skip
 
 
@@ -43,8 +45,11 @@ def names(lines: Iterable[Variant]) -> dict[Variant, str]:
 
 
 def fill(stage: str) -> dict[str, Any]:
-    """The fill of a stage; of several together, the first one's colour hatched with the second's; the gap hatched."""
-    first, *rest = stage.split("+")
+    """The fill of a stage; of several together, the first one's colour hatched with the second's; the gap hatched.
+
+    Of the whole sparse step, attention's hatched with scoring's.
+    """
+    first, *rest = ("attend", "score") if stage == FUSED_STAGE else stage.split("+")
     colour = _COLOURS.get(first, LIGHT_GREY)
     if stage == "gap":
         return {"facecolor": colour, "edgecolor": GREY, "hatch": "/////", "linewidth": 0.5}
@@ -53,8 +58,8 @@ def fill(stage: str) -> dict[str, Any]:
 
 
 def rank(stage: str) -> tuple[int, int]:
-    """Where a stage stands in a bar, counted from below."""
-    first = stage.split("+")[0]
+    """Where a stage stands in a bar, counted from below; the whole sparse step where its parts end."""
+    first = "merge" if stage == FUSED_STAGE else stage.split("+")[0]
     return (ORDER.index(first) if first in ORDER else len(ORDER), len(stage))
 
 

@@ -8,8 +8,9 @@ from itertools import cycle
 from typing import Any
 
 from ..suites.quality.cases import LEVEL
-from ..suites.quality.table import SELECTION, label
+from ..suites.quality.table import RESA, SELECTION, label
 from ..suites.rows import Row, identity
+from .data import FUSED
 from .style import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION, Look
 
 USUAL_PERIOD = 32  # tokens; of ReSA where one period stands for all
@@ -60,7 +61,7 @@ def quality_sets(rows: Sequence[Row]) -> list[QualitySet]:
 
 def selection(row: Row) -> tuple[Any, ...]:
     """What tells the selections of two methods apart; ReSA's steps select as sparse steps alone do."""
-    step = "resa" if row.method in ("resa", "resa-torch", "sparse") else row.method
+    step = "resa" if row.method in (*RESA, "sparse") else row.method
     return step, row.dense_layers, *(getattr(row, name) for name in SELECTION)
 
 
@@ -89,7 +90,8 @@ def usual(lines: dict[str, list[Row]]) -> dict[str, list[Row]]:
 def looks(lines: dict[str, list[Row]]) -> dict[str, Look]:
     """ReSA solid, a colour a period and f = 1 in grey; sparse steps alone dashed, the oracle black; others dotted.
 
-    That is ReSA with the selection of its first variant; its other block sizes and ratios count as others.
+    That is ReSA with the selection of its first variant; its other block sizes and ratios count as others. In one
+    kernel it is dashed, with a star.
     """
     first = {name: mine[0] for name, mine in lines.items()}
     mine = main(lines)
@@ -106,5 +108,7 @@ def looks(lines: dict[str, list[Row]]) -> dict[str, Look]:
         elif row.method == "oracle" and Look("black", "*", _DOTTED) not in found.values():
             found[name] = Look("black", "*", _DOTTED)
         else:
-            found[name] = Look(*next(others), _DASHDOT if row.method in ("quest", "resa", "resa-torch") else _DOTTED)
+            found[name] = Look(*next(others), _DASHDOT if row.method in ("quest", *RESA) else _DOTTED)
+        if row.method == FUSED and name in mine:  # the same steps beside themselves
+            found[name] = Look(found[name].colour, "*", _DASHED)
     return found

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from ..suites.quality.table import mean
 from ..suites.rows import Row
 from .caption import circumstances, of_commits, throttled
-from .data import FigureSet, NotDrawn
+from .data import FUSED, FigureSet, NotDrawn
 from .decode_data import Setting, setting
 from .quality_data import QualitySet, looks
 from .style import GREY, SINGLE_IN, Look, finish, legend_line, tokens
@@ -25,7 +25,7 @@ PAIRED = (
     "block_size", "active_ratio", "budget_tokens", "rectify_every", "gqa_policy", "summary_kind", "summary_dtype",
     "spread_weight", "pinned_blocks", "window",
 )  # fmt: skip
-SAME_STEP = {"resa-torch": "resa"}  # methods that compute the same, by the name they are timed under
+SAME_STEP = {"resa-torch": "resa", FUSED: "resa"}  # methods that compute the same, and so have the same quality
 LEAST_POINTS = 2
 MORE = 1.25  # times the tokens that the ratio asks for: where the least number of blocks is more, ratios do not compare
 
@@ -48,7 +48,10 @@ def pair(quality: QualitySet, decode: FigureSet) -> tuple[Setting, int, list[Poi
     Raises:
         NotDrawn: fewer than two methods were measured in both.
     """
-    kl = {_key(mine[0]): (name, mean(mine, "kl")) for name, mine in quality.lines.items() if _by_ratio(mine[0])}
+    kl: dict[tuple[Any, ...], tuple[str, float | None]] = {}
+    for name, mine in quality.lines.items():
+        if _by_ratio(mine[0]):
+            kl.setdefault(_key(mine[0]), (name, mean(mine, "kl")))
     timed = (*decode.rows, *decode.alike)
     steps = [row for row in timed if row.stage == "total" and row.tokens_per_s and _by_ratio(row)]
     found: dict[tuple[Setting, int], list[Point]] = {}
@@ -103,13 +106,13 @@ def quality_speed(quality: QualitySet, decode: FigureSet) -> Figure:
     legend = []
     for point in points:
         look = styles.get(point.name, Look("black", "o"))
-        look = Look(look.colour, look.marker or "o", "")
+        look = Look(look.colour, "*" if point.row.method == FUSED else look.marker or "o", "")
         (drawn,) = ax.plot(
             [point.tokens_per_s], [point.kl], ls="", marker=look.marker, color=look.colour, markersize=5, clip_on=False
         )
         if point.row.status == "throttled":
             drawn.set_markerfacecolor("white")
-        legend.append(legend_line(look, f"{point.name} ({point.row.method})" if point.name == "dense" else point.name))
+        legend.append(legend_line(look, _named(point)))
     _axes(ax, quality, decode, where, context)
     device = f"tokens/s: {decode.device}, random weights, {of_commits(point.row for point in points)}"
     rest = (
@@ -121,6 +124,13 @@ def quality_speed(quality: QualitySet, decode: FigureSet) -> Figure:
     )
     caption = circumstances(quality.rows, *(part for part in rest if part))
     return finish(fig, f"Quality on {quality.model} against speed of {decode.model}'s shape", legend, caption)
+
+
+def _named(point: Point) -> str:
+    """Its settings as the quality rows name them; how it was timed where they do not say it."""
+    method = point.row.method
+    told = point.name != "dense" and (method != FUSED or point.name.startswith(method))
+    return point.name if told else f"{point.name} ({method})"
 
 
 def _axes(ax: Axes, quality: QualitySet, decode: FigureSet, where: Setting, context: int) -> None:

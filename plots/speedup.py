@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -9,7 +11,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from ..suites.rows import Row
 from .caption import caption, title
-from .data import FigureSet, NotDrawn, Variant, points
+from .data import FUSED, FigureSet, NotDrawn, Variant, points
 from .style import GREY, Look, context_axis, draw_line, finish, labels, legend_line, looks, panels
 
 COLUMN = "speedup_vs_best_dense"
@@ -25,18 +27,22 @@ def speedup(figures: FigureSet) -> Figure:
 
 
 def speedup_amortised(figures: FigureSet) -> Figure:
-    """ReSA with its rectification paid for (`total_amortised`, dashed), beside the step alone (`total`, solid)."""
+    """ReSA with its rectification paid for (`total_amortised`, dashed), beside the step alone (`total`, solid).
+
+    Its steps in one kernel have panels of their own.
+    """
     figures.need_curve("total_amortised")
     styles = looks(figures.lines)
     lines = [
         (variant, stage, Look(styles[variant].colour, styles[variant].marker, line))
-        for variant in figures.resa()
+        for variant in (*figures.resa(), *figures.fused())
         for stage, line in STAGE_LINES.items()
     ]
-    return _draw(figures, lines, "speed-up with rectification")
+    return _draw(figures, lines, "speed-up with rectification", apart=True)
 
 
-def _draw(figures: FigureSet, lines: list[tuple[Variant, str, Look]], what: str) -> Figure:
+def _draw(figures: FigureSet, lines: list[tuple[Variant, str, Look]], what: str, *, apart: bool = False) -> Figure:
+    """A panel a batch; `apart`: variants in one kernel in further panels."""
     figures.need_curve()
     lines = [
         line for line in lines if any(r.stage == line[1] and r.speedup_vs_best_dense for r in figures.lines[line[0]])
@@ -45,20 +51,23 @@ def _draw(figures: FigureSet, lines: list[tuple[Variant, str, Look]], what: str)
         raise NotDrawn(f"no sparse row has {COLUMN}: was a dense method measured in the same cases?")
     rows = [r for variant, stage, _ in lines for r in figures.lines[variant] if r.stage == stage]
     batches = sorted({row.batch for row in rows if row.speedup_vs_best_dense})
+    groups: dict[str, list[tuple[Variant, str, Look]]] = {}
+    for line in lines:
+        groups.setdefault(", one kernel" if apart and line[0].method == FUSED else "", []).append(line)
     contexts = sorted({row.context for row in rows})
     limited = _limited(figures)
-    fig, axes, left = panels(len(batches))
+    fig, axes, left = panels(len(batches) * len(groups))
     drawn: list[Row] = []
-    for ax, batch in zip(axes, batches, strict=True):
+    for ax, ((name, mine), batch) in zip(axes, product(groups.items(), batches), strict=True):
         ax.axhline(1.0, color="black", linewidth=0.8)
         for variant, style in limited.items():
             limit = points(figures.lines[variant], "total", batch, "floor_speedup")
             draw_line(ax, limit, "floor_speedup", style, marker=False)
-        for variant, stage, style in lines:
+        for variant, stage, style in mine:
             found = points(figures.lines[variant], stage, batch, COLUMN)
             draw_line(ax, found, COLUMN, style)
             drawn += found
-        ax.set_title(f"batch {batch}")
+        ax.set_title(f"batch {batch}{name}")
         ax.set_xlabel("context, tokens")
         context_axis(ax, contexts)
     _ratio_axis(axes[0])

@@ -25,7 +25,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from ..suites.rows import Row
-from .data import Variant
+from .data import FUSED, Variant
 
 SINGLE_IN = 3.4  # inches, one column
 DOUBLE_IN = 7.0  # inches, both columns
@@ -164,7 +164,10 @@ def look(variant: Variant) -> Look:
 
 
 def looks(variants: Iterable[Variant]) -> dict[Variant, Look]:
-    """A look for each; where two would look alike (an active ratio apart), the later is paler with another marker."""
+    """A look for each; where two would look alike (an active ratio apart), the later is paler with another marker.
+
+    In one kernel ReSA keeps its star, which tells it apart where lines cannot.
+    """
     chosen: dict[Variant, Look] = {}
     seen: Counter[Look] = Counter()
     for variant in variants:
@@ -174,9 +177,8 @@ def looks(variants: Iterable[Variant]) -> dict[Variant, Look]:
         if again:
             pale = 1 - 0.65**again  # share of white
             red, green, blue = (channel + (1 - channel) * pale for channel in to_rgb(own.colour))
-            chosen[variant] = Look(
-                to_hex((red, green, blue)), _SPARE_MARKERS[(again - 1) % len(_SPARE_MARKERS)], own.linestyle
-            )
+            marker = own.marker if variant.method == FUSED else _SPARE_MARKERS[(again - 1) % len(_SPARE_MARKERS)]
+            chosen[variant] = Look(to_hex((red, green, blue)), marker, own.linestyle)
         else:
             chosen[variant] = own
     return chosen

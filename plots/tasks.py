@@ -12,7 +12,7 @@ from ..suites.rows import Row
 from ..suites.tasks.divergence import share_error
 from ..suites.tasks.table import label, several_ratios
 from .caption import circumstances
-from .data import NotDrawn
+from .data import FUSED, NotDrawn
 from .style import (
     BLACK,
     BLUE,
@@ -162,7 +162,7 @@ def _short(name: str) -> str:
 
 
 def _looks(rows: Sequence[Row], ratios: bool) -> dict[str, Look]:
-    """Dense grey, ReSA solid with a colour a period, sparse steps alone dashed, others dotted."""
+    """Dense grey, ReSA solid with a colour a period, its one kernel and sparse steps alone dashed, others dotted."""
     periods = sorted({row.rectify_every for row in rows if row.rectify_every})
     others = iter(((BLUE, "v"), (BLUE, "D"), (GREEN, "P"), (PURPLE, "p"), (ORANGE, "h")) * 4)
     looks: dict[str, Look] = {}
@@ -173,7 +173,8 @@ def _looks(rows: Sequence[Row], ratios: bool) -> dict[str, Look]:
         if row.block_size is None and row.active_ratio is None:
             looks[name] = Look(GREY, "", _DOTTED) if row.stage == "chunk" else Look(GREY, "o", "-")
         elif row.rectify_every:
-            looks[name] = Look(*_PERIODS[periods.index(row.rectify_every) % len(_PERIODS)])
+            colour, marker = _PERIODS[periods.index(row.rectify_every) % len(_PERIODS)]
+            looks[name] = Look(colour, "*", _DASHED) if row.method == FUSED else Look(colour, marker)
         elif row.method in _OTHERS and row.summary_kind != "meanstd" and _OTHERS[row.method] not in looks.values():
             looks[name] = _OTHERS[row.method]
         else:

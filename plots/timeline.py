@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .decode_style import fill, rank_in_step
+from .decode_style import FUSED_STAGE, fill, rank_in_step
 from .style import DOUBLE_IN, finish, paper, save
 
 ZOOM_KERNELS = 18  # of a step with more kernels than MANY, about two layers, are drawn apart
@@ -67,7 +67,7 @@ def _lanes(ax: Axes, part: pd.DataFrame, names: Sequence[str], unit: float) -> N
     start = part.start_us.min()
     for y, name in enumerate(names):
         mine = part[part.stage == name]
-        colour = fill(name.split("+")[-1])["facecolor"]
+        colour = fill(name if name == FUSED_STAGE else name.split("+")[-1])["facecolor"]
         for begin, height, alpha in ((mine.start_us, 0.2, 0.5), (mine.turn_us, 0.8, 1.0)):
             bars = [((a - start) / unit, (b - a) / unit) for a, b in zip(begin, mine.end_us, strict=True)]
             ax.broken_barh(

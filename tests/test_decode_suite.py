@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from resa_bench.kernels import SparseConfig, get_method
+from resa_bench.kernels.fused.method import STAGE
 from resa_bench.profiling.ceilings import Ceilings
 from resa_bench.profiling.device import describe
 from resa_bench.suites.cases import K, MethodSpec
@@ -29,10 +30,12 @@ from resa_bench.suites.decode.loader import Loader
 from resa_bench.suites.decode.measure import Timing, time_decoding, time_period
 from resa_bench.suites.decode.sampling import Sampling
 from resa_bench.suites.decode.suite import CaseRun, DecodeBench, DecodePlan, run_case, step_us
-from resa_bench.suites.decode.table import break_even, breakdown_table, print_report, texts
+from resa_bench.suites.decode.table import HEADINGS, PARTS, break_even, breakdown_table, print_report, texts
 from resa_bench.suites.model import config as model_config
 from resa_bench.suites.model.config import ModelConfig, preset
 from resa_bench.suites.model.smollm import ModelNotHere
+from resa_bench.suites.profile.analysis import STAGE_ORDER
+from resa_bench.suites.profile.bytes import TRIED
 from resa_bench.suites.rows import Row
 from resa_bench.suites.speedups import with_speedups
 from rich.console import Console
@@ -356,6 +359,13 @@ def test_a_model_that_cannot_be_fetched_is_skipped(monkeypatch: pytest.MonkeyPat
     assert {(r.status, r.reason) for r in rows} == {("skipped", "offline: put the wheel there")}
 
 
+def test_one_kernel_on_a_cpu_is_skipped_with_its_reason(tiny: str) -> None:
+    [row] = run_case(
+        DecodeCase(tiny, TINY, 1, 256, "fp32", "fp32"), [MethodSpec("resa-fused")], bench_on_cpu(), Loader()
+    )
+    assert (row.status, row.reason) == ("skipped", "needs a CUDA device, got cpu")
+
+
 def total(method: str, tokens_per_s: float, context: int = 1024, **columns: Any) -> Row:
     case = DecodeCase("m", TINY, 1, context)
     columns = {
@@ -404,6 +414,22 @@ def test_break_even() -> None:
         [r for r in rows if r.context > 4096 or r.method != "resa"] + rows[-1:]
     ).items()
     assert at_most
+
+
+def test_a_step_in_one_kernel_has_a_column_of_the_breakdown(capsys: pytest.CaptureFixture[str]) -> None:
+    parts = {STAGE: 300.0, "rectify": 20.0, "project": 500.0, "gap": 10.0}
+    common = {"tokens_per_s": None, "status": "ok"}
+    rows = [replace(total("resa-fused", 1.0, block_size=16), stage=n, mean_us=us, **common) for n, us in parts.items()]
+    table = breakdown_table(rows[0].case, rows)
+    assert table is not None
+    assert [column.header for column in table.columns] == ["method", "one kernel", "rectify", "project", "gap"]
+    assert [next(iter(column.cells)) for column in table.columns] == ["resa-fused b16", "300", "20", "500", "10"]
+
+
+def test_lists_of_stages_know_the_step_in_one_kernel() -> None:
+    for known in (PARTS, STAGE_ORDER, TRIED):
+        assert STAGE in known
+    assert set(HEADINGS) <= set(PARTS)
 
 
 def test_texts_of_the_longest_prompt() -> None:

@@ -64,6 +64,20 @@ def run_of(
     return rows
 
 
+def with_fused(rows: list[Row]) -> list[Row]:
+    """ReSA in one kernel beside it: no stages of its own, a tenth faster; once with summaries in fp8, faster still."""
+    found = list(rows)
+    for row in rows:
+        if row.method == "resa" and row.stage not in STAGES:
+            ratio = (row.speedup_vs_best_dense or 0.0) / 0.9
+            faster = replace(row, median_us=0.9 * (row.median_us or 0.0), speedup_vs_best_dense=ratio)
+            kinds: list[dict[str, Any]] = [{"method": "resa-fused"}]
+            if row.block_size == 16:
+                kinds += [{"method": name, "summary_dtype": "fp8"} for name in ("resa", "resa-fused")]
+            found += [replace(faster, **kind) for kind in kinds]
+    return found
+
+
 def only_set(rows: list[Row]) -> FigureSet:
     sets, _ = figure_sets(rows)
     assert len(sets) == 1
@@ -267,11 +281,13 @@ def test_throttled_points_are_hollow_and_counted() -> None:
     assert "throttling" not in texts(latency(only_set(steady)))
 
 
+@pytest.mark.parametrize("fused", [False, True], ids=["chain", "one-kernel"])
 @pytest.mark.parametrize("batches", [(1,), (1, 4), (1, 2, 4, 8, 16)], ids=lambda batches: f"{len(batches)}-batches")
 @pytest.mark.parametrize("name", FIGURES)
-def test_nothing_is_clipped_or_too_small_to_read(name: str, batches: tuple[int, ...]) -> None:
-    missing = [untimed(f"rival-{i}", "skipped", "a reason of some length, as they are") for i in range(5)]
-    fig = FIGURES[name](only_set(run_of(batches=batches) + missing))
+def test_nothing_is_clipped_or_too_small_to_read(name: str, batches: tuple[int, ...], fused: bool) -> None:
+    rows = [untimed(f"rival-{i}", "skipped", "a reason of some length, as they are") for i in range(5)]
+    rows += run_of(batches=batches)
+    fig = FIGURES[name](only_set(with_fused(rows) if fused else rows))
     fig.draw_without_rendering()
     panels = [ax for ax in fig.axes if ax.get_visible()]
     heading, words = fig.texts
@@ -314,6 +330,38 @@ def test_amortised_shows_resa_only_beside_the_step_alone() -> None:
     assert (8 / 15, 32 / 15) in heights(fig)
     assert "with rectification" in texts(fig)
     assert "Quest" not in texts(fig)
+
+
+def test_one_kernel_stands_in_panels_of_its_own_beside_the_amortised_chain() -> None:
+    fig = speedup_amortised(only_set(with_fused(run_of(batches=(1, 4)))))
+    assert [ax.get_title() for ax in fig.axes] == ["batch 1", "batch 4", "batch 1, one kernel", "batch 4, one kernel"]
+    chain, fused = ({(round(a, 3), round(b, 3)) for a, b in heights(fig, panel)} for panel in (0, 2))
+    for us in (12, 15):
+        own, faster = ((round(8 / us / f, 3), round(32 / us / f, 3)) for f in (1, 0.9))
+        assert own in chain
+        assert own not in fused
+        assert faster in fused
+    for name in ("ReSA b=16", "ReSA (one kernel) b=16", "ReSA (one kernel) b=32", "step alone", "with rectification"):
+        assert name in texts(fig)
+
+
+def test_one_kernel_is_a_line_where_steps_are_whole_and_no_bar_where_stages_are_apart() -> None:
+    alone, beside = only_set(run_of()), only_set(with_fused(run_of()))
+    for draw in (speedup, latency, roofline):
+        for name in ("ReSA b=32", "ReSA (one kernel) b=32", "ReSA (one kernel) b=16 summaries in fp8"):
+            assert name in texts(draw(beside))
+    attention, step = ([heights(roofline(f), panel).count((0.5, 0.5)) for f in (alone, beside)] for panel in (0, 1))
+    assert attention == [3, 3]  # it is not timed apart
+    assert step == [5, 9]  # three in one kernel, and the chain with fp8
+    ticks = [[t.get_text() for t in ax.get_xticklabels()] for ax in stages(beside).axes]
+    assert ticks == [[t.get_text() for t in ax.get_xticklabels()] for ax in stages(alone).axes]
+
+
+def test_one_kernel_keeps_its_star_where_the_line_stands_for_something_else() -> None:
+    styles = looks(only_set(with_fused(run_of())).lines)
+    sparse = [(style.colour, style.marker) for variant, style in styles.items() if not variant.dense]
+    assert len(set(sparse)) == len(sparse)
+    assert {style.marker for variant, style in styles.items() if variant.method == "resa-fused"} == {"*"}
 
 
 def test_latency_draws_the_dense_floor_and_a_band_for_each_method() -> None:

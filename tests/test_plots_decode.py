@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from resa_bench.kernels.fused.method import STAGE
 from resa_bench.plots.data import FigureSet, NotDrawn
 from resa_bench.plots.decode_attention import PAPER, decode_attention
 from resa_bench.plots.decode_curves import decode_speedup, decode_tokens
 from resa_bench.plots.decode_data import decode_sets, drawn_and_alike, fastest_dense, settings
 from resa_bench.plots.decode_periods import decode_periods
 from resa_bench.plots.decode_stages import decode_stages
-from resa_bench.plots.decode_style import names
+from resa_bench.plots.decode_style import fill, names, rank
 from resa_bench.plots.figures import DECODE_FIGURES, FIGURES, draw_all
 from resa_bench.plots.style import SMALL_PT, STAGE_COLOURS, paper
 from resa_bench.suites.rows import Row, append_case
@@ -35,6 +36,8 @@ def stages_of(method: str, context: int, every: int = 32) -> dict[str, float]:
     if "dense" in method or method == "sdpa-cudnn":
         return LINEAR | {"append": 60.0, "attend": dense_us * (1.1 if method == "triton-dense" else 1.0), "gap": 50.0}
     sparse = {"append": 60.0, "score": dense_us / 16, "select": 120.0, "attend": dense_us / 8, "merge": 90.0}
+    if method == "resa-fused":
+        sparse = {STAGE: 0.8 * sum(sparse.values())}
     if method.startswith("resa"):
         sparse |= {"rectify": 2 * dense_us / every, "rectify+project+ffn": 8000 / every}
     return LINEAR | sparse | {"gap": 50.0}
@@ -68,6 +71,15 @@ def case(context: int, **columns: Any) -> list[Row]:
     return rows + method_rows("quest", context, **QUEST, **columns)
 
 
+def fused(rows: list[Row]) -> list[Row]:
+    """ReSA in one kernel, wherever rows have ReSA with the usual settings."""
+    columns = ("batch", "weight_dtype", "shared_kv")
+    found = [r for r in rows if (r.method, r.stage, r.block_size, r.rectify_every) == ("resa", "total", 16, 32)]
+    cases = [method_rows("resa-fused", r.context, rectify_every=32, **RESA, **{n: getattr(r, n) for n in columns})
+             for r in found]  # fmt: skip
+    return [row for case in cases for row in case]
+
+
 def study(context: int = 256 * K, **columns: Any) -> list[Row]:
     """Further block sizes and periods of ReSA."""
     rows = [method_rows("resa", context, rectify_every=f, **RESA, **columns) for f in (16, 64, 128)]
@@ -84,9 +96,10 @@ def run_of(**columns: Any) -> list[Row]:
 
 
 @cache
-def whole(name: str) -> Figure:
+def whole(name: str, one_kernel: bool = False) -> Figure:
     """A figure of the whole run; nobody changes it."""
-    return DECODE_FIGURES[name](only_set(run_of(dirty=True)))
+    rows = run_of(dirty=True)
+    return DECODE_FIGURES[name](only_set(rows + fused(rows) if one_kernel else rows))
 
 
 def cpu_run() -> list[Row]:
@@ -234,12 +247,14 @@ def test_cpu_is_in_the_title(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", DECODE_FIGURES)
-@pytest.mark.parametrize("one_setting", [False, True], ids=["all-settings", "one-setting"])
-def test_nothing_is_clipped_or_too_small_to_read(name: str, one_setting: bool) -> None:
+@pytest.mark.parametrize("setting", ["all-settings", "one-setting", "one-kernel"])
+def test_nothing_is_clipped_or_too_small_to_read(name: str, setting: str) -> None:
     alone = [r for r in run_of() if r.weight_dtype == "int4"]
     if name == "decode-attention":
         alone = [r for r in run_of() if r.shared_kv and r.context == 64 * K]
-    fig = DECODE_FIGURES[name](only_set(alone)) if one_setting else whole(name)
+    fig = whole(name, setting == "one-kernel")
+    if setting == "one-setting":
+        fig = DECODE_FIGURES[name](only_set(alone))
     fig.draw_without_rendering()
     shown = [ax for ax in fig.axes if ax.get_visible()]
     heading, words = fig.texts
@@ -260,7 +275,8 @@ def test_nothing_is_clipped_or_too_small_to_read(name: str, one_setting: bool) -
 @pytest.mark.parametrize("name", DECODE_FIGURES)
 def test_tick_names_do_not_overlap(name: str) -> None:
     rows = [row for c in (4, 8, 16, 32, 64, 128, 256) for row in case(c * K) + case(c * K, batch=4)]
-    fig = DECODE_FIGURES[name](only_set(run_of() + rows))
+    rows += run_of()
+    fig = DECODE_FIGURES[name](only_set(rows + fused(rows)))
     fig.draw_without_rendering()
     for ax in fig.axes:
         boxes = [t.get_window_extent() for t in ax.get_xticklabels() if t.get_text() and ax.get_visible()]
@@ -333,6 +349,47 @@ def test_a_fused_stage_is_hatched() -> None:
     rows = [replace(r, stage="score+select") if r.stage == "score" else r for r in case(32 * K)]
     rows = [r for r in rows if r.stage != "select"]
     assert "score+select" in texts(decode_stages(only_set(rows)))
+
+
+def test_one_kernel_has_a_bar_of_its_own_beside_the_chain() -> None:
+    rows = case(32 * K)
+    rows += fused(rows)
+    fig = decode_stages(only_set(rows))
+    assert [t.get_text() for t in fig.axes[0].get_xticklabels()] == ["dense", "ReSA", "one kernel", "Quest"]
+    steps = {r.method: r.mean_us / 1e3 for r in rows if r.stage == "total" and r.mean_us}
+    drawn = ("sdpa-cudnn", "resa", "resa-fused", "quest")
+    assert list(tops(fig).values()) == pytest.approx([steps[name] for name in drawn])
+    assert "sparse step in one kernel" in texts(fig)
+    assert STAGE not in texts(fig)
+    assert sorted(["rectify", STAGE, "attend", "merge"], key=rank) == ["attend", "merge", STAGE, "rectify"]
+    fills = [fill(stage) for stage in (STAGE, "append+score", "score+select", "attend+merge", "attend")]
+    assert all(fills[0] != other for other in fills[1:])
+
+
+def test_several_variants_in_one_kernel_are_named_by_their_settings() -> None:
+    rows = case(32 * K) + [
+        row
+        for block in (16, 32)
+        for row in method_rows("resa-fused", 32 * K, rectify_every=32, **RESA | {"block_size": block})
+    ]
+    ticks = [t.get_text() for t in decode_stages(only_set(rows)).axes[0].get_xticklabels()]
+    assert ticks == ["dense", "ReSA", "one kernel b=16", "one kernel b=32", "Quest"]
+
+
+def test_one_kernel_is_a_line_of_tokens_and_the_ratio_stays_the_chains() -> None:
+    chain, beside = whole("decode-tokens"), whole("decode-tokens", True)
+    for ax, more in zip(chain.axes, beside.axes, strict=True):
+        assert [t.get_text() for t in ax.texts] == [t.get_text() for t in more.texts]
+        assert len(more.lines) == len(ax.lines) + (1 if ax.get_visible() else 0)
+    assert "ReSA (one kernel) b=16" in texts(beside)
+    assert "ratio: ReSA b=16 over the best dense" in texts(beside)
+
+
+@pytest.mark.parametrize("name", ["decode-attention", "decode-periods"])
+def test_parts_and_studies_are_the_chains(name: str) -> None:
+    """One kernel has no parts to set beside the paper's, and one period."""
+    assert [tops(whole(name), i) for i in range(2)] == [tops(whole(name, True), i) for i in range(2)]
+    assert "one kernel" not in texts(whole(name, True))
 
 
 def test_attention_stands_beside_the_papers_figures() -> None:

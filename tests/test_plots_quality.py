@@ -137,8 +137,48 @@ def test_points_are_paired_by_settings(figures: QualitySet, decode_rows: list[Ro
     ]  # f = 64 has no KL, Quest without dense layers and the oracle no time
     with paper():
         (ax,) = quality_speed(figures, decode).axes
+    assert len(ax.lines) == len(points) + 2  # the front, and f = 1
     assert ax.get_xlabel() == "tokens/s, large shape at 256K (int4 weights, batch 1)"
     assert ax.get_ylabel() == "KL(dense || method) on\nsmall, nats a token"
+
+
+def in_one_kernel(rows: list[Row], **columns: Any) -> list[Row]:
+    return [replace(row, method="resa-fused", **columns) for row in rows if row.method.startswith("resa")]
+
+
+def test_one_kernel_is_a_point_with_the_quality_of_the_chain(
+    quality_rows: list[Row], figures: QualitySet, decode_rows: list[Row]
+) -> None:
+    fused = in_one_kernel([r for r in decode_rows if r.rectify_every == 32], tokens_per_s=210.0)
+    ((decode,), _) = decode_sets([*decode_rows, *fused])
+    _, _, points = pair(figures, decode)
+    assert [(p.name, p.row.method, p.tokens_per_s) for p in points if p.row.rectify_every == 32] == [
+        ("resa-torch b16 f32", "resa", 180.0),
+        ("resa-torch b16 f32", "resa-fused", 210.0),
+    ]
+    with paper():
+        fig = quality_speed(figures, decode)
+    names = [text.get_text() for text in fig.legends[0].get_texts()]
+    assert len(set(names)) == len(names) == len(points)
+    assert "resa-torch b16 f32 (resa-fused)" in names
+    assert [line.get_marker() for line in fig.axes[0].lines].count("*") == 1
+    (own,) = quality_sets(in_one_kernel(quality_rows))  # its quality was measured itself
+    with paper():
+        names = [text.get_text() for text in quality_speed(own, decode).legends[0].get_texts()]
+    assert "resa-fused b16 f32" in names
+
+
+def test_one_kernel_beside_the_chain_has_its_own_line_and_level(quality_rows: list[Row], figures: QualitySet) -> None:
+    fused = [replace(row, value=(row.value or 0.0) + 0.01) for row in in_one_kernel(quality_rows)]
+    (both,) = quality_sets([*quality_rows, *fused])
+    excess, alone = (_curves(found.rows, found.lines, "excess") for found in (both, figures))
+    assert {name: excess[name] for name in alone} == alone
+    assert [y for _, y in excess["resa-fused b16 f32"]] == pytest.approx([0.06] * 3)
+    styles = looks(both.lines)
+    assert len(set(styles.values())) == len(METHODS) + 3
+    assert styles["resa-fused b16 f32"].colour == styles["resa-torch b16 f32"].colour
+    with paper():
+        assert quality_drift(both).legends
 
 
 def test_a_ratio_that_the_least_number_of_blocks_overrules_is_no_pair(

@@ -99,6 +99,12 @@ def test_rectification_bounds_the_drift(rows: list[Row]) -> None:
     assert excess(rows, order[0], 0) == 0
 
 
+def test_one_kernel_decodes_step_by_step_and_not_on_a_cpu(models: Loader) -> None:
+    fused = MethodSpec("resa-fused")
+    assert suite.QualityRun(CASE, QualityBench(CPU, describe(CPU), "test"), lambda _: None).is_stepwise(fused)
+    assert [(r.status, r.reason) for r in measure(models, [fused])] == [("skipped", "needs a CUDA device, got cpu")]
+
+
 def test_rows_say_what_they_are(rows: list[Row]) -> None:
     found = [r for r in of(rows, resa(8)) if r.layer is None]
     assert {r.metric for r in found} == set(suite.METRICS)

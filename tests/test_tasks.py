@@ -12,6 +12,7 @@ import torch
 from resa_bench import baselines  # noqa: F401  (registers the rivals)
 from resa_bench.kernels import SparseConfig, Unsupported
 from resa_bench.plots.figures import draw_all
+from resa_bench.plots.tasks import _looks
 from resa_bench.profiling.device import describe
 from resa_bench.suites.cases import MethodSpec
 from resa_bench.suites.cli import main
@@ -392,6 +393,12 @@ def test_a_method_that_fails_costs_its_own_rows(models: Loader, monkeypatch: pyt
     assert "torch-dense, which all are compared with: none left" in (rows[1].reason or "")
 
 
+def test_one_kernel_on_a_cpu_is_skipped_with_its_reason(models: Loader) -> None:
+    fused = MethodSpec("resa-fused")
+    rows = of(measure(models, divergence(steps=8), [fused]), fused)
+    assert [(r.status, r.reason) for r in rows] == [("skipped", "needs a CUDA device, got cpu")]
+
+
 def test_no_tokenizer_no_tasks(tiny: LoadedModel, models: Loader) -> None:
     mute = Loader()
     mute._key, mute._model = models._key, LoadedModel(tiny.decoder, None, "tiny")
@@ -432,6 +439,15 @@ def test_tables(models: Loader, tmp_path: Path) -> None:
     words = drawn[1].read_text()
     for name in ("still equal to dense", "values copied exactly", "needles found", "resa-torch b16 f8"):
         assert name in words
+
+
+def test_one_kernel_is_told_from_the_chain_of_its_period() -> None:
+    case = divergence(steps=8)
+    specs = [MethodSpec(name, EVERYTHING.config) for name in ("resa", "resa-fused")]
+    rows = [Row(**case.columns(), method=s.name, stage="free", status="ok", **s.columns()) for s in specs]
+    chain, fused = _looks(rows, False).values()
+    assert chain.colour == fused.colour
+    assert (chain.marker, chain.linestyle) != (fused.marker, fused.linestyle)
 
 
 # Flags

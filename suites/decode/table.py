@@ -16,9 +16,11 @@ from ..speedups import crossing
 from ..table import label, main_launch, number, speedup
 
 PARTS = (
-    "append", "append+score", "score", "select", "score+select", "attend", "merge", "rectify", "project", "ffn",
-    "rectify+project+ffn", "head", "sample", "other", "gap",
+    "append", "append+score", "score", "select", "score+select", "attend", "attend+merge", "merge",
+    "append+score+select+attend+merge", "rectify", "project", "ffn", "rectify+project+ffn", "head", "sample", "other",
+    "gap",
 )  # fmt: skip
+HEADINGS = {"append+score+select+attend+merge": "one kernel"}  # of parts with a long name
 
 
 def steps(rows: Sequence[Row]) -> list[Row]:
@@ -71,7 +73,7 @@ def breakdown_table(case: str, rows: Sequence[Row]) -> Table | None:
     table = Table(title=f"{case}: a step's time in microseconds (sums to the mean step)", title_justify="left")
     table.add_column("method")
     for part in present:
-        table.add_column(part, justify="right")
+        table.add_column(HEADINGS.get(part, part), justify="right")
     for name in dict.fromkeys(label(r) for r in mine):
         parts = {r.stage: r.mean_us for r in mine if label(r) == name}
         table.add_row(name, *(number(parts.get(part), ".0f") for part in present))

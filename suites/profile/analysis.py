@@ -10,8 +10,8 @@ import pandas as pd
 from ...profiling.timeline import Kernel, Pass, charge, check_marked, pick, with_stages
 
 STAGE_ORDER = (
-    "append", "append+score", "score", "select", "score+select", "attend", "attend+merge", "merge", "rectify",
-    "project", "ffn", "head", "sample", "other",
+    "append", "append+score", "score", "select", "score+select", "attend", "attend+merge", "merge",
+    "append+score+select+attend+merge", "rectify", "project", "ffn", "head", "sample", "other",
 )  # fmt: skip
 
 

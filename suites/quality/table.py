@@ -13,7 +13,7 @@ from ..cases import MethodSpec
 from ..rows import Row
 from .cases import LEVEL
 
-RESA = ("resa", "resa-torch")
+RESA = ("resa", "resa-torch", "resa-fused")
 
 
 SELECTION = (
@@ -51,13 +51,14 @@ def recall(rows: Sequence[Row]) -> float | None:
 
 
 def level_of(rows: Sequence[Row], row: Row) -> list[Row]:
-    """Rows of ReSA at f = 1 with the selection of `row`: a sparse step's own error, which no rectification removes."""
+    """Rows of ReSA at f = 1 with the selection of `row`: a sparse step's own error, which no rectification removes.
+
+    Where several methods have it, the row's own.
+    """
     mine = [getattr(row, name) for name in SELECTION]
-    return [
-        r
-        for r in rows
-        if r.method in RESA and r.rectify_every == LEVEL and [getattr(r, name) for name in SELECTION] == mine
-    ]
+    found = [r for r in rows if r.rectify_every == LEVEL and [getattr(r, name) for name in SELECTION] == mine]
+    method = next((name for name in (row.method, *RESA) if name in RESA and any(r.method == name for r in found)), None)
+    return [r for r in found if r.method == method]
 
 
 def excess(rows: Sequence[Row], method: Sequence[Row], after: int) -> float | None:
