@@ -1,4 +1,5 @@
-"""Block-sparse decode attention: the device code stage by stage, its references, and ReSA, which puts it together.
+"""Block-sparse decode attention: the device code stage by stage, its references, and ReSA, which puts it together; the
+same step as one CUDA kernel (`fused`).
 
 Imports nothing else of this project, so that it can be used on its own from another engine.
 """

@@ -172,8 +172,8 @@ class MethodSpec:
 def default_methods(device: torch.device, base: SparseConfig, block_sizes: Sequence[int]) -> list[MethodSpec]:
     """Every registered method that is not kept for asking by name, dense ones first.
 
-    ReSA runs at each block size (in plain torch on a CPU), Quest under two GQA policies, RetroAttention under the one
-    of them that it can share, any other sparse method at the first block size.
+    ReSA runs at each block size, as a chain and as one kernel (in plain torch on a CPU), Quest under two GQA policies,
+    RetroAttention under the one of them that it can share, any other sparse method at the first block size.
     """
     left_out = ("resa-torch", "torch-dense") if device.type == "cuda" else ("resa", "resa-fused")
     methods = {n: m for n, m in registered().items() if m.in_default and n not in left_out}

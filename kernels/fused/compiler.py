@@ -15,9 +15,7 @@ import torch
 SOURCES = ("device.cuh", "step.cu")
 KERNEL = "sparse_step"
 PROBE = 'extern "C" __global__ void probe() {}'
-PROBE_SHARED_BYTES = (
-    120 * 1024
-)  # more than half of a multiprocessor's: one CTA on each, as the step's registers have it
+PROBE_SHARED_BYTES = 120 * 1024  # over half of a multiprocessor's: one CTA on each, as the step's registers have it
 MAX_CLUSTER = 16  # CTAs; over 8 not every GPU offers, which the occupancy query tells
 
 
@@ -26,7 +24,7 @@ def unavailable() -> str | None:
     try:
         from cuda.bindings import driver, nvrtc  # noqa: F401
     except ImportError:
-        return "needs NVIDIA's cuda-bindings (pip install cuda-bindings)"
+        return "needs NVIDIA's cuda-bindings; pip install cuda-bindings"
     try:
         _nvrtc("nvrtcVersion")
     except RuntimeError as error:
