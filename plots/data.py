@@ -10,7 +10,8 @@ from typing import Any
 from ..suites.rows import Row, identity
 
 RESA = ("resa", "resa-torch")  # the method this suite is about: Triton, and the portable torch path
-FUSED = "resa-fused"  # its steps as one kernel: the same selection, without stages of their own
+FUSED = "resa-fused"  # its steps as one kernel: the same selection, all in one stage
+FUSED_STAGE = "append+score+select+attend+merge"
 FAILING = ("failed", "oom")
 
 # Columns that split a variant only where two rows would otherwise fall on the same point of a line.
@@ -53,9 +54,7 @@ class FigureSet:
     launch: str  # "graph", or "eager" where no row ran as a graph
     lines: dict[Variant, list[Row]]  # timed rows, every stage
     untimed: list[Row]  # skipped, failed and out-of-memory rows
-    alike: list[Row] = field(
-        default_factory=list
-    )  # timed rows of other selections of a drawn method, for quality alone
+    alike: list[Row] = field(default_factory=list)  # timed, another selection of a drawn method: for quality alone
 
     @property
     def rows(self) -> list[Row]:
@@ -195,7 +194,7 @@ def _ties(rows: list[Row], point: Callable[[Row], tuple[Any, ...]]) -> list[str]
 
 def order(variant: Variant) -> tuple[Any, ...]:
     """Sorts variants: dense first, then ReSA, then by method and parameters."""
-    leading = ("resa", "resa-torch", "resa-fused", "resa-authors", "sparse")
+    leading = (*RESA, FUSED, "resa-authors", "sparse")
     rank = leading.index(variant.method) if variant.method in leading else len(leading)
     numbers = (variant.block_size, variant.active_ratio, variant.budget_tokens, variant.window)
     words = (variant.gqa_policy or "", variant.summary_kind or "", *(str(v or "") for _, v in variant.ties))

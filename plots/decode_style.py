@@ -10,8 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedFormatter
 
-from ..kernels.fused.method import STAGE as FUSED_STAGE
-from .data import Variant
+from .data import FUSED_STAGE, Variant
 from .decode_data import period_of
 from .style import GREY, LIGHT_GREY, STAGE_COLOURS, VERMILLION, context_axis, labels, tokens
 

@@ -25,7 +25,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from ..suites.rows import Row
-from .data import FUSED, Variant
+from .data import FUSED, RESA, Variant
 
 SINGLE_IN = 3.4  # inches, one column
 DOUBLE_IN = 7.0  # inches, both columns
@@ -154,9 +154,9 @@ def look(variant: Variant) -> Look:
     if known is None:
         number = zlib.crc32(variant.method.encode())
         known = Look(_FALLBACK[number % len(_FALLBACK)], _SPARE_MARKERS[number % 4], _DASHED)
-    if variant.method in ("resa", "resa-torch", "resa-fused", "sparse") and variant.block_size in _BLOCKS:
+    if variant.method in (*RESA, FUSED, "sparse") and variant.block_size in _BLOCKS:
         colour, marker = _BLOCKS[variant.block_size]
-        own = variant.method in ("resa-fused", "sparse")
+        own = variant.method in (FUSED, "sparse")
         return Look(colour, known.marker if own else marker, known.linestyle)
     if variant.method == "quest" and variant.gqa_policy in _POLICIES:
         return Look(known.colour, *_POLICIES[variant.gqa_policy])

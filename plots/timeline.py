@@ -11,7 +11,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .decode_style import FUSED_STAGE, fill, rank_in_step
+from .data import FUSED_STAGE
+from .decode_style import fill, rank_in_step
 from .style import DOUBLE_IN, finish, paper, save
 
 ZOOM_KERNELS = 18  # of a step with more kernels than MANY, about two layers, are drawn apart

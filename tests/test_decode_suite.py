@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from resa_bench.kernels import SparseConfig, get_method
+from resa_bench.kernels import ResaFused, SparseConfig, get_method
 from resa_bench.kernels.fused.method import STAGE
+from resa_bench.plots.data import FUSED, FUSED_STAGE
 from resa_bench.profiling.ceilings import Ceilings
 from resa_bench.profiling.device import describe
 from resa_bench.suites.cases import K, MethodSpec
@@ -30,11 +31,10 @@ from resa_bench.suites.decode.loader import Loader
 from resa_bench.suites.decode.measure import Timing, time_decoding, time_period
 from resa_bench.suites.decode.sampling import Sampling
 from resa_bench.suites.decode.suite import CaseRun, DecodeBench, DecodePlan, run_case, step_us
-from resa_bench.suites.decode.table import HEADINGS, PARTS, break_even, breakdown_table, print_report, texts
+from resa_bench.suites.decode.table import break_even, breakdown_table, print_report, texts
 from resa_bench.suites.model import config as model_config
 from resa_bench.suites.model.config import ModelConfig, preset
 from resa_bench.suites.model.smollm import ModelNotHere
-from resa_bench.suites.profile.analysis import STAGE_ORDER
 from resa_bench.suites.rows import Row
 from resa_bench.suites.speedups import with_speedups
 from rich.console import Console
@@ -425,10 +425,8 @@ def test_a_step_in_one_kernel_has_a_column_of_the_breakdown(capsys: pytest.Captu
     assert [next(iter(column.cells)) for column in table.columns] == ["resa-fused b16", "300", "20", "500", "10"]
 
 
-def test_lists_of_stages_know_the_step_in_one_kernel() -> None:
-    for known in (PARTS, STAGE_ORDER):
-        assert STAGE in known
-    assert set(HEADINGS) <= set(PARTS)
+def test_plots_know_the_step_in_one_kernel_by_the_name_of_its_rows() -> None:
+    assert (ResaFused.name, STAGE) == (FUSED, FUSED_STAGE)
 
 
 def test_texts_of_the_longest_prompt() -> None:

@@ -284,11 +284,6 @@ def test_a_wrong_kernel_gets_no_time(models: Loader, monkeypatch: pytest.MonkeyP
     assert one(rows, "torch-dense", "answer").status == "ok"
 
 
-def test_one_kernel_on_a_cpu_is_skipped_with_its_reason(models: Loader) -> None:
-    [row] = run_case(CASE, [MethodSpec("resa-fused", SMALL)], BENCH, models)
-    assert (row.status, row.reason) == ("skipped", "needs a CUDA device, got cpu")
-
-
 def test_what_fixes_its_length_is_not_run_in_full(models: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(get_method("torch-dense"), "fixes_length", True)
     [row] = run_case(CASE, [DENSE], BENCH, models)

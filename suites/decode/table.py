@@ -11,16 +11,16 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
+from ...kernels.fused.method import STAGE as FUSED
 from ..rows import Row
 from ..speedups import crossing
 from ..table import label, main_launch, number, speedup
 
 PARTS = (
     "append", "append+score", "score", "select", "score+select", "attend", "attend+merge", "merge",
-    "append+score+select+attend+merge", "rectify", "project", "ffn", "rectify+project+ffn", "head", "sample", "other",
-    "gap",
+    FUSED, "rectify", "project", "ffn", "rectify+project+ffn", "head", "sample", "other", "gap",
 )  # fmt: skip
-HEADINGS = {"append+score+select+attend+merge": "one kernel"}  # of parts with a long name
+HEADINGS = {FUSED: "one kernel"}  # of parts with a long name
 
 
 def steps(rows: Sequence[Row]) -> list[Row]:

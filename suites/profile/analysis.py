@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from ...kernels.fused.method import STAGE as FUSED
 from ...profiling.timeline import Kernel, Pass, charge, check_marked, pick, with_stages
 
 STAGE_ORDER = (
     "append", "append+score", "score", "select", "score+select", "attend", "attend+merge", "merge",
-    "append+score+select+attend+merge", "rectify", "project", "ffn", "head", "sample", "other",
+    FUSED, "rectify", "project", "ffn", "head", "sample", "other",
 )  # fmt: skip
 
 
