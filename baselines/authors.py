@@ -26,8 +26,8 @@ from ..kernels import (
     Unsupported,
     register,
 )
+from ..kernels.attention.summaries import write_tokens
 from ..kernels.method import Layer
-from ..kernels.summaries import write_tokens
 from ..kernels.workspace import sparse_traffic
 from .optional import first, load, needs_cuda
 

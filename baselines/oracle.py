@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from ..kernels import KVCache, Stage, StepTensors, Traffic, Unsupported, register
+from ..kernels.attention.selection import select_blocks
 from ..kernels.method import dense_traffic
 from ..kernels.pipeline import SparseLayer, SparseMethod
 from ..kernels.portable import TorchSparseLayer
-from ..kernels.selection import select_blocks
 from ..kernels.workspace import BlockSparseLayer
 
 

@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 
 from ..kernels import KVCache, Partials, Stage, StepTensors, Traffic, Unsupported, WindowTensors, register, write_tokens
+from ..kernels.attention.window import Ring
+from ..kernels.attention.window_decode import window_decode, window_splits
+from ..kernels.attention.window_merge import merge_window
 from ..kernels.pipeline import SparseLayer, SparseMethod
 from ..kernels.portable import SELECTS, TorchSparseLayer, refresh_torch, tokens_of, write_tokens_torch
-from ..kernels.window import Ring
-from ..kernels.window_decode import window_decode, window_splits
-from ..kernels.window_merge import merge_window
 from ..kernels.workspace import BlockSparseLayer
 
 

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..kernels import KVCache, SparseConfig, Stage, StepTensors, register
-from ..kernels.addressing import selected_blocks
+from ..kernels.attention.addressing import selected_blocks
 from ..kernels.config import ceil_div
 from ..kernels.launch import launch
 from ..kernels.pipeline import SparseLayer, SparseMethod

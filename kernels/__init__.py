@@ -4,12 +4,19 @@ same step as one CUDA kernel (`fused`).
 Imports nothing else of this project, so that it can be used on its own from another engine.
 """
 
+from .attention.chunk import ChunkKernel, best_chunk_kernel, chunk_kernels, register_chunk_kernel
+from .attention.dense import dense_attention, dense_splits
+from .attention.merge import Partials, merge_partials
+from .attention.scores import score_blocks, score_rows
+from .attention.selection import select_blocks
+from .attention.sparse_decode import sparse_decode, sparse_splits
+from .attention.summaries import Summaries, build_summaries, refresh_summaries, write_tokens
+from .attention.window import Ring
+from .attention.window_decode import window_decode, window_splits
+from .attention.window_merge import merge_window
 from .cache import KVCache
-from .chunk import ChunkKernel, best_chunk_kernel, chunk_kernels, register_chunk_kernel
 from .config import AttentionShape, SparseConfig
-from .dense import dense_attention, dense_splits
 from .fused import ResaFused
-from .merge import Partials, merge_partials
 from .method import (
     ChunkTensors,
     DecodeMethod,
@@ -26,14 +33,7 @@ from .method import (
 )
 from .portable import ResaTorch, TorchDense
 from .resa import Resa, SparseOnly
-from .scores import score_blocks, score_rows
-from .selection import select_blocks
-from .sparse_decode import sparse_decode, sparse_splits
-from .summaries import Summaries, build_summaries, refresh_summaries, write_tokens
 from .triton_dense import TritonDense
-from .window import Ring
-from .window_decode import window_decode, window_splits
-from .window_merge import merge_window
 
 __all__ = [
     "AttentionShape",

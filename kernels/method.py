@@ -16,9 +16,9 @@ from typing import ClassVar, TypeVar
 import torch
 from torch import Tensor
 
+from .attention.summaries import write_tokens
 from .cache import KVCache
 from .config import AttentionShape, SparseConfig
-from .summaries import write_tokens
 
 
 class Unsupported(ValueError):

@@ -8,16 +8,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from .attention.merge import Partials, merge_partials
+from .attention.scores import score_blocks
+from .attention.selection import select_blocks
+from .attention.sparse_decode import sparse_decode, sparse_splits
+from .attention.summaries import build_summaries, refresh_summaries, write_tokens
 from .cache import KVCache
 from .config import AttentionShape, SparseConfig
 from .launch import can_run_on
-from .merge import Partials, merge_partials
 from .method import Stage, StepTensors
 from .portable import TorchSparseLayer, TorchSparseMethod
-from .scores import score_blocks
-from .selection import select_blocks
-from .sparse_decode import sparse_decode, sparse_splits
-from .summaries import build_summaries, refresh_summaries, write_tokens
 from .workspace import BlockSparseLayer
 
 

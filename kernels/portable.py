@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from .attention.chunk import ChunkKernel, best_chunk_kernel
+from .attention.scores import query_slots, score_rows
+from .attention.summaries import Summaries, rounded
 from .cache import KVCache
-from .chunk import ChunkKernel, best_chunk_kernel
 from .config import AttentionShape, SparseConfig
 from .method import DecodeMethod, DenseLayer, Stage, StepTensors, Unsupported, register
-from .scores import query_slots, score_rows
-from .summaries import Summaries, rounded
 from .workspace import BlockSparseLayer, Workspace
 
 SELECTS = (

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import torch
 
+from .attention.dense import dense_attention, dense_splits
+from .attention.merge import Partials, merge_partials
+from .attention.summaries import write_tokens
 from .cache import KVCache
 from .config import AttentionShape, SparseConfig
-from .dense import dense_attention, dense_splits
 from .launch import can_run_on
-from .merge import Partials, merge_partials
 from .method import ChunkTensors, DecodeMethod, Layer, Stage, StepTensors, Traffic, dense_traffic, register
-from .summaries import write_tokens
 
 
 @dataclass

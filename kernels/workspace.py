@@ -9,11 +9,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from .attention.chunk import ChunkKernel
+from .attention.summaries import Summaries
 from .cache import KVCache
-from .chunk import ChunkKernel
 from .config import AttentionShape, SparseConfig, ceil_div
 from .method import ChunkTensors, Layer, Selection, Stage, StepTensors, Traffic, chunk_traffic
-from .summaries import Summaries
 
 
 @dataclass(frozen=True, slots=True)

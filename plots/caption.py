@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 
-from ..suites.rows import Row
+from ..suites.core.rows import Row
 from .data import FAILING, FigureSet
 
 REASON_CHARS = 44

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..suites.rows import Row, identity
+from ..suites.core.rows import Row, identity
 
 RESA = ("resa", "resa-torch")  # the method this suite is about: Triton, and the portable torch path
 FUSED = "resa-fused"  # its steps as one kernel: the same selection, all in one stage

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from ..suites.rows import Row
+from ..suites.core.rows import Row
 from .caption import caption, title
 from .data import FigureSet, NotDrawn, Variant
 from .decode_data import Setting, fastest_dense, parts, settings, steps, usual

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..suites.rows import Row, identity
+from ..suites.core.rows import Row, identity
 from .data import FigureSet, NotDrawn, Variant, order, variants
 
 USUAL_PERIOD = 32  # tokens; a variant with another says so

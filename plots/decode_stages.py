@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from ..suites.rows import Row
+from ..suites.core.rows import Row
 from .caption import caption, title
 from .data import FUSED, FigureSet, NotDrawn, Variant
 from .decode_data import Setting, fastest_dense, parts, settings, steps, usual

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from ..suites.rows import Row, read_rows
+from ..suites.core.rows import Row, read_rows
 from .data import FigureSet, NotDrawn, figure_sets
 from .decode_attention import decode_attention
 from .decode_curves import decode_speedup, decode_tokens

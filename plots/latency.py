@@ -5,7 +5,7 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from ..suites.rows import Row
+from ..suites.core.rows import Row
 from .caption import caption, title
 from .data import FigureSet, points
 from .style import GREY, Look, context_axis, draw_line, finish, labels, legend_line, looks, panels

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from itertools import cycle
 from typing import Any
 
+from ..suites.core.rows import Row, identity
 from ..suites.quality.cases import LEVEL
 from ..suites.quality.table import RESA, SELECTION, label
-from ..suites.rows import Row, identity
 from .data import FUSED
 from .style import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION, Look
 

@@ -8,9 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from ..suites.core.rows import Row
 from ..suites.quality.cases import LEVEL
 from ..suites.quality.table import level_of
-from ..suites.rows import Row
 from .caption import circumstances
 from .data import NotDrawn
 from .quality_data import QualitySet, looks, main, usual

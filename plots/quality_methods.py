@@ -5,9 +5,9 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from ..suites.core.rows import Row
 from ..suites.quality.cases import LEVEL
 from ..suites.quality.table import mean, recall
-from ..suites.rows import Row
 from .caption import circumstances
 from .data import NotDrawn
 from .quality_data import QualitySet, main

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from ..suites.rows import Row
+from ..suites.core.rows import Row
 from .caption import circumstances
 from .data import NotDrawn
 from .quality_data import USUAL_PERIOD, QualitySet, looks, selection

@@ -13,8 +13,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..suites.core.rows import Row
 from ..suites.quality.table import mean
-from ..suites.rows import Row
 from .caption import circumstances, of_commits, throttled
 from .data import FUSED, FigureSet, NotDrawn
 from .decode_data import Setting, setting

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure
 
-from ..suites.rows import Row
+from ..suites.core.rows import Row
 from .caption import caption, title
 from .data import FigureSet, NotDrawn, points
 from .style import DOUBLE_IN, context_axis, draw_line, finish, labels, legend_line, looks

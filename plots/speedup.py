@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from ..suites.rows import Row
+from ..suites.core.rows import Row
 from .caption import caption, title
 from .data import FUSED, FigureSet, NotDrawn, Variant, points
 from .style import GREY, Look, context_axis, draw_line, finish, labels, legend_line, looks, panels

@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from ..suites.rows import Row
+from ..suites.core.rows import Row
 from .caption import caption, title
 from .data import FigureSet, NotDrawn, Variant, best_dense, points
 from .style import SINGLE_IN, STAGE_COLOURS, finish, labels, tokens

@@ -24,7 +24,7 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
-from ..suites.rows import Row
+from ..suites.core.rows import Row
 from .data import FUSED, RESA, Variant
 
 SINGLE_IN = 3.4  # inches, one column

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..suites.rows import Row
+from ..suites.core.rows import Row
 from ..suites.tasks.divergence import share_error
 from ..suites.tasks.table import label, several_ratios
 from .caption import circumstances

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from .. import baselines  # noqa: F401  (registers the rivals)
+from .core.runner import INTERRUPTED, Outcome
 from .decode.cases import TEXT_PERIODS
 from .decode.cli import EXAMPLES as DECODE_EXAMPLES
 from .decode.cli import add_decode_arguments, run_decode
@@ -24,13 +25,12 @@ from .lossless.cli import EXAMPLES as LOSSLESS_EXAMPLES
 from .lossless.cli import add_lossless_arguments, run_lossless
 from .maths.cli import EXAMPLES as MATHS_EXAMPLES
 from .maths.cli import add_maths_arguments, run_maths
-from .micro_cli import EXAMPLES as MICRO_EXAMPLES
-from .micro_cli import WINDOWS, add_micro_arguments, run_micro
+from .micro.cli import EXAMPLES as MICRO_EXAMPLES
+from .micro.cli import WINDOWS, add_micro_arguments, run_micro
 from .model.smollm import CONFIG as SMOLLM_CONFIG
 from .profile.cli import act_profile, add_profile_arguments
 from .quality.cli import EXAMPLES as QUALITY_EXAMPLES
 from .quality.cli import add_quality_arguments, run_quality
-from .runner import INTERRUPTED, Outcome
 from .tasks.cli import EXAMPLES as TASKS_EXAMPLES
 from .tasks.cli import add_tasks_arguments, run_tasks
 

@@ -12,7 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from .rows import IDENTITY, Row, identity, read_rows
+from .core.rows import IDENTITY, Row, identity, read_rows
 
 VERDICTS = ("slower", "faster", "unclear", "same")
 BROKEN = ("failed", "oom")

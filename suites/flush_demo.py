@@ -11,9 +11,9 @@ from ..kernels import SparseConfig, get_method
 from ..profiling.device import describe
 from ..profiling.stats import summarize
 from ..profiling.timing import CudaTimer, Op
-from .cases import DEFAULT_MODEL, PRESETS, Case
-from .inputs import make_inputs
-from .micro import run_all
+from .micro.cases import DEFAULT_MODEL, PRESETS, Case
+from .micro.inputs import make_inputs
+from .micro.suite import run_all
 
 CASES = ((1, 8192), (1, 32768), (1, 131072), (1, 262144), (4, 131072))
 METHOD = "sdpa-cudnn"

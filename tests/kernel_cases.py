@@ -31,13 +31,13 @@ from resa_bench.kernels import (
     merge_partials,
     sparse_decode,
 )
+from resa_bench.kernels.attention.dense import dense_reference
+from resa_bench.kernels.attention.sparse_decode import sparse_reference
+from resa_bench.kernels.attention.summaries import rounded, summaries_reference
 from resa_bench.kernels.checks import kernel_dtypes
 from resa_bench.kernels.config import ceil_div
-from resa_bench.kernels.dense import dense_reference
 from resa_bench.kernels.launch import INTERPRET, Launch, recording
-from resa_bench.kernels.sparse_decode import sparse_reference
-from resa_bench.kernels.summaries import rounded, summaries_reference
-from resa_bench.suites.checks import Check, compare
+from resa_bench.suites.engine.gate import Check, compare
 from torch import Tensor
 
 DEVICE = torch.device("cpu") if INTERPRET else torch.device("cuda", 0)

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import torch
 from kernel_cases import DEVICE, NAN, U32, random
 from resa_bench.kernels.exact import CONFIDENCE, UNIT_ROUNDOFF
-from resa_bench.kernels.int4 import Int4Weight, count_blocks, dequantise, quantise
-from resa_bench.kernels.int4_linear import int4_small_linear
-from resa_bench.kernels.int4_rows import dequantise_kernel, int4_linear
 from resa_bench.kernels.launch import INTERPRET
-from resa_bench.kernels.linear import DenseWeight, Norm, Weight
-from resa_bench.kernels.rope import rope_kernel
-from resa_bench.kernels.small_linear import small_linear
+from resa_bench.kernels.linear.dispatch import DenseWeight, Norm, Weight
+from resa_bench.kernels.linear.int4 import Int4Weight, count_blocks, dequantise, quantise
+from resa_bench.kernels.linear.int4_linear import int4_small_linear
+from resa_bench.kernels.linear.int4_rows import dequantise_kernel, int4_linear
+from resa_bench.kernels.linear.rope import rope_kernel
+from resa_bench.kernels.linear.small_linear import small_linear
 from torch import Tensor
 
 

@@ -17,7 +17,7 @@ from resa_bench.kernels import (
     method,
     register,
 )
-from resa_bench.suites.cases import (
+from resa_bench.suites.micro.cases import (
     PATTERNS,
     PRESETS,
     Case,

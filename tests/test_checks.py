@@ -8,7 +8,7 @@ from kernel_cases import DTYPES, NAN
 from method_cases import make, run, written
 from resa_bench.kernels import ChunkTensors, Layer, Stage, StepTensors
 from resa_bench.kernels.pipeline import SparseLayer
-from resa_bench.suites.checks import CheckFailed, check_rectify, check_selection, check_step
+from resa_bench.suites.engine.gate import CheckFailed, check_rectify, check_selection, check_step
 from torch import Tensor
 
 

@@ -18,10 +18,10 @@ from resa_bench.kernels import AttentionShape, TorchDense, method, register, reg
 from resa_bench.profiling import timing
 from resa_bench.profiling.ceilings import Ceilings
 from resa_bench.suites import cli, micro_cli, worker
-from resa_bench.suites.cases import PRESETS, Case, MethodSpec
 from resa_bench.suites.cli import build_parser, main
-from resa_bench.suites.rows import Row, append_case, read_rows
-from resa_bench.suites.worker import Settings, Worker
+from resa_bench.suites.core.rows import Row, append_case, read_rows
+from resa_bench.suites.core.worker import Settings, Worker
+from resa_bench.suites.micro.cases import PRESETS, Case, MethodSpec
 
 ON_CPU = ["--device", "cpu"]
 TINY = [*ON_CPU, "--q-heads", "4", "--kv-heads", "2", "--head-dim", "16", "--context", "256"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from resa_bench.suites.compare import compare, main, render, summary, verdict
-from resa_bench.suites.rows import Row, append_case
+from resa_bench.suites.core.rows import Row, append_case
 from rich.console import Console
 
 

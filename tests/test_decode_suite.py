@@ -13,8 +13,9 @@ from resa_bench.kernels.fused.method import STAGE
 from resa_bench.plots.data import FUSED, FUSED_STAGE
 from resa_bench.profiling.ceilings import Ceilings
 from resa_bench.profiling.device import describe
-from resa_bench.suites.cases import K, MethodSpec
 from resa_bench.suites.cli import main
+from resa_bench.suites.core.rows import Row
+from resa_bench.suites.core.speedups import with_speedups
 from resa_bench.suites.decode import cli, loader, suite
 from resa_bench.suites.decode.cases import (
     DecodeCase,
@@ -25,18 +26,17 @@ from resa_bench.suites.decode.cases import (
     prompt_tokens,
     study_specs,
 )
-from resa_bench.suites.decode.costs import memory_bytes, plan_costs
-from resa_bench.suites.decode.engine import Engine
-from resa_bench.suites.decode.loader import Loader
-from resa_bench.suites.decode.measure import Timing, time_decoding, time_period
-from resa_bench.suites.decode.sampling import Sampling
 from resa_bench.suites.decode.suite import CaseRun, DecodeBench, DecodePlan, run_case, step_us
 from resa_bench.suites.decode.table import break_even, breakdown_table, print_report, texts
+from resa_bench.suites.engine.costs import memory_bytes, plan_costs
+from resa_bench.suites.engine.engine import Engine
+from resa_bench.suites.engine.loader import Loader
+from resa_bench.suites.engine.measure import Timing, time_decoding, time_period
+from resa_bench.suites.engine.sampling import Sampling
+from resa_bench.suites.micro.cases import K, MethodSpec
 from resa_bench.suites.model import config as model_config
 from resa_bench.suites.model.config import ModelConfig, preset
 from resa_bench.suites.model.smollm import ModelNotHere
-from resa_bench.suites.rows import Row
-from resa_bench.suites.speedups import with_speedups
 from rich.console import Console
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

@@ -6,9 +6,9 @@ import pytest
 import torch
 from resa_bench import baselines  # noqa: F401  (registers the rivals)
 from resa_bench.kernels import SparseConfig, get_method
-from resa_bench.suites.decode.drift import Drift, DriftMeter
-from resa_bench.suites.decode.engine import Engine, State, bind_layers
-from resa_bench.suites.decode.prompt import prefill
+from resa_bench.suites.engine.drift import Drift, DriftMeter
+from resa_bench.suites.engine.engine import Engine, State, bind_layers
+from resa_bench.suites.engine.prompt import prefill
 from resa_bench.suites.model.decoder import Decoder
 from tiny_model import TINY, tiny_decoder
 

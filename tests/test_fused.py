@@ -15,9 +15,9 @@ from resa_bench.kernels import AttentionShape, KVCache, SparseConfig, Unsupporte
 from resa_bench.kernels.fused import compiler
 from resa_bench.kernels.fused.step import Plan, bind, cluster_size, constants, lay_out, unsupported
 from resa_bench.profiling.resources import read_cubin
-from resa_bench.suites.cases import Case, ModelShape
-from resa_bench.suites.checks import check_step, dense_exact
-from resa_bench.suites.inputs import make_inputs
+from resa_bench.suites.engine.gate import check_step, dense_exact
+from resa_bench.suites.micro.cases import Case, ModelShape
+from resa_bench.suites.micro.inputs import make_inputs
 
 QWEN = AttentionShape(1, 28, 4, 128)
 H100_CLUSTERS = {1: 132, 2: 66, 3: 39, 4: 30, 6: 17, 8: 15, 16: 7}  # of CTAs, that run at once; asked of one

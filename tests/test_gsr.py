@@ -12,22 +12,22 @@ from resa_bench import baselines  # noqa: F401  (registers the rivals)
 from resa_bench.kernels import SparseConfig, get_method
 from resa_bench.profiling.ceilings import Ceilings
 from resa_bench.profiling.device import describe
-from resa_bench.suites.cases import MethodSpec
 from resa_bench.suites.cli import main
-from resa_bench.suites.decode.checks import _newest
-from resa_bench.suites.decode.engine import Engine, State, bind_layers, generate
-from resa_bench.suites.decode.loader import Loader
-from resa_bench.suites.decode.prompt import prefill
-from resa_bench.suites.decode.sampling import Sampling
+from resa_bench.suites.core.rows import Row
 from resa_bench.suites.decode.suite import DecodeBench, DecodePlan
+from resa_bench.suites.engine.checks import _newest
+from resa_bench.suites.engine.engine import Engine, State, bind_layers, generate
+from resa_bench.suites.engine.loader import Loader
+from resa_bench.suites.engine.prompt import prefill
+from resa_bench.suites.engine.sampling import Sampling
 from resa_bench.suites.gsr import suite
 from resa_bench.suites.gsr.cases import INSTRUCTION, LENGTHS, GsrCase, Segment, scaled, segments
 from resa_bench.suites.gsr.phase import Launch, Point, contexts, integrate, run_in_full
 from resa_bench.suites.gsr.shared import allocate, at_work
 from resa_bench.suites.gsr.suite import GsrRun, run_case
 from resa_bench.suites.gsr.table import case_table, steps_table
+from resa_bench.suites.micro.cases import MethodSpec
 from resa_bench.suites.model.load import LoadedModel
-from resa_bench.suites.rows import Row
 from rich.console import Console
 from tiny_model import TINY, tiny_decoder
 

@@ -23,12 +23,12 @@ from kernel_cases import (
     run_sparse,
 )
 from resa_bench.kernels import KVCache, SparseConfig, merge_partials, sparse_decode
+from resa_bench.kernels.attention.dense import dense_reference
+from resa_bench.kernels.attention.merge import merge_reference
+from resa_bench.kernels.attention.sparse_decode import sparse_reference
 from resa_bench.kernels.config import ceil_div
-from resa_bench.kernels.dense import dense_reference
 from resa_bench.kernels.exact import UNIT_ROUNDOFF
-from resa_bench.kernels.merge import merge_reference
-from resa_bench.kernels.sparse_decode import sparse_reference
-from resa_bench.suites.checks import CheckFailed, compare
+from resa_bench.suites.engine.gate import CheckFailed, compare
 from torch import Tensor
 
 INF = float("inf")

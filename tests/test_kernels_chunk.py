@@ -36,9 +36,9 @@ from resa_bench.kernels import (
 )
 from resa_bench.kernels.exact import UNIT_ROUNDOFF
 from resa_bench.kernels.workspace import BlockSparseLayer
-from resa_bench.suites.cases import Case, ModelShape
-from resa_bench.suites.checks import check_rectify
-from resa_bench.suites.inputs import make_inputs
+from resa_bench.suites.engine.gate import check_rectify
+from resa_bench.suites.micro.cases import Case, ModelShape
+from resa_bench.suites.micro.inputs import make_inputs
 from torch import Tensor
 
 CONFIG = SparseConfig(active_ratio=0.3, min_blocks=3)

@@ -10,7 +10,7 @@ import torch
 from kernel_cases import NAN, random
 from method_cases import make, run
 from resa_bench.kernels import Unsupported, build_summaries, chunk_kernels
-from resa_bench.suites.checks import check_rectify, check_step, dense_exact
+from resa_bench.suites.engine.gate import check_rectify, check_step, dense_exact
 
 GRAPH_METHODS = ("resa", "resa-fused", "quest", "sink-window", "triton-dense")
 

@@ -5,20 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import resa_bench.kernels.int4 as int4_module
-import resa_bench.kernels.int4_rows as int4_rows
+import resa_bench.kernels.linear.int4 as int4_module
+import resa_bench.kernels.linear.int4_rows as int4_rows
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from kernel_cases import DEVICE, DTYPES, NAN, U32, random, same
 from linear_cases import check_linear, make_linear
 from resa_bench.kernels.exact import UNIT_ROUNDOFF
-from resa_bench.kernels.int4 import Int4Weight, dequantise, pack, quantise, unpack
-from resa_bench.kernels.int4_linear import int4_small_linear
-from resa_bench.kernels.int4_rows import dequantise_kernel, int4_linear
-from resa_bench.kernels.linear import DenseWeight, Norm, linear, linear_reference
-from resa_bench.kernels.rope import rope_kernel, rope_reference, rope_split
-from resa_bench.kernels.small_linear import small_linear
+from resa_bench.kernels.linear.dispatch import DenseWeight, Norm, linear, linear_reference
+from resa_bench.kernels.linear.int4 import Int4Weight, dequantise, pack, quantise, unpack
+from resa_bench.kernels.linear.int4_linear import int4_small_linear
+from resa_bench.kernels.linear.int4_rows import dequantise_kernel, int4_linear
+from resa_bench.kernels.linear.rope import rope_kernel, rope_reference, rope_split
+from resa_bench.kernels.linear.small_linear import small_linear
 
 FUSED = ("", "bias", "residual", "norm", "swiglu", "norm+bias+swiglu+residual")
 dtypes = st.sampled_from(DTYPES)

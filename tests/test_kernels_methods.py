@@ -35,14 +35,14 @@ from resa_bench.kernels import (
     registered,
     write_tokens,
 )
+from resa_bench.kernels.attention.selection import selection_reference
+from resa_bench.kernels.attention.sparse_decode import sparse_reference
 from resa_bench.kernels.config import ceil_div
 from resa_bench.kernels.exact import UNIT_ROUNDOFF
 from resa_bench.kernels.method import DenseLayer
 from resa_bench.kernels.pipeline import SparseLayer
-from resa_bench.kernels.selection import selection_reference
-from resa_bench.kernels.sparse_decode import sparse_reference
-from resa_bench.suites.cases import ModelShape
-from resa_bench.suites.checks import check_rectify, check_step, compare
+from resa_bench.suites.engine.gate import check_rectify, check_step, compare
+from resa_bench.suites.micro.cases import ModelShape
 
 SPARSE = {
     "resa": ("resa", {}),

@@ -19,13 +19,13 @@ from resa_bench.kernels import (
     get_method,
     pipeline,
 )
+from resa_bench.kernels.attention.selection import selection_reference
+from resa_bench.kernels.attention.summaries import Summaries
 from resa_bench.kernels.pipeline import SparseLayer, SparseMethod
 from resa_bench.kernels.portable import TorchSparseLayer, refresh_torch
-from resa_bench.kernels.selection import selection_reference
-from resa_bench.kernels.summaries import Summaries
-from resa_bench.suites.cases import Case, ModelShape
-from resa_bench.suites.checks import CheckFailed, check_rectify, check_selection, check_step, dense_exact
-from resa_bench.suites.inputs import Inputs, make_inputs
+from resa_bench.suites.engine.gate import CheckFailed, check_rectify, check_selection, check_step, dense_exact
+from resa_bench.suites.micro.cases import Case, ModelShape
+from resa_bench.suites.micro.inputs import Inputs, make_inputs
 
 CONFIG = SparseConfig(active_ratio=0.3, min_blocks=3)
 SHAPE = AttentionShape(2, 6, 2, 64)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kernel_cases import DEVICE, DTYPES, NAN, make_cache
 from resa_bench.kernels import KVCache, SparseConfig, select_blocks, selection
-from resa_bench.kernels.selection import selection_reference
+from resa_bench.kernels.attention.selection import selection_reference
 from torch import Tensor
 
 INF = float("inf")

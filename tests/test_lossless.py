@@ -8,12 +8,12 @@ from dataclasses import replace
 import pytest
 import torch
 from resa_bench.kernels import SparseConfig, get_method
-from resa_bench.kernels.summaries import summaries_reference
-from resa_bench.suites.decode.engine import Engine, State, bind_layers, generate
-from resa_bench.suites.decode.loader import prompt_ids
-from resa_bench.suites.decode.lossless import Acceptances, LosslessEngine, accept, agree
-from resa_bench.suites.decode.prompt import fill_synthetic, prefill
-from resa_bench.suites.decode.sampling import Sampling, draw
+from resa_bench.kernels.attention.summaries import summaries_reference
+from resa_bench.suites.engine.engine import Engine, State, bind_layers, generate
+from resa_bench.suites.engine.loader import prompt_ids
+from resa_bench.suites.engine.prompt import fill_synthetic, prefill
+from resa_bench.suites.engine.rounds import Acceptances, LosslessEngine, accept, agree
+from resa_bench.suites.engine.sampling import Sampling, draw
 from resa_bench.suites.model.decoder import Decoder
 from resa_bench.suites.model.load import load_decoder
 from resa_bench.suites.model.smollm import ModelNotHere

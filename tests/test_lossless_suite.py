@@ -13,15 +13,16 @@ from resa_bench import baselines  # noqa: F401  (registers the rivals)
 from resa_bench.kernels import SparseConfig
 from resa_bench.profiling.ceilings import Ceilings
 from resa_bench.profiling.device import describe
-from resa_bench.suites.cases import MethodSpec
-from resa_bench.suites.checks import CheckFailed
 from resa_bench.suites.cli import main
+from resa_bench.suites.core.rows import Row, append_case, read_rows
+from resa_bench.suites.core.runner import run_cases
 from resa_bench.suites.decode import suite as decode
-from resa_bench.suites.decode.engine import State, bind_layers
-from resa_bench.suites.decode.loader import Loader
-from resa_bench.suites.decode.prompt import fill_synthetic
-from resa_bench.suites.decode.sampling import Sampling
 from resa_bench.suites.decode.suite import DecodeBench, DecodePlan
+from resa_bench.suites.engine.engine import State, bind_layers
+from resa_bench.suites.engine.gate import CheckFailed
+from resa_bench.suites.engine.loader import Loader
+from resa_bench.suites.engine.prompt import fill_synthetic
+from resa_bench.suites.engine.sampling import Sampling
 from resa_bench.suites.lossless import replay, suite
 from resa_bench.suites.lossless.cases import LosslessCase, ReplayCase, dense_specs, lossless_specs
 from resa_bench.suites.lossless.method import NAME, bare
@@ -29,9 +30,8 @@ from resa_bench.suites.lossless.replay import Acceptance, ReplayedEngine, read_a
 from resa_bench.suites.lossless.replayed import ROUNDS, ReplayRun, RoundCosts, verification
 from resa_bench.suites.lossless.table import case_table, histogram
 from resa_bench.suites.lossless.texts import Parting, largest_tie, partings
+from resa_bench.suites.micro.cases import MethodSpec
 from resa_bench.suites.model.load import LoadedModel
-from resa_bench.suites.rows import Row, append_case, read_rows
-from resa_bench.suites.runner import run_cases
 from rich.console import Console
 from tiny_model import TINY, tiny_decoder
 

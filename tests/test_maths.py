@@ -15,11 +15,11 @@ import pytest
 import torch
 from resa_bench import baselines  # noqa: F401  (registers the rivals)
 from resa_bench.kernels import SparseConfig, get_method
-from resa_bench.suites.cases import MethodSpec
 from resa_bench.suites.cli import main
-from resa_bench.suites.decode.engine import Engine, State, bind_layers, generate
-from resa_bench.suites.decode.prompt import prefill
-from resa_bench.suites.decode.sampling import Sampling
+from resa_bench.suites.core.rows import read_rows
+from resa_bench.suites.engine.engine import Engine, State, bind_layers, generate
+from resa_bench.suites.engine.prompt import prefill
+from resa_bench.suites.engine.sampling import Sampling
 from resa_bench.suites.maths import cli, judge
 from resa_bench.suites.maths.generate import Answer
 from resa_bench.suites.maths.judge import Judge, Verdict
@@ -30,9 +30,9 @@ from resa_bench.suites.maths.sampling import choose, stream
 from resa_bench.suites.maths.suite import MathsCase, MathsRun
 from resa_bench.suites.maths.table import average, figure, print_report, result_rows, scores
 from resa_bench.suites.maths.work import Item, Rank, repeat
+from resa_bench.suites.micro.cases import MethodSpec
 from resa_bench.suites.model.load import LoadedModel
 from resa_bench.suites.model.tokenizer import Tokenizer, folder_tokenizer
-from resa_bench.suites.rows import read_rows
 from rich.console import Console
 from tiny_model import TINY, tiny_decoder
 

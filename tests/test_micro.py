@@ -28,14 +28,14 @@ from resa_bench.profiling.device import describe
 from resa_bench.profiling.stats import Summary, summarize
 from resa_bench.profiling.timing import CpuTimer, Plan, Timer
 from resa_bench.suites import micro, speedups
-from resa_bench.suites.cases import (
+from resa_bench.suites.core.rows import Row
+from resa_bench.suites.micro.cases import (
     PRESETS,
     Case,
     MethodSpec,
     ModelShape,
 )
-from resa_bench.suites.micro import WHOLE_STEPS, Bench, amortise, run_case, step_us
-from resa_bench.suites.rows import Row
+from resa_bench.suites.micro.suite import WHOLE_STEPS, Bench, amortise, run_case, step_us
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 QWEN = PRESETS["qwen2.5-7b"]

@@ -22,8 +22,8 @@ from model_files import (
     some_tokens,
     write_gguf,
 )
-from resa_bench.kernels.int4 import Int4Weight, dequantise
-from resa_bench.kernels.linear import DenseWeight
+from resa_bench.kernels.linear.dispatch import DenseWeight
+from resa_bench.kernels.linear.int4 import Int4Weight, dequantise
 from resa_bench.suites.model.checkpoint import load_checkpoint, read_config
 from resa_bench.suites.model.config import MODELS, ModelConfig
 from resa_bench.suites.model.decoder import Decoder, LayerWeights

@@ -19,7 +19,7 @@ from resa_bench.plots.roofline import roofline
 from resa_bench.plots.speedup import speedup, speedup_amortised
 from resa_bench.plots.stages import stages
 from resa_bench.plots.style import SMALL_PT, context_axis, labels, looks, paper, tokens
-from resa_bench.suites.rows import Row, append_case
+from resa_bench.suites.core.rows import Row, append_case
 
 K = 1024
 STAGES = {"append": 2.0, "score": 4.0, "select": 6.0, "attend": 9.0, "merge": 3.0}  # microseconds

@@ -22,7 +22,7 @@ from resa_bench.plots.decode_stages import decode_stages
 from resa_bench.plots.decode_style import fill, names, rank
 from resa_bench.plots.figures import DECODE_FIGURES, FIGURES, draw_all
 from resa_bench.plots.style import SMALL_PT, STAGE_COLOURS, paper
-from resa_bench.suites.rows import Row, append_case
+from resa_bench.suites.core.rows import Row, append_case
 
 K = 1024
 LINEAR = {"project": 800.0, "ffn": 4000.0, "head": 400.0, "sample": 9.0, "other": 6.0}  # microseconds of a step

@@ -17,7 +17,7 @@ from resa_bench.plots.quality_methods import quality_methods
 from resa_bench.plots.quality_recall import quality_recall
 from resa_bench.plots.quality_speed import Point, front, pair, quality_speed
 from resa_bench.plots.style import GREY, paper
-from resa_bench.suites.rows import Row, append_case
+from resa_bench.suites.core.rows import Row, append_case
 
 SELECTED: dict[str, Any] = {"block_size": 16, "active_ratio": 0.1, "min_blocks": 16}
 SCORED = SELECTED | {"gqa_policy": "group-mean", "summary_kind": "minmax"}

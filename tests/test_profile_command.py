@@ -19,8 +19,8 @@ from resa_bench.profiling import ncu, tools
 from resa_bench.profiling.process import ToolFailed
 from resa_bench.profiling.ranges import Blocks, Open, Span, mark, span
 from resa_bench.suites import cli
-from resa_bench.suites.cases import Case, MethodSpec
 from resa_bench.suites.decode.cases import DecodeCase
+from resa_bench.suites.micro.cases import Case, MethodSpec
 from resa_bench.suites.profile import target as target_module
 from resa_bench.suites.profile.bytes import byte_frame, counter_frame
 from resa_bench.suites.profile.target import run_under_tool

@@ -14,9 +14,10 @@ from resa_bench.kernels import SparseConfig
 from resa_bench.kernels.config import GQA_POLICIES
 from resa_bench.plots.figures import draw_all
 from resa_bench.profiling.device import describe
-from resa_bench.suites.cases import MethodSpec
 from resa_bench.suites.cli import build_parser, main
-from resa_bench.suites.decode.loader import Loader
+from resa_bench.suites.core.rows import Row, append_case, identity, read_rows
+from resa_bench.suites.engine.loader import Loader
+from resa_bench.suites.micro.cases import MethodSpec
 from resa_bench.suites.model.load import LoadedModel
 from resa_bench.suites.quality import suite
 from resa_bench.suites.quality.cases import QualityCase
@@ -24,7 +25,6 @@ from resa_bench.suites.quality.cli import choose_cases, choose_specs
 from resa_bench.suites.quality.metrics import compare_logits, relative_error
 from resa_bench.suites.quality.suite import QualityBench, run_case
 from resa_bench.suites.quality.table import case_table, excess, label, mean
-from resa_bench.suites.rows import Row, append_case, identity, read_rows
 from rich.console import Console
 from tiny_model import TINY, Letters, tiny_decoder
 

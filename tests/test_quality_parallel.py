@@ -12,10 +12,10 @@ from resa_bench.baselines.oracle import TorchOracleLayer
 from resa_bench.baselines.sink_window import TorchSinkWindowLayer
 from resa_bench.kernels import DecodeMethod, SparseConfig, get_method
 from resa_bench.kernels.portable import TorchSparseLayer, TorchSparseMethod
-from resa_bench.suites.cases import MethodSpec
 from resa_bench.suites.decode.cases import rectifies
-from resa_bench.suites.decode.engine import Engine, State, bind_layers
-from resa_bench.suites.decode.prompt import prefill
+from resa_bench.suites.engine.engine import Engine, State, bind_layers
+from resa_bench.suites.engine.prompt import prefill
+from resa_bench.suites.micro.cases import MethodSpec
 from resa_bench.suites.quality import forced_attention, parallel
 from resa_bench.suites.quality.forced import Forced, Reference, record_dense, run_forced
 from resa_bench.suites.quality.forced_attention import ForcedAttention, Sequences, tiles

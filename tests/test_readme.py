@@ -13,11 +13,11 @@ import pytest
 import torch
 from resa_bench import kernels
 from resa_bench.kernels import method as registry
-from resa_bench.suites.cases import Case, MethodSpec, ModelShape
-from resa_bench.suites.checks import dense_exact
-from resa_bench.suites.inputs import make_inputs
-from resa_bench.suites.micro import prepare
-from resa_bench.suites.rows import read_rows
+from resa_bench.suites.core.rows import read_rows
+from resa_bench.suites.engine.gate import dense_exact
+from resa_bench.suites.micro.cases import Case, MethodSpec, ModelShape
+from resa_bench.suites.micro.inputs import make_inputs
+from resa_bench.suites.micro.suite import prepare
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -21,22 +21,22 @@ from resa_bench.kernels import (
     WindowTensors,
     get_method,
 )
+from resa_bench.kernels.attention.window_decode import window_reference
 from resa_bench.kernels.launch import INTERPRET
 from resa_bench.kernels.portable import TorchSparseMethod
-from resa_bench.kernels.window_decode import window_reference
 from resa_bench.profiling.ceilings import Ceilings
 from resa_bench.profiling.device import describe
 from resa_bench.suites import micro
-from resa_bench.suites.cases import Case, MethodSpec, ModelShape
-from resa_bench.suites.checks import CheckFailed, check_window, compare, dense_exact
 from resa_bench.suites.decode import suite as decode_suite
 from resa_bench.suites.decode.cases import DecodeCase
-from resa_bench.suites.decode.checks import check_attention
-from resa_bench.suites.decode.costs import plan_costs
-from resa_bench.suites.decode.engine import Engine, State, bind_layers
-from resa_bench.suites.decode.loader import Loader
 from resa_bench.suites.decode.suite import DecodeBench, DecodePlan
-from resa_bench.suites.inputs import make_inputs, make_window
+from resa_bench.suites.engine.checks import check_attention
+from resa_bench.suites.engine.costs import plan_costs
+from resa_bench.suites.engine.engine import Engine, State, bind_layers
+from resa_bench.suites.engine.gate import CheckFailed, check_window, compare, dense_exact
+from resa_bench.suites.engine.loader import Loader
+from resa_bench.suites.micro.cases import Case, MethodSpec, ModelShape
+from resa_bench.suites.micro.inputs import make_inputs, make_window
 from resa_bench.suites.model.decoder import Cells, Decoder
 from resa_bench.suites.model.load import LoadedModel
 from resa_bench.suites.quality import suite as quality

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from resa_bench.suites.rows import (
+from resa_bench.suites.core.rows import (
     COLUMNS,
     IDENTITY,
     Row,

@@ -18,11 +18,11 @@ import torch
 from resa_bench.kernels import AttentionShape, SparseConfig, TorchDense, method, register
 from resa_bench.profiling.device import COMMIT_VARIABLE
 from resa_bench.profiling.timing import Plan
-from resa_bench.suites.cases import Case, MethodSpec, ModelShape
+from resa_bench.suites.core.rows import Row, identity, read_rows
+from resa_bench.suites.core.runner import Outcome, default_folder, is_done, run_cases
+from resa_bench.suites.core.worker import Settings, Worker, WorkerDied
+from resa_bench.suites.micro.cases import Case, MethodSpec, ModelShape
 from resa_bench.suites.quality.cases import QualityCase
-from resa_bench.suites.rows import Row, identity, read_rows
-from resa_bench.suites.runner import Outcome, default_folder, is_done, run_cases
-from resa_bench.suites.worker import Settings, Worker, WorkerDied
 from rich.console import Console
 from tiny_model import TINY
 
@@ -294,7 +294,7 @@ def test_seconds_by_the_clock(run: Run) -> None:
 )
 def test_default_folder_is_of_one_device_and_commit(monkeypatch: pytest.MonkeyPatch, told: str, folder: str) -> None:
     monkeypatch.setenv(COMMIT_VARIABLE, told)
-    monkeypatch.setattr("resa_bench.suites.runner.device_name", lambda _: "NVIDIA H100 80GB HBM3 (2)")
+    monkeypatch.setattr("resa_bench.suites.core.runner.device_name", lambda _: "NVIDIA H100 80GB HBM3 (2)")
     found = default_folder(CPU)
     assert found.parent == Path("runs/nvidia-h100-80gb-hbm3-2")
     assert re.fullmatch(folder, found.name)

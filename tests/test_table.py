@@ -15,10 +15,10 @@ from resa_bench.kernels import get_method, method, registered
 from resa_bench.profiling.ceilings import Ceilings
 from resa_bench.profiling.device import describe
 from resa_bench.profiling.timing import CpuTimer, Plan, Timer
-from resa_bench.suites.cases import Case, MethodSpec, ModelShape
-from resa_bench.suites.micro import Bench, run_case
-from resa_bench.suites.rows import Row
-from resa_bench.suites.table import break_even, case_table, label, main_launch, print_report, whole_steps
+from resa_bench.suites.core.rows import Row
+from resa_bench.suites.micro.cases import Case, MethodSpec, ModelShape
+from resa_bench.suites.micro.suite import Bench, run_case
+from resa_bench.suites.micro.table import break_even, case_table, label, main_launch, print_report, whole_steps
 from rich.console import Console
 from rich.table import Table
 

@@ -14,13 +14,13 @@ from resa_bench.kernels import SparseConfig, Unsupported
 from resa_bench.plots.figures import draw_all
 from resa_bench.plots.tasks import _looks
 from resa_bench.profiling.device import describe
-from resa_bench.suites.cases import MethodSpec
 from resa_bench.suites.cli import main
-from resa_bench.suites.decode.engine import State
-from resa_bench.suites.decode.loader import Loader
-from resa_bench.suites.decode.prompt import prefill
+from resa_bench.suites.core.rows import Row, append_case, identity, read_rows
+from resa_bench.suites.engine.engine import State
+from resa_bench.suites.engine.loader import Loader
+from resa_bench.suites.engine.prompt import prefill
+from resa_bench.suites.micro.cases import MethodSpec
 from resa_bench.suites.model.load import LoadedModel
-from resa_bench.suites.rows import Row, append_case, identity, read_rows
 from resa_bench.suites.tasks import needle, suite
 from resa_bench.suites.tasks.cases import CopyCase, DivergenceCase, NeedleCase, TaskCase, dense_spec
 from resa_bench.suites.tasks.contender import Contender

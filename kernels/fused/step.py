@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 import torch
 
+from ..attention.summaries import Summaries, check_new
 from ..cache import KVCache
 from ..checks import check_tensor
 from ..config import AttentionShape, SparseConfig, ceil_div
 from ..launch import shared_memory
 from ..method import StepTensors
-from ..summaries import Summaries, check_new
 from ..workspace import Workspace
 from . import compiler
 

@@ -11,10 +11,10 @@ import torch
 
 from ...kernels import AttentionShape, SparseConfig, get_method
 from ...kernels.config import ceil_div
-from ..cases import DTYPES, QUEST_DENSE_LAYERS, K, MethodSpec, retro_spec
+from ..engine.measure import EAGER_STEPS
+from ..engine.sampling import Sampling
+from ..micro.cases import DTYPES, QUEST_DENSE_LAYERS, K, MethodSpec, retro_spec
 from ..model.config import ModelConfig
-from .measure import EAGER_STEPS
-from .sampling import Sampling
 
 WEIGHTS = ("bf16", "fp16", "fp32", "int4")
 GPU_TEXT_DENSE = ("triton-dense", "flash-attn-3", "flash-attn-2")  # that follow the length of a growing text

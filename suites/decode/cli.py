@@ -16,7 +16,12 @@ from ...kernels.config import GQA_POLICIES
 from ...profiling.attached import attached
 from ...profiling.ceilings import measure_ceilings
 from ...profiling.timing import Plan, make_timer
-from ..cases import (
+from ..core.runner import Outcome, default_folder, run_cases
+from ..core.worker import Settings, Worker
+from ..engine.costs import memory_bytes, plan_costs
+from ..engine.measure import EAGER_STEPS
+from ..engine.sampling import Sampling
+from ..micro.cases import (
     DEFAULT_MODEL,
     DTYPES,
     SUMMARIES,
@@ -30,8 +35,6 @@ from ..model.config import MODELS
 from ..model.load import model_config
 from ..model.smollm import CONFIG as SMOLLM_CONFIG
 from ..model.smollm import NAME as SMOLLM
-from ..runner import Outcome, default_folder, run_cases
-from ..worker import Settings, Worker
 from .cases import (
     QUEST_DENSE_LAYERS,
     TEXT_PERIODS,
@@ -43,9 +46,6 @@ from .cases import (
     matching,
     study_specs,
 )
-from .costs import memory_bytes, plan_costs
-from .measure import EAGER_STEPS
-from .sampling import Sampling
 from .suite import DecodePlan
 from .table import print_report
 

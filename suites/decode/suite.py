@@ -18,19 +18,19 @@ from ...profiling.ranges import StageClock, listening
 from ...profiling.stats import mean_interval
 from ...profiling.timeline import TraceMismatch
 from ...profiling.trace import break_down
-from ..cases import MethodSpec
-from ..checks import Check
-from ..rows import Row, digits
-from ..speedups import with_speedups
+from ..core.rows import Row, digits
+from ..core.speedups import with_speedups
+from ..engine.checks import check_attention, check_rectified, check_replay
+from ..engine.costs import Costs, TokenCosts, rectification, step_weights, too_large
+from ..engine.drift import DriftMeter
+from ..engine.engine import Engine, State, bind_layers
+from ..engine.gate import Check
+from ..engine.loader import Loader, copy_tokens, prompt_ids, release
+from ..engine.measure import EAGER_STEPS, Timing, time_decoding, time_period
+from ..engine.methods import run_methods
+from ..engine.prompt import fill_synthetic
+from ..micro.cases import MethodSpec
 from .cases import TEXT_PERIODS, DecodeCase, capacity, period, prompt_tokens, rectifies, window
-from .checks import check_attention, check_rectified, check_replay
-from .costs import Costs, TokenCosts, rectification, step_weights, too_large
-from .drift import DriftMeter
-from .engine import Engine, State, bind_layers
-from .loader import Loader, copy_tokens, prompt_ids, release
-from .measure import EAGER_STEPS, Timing, time_decoding, time_period
-from .methods import run_methods
-from .prompt import fill_synthetic
 
 TRACED_STEPS = 2
 CLOCKED_STEPS = 8  # of a breakdown by the wall clock

@@ -12,9 +12,9 @@ from rich.panel import Panel
 from rich.table import Table
 
 from ...kernels.fused.method import STAGE as FUSED
-from ..rows import Row
-from ..speedups import crossing
-from ..table import label, main_launch, number, speedup
+from ..core.rows import Row
+from ..core.speedups import crossing
+from ..micro.table import label, main_launch, number, speedup
 
 PARTS = (
     "append", "append+score", "score", "select", "score+select", "attend", "attend+merge", "merge",

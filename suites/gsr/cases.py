@@ -13,9 +13,9 @@ from typing import Any, ClassVar
 import torch
 
 from ...kernels import SparseConfig
-from ..cases import DTYPES, MethodSpec
 from ..decode.cases import WEIGHTS, ModelCase
-from ..decode.sampling import Sampling
+from ..engine.sampling import Sampling
+from ..micro.cases import DTYPES, MethodSpec
 from ..model.config import ModelConfig
 
 LENGTHS = (9000, 11000, 14000, 18000)  # tokens of four candidates: ragged, 13K on average as on AIME

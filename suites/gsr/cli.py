@@ -11,16 +11,16 @@ from rich.console import Console
 
 from ...kernels import SparseConfig, registered
 from ...profiling.timing import Plan
-from ..cases import DEFAULT_MODEL, DTYPES, SUMMARIES, SUMMARY_HELP, MethodSpec, summary_settings
+from ..core.runner import Outcome, default_folder, run_cases
+from ..core.worker import Settings, Worker
 from ..decode.cases import WEIGHTS
 from ..decode.cli import tokens
 from ..decode.suite import DecodePlan
+from ..micro.cases import DEFAULT_MODEL, DTYPES, SUMMARIES, SUMMARY_HELP, MethodSpec, summary_settings
 from ..model.config import MODELS
 from ..model.load import model_config
 from ..model.smollm import CONFIG as SMOLLM_CONFIG
 from ..model.smollm import NAME as SMOLLM
-from ..runner import Outcome, default_folder, run_cases
-from ..worker import Settings, Worker
 from .cases import LENGTHS, RUNS, GsrCase, default_specs, scaled
 from .table import print_report
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 import torch
 
 from ...kernels import KVCache, Layer
+from ...kernels.attention.summaries import Summaries
 from ...kernels.config import ceil_div
-from ...kernels.summaries import Summaries
 from ...kernels.workspace import BlockSparseLayer
-from ..decode.engine import State
+from ..engine.engine import State
 from ..model.decoder import Decoder
 
 

@@ -14,20 +14,20 @@ from torch import Tensor
 from ...kernels import AttentionShape, Layer, Unsupported, get_method
 from ...kernels.config import ceil_div
 from ...profiling.clocks import ClockReader, ClockState, worst
-from ..cases import MethodSpec
-from ..checks import Check
+from ..core.rows import Row, digits
+from ..core.speedups import with_speedups
 from ..decode.cases import rectifies
-from ..decode.checks import check_attention, check_rectified, check_replay
-from ..decode.costs import SCRATCH_BYTES, element_bytes, kv_bytes, weight_bytes
-from ..decode.engine import Engine, State, bind_layers
-from ..decode.loader import Loader, prompt_ids, release
-from ..decode.measure import time_decoding
-from ..decode.methods import run_methods
-from ..decode.prompt import fill_synthetic, prefill
 from ..decode.suite import DecodeBench, can_capture, step_us
+from ..engine.checks import check_attention, check_rectified, check_replay
+from ..engine.costs import SCRATCH_BYTES, element_bytes, kv_bytes, weight_bytes
+from ..engine.engine import Engine, State, bind_layers
+from ..engine.gate import Check
+from ..engine.loader import Loader, prompt_ids, release
+from ..engine.measure import time_decoding
+from ..engine.methods import run_methods
+from ..engine.prompt import fill_synthetic, prefill
+from ..micro.cases import MethodSpec
 from ..model.load import LoadedModel
-from ..rows import Row, digits
-from ..speedups import with_speedups
 from .cases import INSTRUCTION, GsrCase, Segment, segments
 from .phase import Launch, Point, contexts, integrate, run_in_full, synchronize
 from .shared import allocate, at_work, share_summaries, spread_prompt

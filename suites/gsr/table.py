@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..rows import Row
-from ..table import label, number, speedup
+from ..core.rows import Row
+from ..micro.table import label, number, speedup
 
 STEPS = ("candidates_step", "refine_step")
 

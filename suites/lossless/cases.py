@@ -10,9 +10,9 @@ import torch
 
 from ...kernels import SparseConfig
 from ...kernels.config import ceil_div
-from ..cases import DTYPES, K, MethodSpec
 from ..decode.cases import GPU_DENSE, GPU_TEXT_DENSE, DecodeCase, ModelCase
-from ..decode.sampling import Sampling
+from ..engine.sampling import Sampling
+from ..micro.cases import DTYPES, K, MethodSpec
 from ..model.config import ModelConfig
 from .method import NAME
 from .replay import Acceptance

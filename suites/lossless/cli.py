@@ -10,18 +10,18 @@ from rich.console import Console
 
 from ...kernels import SparseConfig
 from ...profiling.timing import Plan
-from ..cases import DEFAULT_MODEL, DTYPES, SUMMARIES, SUMMARY_HELP, K, MethodSpec, summary_settings
+from ..core.rows import read_rows
+from ..core.runner import Outcome, default_folder, run_cases
+from ..core.worker import Settings, Worker
 from ..decode.cases import WEIGHTS
 from ..decode.cli import tokens
-from ..decode.sampling import Sampling
 from ..decode.suite import DecodePlan
+from ..engine.sampling import Sampling
+from ..micro.cases import DEFAULT_MODEL, DTYPES, SUMMARIES, SUMMARY_HELP, K, MethodSpec, summary_settings
 from ..model.config import MODELS
 from ..model.load import model_config
 from ..model.smollm import CONFIG as SMOLLM_CONFIG
 from ..model.smollm import NAME as SMOLLM
-from ..rows import read_rows
-from ..runner import Outcome, default_folder, run_cases
-from ..worker import Settings, Worker
 from .cases import DRAFTS, LosslessCase, ReplayCase, dense_specs, lossless_specs, sampled
 from .method import NAME
 from .replay import read_acceptances

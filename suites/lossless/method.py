@@ -6,8 +6,8 @@ import torch
 
 from ...kernels import AttentionShape, DecodeMethod, KVCache, Layer, Unsupported, get_method, register
 from ...kernels.portable import SELECTS
-from ..cases import MethodSpec
 from ..decode.cases import ModelCase
+from ..micro.cases import MethodSpec
 
 NAME = "resa-lossless"
 

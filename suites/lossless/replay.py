@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from ...kernels import SparseConfig
-from ..cases import MethodSpec
-from ..decode.lossless import LosslessEngine, Verdict
-from ..rows import Row, read_rows
+from ..core.rows import Row, read_rows
+from ..engine.rounds import LosslessEngine, Verdict
+from ..micro.cases import MethodSpec
 
 ACCEPTANCE = "acceptance"  # the metric of a measured share; `step` is the number of accepted drafts
 REPLAYED = "replayed_acceptance"  # of one that was not measured but replayed

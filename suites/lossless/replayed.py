@@ -12,15 +12,15 @@ from ...kernels import Traffic
 from ...profiling.ceilings import Ceilings
 from ...profiling.clocks import ClockReader, worst
 from ...profiling.energy import EnergyCounter
-from ..cases import MethodSpec
-from ..checks import CheckFailed
-from ..decode.checks import MODEL_TOLERANCE, check_attention, check_rectified, relative_distance
-from ..decode.costs import dense_attention, weight_traffic
-from ..decode.engine import bind_layers
-from ..decode.loader import release
-from ..decode.measure import Timing, time_decoding
+from ..core.rows import Row, digits
 from ..decode.suite import CaseRun, Contender, can_capture
-from ..rows import Row, digits
+from ..engine.checks import MODEL_TOLERANCE, check_attention, check_rectified, relative_distance
+from ..engine.costs import dense_attention, weight_traffic
+from ..engine.engine import bind_layers
+from ..engine.gate import CheckFailed
+from ..engine.loader import release
+from ..engine.measure import Timing, time_decoding
+from ..micro.cases import MethodSpec
 from .cases import ReplayCase
 from .method import NAME, bare
 from .replay import REPLAYED, Acceptance, ReplayedEngine

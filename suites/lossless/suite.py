@@ -13,19 +13,19 @@ from torch import Tensor
 
 from ...kernels import Unsupported, get_method
 from ...profiling.clocks import ClockReader, ClockState, worst
-from ..cases import MethodSpec
-from ..checks import Check
-from ..decode.checks import check_attention
-from ..decode.engine import Engine, State, bind_layers
-from ..decode.loader import Loader, prompt_ids
-from ..decode.lossless import Acceptances, LosslessEngine
-from ..decode.measure import Timing, time_period
-from ..decode.methods import run_methods
-from ..decode.prompt import prefill
+from ..core.rows import Row, digits
+from ..core.speedups import with_speedups
 from ..decode.suite import DecodeBench, can_capture, step_us
+from ..engine.checks import check_attention
+from ..engine.engine import Engine, State, bind_layers
+from ..engine.gate import Check
+from ..engine.loader import Loader, prompt_ids
+from ..engine.measure import Timing, time_period
+from ..engine.methods import run_methods
+from ..engine.prompt import prefill
+from ..engine.rounds import Acceptances, LosslessEngine
+from ..micro.cases import MethodSpec
 from ..model.load import LoadedModel
-from ..rows import Row, digits
-from ..speedups import with_speedups
 from .cases import LosslessCase
 from .method import NAME, bare
 from .replay import ACCEPTANCE

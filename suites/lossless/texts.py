@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..decode.checks import MODEL_TOLERANCE
-from ..decode.engine import Engine, State
-from ..decode.prompt import prefill
+from ..engine.checks import MODEL_TOLERANCE
+from ..engine.engine import Engine, State
+from ..engine.prompt import prefill
 from ..model.decoder import Decoder
 
 TIE = 3.0  # roundings of a model (MODEL_TOLERANCE) that two tokens' logits may lie apart and still change places

@@ -16,16 +16,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ...kernels import SparseConfig, registered
 from ...kernels.config import GQA_POLICIES
 from ...profiling.device import describe
-from ..cases import DTYPES, SUMMARIES, SUMMARY_HELP, MethodSpec, summary_settings
+from ..core.rows import read_rows, rewrite, write_csv
+from ..core.runner import INTERRUPTED, default_folder
 from ..decode.cli import tokens
-from ..decode.sampling import Sampling
-from ..micro import failure
+from ..engine.sampling import Sampling
+from ..micro.cases import DTYPES, SUMMARIES, SUMMARY_HELP, MethodSpec, summary_settings
+from ..micro.suite import failure
 from ..model.config import MODELS
 from ..model.load import model_config
 from ..model.smollm import CONFIG as SMOLLM_CONFIG
 from ..model.smollm import NAME as SMOLLM
-from ..rows import read_rows, rewrite, write_csv
-from ..runner import INTERRUPTED, default_folder
 from .judge import LIMIT_S, Judge, unavailable
 from .problems import GSM_PACKAGE, Problem, gsm_symbolic, load_problems, sums
 from .prompting import STYLES

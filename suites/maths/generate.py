@@ -19,8 +19,8 @@ from torch import Tensor
 
 from ...kernels import KVCache, Layer
 from ...kernels.config import ceil_div
-from ..decode.engine import Engine, State
-from ..decode.prompt import prefill
+from ..engine.engine import Engine, State
+from ..engine.prompt import prefill
 from .sampling import StreamSampling, choose, stream
 from .work import Item
 

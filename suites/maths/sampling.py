@@ -11,7 +11,7 @@ import hashlib
 import torch
 from torch import Tensor
 
-from ..decode.sampling import Sampling
+from ..engine.sampling import Sampling
 
 
 def stream(seed: int, *name: str | int, count: int) -> Tensor:

@@ -9,14 +9,14 @@ from typing import Any, ClassVar
 import torch
 
 from ...kernels import Unsupported, get_method
-from ..cases import QUEST_DENSE_LAYERS, MethodSpec
 from ..decode.cases import ModelCase, rectifies
-from ..decode.checks import check_attention, check_rectified, check_replay
-from ..decode.engine import Engine, State, bind_layers
-from ..decode.loader import Loader, release
-from ..decode.prompt import fill_synthetic
-from ..decode.sampling import Sampling
 from ..decode.suite import can_capture
+from ..engine.checks import check_attention, check_rectified, check_replay
+from ..engine.engine import Engine, State, bind_layers
+from ..engine.loader import Loader, release
+from ..engine.prompt import fill_synthetic
+from ..engine.sampling import Sampling
+from ..micro.cases import QUEST_DENSE_LAYERS, MethodSpec
 from ..model.config import ModelConfig
 from ..model.load import LoadedModel
 from .generate import Answer, Batch, places_needed

@@ -23,8 +23,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from ...kernels import SparseConfig, get_method, registered
-from ..cases import MethodSpec
-from ..rows import Row, digits
+from ..core.rows import Row, digits
+from ..micro.cases import MethodSpec
 from .records import REFUSED, Record, Setting
 
 METRICS = ("accuracy", "accuracy_error", "length", "finished")

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding
 
-from ...kernels.linear import DenseWeight, Norm, Weight, linear
-from ...kernels.rope import rope_split
+from ...kernels.linear.dispatch import DenseWeight, Norm, Weight, linear
+from ...kernels.linear.rope import rope_split
 from ...profiling.ranges import mark, span
 from .config import ModelConfig
 

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from ...kernels import SparseConfig, chunk_kernels, registered
 from ...kernels.config import GQA_POLICIES
-from ..cases import QUEST_DENSE_LAYERS, SUMMARIES, SUMMARY_HELP, MethodSpec, summary_settings, usual_policy
+from ..micro.cases import QUEST_DENSE_LAYERS, SUMMARIES, SUMMARY_HELP, MethodSpec, summary_settings, usual_policy
 from .workload import AnyCase, parse_case
 
 EXAMPLES = """examples:

@@ -21,7 +21,7 @@ from ...profiling.process import ToolFailed, ToolMissing, run
 from ...profiling.ranges import StageClock, listening
 from ...profiling.timeline import Timeline, TraceMismatch, passes
 from ...profiling.trace import record
-from ..runner import default_folder
+from ..core.runner import default_folder
 from .analysis import Section, kernel_frame, sections, stage_frame, timeline_frame
 from .bytes import byte_frame, counter_frame
 from .cli import flags, target

@@ -13,14 +13,14 @@ from ...profiling.ceilings import measure_ceilings
 from ...profiling.device import describe
 from ...profiling.stats import summarize
 from ...profiling.timing import Op, Plan, make_timer, measure
-from ..cases import PATTERNS, PRESETS, Case, MethodSpec, parse_tokens
-from ..checks import dense_exact
 from ..decode.cases import WEIGHTS, DecodeCase
-from ..decode.loader import Loader
-from ..decode.measure import time_period
 from ..decode.suite import CaseRun, DecodeBench, DecodePlan
-from ..inputs import make_inputs
-from ..micro import prepare, run_all
+from ..engine.gate import dense_exact
+from ..engine.loader import Loader
+from ..engine.measure import time_period
+from ..micro.cases import PATTERNS, PRESETS, Case, MethodSpec, parse_tokens
+from ..micro.inputs import make_inputs
+from ..micro.suite import prepare, run_all
 from ..model.config import MODELS
 from ..model.load import model_config
 from ..model.smollm import NAME as SMOLLM

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import torch
 
 from ...kernels import SparseConfig
-from ..cases import DEFAULTS, DTYPES, K, MethodSpec, retro_spec
 from ..decode.cases import ModelCase
+from ..micro.cases import DEFAULTS, DTYPES, K, MethodSpec, retro_spec
 from ..model.config import ModelConfig
 
 SOURCES = ("text", "own")

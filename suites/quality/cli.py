@@ -14,7 +14,10 @@ from rich.console import Console
 from ...kernels import SparseConfig, registered
 from ...kernels.config import GQA_POLICIES
 from ...profiling.timing import Plan
-from ..cases import (
+from ..core.runner import Outcome, default_folder, run_cases
+from ..core.worker import Settings, Worker
+from ..decode.cli import tokens
+from ..micro.cases import (
     DEFAULTS,
     DTYPES,
     QUEST_DENSE_LAYERS,
@@ -25,13 +28,10 @@ from ..cases import (
     named_spec,
     summary_settings,
 )
-from ..decode.cli import tokens
 from ..model.config import MODELS
 from ..model.load import model_config
 from ..model.smollm import CONFIG as SMOLLM_CONFIG
 from ..model.smollm import NAME as SMOLLM
-from ..runner import Outcome, default_folder, run_cases
-from ..worker import Settings, Worker
 from .cases import LEVEL, SOURCES, QualityCase, default_specs
 from .table import print_report
 

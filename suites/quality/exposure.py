@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ...kernels import Layer
-from ..decode.checks import ring_of
+from ..engine.checks import ring_of
 
 
 def exposure(layers: Sequence[Layer]) -> Tensor:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..decode.engine import Engine, State
+from ..engine.engine import Engine, State
 from .exposure import ExposureMeter
 from .metrics import StepMetrics, compare_logits, kv_error, step_metrics
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ...kernels import SparseConfig
-from ...kernels.summaries import DTYPES
+from ...kernels.attention.summaries import DTYPES
 from .selectors import best, sink_and_window, slots, summarise
 
 LEAST_MASS = 1e-30  # of the selected blocks; below it the softmax is taken over them alone

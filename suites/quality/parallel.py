@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from ...kernels import ChunkTensors
-from ..cases import MethodSpec
 from ..decode.cases import rectifies
-from ..decode.engine import State
+from ..engine.engine import State
+from ..micro.cases import MethodSpec
 from ..model.decoder import Cells, Decoder
 from .forced import Forced, Reference
 from .forced_attention import ForcedAttention, Sequences

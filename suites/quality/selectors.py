@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ...kernels import SparseConfig
-from ...kernels.scores import query_slots
-from ...kernels.summaries import rounded
+from ...kernels.attention.scores import query_slots
+from ...kernels.attention.summaries import rounded
 
 
 def summarise(keys: Tensor, valid: Tensor | None, kind: str, dtype: torch.dtype) -> Tensor:

@@ -12,17 +12,17 @@ from torch import Tensor
 
 from ...kernels import get_method
 from ...profiling.device import Environment
-from ..cases import MethodSpec
+from ..core.rows import Row, digits
 from ..decode.cases import capacity, rectifies, window
-from ..decode.checks import check_attention
-from ..decode.engine import Engine, State, bind_layers
-from ..decode.loader import Loader, prompt_ids
-from ..decode.prompt import prefill
-from ..decode.sampling import Sampling
-from ..micro import failure
+from ..engine.checks import check_attention
+from ..engine.engine import Engine, State, bind_layers
+from ..engine.loader import Loader, prompt_ids
+from ..engine.prompt import prefill
+from ..engine.sampling import Sampling
+from ..micro.cases import MethodSpec
+from ..micro.suite import failure
 from ..model.load import LoadedModel
 from ..model.smollm import ModelNotHere
-from ..rows import Row, digits
 from .cases import QualityCase
 from .forced import Forced, Reference, record_dense, run_forced
 from .metrics import StepMetrics

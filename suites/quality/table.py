@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ...kernels import SparseConfig, get_method, registered
-from ..cases import MethodSpec
-from ..rows import Row
+from ..core.rows import Row
+from ..micro.cases import MethodSpec
 from .cases import LEVEL
 
 RESA = ("resa", "resa-torch", "resa-fused")

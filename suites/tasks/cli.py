@@ -11,14 +11,14 @@ from rich.console import Console
 
 from ...kernels import SparseConfig, registered
 from ...profiling.timing import Plan
-from ..cases import DTYPES, SUMMARIES, SUMMARY_HELP, MethodSpec, summary_settings
+from ..core.runner import Outcome, default_folder, run_cases
+from ..core.worker import Settings, Worker
 from ..decode.cli import tokens
+from ..micro.cases import DTYPES, SUMMARIES, SUMMARY_HELP, MethodSpec, summary_settings
 from ..model.config import MODELS
 from ..model.load import model_config
 from ..model.smollm import CONFIG as SMOLLM_CONFIG
 from ..model.smollm import NAME as SMOLLM
-from ..runner import Outcome, default_folder, run_cases
-from ..worker import Settings, Worker
 from .cases import TASKS, TaskCase, default_list, default_specs, dense_spec
 from .table import print_report
 

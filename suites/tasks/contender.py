@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ...kernels import get_method
-from ..cases import MethodSpec
 from ..decode.cases import rectifies
-from ..decode.checks import check_attention
-from ..decode.engine import Engine, State, bind_layers
+from ..engine.checks import check_attention
+from ..engine.engine import Engine, State, bind_layers
+from ..micro.cases import MethodSpec
 from ..model.decoder import Decoder
 from .divergence import CommonNoise, agreeing
 

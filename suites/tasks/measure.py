@@ -11,8 +11,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..cases import MethodSpec
-from ..decode.engine import State
+from ..engine.engine import State
+from ..micro.cases import MethodSpec
 from ..model.decoder import Decoder
 from ..model.load import LoadedModel
 from ..model.tokenizer import Tokenizer

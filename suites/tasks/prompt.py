@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..decode.engine import State
-from ..decode.prompt import prefill
+from ..engine.engine import State
+from ..engine.prompt import prefill
 from ..model.decoder import Decoder
 
 

@@ -11,14 +11,14 @@ import torch
 
 from ...kernels import get_method
 from ...profiling.device import Environment
-from ..cases import MethodSpec
+from ..core.rows import Row, digits
 from ..decode.cases import rectifies
-from ..decode.engine import State
-from ..decode.loader import Loader, release
-from ..micro import failure
+from ..engine.engine import State
+from ..engine.loader import Loader, release
+from ..micro.cases import MethodSpec
+from ..micro.suite import failure
 from ..model.load import LoadedModel
 from ..model.smollm import ModelNotHere
-from ..rows import Row, digits
 from .cases import TaskCase, dense_spec
 from .contender import Contender
 from .measure import Divergence, Task, make_task

@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ...kernels import SparseConfig, get_method, registered
-from ..cases import MethodSpec
-from ..rows import Row
+from ..core.rows import Row
+from ..micro.cases import MethodSpec
 from .cases import TASKS
 from .divergence import share_error
 

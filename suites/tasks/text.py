@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from ...kernels import Unsupported
-from ..decode.prompt import english_text
+from ..engine.prompt import english_text
 from ..model.load import LoadedModel
 from ..model.tokenizer import Tokenizer
 

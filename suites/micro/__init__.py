@@ -1,0 +1,1 @@
+"""The micro suite: one decode step of attention, kernel by kernel."""
