@@ -100,7 +100,7 @@ class _Arguments(ctypes.Structure):
         )),
         *((name, ctypes.c_int) for name in (
             "kv_heads", "local_blocks", "pinned_blocks", "ratio_numerator", "ratio_denominator", "floor_blocks",
-            "list_capacity", "key_capacity",
+            "list_capacity", "key_capacity", "token_capacity", "pages",
         )),
         ("spread_weight", ctypes.c_float),
         ("scale_log2", ctypes.c_float),
@@ -211,6 +211,8 @@ def bind(
         floor_blocks=config.floor_blocks,
         list_capacity=work.lists.shape[2],
         key_capacity=layout.keys,
+        token_capacity=cache.capacity,
+        pages=cache.k.shape[0],
         spread_weight=config.spread_weight,
         scale_log2=cache.head_dim**-0.5 * LOG2_E,
     )
