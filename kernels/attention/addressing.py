@@ -1,8 +1,7 @@
 """Device code shared by the kernels: where a token or block lies, and how many blocks a sequence selects.
 
-Indices (tokens, blocks, heads, rows) fit 32 bits, which the limits of `KVCache` see to. What they are multiplied with to
-reach an element does not: a cache, its summaries or a row of partials can hold more than 2^31 elements. So every product
-with a stride goes through `strided`.
+Indices (tokens, blocks, heads, rows) fit 32 bits, which the limits of `KVCache` see to. Offsets do not: a cache, its
+summaries or split results can have more than 2^31 elements. So every product with a stride goes through `strided`.
 """
 
 import triton
@@ -32,8 +31,8 @@ def locate(batch, index, valid, table, table_stride, pages, PAGE: tl.constexpr, 
     """Where `index`, counted in tokens or blocks alike, lies.
 
     Returns:
-        outer: the sequence, or the page, int64. For a table's entry that is no page of the cache, the nearest page: what
-            is read there means nothing, but it lies in the cache.
+        outer: the sequence, or the page, int64. For an entry of the table that is no page of the cache, the nearest
+            page: what is read there means nothing, but it lies in the cache.
         inside: the index inside it.
         exists: whether `index` is valid and its page one of the cache's; nothing may be written where it is not.
     """

@@ -189,10 +189,9 @@ def sparse_decode(
         full = config.selected(cache.capacity)
         if lists.shape[2] < full:
             raise ValueError(f"lists: {lists.shape[2]} entries a row, a full cache selects {full} blocks")
-        if config.blocks(cache.capacity) > MAX_BLOCKS:
-            raise ValueError(
-                f"cache: {config.blocks(cache.capacity)} blocks a sequence, at most {MAX_BLOCKS}; take a larger block_size"
-            )
+        blocks = config.blocks(cache.capacity)
+        if blocks > MAX_BLOCKS:
+            raise ValueError(f"cache: {blocks} blocks a sequence, at most {MAX_BLOCKS}; take a larger block_size")
     else:
         config = SparseConfig(block_size)
         check_counts(counts, lists)

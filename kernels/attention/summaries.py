@@ -341,7 +341,7 @@ def summaries_reference(k: Tensor, length: int, block_size: int, kind: str = "mi
     Returns:
         `[Hkv, M, 2, D]` with M = ceil(length / block_size), in k's dtype (mean and std rounded from fp64).
     """
-    parts = k[:, :length].split(block_size, dim=1) if length else ()
+    parts = torch.split(k[:, :length], block_size, dim=1) if length else ()
     if kind == "minmax":
         pairs = [torch.stack((p.amin(1), p.amax(1)), dim=1) for p in parts]
     else:

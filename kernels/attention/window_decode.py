@@ -158,7 +158,7 @@ def window_splits(shape: AttentionShape, tokens: int, list_capacity: int, block_
 
 
 def _padded_rows(shape: AttentionShape, tokens: int) -> int:
-    return max(16, triton.next_power_of_2(tokens * shape.group))
+    return max(16, int(triton.next_power_of_2(tokens * shape.group)))
 
 
 def window_decode(
