@@ -6,6 +6,7 @@ import torch
 
 from ..kernels import KVCache, Stage, StepTensors, Traffic, Unsupported, register
 from ..kernels.attention.selection import select_blocks
+from ..kernels.config import CHOOSES
 from ..kernels.method import dense_traffic
 from ..kernels.pipeline import SparseLayer, SparseMethod
 from ..kernels.portable import TorchSparseLayer
@@ -27,8 +28,8 @@ class _ScoredByMass(BlockSparseLayer):
         scores = mass.unflatten(2, (-1, config.block_size)).sum(3)
         index = torch.arange(scores.shape[2], device=cache.device)
         blocks = (cache.lengths + config.block_size - 1) // config.block_size
-        local = (index >= (blocks - config.local_blocks)[:, None, None]) | (index < config.pinned_blocks)
-        self.work.scores[:, :, : scores.shape[2]] = scores.masked_fill(local, float("inf"))
+        always = config.always_selected(index, blocks[:, None, None])
+        self.work.scores[:, :, : scores.shape[2]] = scores.masked_fill(always, float("inf"))
 
     def traffic(self) -> dict[str, Traffic]:
         """Scoring reads every key instead of summaries."""
@@ -60,7 +61,9 @@ class Oracle(SparseMethod):
     scored = False
     layer_class = OracleLayer
     torch_layer_class = TorchOracleLayer
-    uses = ("block_size", "active_ratio", "min_blocks", "budget_tokens", "pinned_blocks")
+    uses = (*CHOOSES, "budget_tokens")
+    ranks_by = "mass"
+    joins = ("micro",)
 
     def rows(self) -> int:
         return self.shape.kv_heads

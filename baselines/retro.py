@@ -15,8 +15,9 @@ are the two results that merge those of one and the same query.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -25,8 +26,9 @@ from ..kernels import KVCache, Partials, Stage, StepTensors, Traffic, Unsupporte
 from ..kernels.attention.window import Ring
 from ..kernels.attention.window_decode import window_decode, window_splits
 from ..kernels.attention.window_merge import merge_window
+from ..kernels.config import SELECTS
 from ..kernels.pipeline import SparseLayer, SparseMethod
-from ..kernels.portable import SELECTS, TorchSparseLayer, refresh_torch, tokens_of, write_tokens_torch
+from ..kernels.portable import TorchSparseLayer, refresh_torch, tokens_of, write_tokens_torch
 from ..kernels.workspace import BlockSparseLayer
 
 
@@ -206,6 +208,9 @@ class Retro(SparseMethod):
     layer_class = RetroLayer
     torch_layer_class = TorchRetroLayer
     uses = (*SELECTS, "budget_tokens", "window")
+    defaults: ClassVar[Mapping[str, Any]] = {"gqa_policy": "group-sum"}  # it takes no list per query head
+    named = ("block_size", "window")
+    joins = ("micro",)
 
     @property
     def step_tokens(self) -> int:

@@ -85,6 +85,8 @@ class SinkWindow(SparseMethod):
     layer_class = SinkWindowLayer
     torch_layer_class = TorchSinkWindowLayer
     uses = ("block_size", "active_ratio", "min_blocks", "budget_tokens")
+    ranks_by = "window"
+    joins = ("micro",)
 
     def rows(self) -> int:
         return 1

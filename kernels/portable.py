@@ -19,15 +19,9 @@ from .attention.chunk import ChunkKernel, best_chunk_kernel
 from .attention.scores import query_slots, score_rows
 from .attention.summaries import Summaries, rounded
 from .cache import KVCache
-from .config import AttentionShape, SparseConfig
+from .config import SELECTS, AttentionShape, SparseConfig
 from .method import DecodeMethod, DenseLayer, Stage, StepTensors, Unsupported, register
 from .workspace import BlockSparseLayer, Workspace
-
-SELECTS = (
-    "block_size", "active_ratio", "min_blocks", "gqa_policy", "summary_kind", "summary_dtype", "spread_weight",
-    "pinned_blocks",
-)  # fmt: skip
-"""The settings by which blocks are scored and selected (`DecodeMethod.uses`)."""
 
 PAGED = "cache: the portable path takes contiguous caches only, got a paged one"
 
@@ -264,7 +258,10 @@ class ResaTorch(TorchSparseMethod):
     """ReSA in plain torch (gather + SDPA): the method that is timed where there is no GPU."""
 
     rectifies = True
+    device_type = "cpu"
     uses = (*SELECTS, "rectify_every")
+    steps_like = "resa"
+    ranks_by = "summary"
 
 
 @register("torch-dense")

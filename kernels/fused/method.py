@@ -38,6 +38,8 @@ class ResaFused(Resa):
     """The steps of `resa`, the same selection and the same rectification, each step one CUDA kernel."""
 
     layer_class = FusedLayer
+    steps_like = "resa"
+    joins = ("micro",)
 
     @classmethod
     def unavailable(cls, shape: AttentionShape, dtype: torch.dtype, device: torch.device) -> str | None:

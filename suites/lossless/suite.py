@@ -1,246 +1,152 @@
-"""Lossless decoding of a real model: the same prompts decoded densely, then by drafts; rows of times and of texts."""
+"""`resa-bench lossless`: its flags, its cases and methods."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
-from datetime import UTC, datetime
-from typing import Any
+import argparse
+from pathlib import Path
 
 import torch
-from torch import Tensor
+from rich.console import Console
 
-from ...kernels import Unsupported, get_method
-from ...profiling.clocks import ClockReader, ClockState, worst
-from ..core.rows import Row, digits
-from ..core.speedups import with_speedups
-from ..decode.suite import DecodeBench, can_capture, step_us
-from ..engine.checks import check_attention
-from ..engine.engine import Engine, State, bind_layers
-from ..engine.gate import Check
-from ..engine.loader import Loader, prompt_ids
-from ..engine.measure import Timing, time_period
-from ..engine.methods import run_methods
-from ..engine.prompt import prefill
-from ..engine.rounds import Acceptances, LosslessEngine
-from ..micro.cases import MethodSpec
-from ..model.load import LoadedModel
-from .cases import LosslessCase
-from .method import NAME, bare
-from .replay import ACCEPTANCE
-from .texts import decode_by_rows, gap, largest_tie, partings
+from ...kernels import SparseConfig
+from ...profiling.timing import Plan
+from ..core.rows import read_rows
+from ..core.runner import Outcome, default_folder, run_cases
+from ..core.worker import Settings, Worker
+from ..decode.cases import WEIGHTS
+from ..decode.cli import tokens
+from ..decode.suite import DecodePlan
+from ..engine.sampling import Sampling
+from ..micro.cases import DEFAULT_MODEL, DTYPES, SUMMARIES, SUMMARY_HELP, K, MethodSpec, summary_settings
+from ..model.config import MODELS
+from ..model.load import model_config
+from ..model.smollm import CONFIG as SMOLLM_CONFIG
+from ..model.smollm import NAME as SMOLLM
+from .cases import DRAFTS, LosslessCase, ReplayCase, dense_specs, lossless_specs, sampled
+from .method import NAME
+from .replay import read_acceptances
+from .table import print_report
 
+EXAMPLES = f"""examples:
+  resa-bench lossless                                  SmolLM2-135M: stretches of text, drafts of 2, 4, 8 and 16 tokens
+  resa-bench lossless --quick                          few tokens, two draft lengths
+  resa-bench lossless --device cpu --prompts 50 --tokens 256 --prompt-tokens 512 --draft-length 4    the proof
+  resa-bench lossless --ratio 0.05 0.1 0.2 --draft-length 4 8 --temperature 0.6 --top-p 0.95
+  resa-bench lossless --replay lossless.jsonl          {DEFAULT_MODEL}, random weights, 256K: rounds run and are timed,
+                                                       how many drafts stand is replayed from the rows of a real model
+                                                       with the same draft length, active ratio and block size
 
-class LosslessRun:
-    """One case in hand: its model, its prefilled prompts, what dense decoding said after them."""
+In fp32 a text that is not dense decoding's fails its row; in bf16 texts are compared with dense passes of as many rows,
+where only near-ties may differ. A rerun goes on where the last one stopped; --fresh starts over."""
 
-    def __init__(
-        self, case: LosslessCase, specs: Sequence[MethodSpec], bench: DecodeBench, on_step: Callable[[str], None]
-    ) -> None:
-        self.case, self.specs, self.bench, self.on_step = case, list(specs), bench, on_step
-        self.started_at = datetime.now(UTC).isoformat(timespec="seconds")
-        self.said: Tensor | None = None  # int64 [B, T], by the first dense method, greedily
-
-    @property
-    def exact(self) -> bool:
-        """Whether one-row steps and passes of several rows take the same path, so that no near-tie is excused."""
-        return self.case.dtype == "fp32"
-
-    def row(self, spec: MethodSpec, **columns: Any) -> Row:
-        common = {
-            **self.case.columns(),
-            "read_ceiling_gbps": round(self.bench.ceilings.read_gbps, 1),
-            "started_at": self.started_at,
-            "command": self.bench.command,
-            **asdict(self.bench.environment),
-            "method": spec.name,
-            "stage": "total",
-            **spec.columns(),
-        }
-        return Row(**(common | columns))
-
-    def prepare(self, loader: Loader) -> None:
-        """Model and prompts, stretches of the text one after another. Raises ValueError where drafts do not fit."""
-        case = self.case
-        drafts = max([spec.draft_length or 0 for spec in self.specs])
-        capacity = case.capacity(drafts)
-        self.on_step("model")
-        verified = {case.batch * (spec.draft_length + 1) for spec in self.specs if spec.draft_length}
-        self.loaded: LoadedModel = loader.model(case, {case.batch, *verified}, self.bench.device)
-        decoder = self.decoder = self.loaded.decoder
-        length = case.prompt + 1
-        text = prompt_ids(self.loaded, case.batch * length).view(case.batch, length)
-        self.prompt, self.pending = text[:, :-1], text[:, -1]
-        self.state = State.allocate(decoder, case.batch, capacity, max(case.tokens, drafts))
-        prefill(
-            decoder, self.state, self.prompt, on_tokens=lambda n: self.on_step(f"prefill {n} of {case.prompt}")
-        )  # fmt: skip
-
-    def restart(self) -> None:
-        """Stand after the prompts, with the same noise ahead for every method."""
-        self.state.start(self.case.prompt, self.pending)
-        torch.manual_seed(self.case.seed)
-
-    def measure(self, spec: MethodSpec) -> Iterator[Row]:
-        yield from self.lossless(spec) if spec.name == NAME else self.dense(spec)
-
-    def dense(self, spec: MethodSpec) -> Iterator[Row]:
-        """Time a dense decoding, and keep what the first one says."""
-        case, device = self.case, self.bench.device
-        kind = get_method(spec.name)
-        if kind.fixes_length:
-            raise Unsupported("fixes its length when it is bound; a text grows")
-        self.on_step(f"check {spec.label}")
-        self.restart()
-        method = kind(case.shape, spec.config, dtype=case.torch_dtype, device=device)
-        engine = Engine(self.decoder, self.state, bind_layers(self.state, method, None, 0), sampling=case.sampling)
-        check = check_attention(engine, {0, len(engine.layers) - 1})
-        step, launch = self.launched(engine, engine.step)
-        self.on_step(f"time {spec.label}")
-        self.restart()
-        reader = ClockReader(device)
-        states = [reader.read()]
-        intervals, wall_us = time_period(step, None, case.tokens, device)
-        states.append(reader.read())
-        if self.said is None and case.sampling.temperature == 0:
-            self.said = self.state.history[: case.tokens].t().clone()
-        timing = Timing(intervals, wall_us)
-        yield self.row(
-            spec, **self.times(sum(intervals), wall_us, len(intervals), check, launch), **outcome(states),
-            p50_us=digits(timing.quantile_us(0.5)), p99_us=digits(timing.quantile_us(0.99)),
-        )  # fmt: skip
-
-    def launched(self, engine: Engine, run: Callable[[], None]) -> tuple[Callable[[], object], str]:
-        """`run` as a graph where it can be one, and how it is launched."""
-        if not can_capture(engine, self.bench.device):
-            return run, "eager"
-        self.restart()
-        return engine.capture(run), "graph"
-
-    def times(self, total_us: float, wall_us: float, samples: int, check: Check, launch: str) -> dict[str, Any]:
-        """Columns of a decoding that took so long: by the token, all sequences together."""
-        case = self.case
-        mean = total_us / case.tokens
-        return {
-            "n_samples": samples,
-            "median_us": digits(mean),
-            "mean_us": digits(mean),
-            "wall_mean_us": digits(wall_us / case.tokens),
-            "tokens_per_s": digits(case.batch / mean * 1e6),
-            "cache_state": "cold",
-            "launch": launch,
-            "fixed_length": False,
-            "max_rel_error": digits(check.max_rel_error, 3),
-            "error_budget_used": digits(check.budget_used, 3),
-        }
-
-    def lossless(self, spec: MethodSpec) -> Iterator[Row]:
-        """Decode by drafts: a row of its times, of its texts against dense decoding's, and of what was accepted.
-
-        The time is that of the whole batch, which waits for its slowest sequence.
-        """
-        case, device = self.case, self.bench.device
-        drafts = spec.draft_length or 0
-        self.on_step(f"check {spec.label}")
-        self.restart()
-        layers = bind_layers(self.state, bare(case, spec, device), None, 0)
-        engine = LosslessEngine(
-            self.decoder, self.state, layers, drafts=drafts, room=case.tokens, sampling=case.sampling
-        )  # fmt: skip
-        check = check_attention(engine.engine, {0, len(layers) - 1})
-        self.restart()
-        run, launch = self.launched(engine.engine, engine.round)
-        self.restart()
-        if launch == "eager":
-            run()  # where decoding begins, a round changes nothing that stands
-        self.restart()
-        self.on_step(f"time {spec.label}")
-        reader = ClockReader(device)
-        states = [reader.read()]
-        total_us, fed = timed(lambda: engine.generate(case.tokens, run), device)
-        states.append(reader.read())
-        found = engine.acceptances()
-        common = {"accepted_length": digits(found.mean), "chunk_kernel": layers[-1].chunk_kernel}
-        row = self.row(
-            spec, **self.times(total_us, total_us, found.rounds, check, launch), **common, **outcome(states)
-        )  # fmt: skip
-        yield from self.judged(row, spec, fed, engine) if case.sampling.temperature == 0 else [row]
-        yield from self.shares(spec, found, common)
-
-    def judged(self, row: Row, spec: MethodSpec, fed: Tensor, engine: LosslessEngine) -> Iterator[Row]:
-        """The row if its texts are dense decoding's, a failed one otherwise; rows of how many are.
-
-        In fp32 the one-row steps of the dense method are the path. Elsewhere it is dense passes of as many rows, and
-        what the one-row steps said is compared beside: near-ties may fall either way there, nothing else may.
-        """
-        case, exact = self.case, self.exact
-        if self.said is None:
-            raise ValueError("no dense method ran, so nothing says what the texts must be")
-        path = self.said
-        if not exact:
-            self.on_step(f"texts by {spec.draft_length or 0} + 1 rows")
-            self.restart()
-            path = decode_by_rows(engine.engine, case.tokens)
-        found = partings(path, fed)
-        gaps = [gap(self.decoder, self.prompt, path, one) for one in found]
-        wrong = [(one, by) for one, by in zip(found, gaps, strict=True) if exact or by > largest_tie(case.torch_dtype)]
-        if wrong:
-            one, by = wrong[0]
-            reason = (
-                f"{len(wrong)} of {case.batch} texts are not dense decoding's: sequence {one.sequence} has "
-                f"{one.other} for {one.dense} after {one.token} tokens, which dense decoding told apart by {by:.1e} "
-                "of its logits' size"
-            )
-            yield self.row(spec, status="failed", reason=reason)
-        else:
-            yield row
-        common = {"stage": "text", "status": "ok", "step": case.tokens, "n_samples": case.batch, "launch": row.launch}
-        yield self.row(spec, **common, metric="equal_tokens", value=digits(1 - len(found) / case.batch))
-        if found:
-            first = min(one.token for one in found)
-            yield self.row(spec, **common, metric="first_divergence", value=first)
-            yield self.row(spec, **common, metric="divergence_gap", value=digits(max(gaps)))
-        if not exact:
-            apart = len(partings(self.said, fed)) / case.batch
-            yield self.row(spec, **common, metric="equal_tokens_one_row", value=digits(1 - apart))
-
-    def shares(self, spec: MethodSpec, found: Acceptances, common: dict[str, Any]) -> Iterator[Row]:
-        """A row for each number of accepted drafts: the share of rounds that had it."""
-        for accepted, rounds in enumerate(found.histogram):
-            yield self.row(
-                spec, **common, stage="text", metric=ACCEPTANCE, step=accepted, value=digits(rounds / found.rounds),
-                n_samples=found.rounds, status="ok",
-            )  # fmt: skip
+QUICK_DRAFTS = (2, 4)
 
 
-def outcome(states: list[ClockState]) -> dict[str, Any]:
-    """Status and clocks of a row that was timed between these readings."""
-    clocks = worst(states)
-    status = "throttled" if clocks.throttle_reasons else "ok"
-    return asdict(clocks) | {"status": status, "reason": clocks.throttle_reasons}
+def add_lossless_arguments(parser: argparse.ArgumentParser) -> None:
+    which = parser.add_argument_group("which cases")
+    which.add_argument("--quick", action="store_const", const="quick", dest="scale", help="few tokens, two lengths")
+    which.add_argument("--model", metavar="NAME|PATH", help=f"{SMOLLM}, a folder, a .gguf file; to replay, any preset")
+    which.add_argument("--prompts", type=int, metavar="N", help="stretches of text, decoded together (default 8)")
+    which.add_argument("--prompt-tokens", type=tokens, metavar="TOKENS", help="of each (default 1K, on a GPU 4K)")
+    which.add_argument("--tokens", type=tokens, help="decoded after each (default 64, on a GPU 256)")
+    which.add_argument("--dtype", choices=DTYPES, help="default bf16, on a CPU fp32")
+    which.add_argument("--seed", type=int, default=0)
+    replay = parser.add_argument_group("random weights, with the acceptance of a real model")
+    replay.add_argument("--replay", type=Path, metavar="FILE", help="result rows of this command on a real model")
+    replay.add_argument("--context", nargs="+", type=tokens, default=[256 * K], metavar="TOKENS")
+    replay.add_argument("--batch", nargs="+", type=int, default=[1], metavar="B")
+    replay.add_argument("--weights", nargs="+", choices=WEIGHTS, default=[], help="default int4, on a CPU fp32")
+    replay.add_argument("--shared-kv", action="store_true", help="one K/V cache for all layers")
+    replay.add_argument("--seconds", type=float, default=2.0, help="decode at least that long")
+    how = parser.add_argument_group("how drafts are made")
+    how.add_argument("--draft-length", nargs="+", type=int, metavar="m", help="tokens drafted a round")
+    how.add_argument("--block-size", nargs="+", type=int, default=[16], metavar="b", help="in tokens")
+    how.add_argument("--ratio", nargs="+", type=float, default=[0.1], metavar="r", help="active ratios")
+    how.add_argument("--min-blocks", type=int, default=16, help="least blocks read")
+    how.add_argument("--summary", choices=SUMMARIES, default="minmax", help=SUMMARY_HELP)
+    how.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
+    how.add_argument("--top-p", type=float, default=1.0)
+    run = parser.add_argument_group("the run")
+    run.add_argument("--device", help="cuda, cuda:1 or cpu (default: a GPU if there is one)")
+    run.add_argument("--output", type=Path, metavar="DIR", help="default runs/<device>/<commit>[/quick]")
+    run.add_argument("--fresh", action="store_true", help="measure again what the output holds already")
+    run.add_argument("--plan", action="store_true", help="print cases and methods, and stop")
 
 
-def timed(run: Callable[[], Tensor], device: torch.device) -> tuple[float, Tensor]:
-    """Microseconds by the wall clock, and what came out."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    out = run()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return (time.perf_counter() - start) * 1e6, out
+def choose_specs(options: argparse.Namespace, device: torch.device) -> list[MethodSpec]:
+    """Dense methods, then lossless decoding at every setting. Raises ValueError for settings that are none."""
+    drafts = options.draft_length or (QUICK_DRAFTS if options.scale == "quick" else DRAFTS)
+    base = SparseConfig(min_blocks=options.min_blocks, **summary_settings(options.summary))
+    mine = lossless_specs(base, drafts, options.block_size, options.ratio)
+    return [*dense_specs(device, text=options.replay is None), *mine]
 
 
-def run_case(
-    case: LosslessCase,
-    specs: Sequence[MethodSpec],
-    bench: DecodeBench,
-    loader: Loader,
-    on_step: Callable[[str], None] = lambda _: None,
-) -> list[Row]:
-    """Decode with every method of `specs`, dense ones first; a method that fails costs its own rows alone."""
-    run = LosslessRun(case, specs, bench, on_step)
-    dense_first = sorted(specs, key=lambda spec: not get_method(spec.name).is_dense)
-    rows = run_methods(run, dense_first, bench.device, loader)
-    return with_speedups(rows, step_us)
+def choose_case(options: argparse.Namespace, device: torch.device, specs: list[MethodSpec]) -> LosslessCase:
+    """The real model's case. Raises ValueError for random weights, or where text and drafts are over its context."""
+    model = options.model or SMOLLM
+    if model in MODELS:
+        raise ValueError(
+            f"--model {model}: acceptance means nothing on random weights; give a checkpoint, or --replay FILE with "
+            "the rows that this command measured on one"
+        )
+    config = SMOLLM_CONFIG if model == SMOLLM else model_config(model)
+    cuda, quick = device.type == "cuda", options.scale == "quick"
+    given = (options.prompts, options.prompt_tokens, options.tokens)
+    usual = (4, 512, 32) if quick else (8, 4096, 256) if cuda else (8, 1024, 64)
+    batch, prompt, count = (usual[i] if value is None else value for i, value in enumerate(given))
+    dtype = options.dtype or ("bf16" if cuda else "fp32")
+    sampling = Sampling(options.temperature, options.top_p)
+    case = LosslessCase(model, config, prompt, count, batch, dtype, sampling, options.seed)
+    case.capacity(max(spec.draft_length or 0 for spec in specs))
+    return case
+
+
+def choose_replays(options: argparse.Namespace, device: torch.device, specs: list[MethodSpec]) -> list[ReplayCase]:
+    """Cases of random weights. Raises ValueError where the file lacks a setting's acceptance."""
+    model = options.model or DEFAULT_MODEL
+    cuda = device.type == "cuda"
+    sampling = Sampling(options.temperature, options.top_p)
+    mine = [spec for spec in specs if spec.name == NAME]
+    acceptances = read_acceptances(options.replay, mine, sampled(sampling))
+    dtype = options.dtype or ("bf16" if cuda else "fp32")
+    return [
+        ReplayCase(
+            model, model_config(model), b, c, w, dtype, options.shared_kv, "synthetic", sampling, options.seed,
+            acceptances,
+        )
+        for w in options.weights or ["int4" if cuda else dtype]
+        for b in options.batch
+        for c in options.context
+    ]  # fmt: skip
+
+
+def other_acceptance(path: Path, cases: list[LosslessCase] | list[ReplayCase]) -> bool:
+    """Whether the output holds rows that replay something else than these cases do."""
+    said = {one.source for case in cases if isinstance(case, ReplayCase) for one in case.acceptances}
+    if not said or not path.exists():
+        return False
+    slugs = {case.slug for case in cases}
+    held = {r.reason for r in read_rows(path) if r.case in slugs and r.metric == "replayed_acceptance"}
+    return not held <= said
+
+
+def run_lossless(options: argparse.Namespace, device: torch.device, command: str, console: Console) -> Outcome | None:
+    """Measure what is asked for and print tables; None after `--plan`."""
+    specs = choose_specs(options, device)
+    cases = choose_replays(options, device, specs) if options.replay else [choose_case(options, device, specs)]
+    if options.plan:
+        for case in cases:
+            console.print(case.slug, highlight=False)
+        console.print("methods: " + ", ".join(s.label for s in specs), highlight=False)
+        return None
+    folder = options.output or default_folder(device) / ("quick" if options.scale == "quick" else "")
+    path = folder / "lossless.jsonl"
+    console.print(f"{len(cases)} cases x {len(specs)} methods on {device}; results in {path}", highlight=False)
+    plan = DecodePlan(seconds=options.seconds, eager=False, breakdown=False)
+    worker = Worker(Settings(str(device), Plan(), command, decode=plan))
+    fresh = options.fresh or other_acceptance(path, cases)
+    outcome = run_cases(cases, specs, worker, path, device, console, fresh=fresh)
+    print_report(outcome.rows, console)
+    minutes = outcome.seconds / 60
+    console.print(f"{len(outcome.rows)} rows in {path} and {path.with_suffix('.csv').name}; {minutes:.1f} minutes")
+    return outcome

@@ -1,259 +1,219 @@
-"""The quality suite's measuring: what dense decoding says to a text, then every method fed the same tokens."""
+"""`resa-bench quality`: its flags, its cases and methods."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
-from typing import Any
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
 
 import torch
-from torch import Tensor
+from rich.console import Console
 
-from ...kernels import get_method
-from ...profiling.device import Environment
-from ..core.rows import Row, digits
-from ..decode.cases import capacity, rectifies, window
-from ..engine.checks import check_attention
-from ..engine.engine import Engine, State, bind_layers
-from ..engine.loader import Loader, prompt_ids
-from ..engine.prompt import prefill
-from ..engine.sampling import Sampling
-from ..micro.cases import MethodSpec
-from ..micro.suite import failure
-from ..model.load import LoadedModel
-from ..model.smollm import ModelNotHere
-from .cases import QualityCase
-from .forced import Forced, Reference, record_dense, run_forced
-from .metrics import StepMetrics
-from .parallel import SELECTORS, dense_parallel, run_parallel
+from ...kernels import SparseConfig, registered
+from ...kernels.config import GQA_POLICIES
+from ...profiling.timing import Plan
+from ..core.runner import Outcome, default_folder, run_cases
+from ..core.worker import Settings, Worker
+from ..decode.cli import tokens
+from ..micro.cases import (
+    DEFAULTS,
+    DTYPES,
+    QUEST_DENSE_LAYERS,
+    QUEST_POLICIES,
+    SUMMARIES,
+    SUMMARY_HELP,
+    MethodSpec,
+    named_spec,
+    summary_settings,
+)
+from ..model.config import MODELS
+from ..model.load import model_config
+from ..model.smollm import CONFIG as SMOLLM_CONFIG
+from ..model.smollm import NAME as SMOLLM
+from .cases import LEVEL, SOURCES, QualityCase, default_specs
+from .table import print_report
 
-BUCKET = 32  # steps that a row is the mean of
-OWN = Sampling(temperature=0.6, top_p=0.9)  # of the dense model's own continuation
-METRICS = ("kl", "top1", "loss", "extra_loss", "kv_error")
+EXAMPLES = """examples:
+  resa-bench quality                                   SmolLM2-135M: 4K of text, then 512 steps under each method
+  resa-bench quality --quick                           1K of text, 64 steps, three methods
+  resa-bench quality --steps 1024 --rectify-every 1 32 128 --method sparse resa-torch
+  resa-bench quality --ratio 0.05 0.1 0.2 --source text own    on text, and on dense's own continuation of it
+  resa-bench quality --method sparse oracle --spread-weight 0.2 1 4            mean/std summaries beside min/max
+  resa-bench quality --model ./checkpoint              a Hugging Face folder or a .gguf file
+  resa-bench quality --stepwise --method resa          token by token: on a GPU with the kernels, as graphs
+
+KL, agreement, loss, the error of keys and values, and the share of attention that selected blocks hold (recall), all
+against dense decoding fed the same tokens. Methods whose steps can be evaluated together are, unless --stepwise. A
+rerun goes on where the last one stopped (same device, commit and output folder); --fresh starts over."""
 
 
 @dataclass(frozen=True, slots=True)
-class QualityBench:
-    """What a run measures with, the same for all its cases."""
+class Grid:
+    """What a list runs where no flag says otherwise."""
 
-    device: torch.device
-    environment: Environment
-    command: str
-    prepared: dict[QualityCase, QualityRun] = field(default_factory=dict)
-    """The case in hand, for those of its methods that come later."""
-
-
-@dataclass(frozen=True, slots=True)
-class Bound:
-    """A method on the caches, stepping; `launch` says how."""
-
-    engine: Engine
-    step: Callable[[], object]
-    rectify: Callable[[], object] | None
-    launch: str
+    prompt: int = 4096  # tokens
+    steps: int = 512
+    source: tuple[str, ...] = ("text",)
+    ratio: tuple[float, ...] = (0.1,)
+    block_size: tuple[int, ...] = (16, 32, 64)
+    rectify_every: tuple[int, ...] = (LEVEL, 16, 32, 64, 128)
+    gqa_policy: tuple[str, ...] = QUEST_POLICIES
+    dense_layers: tuple[int, ...] = (0, QUEST_DENSE_LAYERS)
+    window: tuple[int, ...] = (2, 8)
+    spread_weight: tuple[float, ...] = (0.5,)
+    pinned_blocks: tuple[int, ...] = (0, 1)
+    summary_dtype: tuple[str | None, ...] = (None, "fp8")
 
 
-class QualityRun:
-    """One case in hand."""
+GRIDS = {
+    "quick": Grid(prompt=1024, steps=64, rectify_every=(LEVEL, 32)),
+    "default": Grid(),
+    "full": Grid(
+        steps=1024, source=SOURCES, ratio=(0.05, 0.1, 0.2), gqa_policy=GQA_POLICIES,
+        window=(2, 4, 8),
+        spread_weight=(0.2, 0.5, 1.0, 2.0, 4.0),
+    ),
+}  # fmt: skip
 
-    def __init__(self, case: QualityCase, bench: QualityBench, on_step: Callable[[str], None]) -> None:
-        self.case, self.bench = case, bench
-        self.begin(on_step)
 
-    def begin(self, on_step: Callable[[str], None]) -> None:
-        """Some methods of the case are to be measured, the first or further ones."""
-        self.on_step = on_step
-        self.started_at = datetime.now(UTC).isoformat(timespec="seconds")
+def add_quality_arguments(parser: argparse.ArgumentParser) -> None:
+    which = parser.add_argument_group("which cases")
+    scale = which.add_mutually_exclusive_group()
+    scale.add_argument("--quick", action="store_const", const="quick", dest="scale", help="a short case, few methods")
+    scale.add_argument("--full", action="store_const", const="full", dest="scale", help="the whole grid, for a GPU")
+    which.add_argument("--model", default=SMOLLM, metavar="NAME|PATH", help="SmolLM2, a folder or a .gguf file")
+    which.add_argument(
+        "--prompt-tokens", type=tokens, metavar="TOKENS", help="prefilled densely (default 4K, quick 1K)"
+    )
+    which.add_argument("--steps", type=tokens, help="fed after that (default 512, quick 64, full 1K)")
+    which.add_argument("--batch", type=int, default=2, metavar="B", help="stretches of text")
+    which.add_argument("--source", nargs="+", choices=SOURCES, help="what is fed (default text; full both)")
+    which.add_argument("--dtype", choices=DTYPES, help="default bf16, on a CPU fp32")
+    which.add_argument("--seed", type=int, default=0)
+    how = parser.add_argument_group("which methods, and how they are set")
+    how.add_argument("--method", nargs="+", default=[], metavar="NAME", help="see `resa-bench doctor`")
+    how.add_argument(
+        "--block-size", nargs="+", type=int, metavar="b", help="in tokens; all but the first of ReSA alone"
+    )
+    how.add_argument("--ratio", nargs="+", type=float, metavar="r", help="active ratios (default 0.1)")
+    how.add_argument("--min-blocks", type=int, default=16, help="least blocks read")
+    how.add_argument("--rectify-every", nargs="+", type=int, metavar="f", help="of ReSA; 1 is its level")
+    how.add_argument("--gqa-policy", nargs="+", choices=GQA_POLICIES, help="of Quest (default per-head group-sum)")
+    how.add_argument("--dense-layers", nargs="+", type=int, metavar="N", help="of Quest (default 0, and 2 once)")
+    how.add_argument("--window", nargs="+", type=int, metavar="w", help="of RetroAttention, in tokens (default 2 8)")
+    how.add_argument("--summary", choices=SUMMARIES, default="minmax", help=SUMMARY_HELP)
+    how.add_argument("--spread-weight", nargs="+", type=float, metavar="c", help="of mean/std (default 0.5)")
+    how.add_argument(
+        "--pinned-blocks", nargs="+", type=int, metavar="P", help="first blocks, always read (default 0 1)"
+    )
+    run = parser.add_argument_group("the run")
+    run.add_argument("--device", help="cuda, cuda:1 or cpu (default: a GPU if there is one)")
+    run.add_argument(
+        "--stepwise", action="store_true", help="decode token by token, on a GPU with the kernels; no recall"
+    )
+    run.add_argument("--output", type=Path, metavar="DIR", help="default runs/<device>/<commit>[/quick]")
+    run.add_argument("--fresh", action="store_true", help="measure again what the output holds already")
+    run.add_argument("--plan", action="store_true", help="print cases and methods, and stop")
+    run.add_argument("--no-plots", action="store_true")
 
-    def row(self, name: str, columns: dict[str, Any], **more: Any) -> Row:
-        common = {
-            **self.case.columns(),
-            "started_at": self.started_at,
-            "command": self.bench.command,
-            **asdict(self.bench.environment),
-            "method": name,
-            "stage": "forced",
-        }
-        return Row(**(common | columns | more))
 
-    def prepare(self, loaded: LoadedModel) -> None:
-        """Prefill the texts; settle which tokens are fed after them."""
-        case, decoder = self.case, loaded.decoder
-        self.decoder = decoder
-        length = case.context + 1
-        text = prompt_ids(loaded, case.batch * length).view(case.batch, length)
-        self.state = State.allocate(decoder, case.batch, capacity(case), case.steps + 1)
-        self.on_step("prefill")
-        prefill(
-            decoder, self.state, text[:, : case.prompt],
-            on_tokens=lambda n: self.on_step(f"prefill {n} of {case.prompt}"),
+def grid(options: argparse.Namespace) -> Grid:
+    """The list asked for, with what the flags set in its place."""
+    names = (
+        "source", "ratio", "block_size", "rectify_every", "gqa_policy", "dense_layers", "window", "spread_weight",
+        "pinned_blocks",
+    )  # fmt: skip
+    chosen = {name: tuple(dict.fromkeys(getattr(options, name))) for name in names if getattr(options, name)}
+    if options.method:  # what is named runs as it is set
+        chosen = {"block_size": (DEFAULTS.block_size,), "dense_layers": (0,), "pinned_blocks": (0,)} | chosen
+        chosen["summary_dtype"] = ()
+    numbers = {"prompt": options.prompt_tokens, "steps": options.steps}
+    chosen |= {name: value for name, value in numbers.items() if value is not None}
+    return replace(GRIDS[options.scale or "default"], **chosen)  # type: ignore[arg-type]
+
+
+def choose_cases(options: argparse.Namespace, device: torch.device) -> list[QualityCase]:
+    """A case for each source. Raises ValueError for a model without text, or a text over its context."""
+    model = options.model
+    if model in MODELS:
+        raise ValueError(f"--model {model}: random weights say nothing about quality; give a checkpoint")
+    config = SMOLLM_CONFIG if model == SMOLLM else model_config(model)
+    if Path(model).is_dir() and not (Path(model) / "tokenizer.json").exists():
+        raise ValueError(f"--model {model}: has no tokenizer.json, which the texts need; put the model's there")
+    chosen = grid(options)
+    if any(spec.config.window > chosen.steps for spec in choose_specs(options, device) if "window" in spec.columns()):
+        raise ValueError(f"--steps {chosen.steps}: windows of {max(chosen.window)} tokens need as many steps at least")
+    dtype = options.dtype or ("bf16" if device.type == "cuda" else "fp32")
+    return [
+        QualityCase(
+            model, config, chosen.prompt, chosen.steps, source, options.batch, dtype, options.seed, options.stepwise
+        )
+        for source in chosen.source
+    ]
+
+
+def choose_specs(options: argparse.Namespace, device: torch.device) -> list[MethodSpec]:
+    """The default methods at each ratio; with --method those named. Raises ValueError for an unknown one."""
+    known = registered()
+    for name in options.method:
+        if name not in known:
+            raise ValueError(f"--method {name}: unknown; known are {', '.join(known)}")
+        if known[name].is_dense:
+            raise ValueError(f"--method {name}: dense decoding is what the others are compared with")
+    chosen, quick = grid(options), options.scale == "quick"
+    for layers in chosen.dense_layers:
+        if layers < 0:
+            raise ValueError(f"--dense-layers: got {layers}, must be 0 or more")
+    specs: list[MethodSpec] = []
+    for base in _bases(options, chosen):
+        found = default_specs(
+            device, base, chosen.block_size, chosen.rectify_every, chosen.gqa_policy, chosen.dense_layers,
+            chosen.window, chosen.spread_weight, chosen.pinned_blocks, chosen.summary_dtype,
+            quick=quick and not options.method,
         )  # fmt: skip
-        rest = text[:, case.prompt :]
-        self.dense_name = "triton-dense" if self.bench.device.type == "cuda" else "torch-dense"
-        self.references: dict[bool, Reference] = {}  # by whether it was recorded step by step
-        self.dense_launch = {False: "parallel"}
-        self.tokens = rest
-        self.sampled: Reference | None = None  # dense's own continuation, recorded step by step
-        if case.source == "own":
-            self.sampled = self.record(rest[:, 0], None)
-            self.tokens = self.sampled.tokens
-
-    def is_stepwise(self, spec: MethodSpec) -> bool:
-        """Whether a method decodes step by step here: it was asked for, or the method has no other form."""
-        return self.case.stepwise or spec.name not in SELECTORS
-
-    def reference(self, stepwise: bool) -> Reference:
-        """What dense decoding says to the fed tokens, computed as the method is that it is compared with."""
-        if stepwise not in self.references:
-            self.references[stepwise] = self._reference(stepwise)
-        return self.references[stepwise]
-
-    def _reference(self, stepwise: bool) -> Reference:
-        if not stepwise:
-            return dense_parallel(self.decoder, self.state, self.case.prompt, self.tokens, self.on_step)
-        return self.record(self.tokens[:, 0], self.tokens) if self.sampled is None else self.sampled
-
-    def record(self, first: Tensor, tokens: Tensor | None) -> Reference:
-        """Dense decoding step by step, fed `tokens`, or what it samples itself."""
-        case = self.case
-        bound = self.bind(MethodSpec(self.dense_name), Sampling() if tokens is not None else OWN)
-        self.dense_launch[True] = bound.launch
-        torch.manual_seed(case.seed)
-        return record_dense(
-            bound.engine, bound.step, case.prompt, first, tokens, case.steps,
-            lambda n: self.on_step(f"dense, step {n} of {case.steps}"),
-        )  # fmt: skip
-
-    def bind(self, spec: MethodSpec, sampling: Sampling | None = None) -> Bound:
-        """A method on the prefilled caches, its first step checked; its step and rectification, captured on a GPU."""
-        case, device = self.case, self.bench.device
-        first = torch.ones(case.batch, dtype=torch.int64, device=device)
-        self.state.start(case.prompt, first)
-        options: Any = {"dtype": case.torch_dtype, "device": device}
-        method = get_method(spec.name)(case.shape, spec.config, **options)
-        dense = get_method(self.dense_name)(case.shape, spec.config, **options) if spec.dense_layers else None
-        every = spec.config.rectify_every if rectifies(spec) else None
-        layers = bind_layers(self.state, method, dense, spec.dense_layers or 0)
-        engine = Engine(self.decoder, self.state, layers, rectify_every=every, sampling=sampling)
-        check_attention(engine, {0, len(layers) - 1})
-        if device.type != "cuda" or not engine.graph_safe:
-            return Bound(engine, engine.step, engine.rectify if every else None, "eager")
-        self.state.start(case.prompt, first)
-        step = engine.capture(engine.step)
-        rectify = None
-        if every:
-            self.state.start(case.prompt + every, first)
-            self.state.count.fill_(every)
-            rectify = engine.capture(engine.rectify)
-        return Bound(engine, step, rectify, "graph")
-
-    def dense_rows(self) -> Iterator[Row]:
-        """What dense decoding itself scores: its loss on the tokens that it was fed."""
-        for stepwise, reference in self.references.items():
-            following = reference.tokens[:, 1:].t()  # [steps, B]
-            for first in range(0, reference.steps, BUCKET):
-                part = slice(first, min(first + BUCKET, reference.steps))
-                logits = reference.logits[part].float().log_softmax(-1)
-                loss = -logits.gather(-1, following[part][..., None]).double().mean()
-                yield self.row(
-                    self.dense_name, {}, metric="loss", step=part.stop, value=digits(float(loss)), status="ok",
-                    n_samples=(part.stop - first) * self.case.batch, launch=self.dense_launch[stepwise],
-                )  # fmt: skip
-
-    def measure(self, spec: MethodSpec) -> Iterator[Row]:
-        """Rows of one method: means of stretches of steps, and of all steps by layer and head."""
-        forced, launch = self.force(spec)
-        steps, batch = self.case.steps, self.case.batch
-        for metric, first, last, value in summarize(forced.steps):
-            yield self.row(
-                spec.name, spec.columns(), metric=metric, step=last, value=digits(value), status="ok",
-                n_samples=(last - first) * batch, launch=launch,
-            )  # fmt: skip
-        whole: Any = {"step": steps, "n_samples": steps * batch, "status": "ok", "launch": launch}
-        for i, value in enumerate(forced.kv_error.tolist()):
-            yield self.row(spec.name, spec.columns(), metric="kv_error", layer=i, value=digits(value), **whole)
-        for i, heads in enumerate([] if forced.recall is None else forced.recall.tolist()):
-            for head, value in enumerate(heads):
-                value = digits(value, 4)
-                yield self.row(spec.name, spec.columns(), metric="recall", layer=i, head=head, value=value, **whole)
-        for metric, found in (("kv_exposure", forced.kv_exposure), ("kv_error_repaired", forced.kv_error_repaired)):
-            if found is not None:
-                yield self.row(spec.name, spec.columns(), metric=metric, value=digits(found), **whole)
-
-    def force(self, spec: MethodSpec) -> tuple[Forced, str]:
-        """Feed a method the tokens; how it was run."""
-        case, stepwise = self.case, self.is_stepwise(spec)
-        reference = self.reference(stepwise)
-        if not stepwise:
-            return run_parallel(self.decoder, self.state, spec, case.prompt, reference, self.on_step), "parallel"
-        bound = self.bind(spec)
-        forced = run_forced(
-            bound.engine, bound.step, bound.rectify, case.prompt, reference,
-            lambda n: self.on_step(f"{spec.label}, step {n} of {case.steps}"),
-        )  # fmt: skip
-        return forced, bound.launch
+        if options.method:
+            found = [s for s in found if s.name in options.method]
+            present = {s.name for s in found}
+            for name in options.method:
+                every = chosen.rectify_every if "rectify_every" in known[name].uses else chosen.rectify_every[:1]
+                windows = chosen.window if "window" in known[name].uses else chosen.window[:1]
+                if name not in present:
+                    found += [
+                        named_spec(name, replace(base, rectify_every=f, window=w)) for f in every for w in windows
+                    ]
+        specs += found
+    return list(dict.fromkeys(specs))
 
 
-def summarize(found: Sequence[StepMetrics]) -> Iterator[tuple[str, int, int, float]]:
-    """Means over stretches of BUCKET steps: metric, steps before, steps at its end, value."""
-    for first in range(0, len(found), BUCKET):
-        part = found[first : first + BUCKET]
-        for metric in METRICS:
-            values = torch.stack([getattr(one, metric) for one in part])
-            yield metric, first, first + len(part), float(values.double().mean())
+def _bases(options: argparse.Namespace, chosen: Grid) -> Iterator[SparseConfig]:
+    """The settings that all methods share, one after another: each ratio, and with mean/std each c."""
+    spreads = chosen.spread_weight if options.summary.startswith("meanstd") else (DEFAULTS.spread_weight,)
+    for ratio, spread in product(chosen.ratio, spreads):
+        yield SparseConfig(
+            block_size=chosen.block_size[0],
+            active_ratio=ratio,
+            min_blocks=options.min_blocks,
+            **summary_settings(options.summary),
+            spread_weight=spread,
+        )
 
 
-def run_case(
-    case: QualityCase,
-    specs: Sequence[MethodSpec],
-    bench: QualityBench,
-    loader: Loader,
-    on_step: Callable[[str], None] = lambda _: None,
-) -> list[Row]:
-    """Feed every method of `specs` the same tokens; a method that fails costs its own rows alone.
-
-    The case stays prepared in `bench` for further methods of it.
-    """
-    run = bench.prepared.get(case)
-    ready = run is not None
-    if run is None:
-        bench.prepared.clear()  # another case's state and references
-        run = QualityRun(case, bench, on_step)
-    run.begin(on_step)
-    rows: list[Row] = []
-
-    def without_value(spec: MethodSpec, status: str, reason: str) -> Row:
-        return run.row(spec.name, spec.columns(), status=status, reason=reason)
-
-    able = []
-    for spec in specs:
-        reason = get_method(spec.name).unavailable(case.shape, case.torch_dtype, bench.device)
-        if reason:
-            rows.append(without_value(spec, "skipped", reason))
-        else:
-            able.append(spec)
-    with torch.inference_mode():
-        try:
-            if able:
-                on_step("model")
-                chunks = {case.batch * spec.config.rectify_every for spec in able if rectifies(spec)}
-                chunks |= {case.batch * window(spec) for spec in able}
-                loaded = loader.model(case, {case.batch, *chunks}, bench.device)
-                if not ready:
-                    run.prepare(loaded)
-                    bench.prepared[case] = run
-        except ModelNotHere as error:
-            return rows + [without_value(spec, "skipped", str(error)) for spec in able]
-        except Exception as error:
-            status, reason = failure(error)
-            return rows + [without_value(spec, status, reason) for spec in able]
-        measured: list[Row] = []
-        for spec in able:
-            try:
-                measured += list(run.measure(spec))
-            except Exception as error:
-                status, reason = failure(error)
-                measured.append(without_value(spec, status, reason))
-        rows += [*(run.dense_rows() if able else ()), *measured]
-    return rows
+def run_quality(options: argparse.Namespace, device: torch.device, command: str, console: Console) -> Outcome | None:
+    """Measure what is asked for and print tables; None after `--plan`."""
+    cases, specs = choose_cases(options, device), choose_specs(options, device)
+    if options.plan:
+        for case in cases:
+            console.print(case.slug, highlight=False)
+        console.print("methods: " + ", ".join(s.label for s in specs), highlight=False)
+        return None
+    folder = options.output or default_folder(device) / ("quick" if options.scale == "quick" else "")
+    path = folder / "quality.jsonl"
+    console.print(f"{len(cases)} cases x {len(specs)} methods on {device}; results in {path}", highlight=False)
+    worker = Worker(Settings(str(device), Plan(), command))
+    outcome = run_cases(cases, specs, worker, path, device, console, fresh=options.fresh)
+    print_report(outcome.rows, console)
+    minutes = outcome.seconds / 60
+    console.print(f"{len(outcome.rows)} rows in {path} and {path.with_suffix('.csv').name}; {minutes:.1f} minutes")
+    return outcome

@@ -1,148 +1,133 @@
-"""The tasks suite's measuring: prompts are prefilled once, dense decoding goes first, then every other method."""
+"""`resa-bench tasks`: its flags, its cases and methods."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from typing import Any
+import argparse
+from dataclasses import replace
+from pathlib import Path
 
 import torch
+from rich.console import Console
 
-from ...kernels import get_method
-from ...profiling.device import Environment
-from ..core.rows import Row, digits
-from ..decode.cases import rectifies
-from ..engine.engine import State
-from ..engine.loader import Loader, release
-from ..micro.cases import MethodSpec
-from ..micro.suite import failure
-from ..model.load import LoadedModel
-from ..model.smollm import ModelNotHere
-from .cases import TaskCase, dense_spec
-from .contender import Contender
-from .measure import Divergence, Task, make_task
-from .prompt import prefill_rows
+from ...kernels import SparseConfig, registered
+from ...profiling.timing import Plan
+from ..core.runner import Outcome, default_folder, run_cases
+from ..core.worker import Settings, Worker
+from ..decode.cli import tokens
+from ..micro.cases import DTYPES, SUMMARIES, SUMMARY_HELP, MethodSpec, summary_settings
+from ..model.config import MODELS
+from ..model.load import model_config
+from ..model.smollm import CONFIG as SMOLLM_CONFIG
+from ..model.smollm import NAME as SMOLLM
+from .cases import TASKS, TaskCase, default_list, default_specs, dense_spec
+from .table import print_report
 
+EXAMPLES = """examples:
+  resa-bench tasks                                     SmolLM2-135M: free decoding, a needle, key-copy, all methods
+  resa-bench tasks --quick                             a short case of each, three methods
+  resa-bench tasks --task needle --context 1K 2K 4K 7K --samples 8
+  resa-bench tasks --task divergence --temperature 0 0.6 --steps 256 --rectify-every 16 32 64 128
+  resa-bench tasks --model ./checkpoint --full         a Hugging Face folder or a .gguf file
 
-@dataclass(frozen=True, slots=True)
-class TaskBench:
-    """What a run measures with, the same for all its cases."""
+Prompts are prefilled densely; what follows them, questions included, is decoded by the method, step by step. Dense
+decoding's own score stands first. A rerun goes on where the last one stopped (same device, commit and output folder);
+--fresh starts over."""
 
-    device: torch.device
-    environment: Environment
-    command: str
-
-
-class TaskRun:
-    """One case in hand: what each method did so far, and why some do nothing any more."""
-
-    def __init__(
-        self, case: TaskCase, specs: Sequence[MethodSpec], bench: TaskBench, on_step: Callable[[str], None]
-    ) -> None:
-        self.case, self.specs, self.bench, self.on_step = case, list(specs), bench, on_step
-        self.started_at = datetime.now(UTC).isoformat(timespec="seconds")
-        self.dense = self.specs[0]
-        self.found: dict[MethodSpec, list[Any]] = {spec: [] for spec in self.specs}
-        self.chunked: list[torch.Tensor] = []
-        self.broken: dict[MethodSpec, tuple[str, str]] = {}
-
-    def row(self, spec: MethodSpec, stage: str, **columns: Any) -> Row:
-        common = {
-            **self.case.columns(),
-            "started_at": self.started_at,
-            "command": self.bench.command,
-            **asdict(self.bench.environment),
-            "method": spec.name,
-            "stage": stage,
-            **spec.columns(),
-        }
-        return Row(**(common | columns))
-
-    @property
-    def able(self) -> list[MethodSpec]:
-        """Methods that have not failed."""
-        return [spec for spec in self.specs if spec not in self.broken]
-
-    def drop(self, specs: Sequence[MethodSpec], status: str, reason: str) -> None:
-        """These methods have a status instead of values."""
-        self.broken |= dict.fromkeys(specs, (status, reason))
-
-    def measure(self, loaded: LoadedModel) -> None:
-        """All batches of the case; a method that fails is left out of those that follow."""
-        case, decoder = self.case, loaded.decoder
-        task = make_task(case, loaded)
-        room = max(case.room, *(s.config.rectify_every for s in self.able if rectifies(s)), 1)  # a graph's warm-up
-        state = State.allocate(decoder, case.batch, -(-(case.prompt + room) // 64) * 64, room + 1)
-        for group in range(case.groups):
-            where = f"{group + 1} of {case.groups}" if case.groups > 1 else "prompts"
-            self.on_step(f"prefill, {where}")
-            task.begin(group, prefill_rows(decoder, state, task.prompts(group).to(decoder.device)))
-            for spec in self.able:
-                self.on_step(f"{spec.label}, {where}")
-                self._attempt(task, loaded, state, spec, group)
-                if self.dense in self.broken:
-                    status, reason = self.broken[self.dense]
-                    self.drop(self.able, status, f"{self.dense.name}, which all are compared with: {reason}")
-                    return
-
-    def _attempt(self, task: Task, loaded: LoadedModel, state: State, spec: MethodSpec, group: int) -> None:
-        case = self.case
-        try:
-            contender = Contender(loaded.decoder, state, spec, case.prompt, case.room, task.noise(group))
-            self.found[spec].append(task.measure(contender, group))
-            if spec == self.dense and isinstance(task, Divergence):
-                path = MethodSpec("resa" if self.bench.device.type == "cuda" else "resa-torch")
-                self.chunked.append(task.in_chunks(state, path, group))
-        except Exception as error:
-            self.drop([spec], *failure(error))
-        release(self.bench.device)
-
-    def rows(self, loaded: LoadedModel | None) -> Iterator[Row]:
-        """Of every method in the order asked for: values, or the reason that there are none."""
-        task = make_task(self.case, loaded) if loaded is not None and self.able else None
-        for spec in self.specs:
-            if spec in self.broken or task is None:
-                status, reason = self.broken[spec]
-                yield self.row(spec, "free", status=status, reason=reason)
-                continue
-            for columns in task.rows(spec, self.found[spec], self.found[self.dense]):
-                yield self._value(spec, "free", columns)
-            if spec == self.dense and isinstance(task, Divergence):
-                for columns in task.lengths_rows(self.chunked):
-                    yield self._value(spec, "chunk", columns)
-
-    def _value(self, spec: MethodSpec, stage: str, columns: dict[str, Any]) -> Row:
-        return self.row(spec, stage, status="ok", **(columns | {"value": digits(columns["value"])}))
+PERIODS = [16, 32, 128]
 
 
-def run_case(
-    case: TaskCase,
-    specs: Sequence[MethodSpec],
-    bench: TaskBench,
-    loader: Loader,
-    on_step: Callable[[str], None] = lambda _: None,
-) -> list[Row]:
-    """Do one task under every method of `specs`; a method that fails costs its own rows alone.
+def add_tasks_arguments(parser: argparse.ArgumentParser) -> None:
+    which = parser.add_argument_group("which cases")
+    scale = which.add_mutually_exclusive_group()
+    scale.add_argument("--quick", action="store_const", const="quick", dest="scale", help="short cases, few methods")
+    scale.add_argument("--full", action="store_const", const="full", dest="scale", help="contexts to 7K, many prompts")
+    which.add_argument("--task", nargs="+", choices=TASKS, default=list(TASKS))
+    which.add_argument("--model", default=SMOLLM, metavar="NAME|PATH", help="SmolLM2, a folder or a .gguf file")
+    which.add_argument("--context", nargs="+", type=tokens, default=[], metavar="TOKENS", help="of the prompts")
+    which.add_argument("--steps", type=tokens, help="decoded freely (default 128, quick 48, full 512)")
+    which.add_argument("--samples", type=int, help="batches of prompts, haystacks, lists (default 1, 2, 2; full more)")
+    which.add_argument(
+        "--temperature", nargs="+", type=float, default=[0.0], metavar="T",
+        help="of free decoding: 0 is greedy, above it noise is shared by all methods",
+    )  # fmt: skip
+    which.add_argument("--dtype", choices=DTYPES, help="default bf16, on a CPU fp32")
+    which.add_argument("--seed", type=int, default=0)
+    how = parser.add_argument_group("which methods, and how they are set")
+    how.add_argument("--method", nargs="+", default=[], metavar="NAME", help="see `resa-bench doctor`")
+    how.add_argument("--block-size", type=int, default=16, metavar="b", help="in tokens")
+    how.add_argument("--ratio", nargs="+", type=float, default=[0.1], metavar="r", help="active ratios")
+    how.add_argument("--min-blocks", type=int, default=16, help="least blocks read")
+    how.add_argument("--rectify-every", nargs="+", type=int, default=PERIODS, metavar="f", help="of ReSA")
+    how.add_argument("--summary", choices=SUMMARIES, default="minmax", help=SUMMARY_HELP)
+    how.add_argument("--pinned-blocks", type=int, default=0, metavar="P", help="first blocks that are always read")
+    run = parser.add_argument_group("the run")
+    run.add_argument("--device", help="cuda, cuda:1 or cpu (default: a GPU if there is one)")
+    run.add_argument("--output", type=Path, metavar="DIR", help="default runs/<device>/<commit>[/quick]")
+    run.add_argument("--fresh", action="store_true", help="measure again what the output holds already")
+    run.add_argument("--plan", action="store_true", help="print cases and methods, and stop")
+    run.add_argument("--no-plots", action="store_true")
 
-    Dense decoding goes first, asked for or not.
-    """
-    dense = dense_spec(bench.device)
-    run = TaskRun(case, [dense, *(spec for spec in specs if spec != dense)], bench, on_step)
-    for spec in run.specs:
-        reason = get_method(spec.name).unavailable(case.shape, case.torch_dtype, bench.device)
-        if reason:
-            run.drop([spec], "skipped", reason)
-    loaded = None
-    with torch.inference_mode():
-        try:
-            if dense not in run.broken:
-                on_step("model")
-                chunks = {case.batch * spec.config.rectify_every for spec in run.able if rectifies(spec)}
-                loaded = loader.model(case, {case.batch, *chunks}, bench.device)
-                run.measure(loaded)
-        except ModelNotHere as error:
-            run.drop(run.able, "skipped", str(error))
-        except Exception as error:
-            run.drop(run.able, *failure(error))
-        return list(run.rows(loaded))
+
+def choose_cases(options: argparse.Namespace, device: torch.device) -> list[TaskCase]:
+    """The list asked for. Raises ValueError for a model without text, or a context that it does not handle."""
+    if options.model in MODELS:
+        raise ValueError(f"--model {options.model}: random weights find no needle; give a checkpoint")
+    if options.samples is not None and options.samples < 1:
+        raise ValueError(f"--samples: got {options.samples}, must be at least 1")
+    config = SMOLLM_CONFIG if options.model == SMOLLM else model_config(options.model)
+    dtype = options.dtype or ("bf16" if device.type == "cuda" else "fp32")
+    cases = default_list(
+        options.scale or "default", options.model, config, tasks=options.task, contexts=options.context,
+        samples=options.samples, steps=options.steps, temperatures=options.temperature, dtype=dtype, seed=options.seed,
+    )  # fmt: skip
+    return list(dict.fromkeys(cases))
+
+
+def choose_specs(options: argparse.Namespace, device: torch.device) -> list[MethodSpec]:
+    """Dense decoding, then the default methods at each ratio; with --method those named. Raises ValueError."""
+    known = registered()
+    for name in options.method:
+        if name not in known:
+            raise ValueError(f"--method {name}: unknown; known are {', '.join(known)}")
+        if known[name].is_dense:
+            raise ValueError(f"--method {name}: dense decoding is measured anyway, as what the others are beside")
+    quick = options.scale == "quick"
+    periods = [32] if quick and options.rectify_every == PERIODS else options.rectify_every
+    specs = [dense_spec(device)]
+    for ratio in options.ratio:
+        base = SparseConfig(
+            block_size=options.block_size,
+            active_ratio=ratio,
+            min_blocks=options.min_blocks,
+            **summary_settings(options.summary),
+            pinned_blocks=options.pinned_blocks,
+        )
+        found = default_specs(device, base, periods, quick=quick and not options.method)
+        if options.method:
+            present = {s.name for s in found}
+            found = [s for s in found if s.name in options.method]
+            for name in options.method:
+                every = periods if "rectify_every" in known[name].uses else periods[:1]
+                if name not in present:
+                    found += [MethodSpec(name, replace(base, rectify_every=f)) for f in every]
+        specs += found
+    return list(dict.fromkeys(specs))
+
+
+def run_tasks(options: argparse.Namespace, device: torch.device, command: str, console: Console) -> Outcome | None:
+    """Measure what is asked for and print tables; None after `--plan`."""
+    cases, specs = choose_cases(options, device), choose_specs(options, device)
+    if options.plan:
+        for case in cases:
+            console.print(case.slug, highlight=False)
+        console.print("methods: " + ", ".join(s.label for s in specs), highlight=False)
+        return None
+    folder = options.output or default_folder(device) / ("quick" if options.scale == "quick" else "")
+    path = folder / "tasks.jsonl"
+    console.print(f"{len(cases)} cases x {len(specs)} methods on {device}; results in {path}", highlight=False)
+    worker = Worker(Settings(str(device), Plan(), command))
+    outcome = run_cases(cases, specs, worker, path, device, console, fresh=options.fresh)
+    print_report(outcome.rows, console)
+    minutes = outcome.seconds / 60
+    console.print(f"{len(outcome.rows)} rows in {path} and {path.with_suffix('.csv').name}; {minutes:.1f} minutes")
+    return outcome

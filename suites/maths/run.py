@@ -1,0 +1,221 @@
+"""The maths suite's running: a model bound to each method in turn, its answers judged and recorded as they end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import torch
+
+from ...kernels import Unsupported, get_method
+from ..decode.cases import ModelCase, rectifies
+from ..decode.suite import can_capture
+from ..engine.checks import check_attention, check_rectified, check_replay
+from ..engine.engine import Engine, State, bind_layers
+from ..engine.loader import Loader, release
+from ..engine.prompt import fill_synthetic
+from ..engine.sampling import Sampling
+from ..micro.cases import QUEST_DENSE_LAYERS, MethodSpec
+from ..model.config import ModelConfig
+from ..model.load import LoadedModel
+from .generate import Answer, Batch, places_needed
+from .judge import Judge
+from .problems import Problem
+from .prompting import prompt_ids
+from .records import REFUSED, Record, RecordFile, Setting
+from .sampling import StreamSampling
+from .work import Item
+
+PERIOD = 32  # steps between looks at the tokens, of methods that do not rectify
+CHECK_TOKENS = 1024  # that methods are checked at
+TEXT_CHARS = 4000  # of an answer's end kept in its record
+
+
+@dataclass(frozen=True, slots=True)
+class MathsCase(ModelCase):
+    """A model, and how it is asked."""
+
+    suite: ClassVar[str] = "maths"
+
+    model: str  # `smollm2-135m`, or the path of a checkpoint
+    config: ModelConfig
+    batch: int = 8
+    max_tokens: int = 16384
+    sampling: Sampling = field(default_factory=lambda: Sampling(0.6, 0.9))
+    prompt: str = "chat"
+    weights: str = "bf16"
+    dtype: str = "bf16"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.batch < 1 or self.max_tokens < 1:
+            raise ValueError(f"batch, max_tokens: got {self.batch}, {self.max_tokens}, must be at least 1")
+
+    @property
+    def context(self) -> int:
+        """New tokens of the longest answer; prompts come on top."""
+        return min(self.max_tokens, self.config.context)
+
+    @property
+    def setting(self) -> Setting:
+        sampling = self.sampling
+        return Setting(
+            self.config.name, self.dtype, self.weights, self.prompt, sampling.temperature, sampling.top_p,
+            self.max_tokens, self.seed,
+        )  # fmt: skip
+
+    @property
+    def slug(self) -> str:
+        return f"maths-{self.setting.slug}"
+
+
+def default_specs(device: torch.device, base: MethodSpec) -> list[MethodSpec]:
+    """The rows of the paper's table: dense, sparse, ReSA, at the settings of `base`."""
+    cuda = device.type == "cuda"
+    names = ("triton-dense", "sparse", "resa") if cuda else ("torch-dense", "sparse", "resa-torch")
+    return [replace(base, name=name) for name in names]
+
+
+def named_spec(name: str, base: MethodSpec) -> MethodSpec:
+    """A method at the settings of `base`; Quest with its dense first layers. Raises ValueError, KeyError."""
+    if get_method(name).fixes_length:
+        raise ValueError(f"--method {name}: serves only the length that it is bound at, but answers grow")
+    return replace(base, name=name, dense_layers=QUEST_DENSE_LAYERS if name == "quest" else None)
+
+
+def encode(problems: Sequence[Problem], loaded: LoadedModel, style: str) -> dict[Problem, list[int]]:
+    """Every problem's prompt. Raises ValueError for a model without tokenizer or template."""
+    if loaded.tokenizer is None:
+        raise ValueError(f"the model ({loaded.source}) has no tokenizer, so that it cannot be asked")
+    tokenizer = loaded.tokenizer
+    return {problem: prompt_ids(tokenizer, problem.text, style) for problem in problems}
+
+
+class MathsRun:
+    """A model with caches that every method answers in."""
+
+    def __init__(
+        self, case: MathsCase, specs: Sequence[MethodSpec], items: Sequence[Item], loaded: LoadedModel,
+        device: torch.device,
+    ) -> None:  # fmt: skip
+        """`items`: all there may be to answer; the caches have room for the longest."""
+        self.case, self.device, self.loaded = case, device, loaded
+        fitting = [item for item in items if not self.refusal(item)]
+        longest = max((period(spec) for spec in specs), default=PERIOD)
+        self.state: State | None = None
+        if fitting:
+            capacity = places_needed(fitting, case.max_tokens, case.config.context, longest)
+            self.state = State.allocate(loaded.decoder, case.batch, capacity, longest)
+            fill_synthetic(self.state, case.seed)  # something to check methods on
+
+    def refusal(self, item: Item) -> str | None:
+        """Why a problem cannot be asked, or None if it can."""
+        if item.room(self.case.max_tokens, self.case.config.context) >= 1:
+            return None
+        limit = f"{self.case.config.name} handles {self.case.config.context}"
+        return f"the prompt takes {len(item.prompt)} tokens and leaves none for an answer: {limit}"
+
+    def bind(self, spec: MethodSpec) -> Batch:
+        """A method on the caches, checked against fp64, captured on a GPU. Raises CheckFailed, Unsupported."""
+        case, device, state = self.case, self.device, self.state
+        assert state is not None
+        ones = torch.ones(case.batch, dtype=torch.int64, device=device)
+        every, steps = (spec.config.rectify_every if rectifies(spec) else None), period(spec)
+        length = min(CHECK_TOKENS, state.capacity - steps)
+        state.start(length, ones)
+        options: Any = {"dtype": case.torch_dtype, "device": device}
+        method = get_method(spec.name)(case.shape, spec.config, **options)
+        dense = None
+        if spec.dense_layers:
+            name = "triton-dense" if device.type == "cuda" else "torch-dense"
+            dense = get_method(name)(case.shape, spec.config, **options)
+        layers = bind_layers(state, method, dense, spec.dense_layers or 0)
+        sampling = StreamSampling(case.sampling, len(state.history), case.batch, state.count)
+        engine = Engine(self.loaded.decoder, state, layers, rectify_every=every, sampling=sampling)
+        check_attention(engine, {0, spec.dense_layers or 0, len(layers) - 1})
+        step: Callable[[], object] = engine.step
+        rectify: Callable[[], object] | None = engine.rectify if every else None
+        graph = can_capture(engine, device)
+        if graph:
+            state.start(length, ones)
+            step = engine.capture(engine.step)
+            state.start(length, ones)
+            check_replay(engine, step)
+        if every:
+            state.start(length, ones)
+            state.count.fill_(every)
+            if graph:
+                rectify = engine.capture(engine.rectify)
+            check_rectified(engine, rectify if graph else None)
+        assert self.loaded.tokenizer is not None
+        return Batch(
+            engine, sampling, steps, max_tokens=case.max_tokens, ends=self.loaded.tokenizer.eos, seed=case.seed,
+            step=step, rectify=rectify,
+        )  # fmt: skip
+
+    def answer(
+        self,
+        spec: MethodSpec,
+        items: Sequence[Item],
+        judge: Judge,
+        file: RecordFile,
+        on_period: Callable[[int], None] = lambda _: None,
+    ) -> Iterator[list[Record]]:
+        """Answer `items` under a method; records as they come, written before they are handed on.
+
+        Raises:
+            Unsupported, CheckFailed, and what else ends a method; what it has answered is in the file.
+        """
+        refused = [self.record(spec, item, REFUSED, reason=self.refusal(item)) for item in items if self.refusal(item)]
+        if refused:
+            file.append(refused)
+            yield refused
+        left = [item for item in items if not self.refusal(item)]
+        if not left:
+            return
+        reason = get_method(spec.name).unavailable(self.case.shape, self.case.torch_dtype, self.device)
+        if reason:
+            raise Unsupported(reason)
+        with torch.inference_mode():
+            batch = self.bind(spec)
+            for answers in batch.run(left, on_period):
+                records = [self.judged(spec, answer, judge) for answer in answers]
+                file.append(records)
+                yield records
+        release(self.device)
+
+    def judged(self, spec: MethodSpec, answer: Answer, judge: Judge) -> Record:
+        assert self.loaded.tokenizer is not None
+        text = self.loaded.tokenizer.decode(answer.ids, special=False)
+        verdict = judge(answer.item.problem.answer, text)
+        return self.record(
+            spec, answer.item, verdict.outcome, extracted=verdict.extracted, finished=answer.finished,
+            tokens=len(answer.ids), seconds=round(answer.seconds, 3), text=text[-TEXT_CHARS:],
+        )  # fmt: skip
+
+    def record(self, spec: MethodSpec, item: Item, outcome: str, **more: Any) -> Record:
+        return Record(
+            setting=self.case.setting,
+            method=spec.name,
+            columns=spec.columns(),
+            set=item.problem.set,
+            problem=item.problem.id,
+            digest=item.problem.digest,
+            sample=item.sample,
+            expected=item.problem.answer,
+            prompt_tokens=len(item.prompt),
+            outcome=outcome,
+            **more,
+        )
+
+
+def period(spec: MethodSpec) -> int:
+    return spec.config.rectify_every if rectifies(spec) else PERIOD
+
+
+def load(case: MathsCase, specs: Sequence[MethodSpec], device: torch.device) -> LoadedModel:
+    """The model, its linear layers checked at the numbers of rows that decoding has. Raises CheckFailed."""
+    chunks = {case.batch * spec.config.rectify_every for spec in specs if rectifies(spec)}
+    with torch.inference_mode():
+        return Loader().model(case, {case.batch, *chunks}, device)
