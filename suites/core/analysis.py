@@ -59,5 +59,5 @@ def excess_of(rows: Sequence[Row], method_rows: Sequence[Row], after: int) -> fl
 
 
 def share_error(share: float, count: int) -> float:
-    """One standard error of a share of `count` independent answers, never below that of one answer in `count` + 2."""
-    return math.sqrt(max(share * (1 - share), 0.0) / count)
+    """Half the width of Wilson's 68 % interval of a share of `count` samples; never 0, unlike sqrt(p (1 - p) / n)."""
+    return math.sqrt(share * (1 - share) / count + 1 / (4 * count**2)) / (1 + 1 / count)

@@ -27,7 +27,8 @@ from ..core.spec import Names, steps_of
 from ..core.stages import WHOLE_STEPS, heading, place
 
 COLUMNS = (
-    "method", "tokens/s", "ms a token", "p50", "p99", "of floor", "vs best dense", "floor allows", "J a token", "peak GB",
+    "method", "tokens/s", "ms a token", "p50", "p99", "of floor", "vs best dense", "floor allows", "J a token",
+    "peak GB",
 )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The micro suite's gate: one step, one window, one rectification of a method against fp64, before any time is taken."""
+"""The micro suite's gate: a method's step, window and rectification against fp64, before any time is taken."""
 
 from __future__ import annotations
 
