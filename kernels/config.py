@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 
+import torch
 from torch import Tensor
 
 from .setting import declared, setting
@@ -12,6 +13,8 @@ from .setting import declared, setting
 GQA_POLICIES = ("group-mean", "group-sum", "per-head", "all-heads")
 SUMMARY_KINDS = ("minmax", "meanstd")
 SUMMARY_DTYPES = ("fp8",)  # besides the cache's own
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+"""Of activations, keys and values, by the names that rows have."""
 BLOCK_SIZES = (8, 16, 32, 64, 128)
 HEAD_DIMS = (16, 32, 64, 128, 256)
 MAX_BLOCKS = 32768  # blocks in one sequence: one program holds a row of scores in registers

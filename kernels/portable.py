@@ -269,6 +269,7 @@ class TorchDense(DecodeMethod):
     """SDPA with the GQA group packed as query rows, so that K and V are read once: the dense rival on a CPU."""
 
     is_dense = True
+    device_type = "cpu"
 
     @classmethod
     def unavailable(cls, shape: AttentionShape, dtype: torch.dtype, device: torch.device) -> str | None:

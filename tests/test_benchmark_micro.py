@@ -19,11 +19,12 @@ from resa_bench.kernels.launch import INTERPRET
 from resa_bench.profiling.ceilings import Ceilings, measure_ceilings
 from resa_bench.profiling.device import describe
 from resa_bench.profiling.timing import EventStamp, Plan, Timer, make_timer, warm_up
-from resa_bench.suites.engine.gate import dense_exact
-from resa_bench.suites.micro.cases import Case, MethodSpec, default_cases, default_methods
+from resa_bench.suites.core.spec import MethodSpec
+from resa_bench.suites.micro.cases import Case, default_cases, default_methods
+from resa_bench.suites.micro.checks import dense_exact
 from resa_bench.suites.micro.inputs import Inputs, make_inputs
+from resa_bench.suites.micro.run import make_ops, prepare
 from resa_bench.suites.micro.suite import Bench as MicroBench
-from resa_bench.suites.micro.suite import make_ops, prepare
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 CUDA = DEVICE.type == "cuda"

@@ -19,9 +19,12 @@ from resa_bench.profiling import timing
 from resa_bench.profiling.ceilings import Ceilings
 from resa_bench.suites import cli, micro_cli, worker
 from resa_bench.suites.cli import build_parser, main
-from resa_bench.suites.core.rows import Row, append_case, read_rows
+from resa_bench.suites.core.results import append as append_case
+from resa_bench.suites.core.results import read_rows
+from resa_bench.suites.core.rows import Row
+from resa_bench.suites.core.spec import MethodSpec
 from resa_bench.suites.core.worker import Settings, Worker
-from resa_bench.suites.micro.cases import PRESETS, Case, MethodSpec
+from resa_bench.suites.micro.cases import PRESETS, Case
 
 ON_CPU = ["--device", "cpu"]
 TINY = [*ON_CPU, "--q-heads", "4", "--kv-heads", "2", "--head-dim", "16", "--context", "256"]

@@ -27,15 +27,19 @@ from resa_bench.kernels.portable import TorchSparseMethod
 from resa_bench.profiling.ceilings import Ceilings
 from resa_bench.profiling.device import describe
 from resa_bench.suites import micro
+from resa_bench.suites.core.failure import CheckFailed
+from resa_bench.suites.core.spec import MethodSpec
 from resa_bench.suites.decode import suite as decode_suite
 from resa_bench.suites.decode.cases import DecodeCase
-from resa_bench.suites.decode.suite import DecodeBench, DecodePlan
+from resa_bench.suites.decode.suite import DecodeBench
 from resa_bench.suites.engine.checks import check_attention
 from resa_bench.suites.engine.costs import plan_costs
 from resa_bench.suites.engine.engine import Engine, State, bind_layers
-from resa_bench.suites.engine.gate import CheckFailed, check_window, compare, dense_exact
+from resa_bench.suites.engine.gate import compare
 from resa_bench.suites.engine.loader import Loader
-from resa_bench.suites.micro.cases import Case, MethodSpec, ModelShape
+from resa_bench.suites.engine.measure import DecodePlan
+from resa_bench.suites.micro.cases import Case, ModelShape
+from resa_bench.suites.micro.checks import check_window, dense_exact
 from resa_bench.suites.micro.inputs import make_inputs, make_window
 from resa_bench.suites.model.decoder import Cells, Decoder
 from resa_bench.suites.model.load import LoadedModel

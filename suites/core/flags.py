@@ -13,13 +13,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import torch
-
+from ...kernels.config import DTYPES
 from .settings import SETTINGS, SUMMARIES
 
 K = 1024
 CASES, METHODS, RUN = "which cases", "which methods, and how they are set", "the run"
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 MOST_TOKENS = 1 << 24  # of any context: beyond what any model or device here holds
 
 Options = SimpleNamespace

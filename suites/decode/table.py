@@ -11,6 +11,7 @@ from rich.panel import Panel
 from rich.table import Table
 
 from ..core.report import (
+    BreakEven,
     break_even,
     failed_lines,
     main_launch,
@@ -110,6 +111,18 @@ def drift_table(rows: Sequence[Row], names: Names | None = None) -> Table:
     return table
 
 
+def crossings(rows: Sequence[Row]) -> dict[tuple[str, ...], BreakEven]:
+    """By model, weights, batch and method: the context from which it decodes faster than the best dense one."""
+    names, launch = Names(rows), main_launch(rows)
+    sparse = [r for r in steps(rows) if r.block_size is not None and r.launch == launch]
+
+    def curve(row: Row) -> tuple[str, ...]:
+        batch = f"{row.batch}, shared K/V" if row.shared_kv else str(row.batch)
+        return row.model, str(row.weight_dtype), batch, names[row]
+
+    return break_even(sparse, curve)
+
+
 def print_report(rows: Sequence[Row], console: Console) -> None:
     """All tables of a run."""
     names = Names(rows)
@@ -120,15 +133,8 @@ def print_report(rows: Sequence[Row], console: Console) -> None:
             parts = breakdown_table(case, rows, names)
             if parts is not None:
                 console.print(parts)
-    launch = main_launch(rows)
-    sparse = [r for r in steps(rows) if r.block_size is not None and r.launch == launch]
-
-    def curve(row: Row) -> tuple[str, ...]:
-        batch = f"{row.batch}, shared K/V" if row.shared_kv else str(row.batch)
-        return row.model, str(row.weight_dtype), batch, names[row]
-
     title = "break-even context (whole steps, against the best dense method)"
-    print_break_even(title, ("model", "weights", "batch", "method"), break_even(sparse, curve), console)
+    print_break_even(title, ("model", "weights", "batch", "method"), crossings(rows), console)
     if any(r.metric for r in rows):
         console.print(drift_table(rows, names))
     if panels := texts(rows, names):

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from ...kernels import AttentionShape
-from ...kernels.config import ceil_div
-from ..core.flags import DTYPES
+from ...kernels.config import DTYPES, ceil_div
 from ..model.config import MODELS, ModelConfig
 from ..model.load import model_config
 from ..model.smollm import CONFIG as SMOLLM_CONFIG

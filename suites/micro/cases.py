@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 import torch
 
 from ...kernels import AttentionShape, SparseConfig, registered
-from ...kernels.config import ceil_div
-from ..core.flags import DTYPES, K, size_word
+from ...kernels.config import DTYPES, ceil_div
+from ..core.flags import K, size_word
 from ..core.spec import MethodSpec, make_spec, runs_by_default, unique
 
 QUEST_POLICIES = ("per-head", "group-sum")  # as published, and the cheapest way to share its lists

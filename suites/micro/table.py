@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..core.report import (
+    BreakEven,
     break_even,
     failed_lines,
     main_launch,
@@ -62,18 +63,22 @@ def case_table(case: str, rows: Sequence[Row], names: Names | None = None) -> Ta
     return table
 
 
-def print_report(rows: Sequence[Row], console: Console) -> None:
-    """All tables of a run."""
-    names = Names(rows)
-    for case in dict.fromkeys(r.case for r in rows):
-        console.print(case_table(case, rows, names))
-    launch = main_launch(rows)
+def crossings(rows: Sequence[Row]) -> dict[tuple[str, ...], BreakEven]:
+    """By model, batch and method: the context from which its step beats the best dense one, on random data, cold."""
+    names, launch = Names(rows), main_launch(rows)
     sparse = [
         r for r in rows
         if r.timed and r.stage == "total" and r.cache_state == "cold" and r.launch == launch
         and r.selection_pattern == "random" and r.block_size is not None
     ]  # fmt: skip
+    return break_even(sparse, lambda row: (row.model, str(row.batch), names[row]))
+
+
+def print_report(rows: Sequence[Row], console: Console) -> None:
+    """All tables of a run."""
+    names = Names(rows)
+    for case in dict.fromkeys(r.case for r in rows):
+        console.print(case_table(case, rows, names))
     title = "break-even context (one step, against the best dense method)"
-    crossings = break_even(sparse, lambda row: (row.model, str(row.batch), names[row]))
-    print_break_even(title, ("model", "batch", "method"), crossings, console)
+    print_break_even(title, ("model", "batch", "method"), crossings(rows), console)
     print_untimed(rows, console)

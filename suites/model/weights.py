@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from ...kernels.config import DTYPES
 from ...kernels.linear.dispatch import DenseWeight, Norm, Weight
 from ...kernels.linear.int4 import quantise
-from ..micro.cases import DTYPES
 from .config import ModelConfig
 from .decoder import Decoder, LayerWeights
 
