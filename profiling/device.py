@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 import triton
 
-from .nvml import nvml_handle
+from .nvml import Nvml
 
 COMMIT_VARIABLE = "RESA_BENCH_COMMIT"
 
@@ -41,12 +41,8 @@ def device_name(device: torch.device) -> str:
 
 
 def driver_version(device: torch.device) -> str | None:
-    """NVIDIA's driver; None on a CPU."""
-    found = nvml_handle(device)
-    if found is None:
-        return None
-    version = found[0].nvmlSystemGetDriverVersion()
-    return version.decode() if isinstance(version, bytes) else version
+    """NVIDIA's driver; None on a CPU, or where NVML does not tell."""
+    return Nvml(device).driver_version()
 
 
 def source_state() -> tuple[str | None, bool | None]:
