@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import re
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +11,19 @@ import torch
 import triton
 
 from .nvml import Nvml
+from .source import COMMIT_VARIABLE, package_version, source_hash, source_state, source_tag
 
-COMMIT_VARIABLE = "RESA_BENCH_COMMIT"
+__all__ = [
+    "COMMIT_VARIABLE",
+    "Environment",
+    "describe",
+    "device_name",
+    "driver_version",
+    "package_version",
+    "source_hash",
+    "source_state",
+    "source_tag",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,29 +52,6 @@ def device_name(device: torch.device) -> str:
 def driver_version(device: torch.device) -> str | None:
     """NVIDIA's driver; None on a CPU, or where NVML does not tell."""
     return Nvml(device).driver_version()
-
-
-def source_state() -> tuple[str | None, bool | None]:
-    """Commit of the tree this package runs from and whether it was changed since.
-
-    Where there is only an exported tree (a container, a remote machine), RESA_BENCH_COMMIT says which commit it is.
-    """
-    folder = Path(__file__).resolve().parent
-    told = os.environ.get(COMMIT_VARIABLE)
-    if told:
-        return told.removesuffix("-dirty"), told.endswith("-dirty")
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True, timeout=20
-        ).stdout.strip()
-
-    try:
-        changes = git("status", "--porcelain", "--untracked-files=all").splitlines()
-        # A new Python file may be a new method; other new files (results, notes) change nothing.
-        return git("rev-parse", "HEAD"), any(c.endswith(".py") or not c.startswith("??") for c in changes)
-    except (OSError, subprocess.SubprocessError):
-        return None, None
 
 
 def describe(device: torch.device) -> Environment:
