@@ -78,7 +78,7 @@ def package_version() -> str | None:
 
 
 def built_stamp() -> str:
-    """The line of a wheel's `built_commit.txt`: commit or `unknown`; `clean`, `dirty` or `unknown`; the sources' hash."""
+    """A wheel's `built_commit.txt`: commit or `unknown`; `clean`, `dirty` or `unknown`; the hash of the sources."""
     commit, dirty = source_state()
     state = "unknown" if dirty is None else "dirty" if dirty else "clean"
     return f"{commit or 'unknown'} {state} {source_hash()}\n"

@@ -1,4 +1,4 @@
-"""The measuring loop under a fake clock: order, flushes, warm-up, when it stops; the CPU's flush; ceilings."""
+"""The measuring loop under a fake clock: order, flushes, warm-up, when it stops; the CPU's flush."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from resa_bench.profiling import timing
-from resa_bench.profiling.ceilings import Ceilings, measure_ceilings
 from resa_bench.profiling.timing import CpuTimer, CudaTimer, Op, Plan, Samples, Timer, make_timer, measure, warm_up
 
 CPU = torch.device("cpu")
@@ -245,41 +244,6 @@ def test_make_timer(small_cache: int) -> None:
     assert isinstance(make_timer(CPU), CpuTimer)
     with pytest.raises(ValueError, match="got meta, allowed are cuda, cpu"):
         make_timer(torch.device("meta"))
-
-
-def test_floor_is_the_longer_of_bytes_and_flops() -> None:
-    ceilings = Ceilings(read_gbps=2000.0, copy_gbps=1500.0, matrix_tflops=500.0)
-    assert ceilings.floor_us(2_000_000, 0) == pytest.approx(1.0)  # 2 MB at 2 TB/s
-    assert ceilings.floor_us(2_000_000, 5_000_000_000) == pytest.approx(10.0)  # 5 GFLOP at 500 TFLOP/s
-    assert ceilings.floor_us(0, 0) == 0
-
-
-def test_ceilings_from_known_times(timer: LoggingTimer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every sample takes a millisecond: rates follow from the sizes."""
-
-    def stamp() -> float:
-        timer.clock.now += 1e-3
-        return timer.clock.now
-
-    monkeypatch.setattr(timer, "stamp", stamp)
-    found = measure_ceilings(timer, stream_bytes=2**20, matrix=64)
-    assert found.read_gbps == pytest.approx(2**20 / 1e-3 / 1e9)
-    assert found.copy_gbps == pytest.approx(2 * found.read_gbps)  # bytes read and written
-    assert found.matrix_tflops == pytest.approx(2 * 64**3 / 1e-3 / 1e12)
-
-
-def test_a_ceiling_is_the_best_rate_and_not_the_middle_one(
-    timer: LoggingTimer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Times cycle through 1, 2, 3 ms: the 5th percentile is 1 ms."""
-    seconds = cycle([0.0, 1e-3, 0.0, 1e-3, 0.0, 1e-3, 0.0, 2e-3, 0.0, 2e-3, 0.0, 2e-3, 0.0, 3e-3, 0.0, 3e-3, 0.0, 3e-3])
-
-    def stamp() -> float:
-        timer.clock.now += next(seconds)
-        return timer.clock.now
-
-    monkeypatch.setattr(timer, "stamp", stamp)
-    assert measure_ceilings(timer, stream_bytes=2**20, matrix=64).read_gbps == pytest.approx(2**20 / 1e-3 / 1e9)
 
 
 @pytest.mark.gpu
