@@ -11,10 +11,13 @@ import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from .nvml import Nvml
+
+_cuda: Any = torch.cuda  # whose functions have types in some versions only
 
 TOLERATED_CPUS = 0.5
 """CPUs that others may keep busy where there is no room: a desktop, a terminal, a monitor."""
@@ -60,7 +63,7 @@ class Watch:
     def _gpu_reason(self) -> str | None:
         processes, percent = self._nvml.compute_processes(), self._nvml.process_utilisation(self._since_us)
         ours = {os.getpid(), os.getppid()}  # the measuring process, and the command that started it
-        return gpu_reason(processes, percent, ours, present=torch.cuda.is_initialized())
+        return gpu_reason(processes, percent, ours, present=_cuda.is_initialized())
 
 
 def contention(device: torch.device, seconds: float = 0.1) -> str | None:

@@ -28,7 +28,14 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """Columns of a row that are the same for a whole run."""
+    """Columns of a row that are the same for a whole run.
+
+    Attributes:
+        device: its name.
+        driver: NVIDIA's version; None on a CPU or where it is not known.
+        torch, triton, python: versions.
+        commit, dirty: `source_state`.
+    """
 
     device: str
     driver: str | None
@@ -40,7 +47,7 @@ class Environment:
 
 
 def device_name(device: torch.device) -> str:
-    """The GPU's name, or the CPU's with its core count."""
+    """The GPU's name, or the CPU's with the threads that torch uses."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     info = Path("/proc/cpuinfo")

@@ -210,6 +210,7 @@ def charge(kernels: Sequence[Kernel], repeats: int = 1, *, between: bool = False
     """Microseconds by stage and gap per repetition.
 
     Args:
+        kernels: in device order, of `repeats` repetitions of the same number each.
         between: count the gaps between repetitions, too (repetitions that follow each other at once).
     """
     stages: defaultdict[str, float] = defaultdict(float)

@@ -18,21 +18,21 @@ REPORT = DATA / "nsys-resa-b1-256k.sqlite"
 
 
 def test_an_nsys_report() -> None:
-    """Eight replayed steps, a replayed rectification, and one of each launched from Python."""
-    found = passes(nsys.read(REPORT))
-    assert [(one.kind, one.graph, len(one.kernels)) for one in found] == [
+    """Eight replayed steps, a replayed rectification, and step of each launched from Python."""
+    recorded = passes(nsys.read(REPORT))
+    assert [(step.kind, step.graph, len(step.kernels)) for step in recorded] == [
         *[("step", True, 4)] * 8, ("rectification", True, 4), ("step", False, 4), ("rectification", False, 4),
     ]  # fmt: skip
-    assert {one.context for one in found} == {262144}
-    assert [(k.name, k.stage) for k in found[9].kernels] == [
+    assert {step.context for step in recorded} == {262144}
+    assert [(k.name, k.stage) for k in recorded[9].kernels] == [
         ("_score_kernel", "append+score"), ("_select_kernel", "select"),
         ("_sparse_decode_kernel", "attend"), ("_merge_kernel", "merge"),
     ]  # fmt: skip
-    assert all(0 < one.call_us < one.host_us for one in found)
+    assert all(0 < step.call_us < step.host_us for step in recorded)
 
 
 def test_payloads_of_an_nsys_report() -> None:
-    ranges = {(one.name, one.value) for one in nsys.read(REPORT).ranges}
+    ranges = {(opened.name, opened.value) for opened in nsys.read(REPORT).ranges}
     assert {("step", 262144), ("select", 1639), ("attend", 1639), ("merge", None)} <= ranges
 
 
@@ -260,15 +260,15 @@ def test_an_ncu_report_without_any_metric() -> None:
 
 def timeline(*stages: str | None, graph: str = "ab") -> Timeline:
     """An eager step of kernels a, b with a stage each (None: outside all), and a replayed one of `graph`'s."""
-    found = Timeline(ranges=[Range(1, "step", 0, 100), Range(1, "step", 200, 300)])
+    traced = Timeline(ranges=[Range(1, "step", 0, 100), Range(1, "step", 200, 300)])
     for i, (name, stage) in enumerate(zip("ab", stages, strict=True)):
-        found.kernels.append((Kernel(name, 10 * i, 10 * i + 5), i))
-        found.calls[i] = Call(1, 20 * i + 1, 20 * i + 2)
+        traced.kernels.append((Kernel(name, 10 * i, 10 * i + 5), i))
+        traced.calls[i] = Call(1, 20 * i + 1, 20 * i + 2)
         if stage:
-            found.ranges.append(Range(1, stage, 20 * i, 20 * i + 10))
-    found.calls["graph"] = Call(1, 210, 215)
-    found.kernels += [(Kernel(name, 220 + 10 * i, 225 + 10 * i), "graph") for i, name in enumerate(graph)]
-    return found
+            traced.ranges.append(Range(1, stage, 20 * i, 20 * i + 10))
+    traced.calls["graph"] = Call(1, 210, 215)
+    traced.kernels += [(Kernel(name, 220 + 10 * i, 225 + 10 * i), "graph") for i, name in enumerate(graph)]
+    return traced
 
 
 def test_replays_take_their_stages_from_the_eager_pass() -> None:
@@ -278,7 +278,7 @@ def test_replays_take_their_stages_from_the_eager_pass() -> None:
 
 
 @pytest.mark.parametrize(
-    ("found", "message"),
+    ("traced", "message"),
     [
         (timeline("score", None), "outside every stage: b"),
         (timeline("score", "attend", graph="ac"), "kernel 1 is c in the replay, b in the eager pass"),
@@ -286,6 +286,6 @@ def test_replays_take_their_stages_from_the_eager_pass() -> None:
     ],
     ids=["unmarked", "another-kernel", "one-more"],
 )
-def test_kernels_without_a_stage_fail(found: Timeline, message: str) -> None:
+def test_kernels_without_a_stage_fail(traced: Timeline, message: str) -> None:
     with pytest.raises(TraceMismatch, match=message):
-        sections(passes(found), back_to_back=False)
+        sections(passes(traced), back_to_back=False)
