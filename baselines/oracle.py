@@ -25,7 +25,7 @@ class _ScoredByMass(BlockSparseLayer):
         logits.masked_fill_(position >= cache.lengths[:, None, None, None], float("-inf"))
         mass = torch.softmax(logits, dim=-1).sum(2)  # [B, Hkv, S]
         mass = torch.nn.functional.pad(mass, (0, -tokens % config.block_size))
-        scores = mass.unflatten(2, (-1, config.block_size)).sum(3)
+        scores = mass.view(*mass.shape[:2], -1, config.block_size).sum(3)  # [B, Hkv, blocks]
         index = torch.arange(scores.shape[2], device=cache.device)
         blocks = (cache.lengths + config.block_size - 1) // config.block_size
         always = config.always_selected(index, blocks[:, None, None])
@@ -41,7 +41,10 @@ class _ScoredByMass(BlockSparseLayer):
 
 
 class OracleLayer(_ScoredByMass, SparseLayer):
+    """One layer whose selection and attention are kernels."""
+
     def choose_stages(self, step: StepTensors) -> tuple[Stage, ...]:
+        """Scoring and selection."""
         work = self.work
         return (
             Stage("score", lambda: self.score_masses(step, self.cache.capacity)),
@@ -50,7 +53,10 @@ class OracleLayer(_ScoredByMass, SparseLayer):
 
 
 class TorchOracleLayer(_ScoredByMass, TorchSparseLayer):
+    """One layer in plain torch."""
+
     def score(self, step: StepTensors) -> None:
+        """Fill `work.scores`, float32 `[B, Hkv, blocks]`."""
         self.score_masses(step, max(int(self.cache.lengths.max()), 1))
 
 
@@ -66,9 +72,11 @@ class Oracle(SparseMethod):
     joins = ("micro",)
 
     def rows(self) -> int:
+        """Lists of a sequence: one a KV head."""
         return self.shape.kv_heads
 
     def prepare(self, cache: KVCache) -> BlockSparseLayer:
+        """One layer, bound to its cache. Raises Unsupported for a paged one."""
         if cache.paged:
             raise Unsupported("cache: the oracle reads contiguous caches only, got a paged one")
         return super().prepare(cache)
