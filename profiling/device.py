@@ -34,7 +34,9 @@ class Environment:
         device: its name.
         driver: NVIDIA's version; None on a CPU or where it is not known.
         torch, triton, python: versions.
+        version: of this package.
         commit, dirty: `source_state`.
+        source: a hash of the package's source files.
     """
 
     device: str
@@ -42,8 +44,10 @@ class Environment:
     torch: str
     triton: str
     python: str
+    version: str | None
     commit: str | None
     dirty: bool | None
+    source: str
 
 
 def device_name(device: torch.device) -> str:
@@ -70,6 +74,8 @@ def describe(device: torch.device) -> Environment:
         torch=torch.__version__,
         triton=triton.__version__,
         python=platform.python_version(),
+        version=package_version(),
         commit=commit,
         dirty=dirty,
+        source=source_hash(),
     )

@@ -11,7 +11,8 @@ import torch
 
 from ...kernels import AttentionShape
 from ...profiling.ceilings import Ceilings
-from ...profiling.clocks import ClockState, worst
+from ...profiling.clocks import ClockReader, ClockState, worst
+from ...profiling.contention import Watch
 from ...profiling.device import Environment
 from ...profiling.timing import Timer
 from .rows import Row
@@ -91,6 +92,22 @@ class RowMaker:
     def bare(self, spec: MethodSpec, **columns: Any) -> Row:
         """A row that says nothing of settings: dense decoding's own, beside which methods are judged."""
         return Row(**(self.common | {"method": spec.name, "stage": self.stage} | columns))
+
+
+class Conditions:
+    """Clocks and other users of the device around a measurement: from here to `columns`."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._reader, self._watch = ClockReader(device), Watch(device)
+        self._states: list[ClockState] = []
+
+    def read(self) -> None:
+        """Read the clocks: before, after, and now and then between."""
+        self._states.append(self._reader.read())
+
+    def columns(self) -> dict[str, Any]:
+        """What rows say about it: the worst of all readings, who else was there, and the status that follows."""
+        return clock_columns(self._states) | {"contention": self._watch.reason()}
 
 
 def clock_columns(states: Sequence[ClockState]) -> dict[str, Any]:

@@ -41,8 +41,9 @@ def share(value: float | None, places: int = 0) -> str:
 
 
 def titled(row: Row, names: Names, notes: Iterable[str] = ()) -> str:
-    """A method's name with notes; bold where it is the best dense one; throttling is said."""
+    """A method's name with notes; bold where it is the best dense one; throttling and other users are said."""
     words = [*notes, *(["[yellow]throttled[/]"] if row.status == "throttled" else [])]
+    words += ["[yellow]others ran[/]"] if row.contention else []
     name = escape(names[row]) + (f" ({', '.join(words)})" if words else "")
     return f"[bold]{name}[/] (best dense)" if row.best_dense == row.method else name
 
@@ -60,8 +61,10 @@ def failed_lines(table: Table, rows: Iterable[Row], names: Names) -> None:
 
 
 def print_untimed(rows: Sequence[Row], console: Console) -> None:
-    """What was skipped, by reason, and what failed, with its reason: the end of every report."""
+    """Who else used the device, what was skipped, by reason, and what failed, with its reason: a report's end."""
     names = Names(rows)
+    for reason in dict.fromkeys(row.contention for row in rows if row.contention):
+        console.print(f"[yellow]others ran:[/] {escape(reason)}", highlight=False)
     skipped: dict[tuple[str, str], set[str]] = {}
     for row in rows:
         if row.status == "skipped":

@@ -149,13 +149,16 @@ class EnvironmentPart:
     temperature_c: int | None = None
     power_w: float | None = None  # the most that was read around the case
     throttle_reasons: str | None = None
+    contention: str | None = None  # who else used the CPUs or the GPU meanwhile; None: nothing speaks for it
     device: str | None = None
     driver: str | None = None
     torch: str | None = None
     triton: str | None = None
     python: str | None = None
+    version: str | None = None  # of this package
     commit: str | None = None
     dirty: bool | None = None
+    source: str | None = None  # a hash of the package's source files
     started_at: str | None = None
     command: str | None = None
     schema: int = SCHEMA

@@ -17,12 +17,11 @@ import triton
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from ...profiling.device import device_name, source_state
+from ...profiling.device import device_name, source_state, source_tag
 from .bench import Case, Report
 from .failure import unavailable
 from .results import Contents, append, locked, read_file, rewrite, write_csv
 from .rows import FAILED, Row, from_record, identity, not_finite, to_record
-from .source import changes_digest
 from .spec import MethodSpec
 from .worker import Worker, WorkerDied
 
@@ -53,13 +52,9 @@ class Outcome:
 
 
 def default_folder(device: torch.device) -> Path:
-    """`runs/<device>/<commit>`: another commit or device starts a file of its own, so resuming never mixes trees."""
-    commit, dirty = source_state()
-    tag = commit[:10] if commit else "unversioned"
-    if dirty:
-        tag += f"-dirty-{changes_digest()}"
+    """`runs/<device>/<sources>`: other sources or another device start a file of their own, so no run mixes trees."""
     slug = re.sub(r"[^a-z0-9]+", "-", device_name(device).lower()).strip("-")
-    return Path("runs") / slug / tag
+    return Path("runs") / slug / source_tag()
 
 
 def belongs(row: Row, case: Case) -> bool:

@@ -9,13 +9,12 @@ from typing import Any
 import torch
 
 from ...kernels import Traffic
-from ...profiling.clocks import ClockReader
 from ...profiling.energy import EnergyCounter
 from ...profiling.ranges import StageClock, listening
 from ...profiling.stats import mean_interval
 from ...profiling.timeline import TraceMismatch
 from ...profiling.trace import break_down
-from ..core.bench import Bench, Report, RowMaker, clock_columns
+from ..core.bench import Bench, Conditions, Report, RowMaker
 from ..core.rows import Row, digits
 from ..core.spec import MethodSpec
 from ..core.speedups import with_speedups
@@ -87,10 +86,10 @@ class CaseRun:
         tokens = spec.period
         text = case.prompt == "text"
         self.on_step(f"time {spec.label}")
-        reader = ClockReader(device)
+        conditions = Conditions(device)
         self.place.before(tokens)
         time_decoding(bound.step, bound.rectify, tokens, device, periods=1)  # warm-up
-        states = [reader.read()]
+        conditions.read()
         timing = time_decoding(
             bound.step,
             bound.rectify,
@@ -102,9 +101,9 @@ class CaseRun:
             energy=EnergyCounter(device),
             context=None if text else case.context,
         )
-        states.append(reader.read())
+        conditions.read()
         written = self.text() if text else None
-        clocks = clock_columns(states)
+        clocks = conditions.columns()
         costs = self.costs(bound)
         peak = torch.cuda.max_memory_allocated(device) if cuda else None
         total = self.total(bound, timing, costs, clocks, bound.launch, text=written, peak_memory_bytes=peak)
@@ -168,11 +167,18 @@ class CaseRun:
             **clocks,
             **columns,
         }
-        beaten = floor > mean
-        if beaten and firm_ceilings(self.bench.device):
-            failed = {"status": "failed", "reason": f"{mean:.0f} us a step beats the floor of {floor:.0f} us"}
-            return self.row(bound.spec, **(common | failed))
-        floors = {} if beaten else {"floor_us": digits(floor), "floor_fraction": digits(floor / mean)}
+        verdict = self.bench.ceilings.verdict(floor, mean)
+        if verdict.kind == "impossible" and firm_ceilings(self.bench.device):
+            return self.row(bound.spec, **(common | {"status": "failed", "reason": verdict.reason}))
+        floors: dict[str, Any] = {}
+        if verdict.kind != "impossible":
+            floor = costs.floor_us(verdict.ceilings)
+            floors = {
+                "floor_us": digits(floor),
+                "floor_fraction": digits(floor / mean),
+                "read_ceiling_gbps": round(verdict.ceilings.read_gbps, 1),
+            }
+            common["reason"] = "; ".join(filter(None, (common["reason"], verdict.reason))) or None
         interval = mean_interval(timing.period_us)
         joules = None  # the counter is too coarse for less than two seconds
         if timing.joules is not None and timing.seconds >= ENERGY_SECONDS:

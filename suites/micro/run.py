@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from ...kernels import DecodeMethod, Layer, Stage, Traffic, get_method
-from ...profiling.clocks import ClockReader, ClockState
+from ...profiling.ceilings import Ceilings, Verdict
 from ...profiling.ranges import heard, mark
 from ...profiling.stats import Summary, summarize
 from ...profiling.timing import Op, measure
-from ..core.bench import Bench, Report, RowMaker, clock_columns
+from ..core.bench import Bench, Conditions, Report, RowMaker
 from ..core.failure import failure, unavailable
 from ..core.rows import Row, digits
 from ..core.spec import MethodSpec
@@ -24,6 +24,7 @@ from .cases import Case
 from .checks import check_rectify, check_step, check_window, dense_exact
 from .inputs import Inputs, make_inputs, make_window
 
+NOTHING = Traffic(0)
 CLOCK_ROUNDS = 20  # rounds between two readings of the clocks
 
 
@@ -142,18 +143,17 @@ def run_case(case: Case, specs: Sequence[MethodSpec], bench: Bench, on_step: Rep
         except Exception as error:
             ops = [op for op in ops if op.key.spec != spec]
             rows.append(make_row(spec, **failure(error)))
-    reader = ClockReader(bench.device)
-    states: list[ClockState] = []
+    conditions = Conditions(bench.device)
 
     def each_round(number: int) -> None:
         on_step(f"round {number}")
         if number % CLOCK_ROUNDS == 1:
-            states.append(reader.read())
+            conditions.read()
 
     samples = measure(ops, bench.timer, bench.plan.timing, on_round=each_round)
-    states.append(reader.read())
+    conditions.read()
     summaries = {key: (summarize(s.times_us), s.stopped_by) for key, s in samples.items()}
-    rows += timed_rows(all_prepared, summaries, bench, make_row, states)
+    rows += timed_rows(all_prepared, summaries, bench, make_row, conditions.columns())
     return with_speedups(rows, step_us, WHOLE_STEPS)
 
 
@@ -162,16 +162,15 @@ def timed_rows(
     summaries: dict[Key, tuple[Summary, str]],
     bench: Bench,
     make_row: RowMaker,
-    states: Sequence[ClockState],
+    clocks: dict[str, Any],
 ) -> list[Row]:
     """A row per op, and `total_amortised` from `total` and `rectify` of the same launch and cache state."""
-    clocks = clock_columns(states)
     by_spec = {prepared.spec: prepared for prepared in all_prepared}
     rows = []
     for key, (summary, stopped_by) in summaries.items():
         prepared = by_spec[key.spec]
-        work = Work.of(prepared.traffic.get(key.stage), bench)
-        rows.append(_row(prepared, key, summary, stopped_by, work, make_row, clocks))
+        work = Work(prepared.traffic.get(key.stage, NOTHING))
+        rows.append(_row(prepared, key, summary, stopped_by, work, bench, make_row, clocks))
     for prepared in (prepared for prepared in all_prepared if prepared.rectify):
         every = prepared.spec.config.rectify_every
         for launch in ("graph", "eager"):
@@ -179,9 +178,9 @@ def timed_rows(
             rectify = summaries.get(Key(prepared.spec, "rectify", "cold", launch))
             if total and rectify:
                 key = Key(prepared.spec, "total_amortised", "cold", launch)
-                step, chunk = (Work.of(prepared.traffic[stage], bench) for stage in ("total", "rectify"))
+                work = Work(prepared.traffic["total"], prepared.traffic["rectify"], every)
                 summary = amortise(total[0], rectify[0], every)
-                rows.append(_row(prepared, key, summary, total[1], step.with_share(chunk, every), make_row, clocks))
+                rows.append(_row(prepared, key, summary, total[1], work, bench, make_row, clocks))
     return rows
 
 
@@ -195,26 +194,29 @@ def amortise(total: Summary, rectify: Summary, every: int) -> Summary:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Compulsory work and its floor; nothing where it is not known."""
+    """Compulsory work of a row: of its step, and one part in `every` of a rectification; nothing where not known."""
 
-    bytes: int = 0
-    flops: int = 0
-    floor_us: float = 0.0
+    step: Traffic
+    rectification: Traffic = NOTHING
+    every: int = 1
 
-    @classmethod
-    def of(cls, traffic: Traffic | None, bench: Bench) -> Work:
-        """At the measured ceilings."""
-        if traffic is None or not traffic.bytes:
-            return cls()
-        return cls(traffic.bytes, traffic.flops, bench.ceilings.floor_us(traffic.bytes, traffic.flops))
+    @property
+    def total(self) -> Traffic:
+        """Bytes and FLOPs, rectification amortised in."""
+        apart = self.rectification
+        return self.step + Traffic(apart.bytes // self.every, apart.flops // self.every)
 
-    def with_share(self, other: Work, every: int) -> Work:
-        """With one part in `every` of other work."""
-        return Work(
-            self.bytes + other.bytes // every,
-            self.flops + other.flops // every,
-            self.floor_us + other.floor_us / every,
-        )
+    def floor_us(self, ceilings: Ceilings) -> float:
+        """The shortest time for it."""
+        step, apart = (ceilings.floor_us(part.bytes, part.flops) for part in (self.step, self.rectification))
+        return step + apart / self.every
+
+
+def judged(work: Work, median_us: float, ceilings: Ceilings, cache_state: str) -> Verdict:
+    """What a time beside its floor means; a warm cache may beat any floor of the memory."""
+    if cache_state != "cold":
+        return Verdict("within", ceilings)
+    return ceilings.verdict(work.floor_us(ceilings), median_us, ceilings.bound(work.total.bytes, work.total.flops))
 
 
 def _row(
@@ -223,6 +225,7 @@ def _row(
     summary: Summary,
     stopped_by: str,
     work: Work,
+    bench: Bench,
     make_row: RowMaker,
     clocks: dict[str, Any],
 ) -> Row:
@@ -234,23 +237,24 @@ def _row(
         **clocks,
     }
     floors: dict[str, Any] = {}
-    if work.bytes:
-        fraction = work.floor_us / summary.median_us
-        if fraction > 1 and key.cache_state == "cold":
-            text = f"{summary.median_us:.2f} us beats the floor of {work.floor_us:.2f} us"
-            failed = {"status": "failed", "reason": f"{text}: wrong bytes or a warm cache"}
-            return make_row(prepared.spec, **(common | failed))
+    total = work.total
+    if total.bytes:
+        verdict = judged(work, summary.median_us, bench.ceilings, key.cache_state)
+        if verdict.kind == "impossible":
+            return make_row(prepared.spec, **(common | {"status": "failed", "reason": verdict.reason}))
+        floor_us = work.floor_us(verdict.ceilings)
         floors = {
-            "bytes": work.bytes,
-            "flops": work.flops,
-            "floor_us": digits(work.floor_us),
-            "floor_fraction": digits(fraction),
-            "gbps": digits(work.bytes / summary.median_us / 1e3),
+            "bytes": total.bytes,
+            "flops": total.flops,
+            "floor_us": digits(floor_us),
+            "floor_fraction": digits(floor_us / summary.median_us),
+            "gbps": digits(total.bytes / summary.median_us / 1e3),
+            "read_ceiling_gbps": round(verdict.ceilings.read_gbps, 1),
+            "reason": "; ".join(filter(None, (common["reason"], verdict.reason))) or None,
         }
     return make_row(
         prepared.spec,
-        **common,
-        **floors,
+        **(common | floors),
         **{name: digits(value) for name, value in asdict(summary).items()},
         stopped_by=stopped_by,
         max_rel_error=digits(prepared.check.max_rel_error, 3),
