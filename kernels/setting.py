@@ -52,7 +52,7 @@ class Setting:
                 allowed = ", ".join(map(str, self.choices))
                 raise ValueError(f"{self.name}: got {value!r}, allowed are {allowed}")
             return
-        if isinstance(value, bool) or not isinstance(value, (int, float) if self.kind is float else self.kind):
+        if isinstance(value, bool) or not isinstance(value, (int, float) if self.kind is float else int):
             raise ValueError(f"{self.name}: got {value!r}, expected {self.kind.__name__}")
         low = self.least is None or value >= self.least
         over = self.above is None or value > self.above

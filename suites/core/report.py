@@ -63,19 +63,19 @@ def failed_lines(table: Table, rows: Iterable[Row], names: Names) -> None:
 def print_untimed(rows: Sequence[Row], console: Console) -> None:
     """Who else used the device, what was skipped, by reason, and what failed, with its reason: a report's end."""
     names = Names(rows)
-    for reason in dict.fromkeys(row.contention for row in rows if row.contention):
-        console.print(f"[yellow]others ran:[/] {escape(reason)}", highlight=False)
+    for contention in dict.fromkeys(row.contention for row in rows if row.contention):
+        console.print(f"[yellow]others ran:[/] {escape(contention)}", highlight=False)
     skipped: dict[tuple[str, str], set[str]] = {}
     for row in rows:
         if row.status == "skipped":
             skipped.setdefault((names[row], row.reason or ""), set()).add(row.case)
     if skipped:
         table = new_table("skipped", ("method", "cases", "reason"), ("method", "reason"))
-        for (name, reason), cases in sorted(skipped.items()):
-            table.add_row(escape(name), str(len(cases)), escape(reason))
+        for (name, why), cases in sorted(skipped.items()):
+            table.add_row(escape(name), str(len(cases)), escape(why))
         console.print(table)
-    for row in dict.fromkeys((r.status, r.case, names[r], r.stage, r.reason) for r in rows if r.status in FAILED):
-        status, case, name, stage, reason = row
+    failures = ((r.status, r.case, names[r], r.stage, r.reason) for r in rows if r.status in FAILED)
+    for status, case, name, stage, reason in dict.fromkeys(failures):
         console.print(f"[red]{status}[/] {escape(f'{case} {name} {stage}: {reason}')}", highlight=False)
 
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from ...kernels.config import DTYPES
-from ...kernels.linear.dispatch import DenseWeight, Norm, Weight
+from ...kernels.linear.dispatch import Weight
 from ...kernels.linear.int4 import quantise
+from ...kernels.linear.weights import DenseWeight, Norm
 from .config import ModelConfig
 from .decoder import Decoder, LayerWeights
 
