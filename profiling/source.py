@@ -66,15 +66,13 @@ def source_tag() -> str:
 
 
 def package_version() -> str | None:
-    """The package's version, from the pyproject.toml beside it, else the installed one's; None if neither says."""
+    """The package's version, from the pyproject.toml beside it or as installed; None for a mere copy of files."""
     project = _project(_root())
     version = project.get("version")
     if project.get("name") == DISTRIBUTION and isinstance(version, str):
         return version
-    try:
-        return metadata.version(DISTRIBUTION)
-    except metadata.PackageNotFoundError:
-        return None
+    distribution = _distribution()
+    return None if distribution is None else distribution.version
 
 
 def built_stamp() -> str:
@@ -166,13 +164,22 @@ def _built_state() -> tuple[str, bool | None] | None:
     return commit, True if changed else None if state == "unknown" else False
 
 
-def _installed_commit() -> str | None:
-    """The commit that pip installed this very folder from, where it was a repository's address (PEP 610)."""
+def _distribution() -> metadata.Distribution | None:
+    """What an installer says about this very folder; None where another copy, or none, is installed."""
     try:
         distribution = metadata.distribution(DISTRIBUTION)
-        origin = json.loads(distribution.read_text("direct_url.json") or "{}")
         here = Path(str(distribution.locate_file("resa_bench"))).resolve() == _root()
-        commit = origin["vcs_info"]["commit_id"]
-    except (metadata.PackageNotFoundError, OSError, ValueError, KeyError, TypeError):
+    except (metadata.PackageNotFoundError, OSError):
         return None
-    return commit if here and isinstance(commit, str) else None
+    return distribution if here else None
+
+
+def _installed_commit() -> str | None:
+    """The commit that the package was installed from, where that was a repository's address (PEP 610)."""
+    distribution = _distribution()
+    try:
+        origin = json.loads((distribution and distribution.read_text("direct_url.json")) or "{}")
+        commit = origin["vcs_info"]["commit_id"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return commit if isinstance(commit, str) else None

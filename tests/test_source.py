@@ -57,7 +57,6 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(name: str) -> None:
         raise source.metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(source.metadata, "version", absent)
     monkeypatch.setattr(source.metadata, "distribution", absent)
 
 
@@ -236,9 +235,13 @@ def test_installed_from_a_repositorys_address(
 ) -> None:
     origin = json.dumps({"url": "https://x", "vcs_info": {"vcs": "git", "commit_id": COMMIT}})
     place = installed.parent.parent if elsewhere else installed.parent
-    distribution = SimpleNamespace(read_text=lambda name: origin, locate_file=lambda name: place / name)
+    distribution = SimpleNamespace(
+        version="7.8.9", read_text=lambda name: origin, locate_file=lambda name: place / name
+    )
     monkeypatch.setattr(source.metadata, "distribution", lambda name: distribution)
     assert source_state() == (None if elsewhere else COMMIT, None)
+    assert package_version() == (None if elsewhere else "7.8.9")
+    assert source_tag() == f"{'unversioned' if elsewhere else COMMIT[:10]}-{source_hash()}"
 
 
 def test_the_hash_is_of_sources_alone(installed: Path) -> None:
