@@ -120,18 +120,6 @@ class Nvml:
         return None if isinstance(figure, int) and figure in NOT_AVAILABLE else figure
 
 
-def nvml_handle(device: torch.device) -> tuple[Any, Any] | None:
-    """The initialised `pynvml` module and the device's handle, for queries that `Nvml` does not have; None on a CPU.
-
-    Raises:
-        OSError: there is no handle; the message says why.
-    """
-    figures = Nvml(device)
-    if figures.fault is not None:
-        raise OSError(figures.fault)
-    return None if figures._handle is None else (figures._library, figures._handle)
-
-
 def _thousandth(figure: int | None) -> float | None:
     return None if figure is None else figure / 1e3
 

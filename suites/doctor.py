@@ -7,7 +7,6 @@ import platform
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
-from typing import Any
 
 import torch
 import triton
@@ -17,8 +16,7 @@ from rich.table import Table
 
 from ..baselines.optional import missing
 from ..kernels import AttentionShape, KVCache, chunk_kernels, registered
-from ..profiling.device import driver_version
-from ..profiling.nvml import nvml_handle
+from ..profiling.nvml import Nvml
 from ..profiling.tools import LIBRARIES, NSYS, TOOLS, counters_denied, importer_fault, version
 
 EXTRAS = {
@@ -94,16 +92,15 @@ def _device(device: torch.device) -> Iterator[Finding]:
         )
         old = gpu.major < 8
         yield Finding("device", f"GPU {i}", "broken" if old else "ok", text, "the kernels need 8.0" if old else None)
-    try:
-        nvml: Any = nvml_handle(device)
-        library, handle = nvml
-        limit = library.nvmlDeviceGetEnforcedPowerLimit(handle) / 1e3
-        clock = library.nvmlDeviceGetMaxClockInfo(handle, library.NVML_CLOCK_SM)
-        driver = driver_version(device)
-        yield Finding("device", "driver", "ok", f"{driver}, power limit {limit:.0f} W, SM clock up to {clock} MHz")
-    except Exception as error:  # NVML raises its own kinds, and ImportError
-        reason = f"NVML: {type(error).__name__}: {error}"
-        yield Finding("device", "driver", "broken", reason, "clocks and energy stay empty; pip install nvidia-ml-py")
+    nvml = Nvml(device)
+    if nvml.fault:
+        remedy = "clocks and energy stay empty; pip install nvidia-ml-py"
+        yield Finding("device", "driver", "broken", f"NVML: {nvml.fault}", remedy)
+        return
+    limit, clock = nvml.power_limit_w(), nvml.max_sm_clock_mhz()
+    figures = [f"power limit {limit:.0f} W"] if limit is not None else []
+    figures += [f"SM clock up to {clock} MHz"] if clock is not None else []
+    yield Finding("device", "driver", "ok", ", ".join([nvml.driver_version() or "version unknown", *figures]))
 
 
 def _software() -> Iterator[Finding]:
