@@ -308,3 +308,19 @@ def test_a_replay_keeps_what_its_graph_reads(decoder: Decoder, prompt: torch.Ten
     replay()
     assert ran == ["again"]
     assert kept() is not None
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [(float("nan"), "are not finite; weights hold NaN"), (0.0, "the same for every token")],
+    ids=["nan", "zero"],
+)
+def test_the_gate_looks_at_the_logits(prompt: torch.Tensor, value: float, message: str) -> None:
+    """Attention agrees with fp64 where both come from broken weights: what the user gets does not."""
+    broken = tiny_decoder(dtype=DTYPE, device=DEVICE)
+    state = start(broken, prompt)
+    engine = bind(broken, state, RESA)
+    assert isinstance(broken.head, DenseWeight)
+    broken.head.weight.fill_(value)
+    with pytest.raises(CheckFailed, match=message):
+        check_attention(engine, {0})
