@@ -27,7 +27,9 @@ _RULES = [
     (re.compile(r"(?i)(?<=[\d}])\s*(?:solution|answer)\s*:?\s*$"), ""),  # a heading that ran into the answer
     (re.compile(rf"^{_SPACING}+|(?:{_SPACING}|[.,;])+$"), ""),
 ]
-_SET_BUILDER = re.compile(r"^\\?\\?(?:left)?\\?\{\s*([a-zA-Z])\s*(?:\||\\mid|\\vert|:)(.*?)(?:\\right)?\\?\}$", re.DOTALL)
+_SET_BUILDER = re.compile(
+    r"^\\?\\?(?:left)?\\?\{\s*([a-zA-Z])\s*(?:\||\\mid|\\vert|:)(.*?)(?:\\right)?\\?\}$", re.DOTALL
+)
 _WRAPPERS = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox|operatorname|rm|bf)\s*\{([^{}]*)\}")
 _UNSEEN = re.compile(r"\\(?:left|right|displaystyle|quad|qquad)(?![a-zA-Z])|\\[,;:! ]|[\s$~]")
 _SYNONYMS = (

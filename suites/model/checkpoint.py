@@ -1,4 +1,4 @@
-"""Weights and configuration from a Hugging Face folder: config.json and the safetensors that transformers would load."""
+"""Weights and configuration from a Hugging Face folder: config.json, and the safetensors that transformers loads."""
 
 from __future__ import annotations
 

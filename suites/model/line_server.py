@@ -14,12 +14,14 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
 START_S = 120.0  # to import what the process needs, which a loaded machine may take long for
 READY = "ready"
+PIECE_BYTES = 2**20  # of a reply, read at a time
 PR_SET_PDEATHSIG = 1
 
 
@@ -67,9 +69,18 @@ class LineProcess:
             raise RuntimeError(f"the process does not start: {' '.join(self._command)}")
 
     def _line(self, limit_s: float) -> str | None:
-        """The next line; None after the limit, empty where the process has ended. It writes lines whole."""
-        ready, _, _ = select.select([self._process.stdout], [], [], limit_s)
-        return self._process.stdout.readline().decode() if ready else None
+        """The next line; None after the limit, empty where the process has ended."""
+        deadline = time.monotonic() + limit_s
+        descriptor, line = self._process.stdout.fileno(), b""
+        while not line.endswith(b"\n"):
+            ready, _, _ = select.select([descriptor], [], [], max(deadline - time.monotonic(), 0))
+            if not ready:
+                return None
+            piece = os.read(descriptor, PIECE_BYTES)
+            if not piece:
+                return ""
+            line += piece
+        return line.decode()
 
     def stop(self) -> None:
         """End the process, working or not."""

@@ -12,6 +12,7 @@ from . import smollm
 from .checkpoint import checkpoint_config, load_checkpoint
 from .config import MODELS, ModelConfig
 from .decoder import Decoder
+from .schema import one_line, shown
 from .tokenizer import Tokenizer, UnsupportedTokenizer, folder_tokenizer
 from .weights import random_decoder
 
@@ -84,12 +85,16 @@ def _locate(name_or_path: str) -> tuple[Path | GGUFModel, str]:
     if name_or_path == smollm.NAME:
         return _gguf(smollm.smollm_gguf(), smollm.NAME), f"{smollm.GGUF} of {smollm.PACKAGE}"
     path = Path(name_or_path)
-    if path.is_dir():
+    try:
+        is_folder = path.is_dir()
+    except (OSError, ValueError) as error:  # a name that is too long, or no name
+        raise ValueError(f"model: got {shown(name_or_path)}: {one_line(error)}") from None
+    if is_folder:
         return path, f"Hugging Face folder {path.resolve().name}"
     if path.suffix == ".gguf":
         return _gguf(path), f"GGUF file {path.name}"
     raise ValueError(
-        f"model: got {name_or_path!r}, allowed are {', '.join((*MODELS, smollm.NAME))}, "
+        f"model: got {shown(name_or_path)}, allowed are {', '.join((*MODELS, smollm.NAME))}, "
         "a folder with config.json and *.safetensors, a .gguf file"
     )
 

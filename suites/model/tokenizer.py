@@ -21,6 +21,8 @@ _QWEN2 = rf"{_WORDS}|\p{{N}}|{_REST}"
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 """Those that chat templates know by name."""
 
+MOST_TEMPLATE_BYTES = 2**24
+
 GENERIC_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
 """transformers' classes that have no special tokens of their own: what the files do not name is undefined."""
 
@@ -123,11 +125,14 @@ def folder_tokenizer(folder: Path) -> Tokenizer | None:
 def _parsed(path: Path) -> tokenizers.Tokenizer:
     text = read_text(path)
     try:
-        return tokenizers.Tokenizer.from_str(text)
+        tokenizer = tokenizers.Tokenizer.from_str(text)
     except BaseException as error:  # the library raises Exception itself, and its panics are no Exception
         if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
             raise
         raise ValueError(f"{path} cannot be read: {one_line(error)}") from None
+    if not tokenizer.get_vocab_size():
+        raise ValueError(f"{path} cannot be read: it has no tokens")
+    return tokenizer
 
 
 def _ids(fields: Fields, key: str) -> tuple[int, ...]:
@@ -181,7 +186,7 @@ def _has_default_tokens(folder: Path) -> bool:
 def _chat_template(folder: Path) -> str | None:
     """The folder's template: a file of its own, or in tokenizer_config.json; of several named ones, `default`."""
     if (folder / "chat_template.jinja").exists():
-        return read_text(folder / "chat_template.jinja")
+        return read_text(folder / "chat_template.jinja", MOST_TEMPLATE_BYTES)
     settings = _tokenizer_settings(folder)
     template = settings.values.get("chat_template") if settings else None
     if settings and isinstance(template, list):

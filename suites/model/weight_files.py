@@ -90,7 +90,9 @@ def _unnamed(folder: Path) -> list[Path]:
             return paths
         raise ValueError(f"{folder} has {len(paths)} of {int(count)} shards and no {INDEX}")
     names = ", ".join(path.name for path in paths[:4])
-    raise ValueError(f"{folder} has {len(paths)} files ({names}), none of them {SINGLE} or {INDEX}: which is the model?")
+    raise ValueError(
+        f"{folder} has {len(paths)} files ({names}), none of them {SINGLE} or {INDEX}: which is the model?"
+    )
 
 
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
