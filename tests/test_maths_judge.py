@@ -338,12 +338,15 @@ def test_euler_is_read_where_it_is_meant(judge: Judge) -> None:
 def test_two_boxes_are_not_one(judge: Judge) -> None:
     assert judge("2", r"\boxed{1} and \boxed{2}").outcome == WRONG
     assert judge("1, 2", r"\boxed{1} and \boxed{2}").outcome == RIGHT
+    assert judge("12", r"\boxed{1 2}").outcome == WRONG
 
 
 # --- records without answers
 
-UNANSWERED = [{"answer": ""}, {"answer": "  "}, {"answer": "$$"}, {"answer": None}, {"answer": []}, {}, {"answer": [""]},
-              {"answer": "", "solution": "no box"}, {"answer": float("nan")}]  # fmt: skip
+UNANSWERED = [
+    {"answer": ""}, {"answer": "  "}, {"answer": "$$"}, {"answer": None}, {"answer": []}, {}, {"answer": [""]},
+    {"answer": "", "solution": "no box"}, {"answer": float("nan")},
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("record", UNANSWERED, ids=[json.dumps(record) for record in UNANSWERED])

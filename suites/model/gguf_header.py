@@ -135,17 +135,17 @@ class _Reader:
             key = self._text(MOST_KEY_BYTES)
             if key in fields:
                 raise self._fault(f"the key {shown(key)} stands twice")
-            fields[key] = self._value(self._scalar("I"), MOST_DEPTH)
+            fields[key] = self._value(int(self._scalar("I")), MOST_DEPTH)
         alignment = Fields(fields, str(self.path)).integer("general.alignment", DEFAULT_ALIGNMENT, most=2**20)
         if alignment & (alignment - 1):
             raise self._fault(f"general.alignment is {alignment}, expected a power of two")
         entries = [self._tensor_entry() for _ in range(n_tensors)]
         begin = -(-self.at // alignment) * alignment
         tensors: dict[str, GGUFTensor] = {}
-        for name, shape, kind, offset in entries:
+        for name, shape, type_number, offset in entries:
             if name in tensors:
                 raise self._fault(f"the tensor {shown(name)} stands twice")
-            tensors[name] = self._placed(name, shape, kind, begin, offset, alignment)
+            tensors[name] = self._placed(name, shape, type_number, begin, offset, alignment)
         end = 0
         for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
             if tensor.begin < end:

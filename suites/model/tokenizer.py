@@ -236,10 +236,7 @@ def byte_level_bpe(
     vocab = {token: i for i, token in enumerate(tokens)}
     if len(vocab) < len(tokens):
         raise ValueError(f"the tokenizer has {len(tokens)} tokens, of which {len(tokens) - len(vocab)} stand twice")
-    pairs = [tuple(merge.split(" ")) for merge in merges]
-    unknown = next((merge for merge, pair in zip(merges, pairs, strict=True) if not _is_merge(pair, vocab)), None)
-    if unknown is not None:
-        raise ValueError(f"the tokenizer merges {shown(unknown)}, expected two of its tokens that make a third")
+    pairs = [_pair(merge, vocab) for merge in merges]
     tokenizer = tokenizers.Tokenizer(models.BPE(vocab, pairs, ignore_merges=ways[pre] is ways["llama-bpe"]))
     if ways[pre] is ways["qwen2"]:
         tokenizer.normalizer = normalizers.NFC()
@@ -251,8 +248,12 @@ def byte_level_bpe(
     return Tokenizer(tokenizer, bos, eos, adds_bos, chat_template)
 
 
-def _is_merge(pair: tuple[str, ...], vocab: Mapping[str, int]) -> bool:
-    return len(pair) == 2 and pair[0] in vocab and pair[1] in vocab and pair[0] + pair[1] in vocab
+def _pair(merge: str, vocab: Mapping[str, int]) -> tuple[str, str]:
+    """The two tokens of a merge. Raises ValueError where they are not two of the vocabulary that make a third."""
+    left, _, right = merge.partition(" ")
+    if not (left in vocab and right in vocab and left + right in vocab):
+        raise ValueError(f"the tokenizer merges {shown(merge)}, expected two of its tokens that make a third")
+    return left, right
 
 
 def _byte_level(*, use_regex: bool) -> pre_tokenizers.PreTokenizer:

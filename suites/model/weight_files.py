@@ -18,6 +18,7 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 MOST_HEADER_BYTES = 10**8  # the limit of the safetensors library
+MOST_DIMS = 8
 ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
@@ -158,12 +159,18 @@ def _tensor(path: Path, name: str, entry: Any, begin: int, size: int) -> StoredT
     where = f"{path}: {shown(name)}"
     if not isinstance(entry, dict):
         raise ValueError(f"{where} is {shown(entry)}, expected dtype, shape and data_offsets")
-    dtype, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
+    dtype: Any = entry.get("dtype")
+    shape: Any = entry.get("shape")
+    offsets: Any = entry.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
         allowed = ", ".join(ITEM_BYTES)
         raise ValueError(f"{where} has dtype {shown(dtype)}, supported are {allowed}; quantised weights are not")
-    for values, least in ((shape, 0), (offsets, 0)):
-        if not isinstance(values, list) or len(values) > 8 or not all(type(v) is int and v >= least for v in values):
+    for values in (shape, offsets):
+        if (
+            not isinstance(values, list)
+            or len(values) > MOST_DIMS
+            or not all(type(v) is int and v >= 0 for v in values)
+        ):
             raise ValueError(f"{where} has shape {shown(shape)} and data_offsets {shown(offsets)}, expected integers")
     if len(offsets) != 2 or not offsets[0] <= offsets[1] <= size - begin:
         raise ValueError(f"{where} has data_offsets {shown(offsets)}, but the file has {size - begin} bytes of data")
