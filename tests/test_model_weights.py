@@ -133,10 +133,11 @@ def duplicates(folder: Path) -> None:
     safetensors.save_file(tensors, second, metadata={"format": "pt"})
 
 
-def index_elsewhere(name: str) -> Any:
+def index_elsewhere(name: str, beside: bool = False) -> Any:
     def change(folder: Path) -> None:
         shutil.copy(folder / "model.safetensors", folder.parent / "outside.safetensors")
-        (folder / "model.safetensors").unlink()
+        if not beside:
+            (folder / "model.safetensors").unlink()
         (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
 
     return change
@@ -186,6 +187,7 @@ def a_device(folder: Path) -> None:
         (shards_without_index, "shards and no model.safetensors.index.json"),
         (duplicates, r"stands in model-00001-of-\d+\.safetensors and in model-00002"),
         (index_elsewhere("../outside.safetensors"), r"lies in '\.\./outside\.safetensors', expected .* same folder"),
+        (index_elsewhere("../outside.safetensors", beside=True), r"lies in '\.\./outside"),
         (index_elsewhere("/dev/zero"), "lies in '/dev/zero', expected"),
         (index_elsewhere("."), "lies in '.', expected"),
         (index_of_others, "'lm_head.weight' is not in model-.*, where model.safetensors.index.json has it"),

@@ -48,6 +48,8 @@ def weight_files(folder: Path) -> list[Path]:
             "merge it into its base model and give that folder"
         )
     if (folder / SINGLE).exists():
+        if (folder / INDEX).exists():
+            index_map(folder)  # not followed, but a malformed one is no leftover of a save
         return [regular_file(folder / SINGLE)]
     if (folder / INDEX).exists():
         names = sorted(set(index_map(folder).values()))
