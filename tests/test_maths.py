@@ -81,9 +81,9 @@ def test_all_broken_lines_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError) as caught:
         load_problems([path])
     lines = str(caught.value).splitlines()[1:]
-    assert [line.split(": ")[0] for line in lines] == [f"{path}, line {n}" for n in range(2, 8)]
+    assert [line.split(": ")[0] for line in lines] == [f"{path}, line {n}" for n in (2, 3, 4, 6, 7)]
     for line, said in zip(
-        lines, ("Unterminated", "is list", "no problem", "no answer", "is that of line 1", "options"), strict=True
+        lines, ("Unterminated", "is list", "no problem", "is that of line 1", "options"), strict=True
     ):
         assert said in line
     with pytest.raises(ValueError, match="No such file"):
