@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from ...kernels import AttentionShape
+from ...kernels import AttentionShape, NotHere
 from ...kernels.config import DTYPES, ceil_div
 from ..model.config import MODELS, ModelConfig
+from ..model.fingerprint import fingerprint
 from ..model.load import model_config
 from ..model.smollm import CONFIG as SMOLLM_CONFIG
 from ..model.smollm import NAME as SMOLLM
@@ -68,12 +70,24 @@ class ModelCase:
             "kv_heads": self.config.kv_heads,
             "head_dim": self.config.head_dim,
             "layers": self.config.layers,
+            "model_fingerprint": fingerprint_of(self.model),
             "dtype": self.dtype,
             "weight_dtype": self.weights,
             "kv_layout": "head-major",
             "paged": False,
             "seed": self.seed,
         }
+
+
+@cache
+def fingerprint_of(model: str) -> str | None:
+    """Of a checkpoint's files, which a model's name leaves out; None for random weights, and where there are no files."""
+    if model in MODELS:
+        return None
+    try:
+        return fingerprint(model)
+    except (ValueError, NotHere):  # loading it says what is wrong
+        return None
 
 
 def check_types(weights: str, dtype: str) -> None:

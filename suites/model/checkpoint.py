@@ -13,11 +13,11 @@ from torch import Tensor
 
 from .config import ModelConfig, RopeScaling, usable_context
 from .decoder import Decoder
+from .families import families
 from .schema import MOST, Fields, one_line, parse_object, read_text, shown
 from .weight_files import ADAPTER_FILES, INDEX, SINGLE, StoredTensor, stored_tensors, weight_files
 from .weights import Stored, assemble
 
-ARCHITECTURES = ("llama", "qwen2", "qwen3")
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 COMPARED_ROWS = 4096  # of embedding and head that are held at a time
 
@@ -94,10 +94,10 @@ def read_config(folder: Path) -> ModelConfig:
     if not (folder / "config.json").exists() and any((folder / name).exists() for name in ADAPTER_FILES):
         weight_files(folder)  # says what an adapter needs
     fields = Fields(read_json(folder, "config.json"), str(folder / "config.json"))
-    if fields.values.get("model_type") not in ARCHITECTURES:
-        kind, allowed = shown(fields.values.get("model_type")), ", ".join(ARCHITECTURES)
-        raise ValueError(f"{folder}: model_type is {kind}, supported are {allowed}")
-    kind = fields.text("model_type")
+    model_type = fields.values.get("model_type")
+    if not isinstance(model_type, str) or model_type not in families():
+        raise ValueError(f"{folder}: model_type is {shown(model_type)}, supported are {', '.join(families())}")
+    family = families()[model_type]
     _reject_unsupported(folder, fields)
     fields.check_present(
         "num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size",
@@ -113,15 +113,15 @@ def read_config(folder: Path) -> ModelConfig:
         hidden=hidden,
         q_heads=heads,
         kv_heads=fields.integer("num_key_value_heads", heads, most=MOST["heads"]),
-        head_dim=fields.integer("head_dim", 128 if kind == "qwen3" else max(hidden // heads, 1), most=MOST["head_dim"]),
+        head_dim=fields.integer("head_dim", family.head_dim or max(hidden // heads, 1), most=MOST["head_dim"]),
         ffn=fields.integer("intermediate_size", most=MOST["ffn"]),
         vocab=fields.integer("vocab_size", most=MOST["vocab"]),
         context=usable_context(context, scaling),
         norm_eps=fields.number("rms_norm_eps", least=0.0, most=1.0),
         rope_theta=theta,
         rope_scaling=scaling,
-        qkv_bias=kind == "qwen2",
-        qk_norm=kind == "qwen3",
+        qkv_bias=family.qkv_bias,
+        qk_norm=family.qk_norm,
         tied_head=fields.flag("tie_word_embeddings"),
     )
 

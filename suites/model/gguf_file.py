@@ -11,9 +11,9 @@ import torch
 from gguf import dequantize
 from torch import Tensor
 
-from .checkpoint import ARCHITECTURES
 from .config import ModelConfig, RopeScaling, usable_context
 from .decoder import Decoder
+from .families import families
 from .gguf_header import read_gguf
 from .schema import MOST, Fields, one_line, shown
 from .tokenizer import Tokenizer, UnsupportedTokenizer, byte_level_bpe
@@ -53,9 +53,10 @@ class GGUFModel:
         self.paths, self._tensors = header.paths, header.tensors
         self._fields = Fields(header.fields, str(path))
         architecture = self._fields.values.get("general.architecture")
-        if architecture not in ARCHITECTURES:
-            allowed = ", ".join(ARCHITECTURES)
+        if not isinstance(architecture, str) or architecture not in families():
+            allowed = ", ".join(families())
             raise ValueError(f"{path}: architecture is {shown(architecture)}, supported are {allowed}")
+        self._family = families()[architecture]
         self._architecture = self._fields.text("general.architecture")
         self.config = self._config(name or header.name)
 
@@ -152,7 +153,7 @@ class GGUFModel:
             rope_theta=number("rope.freq_base", 10000.0, above=1.0),
             rope_scaling=scaling,
             qkv_bias="blk.0.attn_q.bias" in self._tensors,
-            qk_norm=self._architecture == "qwen3",
+            qk_norm=self._family.qk_norm,
             tied_head="output.weight" not in self._tensors,
         )
 
@@ -199,9 +200,9 @@ class GGUFModel:
         tensor = torch.from_numpy(np.require(values, np.float32, ["C", "W"]))
         if tensor.shape != stored.shape:
             raise ValueError(f"{stored.path}: {shown(name)} is {list(tensor.shape)}, expected {list(stored.shape)}")
-        if self._architecture == "llama" and ".attn_q." in name:
+        if self._family.gguf_interleaved and ".attn_q." in name:
             return _halves(tensor, self.config.q_heads)
-        if self._architecture == "llama" and ".attn_k." in name:
+        if self._family.gguf_interleaved and ".attn_k." in name:
             return _halves(tensor, self.config.kv_heads)
         return tensor
 
