@@ -81,7 +81,7 @@ class ModelCase:
 
 @cache
 def fingerprint_of(model: str) -> str | None:
-    """Of a checkpoint's files, which a model's name leaves out; None for random weights, and where there are no files."""
+    """Of a checkpoint's files, which its name leaves out; None for random weights, and where there are no files."""
     if model in MODELS:
         return None
     try:

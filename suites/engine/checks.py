@@ -26,8 +26,9 @@ LINEAR_TOLERANCE = {torch.bfloat16: 1e-2, torch.float16: 2e-3, torch.float32: 1e
 
 
 def check_attention(engine: Engine, layers: Collection[int]) -> Check:
-    """Run one step; compare the attention of these layers with fp64 as soon as each has run, their selection too; look at
-    the logits.
+    """Run one step; compare the attention of these layers with fp64 as soon as each has run, their selection too.
+
+    In the end, look at the logits.
 
     (Later would be too late where layers share a cache: the next one overwrites the newest token.)
 
