@@ -5,21 +5,24 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from ..suites.core.looks import GREY, Look
 from ..suites.core.rows import Row
 from .caption import caption, title
-from .data import FigureSet, points
-from .style import GREY, Look, context_axis, draw_line, finish, labels, legend_line, looks, panels
+from .data import FigureSet, names_of, points
+from .registry import figure
+from .style import LIMIT_DASHES, context_axis, draw_line, finish, legend_line, panels
 
-FLOOR = Look(GREY, "", (0, (6, 2)))
+FLOOR = Look(GREY, "", LIMIT_DASHES)
 
 
+@figure("latency", suite="micro")
 def latency(figures: FigureSet) -> Figure:
     """Median of `total` in microseconds with its q20 to q80 band, log-log, and the dense floor."""
     figures.need_curve()
     batches, contexts = figures.batches(), figures.contexts()
     fig, axes, left = panels(len(batches), height_in=2.5)
     drawn: list[Row] = []
-    styles = looks(figures.lines)
+    styles = figures.looks
     has_floor = False
     for ax, batch in zip(axes, batches, strict=True):
         ax.set_yscale("log")
@@ -28,8 +31,8 @@ def latency(figures: FigureSet) -> Figure:
         draw_line(ax, floor, "floor_us", FLOOR, marker=False)
         for variant, rows in figures.lines.items():
             style = styles[variant]
-            found = points(rows, "total", batch, "median_us")
-            band = [row for row in found if row.q20_us is not None and row.q80_us is not None]
+            steps = points(rows, "total", batch, "median_us")
+            band = [row for row in steps if row.q20_us is not None and row.q80_us is not None]
             ax.fill_between(
                 [row.context for row in band],
                 [row.q20_us or 0.0 for row in band],
@@ -38,8 +41,8 @@ def latency(figures: FigureSet) -> Figure:
                 alpha=0.25,
                 linewidth=0,
             )
-            draw_line(ax, found, "median_us", style)
-            drawn += found
+            draw_line(ax, steps, "median_us", style)
+            drawn += steps
         ax.set_title(f"batch {batch}")
         ax.set_xlabel("context, tokens")
         context_axis(ax, contexts)
@@ -49,8 +52,9 @@ def latency(figures: FigureSet) -> Figure:
     for ax in left:
         ax.set_ylabel("decode step, µs")
 
-    names = labels(figures.lines)
-    legend = [legend_line(styles[variant], names[variant]) for variant in figures.lines]
+    names = names_of(drawn)
+    timed = {row.variant for row in drawn}
+    legend = [legend_line(styles[v], names.of(v)) for v in figures.lines if v in timed]
     if has_floor:
         legend.append(legend_line(FLOOR, "dense floor"))
     note = "median, band q20 to q80"
@@ -61,7 +65,7 @@ def _dense_floor(figures: FigureSet, batch: int) -> list[Row]:
     """At each context the dense row with the lowest floor."""
     lowest: dict[int, Row] = {}
     for variant, rows in figures.lines.items():
-        for row in points(rows, "total", batch, "floor_us") if variant.dense else ():
+        for row in points(rows, "total", batch, "floor_us") if variant.is_dense else ():
             if row.context not in lowest or (row.floor_us or 0.0) < (lowest[row.context].floor_us or 0.0):
                 lowest[row.context] = row
     return [lowest[context] for context in sorted(lowest)]

@@ -2,33 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from ..suites.core.looks import TITLES
 from ..suites.core.rows import Row
+from ..suites.core.spec import Variant
+from ..suites.core.stages import place
 from .caption import caption, title
-from .data import FigureSet, NotDrawn, Variant, best_dense, points
-from .style import SINGLE_IN, STAGE_COLOURS, finish, labels, tokens
+from .data import FigureSet, NotDrawn, best_dense, names_of, points
+from .registry import figure
+from .stage_style import fill, step_parts
+from .style import SINGLE_IN, finish, starred, tokens
 
-ORDER = tuple(STAGE_COLOURS)
 
-
+@figure("stages", suite="micro")
 def stages(figures: FigureSet) -> Figure:
     """Microseconds by stage: ReSA's variants and the best dense, a row of panels a batch, a panel a context.
 
     Each panel has its own scale from 0. The stages are timed apart, so their sum is not the measured `total`.
     """
-    staged = [v for v in figures.resa() if any(_parts(row.stage) for row in figures.lines[v])]
+    forms = figures.forms().values()
+    staged = [v for variants in forms for v in variants if any(step_parts(row.stage) for row in figures.lines[v])]
     if not staged:
         raise NotDrawn("no ReSA row of a single stage")
-    measured = {(row.batch, row.context) for v in staged for row in figures.lines[v] if _parts(row.stage)}
+    measured = {(row.batch, row.context) for v in staged for row in figures.lines[v] if step_parts(row.stage)}
     batches, contexts = sorted({b for b, _ in measured}), sorted({c for _, c in measured})
-    names = labels(figures.lines)
+    names = names_of(row for variant in staged for row in figures.lines[variant])
     panel_in = 0.42 + 0.15 * (len(staged) + 1)
     size = (max(SINGLE_IN, panel_in * len(contexts)), 1.7 * len(batches))
     fig = Figure(figsize=size, layout="constrained")
@@ -45,11 +48,11 @@ def stages(figures: FigureSet) -> Figure:
             dense = best_dense(figures, batch, context)
             if dense:
                 bars.append(("dense", _at(figures, dense[0], batch, context)))
-            sparse = [(_tick(names[v]), _at(figures, v, batch, context)) for v in staged]
+            sparse = [(_tick(names.of(v), v), _at(figures, v, batch, context)) for v in staged]
             bars += [(name, rows) for name, rows in sparse if rows]
             for x, (_, rows) in enumerate(bars):
                 drawn += _bar(ax, x, rows)
-            ax.set_xticks(range(len(bars)), [name for name, _ in bars], rotation=90)
+            ax.set_xticks(range(len(bars)), [starred(name, rows) for name, rows in bars], rotation=90)
             ax.set_xlim(-0.6, len(bars) - 0.4)
             ax.set_title(f"{tokens(context)} tokens")
             ax.grid(axis="x", visible=False)
@@ -68,22 +71,16 @@ def stages(figures: FigureSet) -> Figure:
     )
 
 
-def _parts(stage: str) -> tuple[str, ...]:
-    """The parts of a stage of one step, fused or not; of anything else (`total`, `rectify`), none."""
-    parts = tuple(stage.split("+"))
-    return parts if all(part in ORDER for part in parts) else ()
-
-
 def _at(figures: FigureSet, variant: Variant, batch: int, context: int) -> list[Row]:
     """Rows of one bar: its stages in order, then `total`. Where a part is there fused and single, fused counts."""
     rows = [r for r in figures.lines[variant] if r.batch == batch and r.context == context and r.median_us is not None]
     kept: list[Row] = []
     covered: set[str] = set()
-    for row in sorted((r for r in rows if _parts(r.stage)), key=lambda r: -len(_parts(r.stage))):
-        if covered.isdisjoint(_parts(row.stage)):
+    for row in sorted((r for r in rows if step_parts(r.stage)), key=lambda r: -len(step_parts(r.stage))):
+        if covered.isdisjoint(step_parts(row.stage)):
             kept.append(row)
-            covered.update(_parts(row.stage))
-    kept.sort(key=lambda row: ORDER.index(_parts(row.stage)[0]))
+            covered.update(step_parts(row.stage))
+    kept.sort(key=lambda row: place(row.stage))
     return kept + points(rows, "total", batch, "median_us")
 
 
@@ -91,32 +88,22 @@ def _bar(ax: Axes, x: int, rows: list[Row]) -> list[Row]:
     bottom = 0.0
     for row in rows:
         height = row.median_us or 0.0
-        hollow = row.status == "throttled"
         if row.stage == "total":
-            ax.plot([x], [height], "D", color="black", markersize=3.4, markerfacecolor="white" if hollow else "black")
+            ax.plot([x], [height], "D", color="black", markersize=3.4)
             continue
-        ax.bar(x, height, 0.76, bottom, **_fill(row.stage) | ({"facecolor": "white"} if hollow else {}))
+        ax.bar(x, height, 0.76, bottom, **fill(row.stage))
         bottom += height
     return rows
 
 
-def _fill(stage: str) -> dict[str, Any]:
-    """The fill of a stage; of a fused one, the first part's colour hatched with the second's."""
-    first, *rest = _parts(stage)
-    edge = STAGE_COLOURS[rest[0] if rest else first]
-    return {"facecolor": STAGE_COLOURS[first], "edgecolor": edge, "hatch": "////" if rest else None, "linewidth": 0.6}
-
-
 def _legend(drawn: list[Row]) -> list[Line2D | Patch]:
     present = {row.stage for row in drawn} - {"total"}
-    legend: list[Line2D | Patch] = []
-    for stage in sorted(present, key=lambda stage: (ORDER.index(_parts(stage)[0]), len(_parts(stage)))):
-        legend.append(Patch(label=stage, **_fill(stage)))
+    legend: list[Line2D | Patch] = [Patch(label=stage, **fill(stage)) for stage in sorted(present, key=place)]
     if any(row.stage == "total" for row in drawn):
         legend.append(Line2D([], [], color="black", marker="D", markersize=3.4, linestyle="", label="measured total"))
     return legend
 
 
-def _tick(name: str) -> str:
-    """A variant's name without the method, which the title gives, and without words for one: `b=16 fp8`."""
-    return name.replace("ReSA (torch) ", "").replace("ReSA ", "").replace(" summaries in", "")
+def _tick(name: str, variant: Variant) -> str:
+    """A variant's name without the method, which the title gives: `b16 fp8`."""
+    return name.removeprefix(TITLES.get(variant.method, variant.method)).strip()
