@@ -7,10 +7,10 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..suites.core.looks import TITLES, Look, looks
+from ..suites.core.looks import Look, looks
 from ..suites.core.rows import Row, identity
 from ..suites.core.settings import SETTINGS
-from ..suites.core.spec import PINNED, Names, Variant, default_settings, steps_of
+from ..suites.core.spec import PINNED, Variant, default_settings, steps_of
 from .registry import figure_sets, slugs
 
 VARIED = ("summary_kind", "summary_dtype", *PINNED)
@@ -82,11 +82,6 @@ class FigureSet:
             raise NotDrawn(f"no timed row of stage {stage!r}")
         if max(map(len, contexts.values())) < 2:
             raise NotDrawn("a single context makes no curve")
-
-
-def names_of(rows: Iterable[Row]) -> Names:
-    """Names of the variants side by side in a figure."""
-    return Names(rows, TITLES)
 
 
 def points(rows: Iterable[Row], stage: str, batch: int, column: str) -> list[Row]:

@@ -9,16 +9,15 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
 
 from ..suites.core.looks import BLUE, GREY, SKY, VERMILLION, shade
 from ..suites.core.rows import Row
 from ..suites.core.spec import Variant
 from .caption import caption, title
-from .data import FigureSet, NotDrawn, names_of
+from .data import FigureSet, NotDrawn
 from .decode_data import Setting, own_rival, parts, settings, steps, usual_resa
 from .registry import figure
-from .style import SMALL_PT, finish, panels, starred, tokens
+from .style import SMALL_PT, bar_axis, finish, names_of, panels, stack, starred, tokens
 
 K = 1024
 BATCH = 8
@@ -123,17 +122,15 @@ def _draw(ax: Axes, names: tuple[str, str], measured: Pair, paper: Pair | None) 
     bars = [(0.0, measured, False)] + ([(2.5, paper, True)] if paper else [])
     for x, pair, published in bars:
         ax.bar(x, pair.dense_ms, 0.84, **_fill(COLOURS["dense"], published))
-        bottom = 0.0
-        for part, height in pair.resa_ms.items():
-            ax.bar(x + 1, height, 0.84, bottom, **_fill(COLOURS[part], published))
-            bottom += height
-        for at, top_ms in ((x, pair.dense_ms), (x + 1, bottom)):
+        parts_ms = [(height, _fill(COLOURS[part], published)) for part, height in pair.resa_ms.items()]
+        resa_ms = stack(ax, x + 1, parts_ms, 0.84)
+        for at, top_ms in ((x, pair.dense_ms), (x + 1, resa_ms)):
             ax.text(at, top_ms, _ms(top_ms), ha="center", va="bottom", fontsize=SMALL_PT)
         ax.annotate(
-            f"{pair.speedup:.2f}x", (x + 1, bottom), (0, 9), textcoords="offset points", ha="center", va="bottom",
+            f"{pair.speedup:.2f}x", (x + 1, resa_ms), (0, 9), textcoords="offset points", ha="center", va="bottom",
             fontsize=SMALL_PT + 0.5, fontweight="bold",
         )  # fmt: skip
-        top = max(top, pair.dense_ms, bottom)
+        top = max(top, pair.dense_ms, resa_ms)
         if paper:
             ax.annotate(
                 "paper, A100" if published else "measured", (x + 0.5, 0), (0, -14), xycoords=("data", "axes fraction"),
@@ -141,10 +138,7 @@ def _draw(ax: Axes, names: tuple[str, str], measured: Pair, paper: Pair | None) 
                 fontweight="normal" if published else "bold",
             )  # fmt: skip
     ax.set_ylim(0, 1.12 * top)
-    ax.set_xticks([x + i for x, _, _ in bars for i in (0, 1)], [*names, *(["dense", "ReSA"] if paper else [])])
-    ax.tick_params(axis="x", length=0, pad=2)
-    ax.grid(visible=False, axis="x")
-    ax.yaxis.set_major_locator(MaxNLocator(5))
+    bar_axis(ax, [x + i for x, _, _ in bars for i in (0, 1)], [*names, *(["dense", "ReSA"] if paper else [])])
 
 
 def _ms(value: float) -> str:

@@ -14,10 +14,10 @@ from ..suites.core.looks import BLACK, GREY, Look
 from ..suites.core.rows import Row
 from ..suites.core.spec import Variant
 from .caption import caption, title
-from .data import FigureSet, NotDrawn, names_of
+from .data import FigureSet, NotDrawn
 from .decode_data import Setting, context_ticks, curves, fastest_dense, steps, steps_only, usual_resa
 from .registry import figure
-from .style import LIMIT_DASHES, draw_line, finish, legend_line, panels
+from .style import LIMIT_DASHES, draw_line, finish, legend_line, legend_lines, names_of, panels
 
 SPEEDUP = "speedup_vs_best_dense"
 AREA = "#ECECEC"  # below the best dense method
@@ -53,7 +53,7 @@ def decode_tokens(figures: FigureSet) -> Figure:
         ax.yaxis.set_major_locator(MaxNLocator(5))
         main = next((variant for variant in resa if variant in variants), None)
         if main and _ratio(ax, steps(figures, main, where)[-1], styles[main].colour):
-            compared = main.method
+            compared = names_of(drawn).of(main)
     _name_axes(axes, left, "tokens/s")
     legend: list[Artist] = [Patch(facecolor=AREA, label="best dense")]
     legend += _legend(figures, drawn, "what the floor allows" if limited else "")
@@ -142,11 +142,8 @@ def _frame(ax: Axes, figures: FigureSet, where: Setting, variants: Sequence[Vari
 
 
 def _legend(figures: FigureSet, drawn: Sequence[Row], limit: str) -> list[Artist]:
-    names, timed = names_of(drawn), {row.variant for row in drawn}
-    legend: list[Artist] = [legend_line(figures.looks[v], names.of(v)) for v in figures.lines if v in timed]
-    if limit:
-        legend.append(legend_line(Look(GREY, "", LIMIT_DASHES), limit))
-    return legend
+    limits = [legend_line(Look(GREY, "", LIMIT_DASHES), limit)] if limit else []
+    return [*legend_lines(figures.looks, drawn), *limits]
 
 
 def _lone(figures: FigureSet, able: dict[Setting, list[Variant]]) -> str:

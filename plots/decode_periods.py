@@ -10,7 +10,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
 
 from ..suites.core.looks import BLACK, VERMILLION
 from ..suites.core.rows import Row
@@ -20,7 +19,7 @@ from .caption import caption, title
 from .data import FigureSet, NotDrawn
 from .decode_data import fastest_dense, parts, setting
 from .registry import figure
-from .style import HOLLOW, LIMIT_DASHES, SMALL_PT, finish, panels, tokens
+from .style import HOLLOW, LIMIT_DASHES, SMALL_PT, bar_axis, finish, panels, tokens
 
 AXES = {"rectify_every": "tokens between rectifications, f", "block_size": "block size b, tokens"}
 _OUTLINE: dict[str, Any] = {"facecolor": "white", "edgecolor": VERMILLION, "linewidth": 0.8, "linestyle": (0, (2, 1))}
@@ -48,14 +47,11 @@ def decode_periods(figures: FigureSet) -> Figure:
         other = "block_size" if column == "rectify_every" else "rectify_every"
         fixed = SETTINGS[other].word.format(getattr(rows[0], other))
         ax.set_title(f"{setting(rows[0])}, {tokens(rows[0].context)}, {fixed}")
-        ax.set_xticks(range(len(rows)), [str(getattr(row, column)) for row in rows])
+        bar_axis(ax, range(len(rows)), [str(getattr(row, column)) for row in rows])
         ax.set_xlabel(AXES[column])
         ax.set_xlim(-0.7, max(len(rows), 3) - 0.3)
-        ax.tick_params(axis="x", length=0)
-        ax.grid(visible=False, axis="x")
         drawn += rows
     axes[0].set_ylim(top=axes[0].get_ylim()[1] * 1.06)
-    axes[0].yaxis.set_major_locator(MaxNLocator(5))
     for ax in left:
         ax.set_ylabel("tokens/s")
     legend: list[Artist] = [Patch(facecolor=VERMILLION, label="ReSA")]

@@ -9,16 +9,15 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
 
 from ..suites.core.looks import TITLES
 from ..suites.core.rows import Row
 from .caption import caption, title
-from .data import FigureSet, NotDrawn, names_of
+from .data import FigureSet, NotDrawn
 from .decode_data import Setting, fastest_dense, parts, settings, steps, usual
 from .registry import figure
 from .stage_style import REST, bar_place, fill, stage_patch
-from .style import DOUBLE_IN, SMALL_PT, finish, panels, starred, tokens
+from .style import DOUBLE_IN, SMALL_PT, bar_axis, finish, names_of, panels, stack, starred, tokens
 
 BAR, SPACE = 0.86, 0.7  # widths in bars, of a bar and between contexts
 NAME_IN = 0.12  # inches that a name under a bar needs
@@ -49,9 +48,9 @@ def decode_stages(figures: FigureSet) -> Figure:
     longest = max(len(bar.name) for by_context in groups.values() for group in by_context.values() for bar in group)
     widest = max(_width(by_context) for by_context in groups.values())
     columns = 3 if len(groups) > 4 and widest * NAME_IN < DOUBLE_IN / 3 - 0.5 else 2
-    fig, axes, left = panels(len(groups), 1.75 + 0.061 * longest, share_y=False, columns=columns)
+    fig, axes, left = panels(len(groups), 1.75 + 0.055 * longest, share_y=False, columns=columns)
     for ax, (where, by_context) in zip(axes, groups.items(), strict=True):
-        _draw(ax, by_context, widest, 7 + 4.4 * longest)
+        _draw(ax, by_context, widest, 8 + 3.9 * longest)
         ax.set_title(str(where))
         bars += [bar for group in by_context.values() for bar in group]
     for ax in left:
@@ -96,12 +95,7 @@ def _draw(ax: Axes, groups: dict[int, list[Bar]], width: float, below_pt: float)
     for context, bars in groups.items():
         middle = x + (len(bars) - 1) / 2
         for bar in bars:
-            bottom = 0.0
-            for stage, height in bar.heights.items():
-                if height == 0:
-                    continue
-                ax.bar(x, height, BAR, bottom, **fill(stage))
-                bottom += height
+            stack(ax, x, [(height, fill(stage)) for stage, height in bar.heights.items() if height], BAR)
             if bar.gap_us < 0:
                 ax.plot([x], [(bar.step.mean_us or 0.0) / 1e3], "D", color="black", markersize=3)
             at.append(x)
@@ -111,11 +105,8 @@ def _draw(ax: Axes, groups: dict[int, list[Bar]], width: float, below_pt: float)
             textcoords="offset points", ha="center", va="top", fontsize=SMALL_PT + 0.5, fontweight="bold",
         )  # fmt: skip
         x += SPACE
-    ax.set_xticks(at, [bar.name for bars in groups.values() for bar in bars], rotation=90)
-    ax.tick_params(axis="x", length=0, pad=2)
+    bar_axis(ax, at, [bar.name for bars in groups.values() for bar in bars], rotation=90)
     ax.set_xlim(-0.8, max(width, 4.0) - 0.2)
-    ax.grid(visible=False, axis="x")
-    ax.yaxis.set_major_locator(MaxNLocator(5))
 
 
 def _legend(bars: Sequence[Bar]) -> list[Artist]:

@@ -6,9 +6,9 @@ from matplotlib.figure import Figure
 
 from ..suites.core.rows import Row
 from .caption import caption, title
-from .data import FigureSet, NotDrawn, names_of, points
+from .data import FigureSet, NotDrawn, points
 from .registry import figure
-from .style import DOUBLE_IN, context_axis, draw_line, finish, legend_line
+from .style import DOUBLE_IN, context_axis, draw_line, finish, legend_lines
 
 STAGES = ("attend", "total")
 
@@ -46,8 +46,6 @@ def floors(figures: FigureSet) -> Figure:
         ax.set_xlabel("context, tokens")
     grid[0, 0].set_ylim(0, max(1.05, *(1.05 * (row.floor_fraction or 0.0) for row in drawn)))
 
-    names, shown = names_of(drawn), {row.variant for row in drawn}
-    legend = [legend_line(styles[variant], names.of(variant)) for variant in figures.lines if variant in shown]
     ceilings = sorted({round(row.read_ceiling_gbps) for row in drawn if row.read_ceiling_gbps})
     above = sum((row.floor_fraction or 0.0) > 1 for row in drawn)
     measured = " to ".join(str(gbps) for gbps in dict.fromkeys(ceilings[:1] + ceilings[-1:]))
@@ -55,7 +53,9 @@ def floors(figures: FigureSet) -> Figure:
         f"measured read ceiling {measured} GB/s" if ceilings else "",
         f"{above} {'row' if above == 1 else 'rows'} above 1: wrong bytes or a warm cache" if above else "",
     )
-    return finish(fig, title(figures, "share of the floor reached"), legend, caption(figures, drawn, *notes))
+    return finish(
+        fig, title(figures, "share of the floor reached"), legend_lines(styles, drawn), caption(figures, drawn, *notes)
+    )
 
 
 def _named(figures: FigureSet, stage: str) -> list[str]:

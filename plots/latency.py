@@ -8,9 +8,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from ..suites.core.looks import GREY, Look
 from ..suites.core.rows import Row
 from .caption import caption, title
-from .data import FigureSet, names_of, points
+from .data import FigureSet, points
 from .registry import figure
-from .style import LIMIT_DASHES, context_axis, draw_line, finish, legend_line, panels
+from .style import LIMIT_DASHES, context_axis, draw_line, finish, legend_line, legend_lines, panels
 
 FLOOR = Look(GREY, "", LIMIT_DASHES)
 
@@ -52,9 +52,7 @@ def latency(figures: FigureSet) -> Figure:
     for ax in left:
         ax.set_ylabel("decode step, µs")
 
-    names = names_of(drawn)
-    timed = {row.variant for row in drawn}
-    legend = [legend_line(styles[v], names.of(v)) for v in figures.lines if v in timed]
+    legend = legend_lines(styles, drawn)
     if has_floor:
         legend.append(legend_line(FLOOR, "dense floor"))
     note = "median, band q20 to q80"

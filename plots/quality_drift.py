@@ -13,10 +13,10 @@ from ..suites.core.looks import GREY, Look
 from ..suites.core.rows import Row
 from ..suites.core.spec import Variant
 from .caption import circumstances
-from .data import NotDrawn, names_of
+from .data import NotDrawn
 from .quality_data import Lines, QualitySet, first_selection, plain
 from .registry import figure
-from .style import finish, legend_line, panels
+from .style import finish, legend_lines, panels
 
 PANELS = {
     "kl": "KL(dense || method), nats",
@@ -50,8 +50,7 @@ def quality_drift(figures: QualitySet) -> Figure:
         ax.set_xlabel("steps since prefill")
         ax.set_xlim(0, max(row.step or 0 for row in figures.rows))
         _scale(ax, metric, [y for points in curves[metric].values() for _, y in points])
-    names = names_of(row for rows in lines.values() for row in rows)
-    legend = [legend_line(styles[variant], names.of(variant)) for variant in lines]
+    legend = legend_lines(styles, (row for rows in lines.values() for row in rows))
     note = "grey: ReSA at f = 1, a sparse step's own error, which no rectification removes"
     heading = f"{figures.model}: drift from dense decoding"
     return finish(fig, heading, legend, circumstances(figures.rows, figures.about, note))

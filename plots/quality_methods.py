@@ -8,10 +8,10 @@ from matplotlib.ticker import PercentFormatter
 from ..suites.core.analysis import mean_of, recall_of
 from ..suites.core.looks import look_of
 from .caption import circumstances
-from .data import NotDrawn, names_of
+from .data import NotDrawn
 from .quality_data import LEVEL_LOOK, QualitySet
 from .registry import figure
-from .style import DOUBLE_IN, SMALL_PT, finish
+from .style import DOUBLE_IN, SMALL_PT, finish, names_of
 
 LEAST = 3  # variants that make a comparison
 

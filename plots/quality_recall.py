@@ -11,10 +11,10 @@ from ..suites.core.looks import looks, shade
 from ..suites.core.rows import Row
 from ..suites.core.spec import Variant
 from .caption import circumstances
-from .data import NotDrawn, names_of
+from .data import NotDrawn
 from .quality_data import USUAL_PERIOD, QualitySet, selection
 from .registry import figure
-from .style import DOUBLE_IN, finish, legend_line
+from .style import DOUBLE_IN, finish, legend_line, names_of
 
 
 @figure("quality-recall", suite="quality")

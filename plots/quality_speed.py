@@ -17,11 +17,11 @@ from ..suites.core.looks import GREY, LIGHT_GREY, looks
 from ..suites.core.rows import Row
 from ..suites.core.spec import steps_of
 from .caption import circumstances, of_commits
-from .data import FigureSet, NotDrawn, names_of
+from .data import FigureSet, NotDrawn, order
 from .decode_data import Setting, decode_sets, setting
 from .quality_data import QualitySet, quality_sets
 from .registry import figure, figure_sets
-from .style import LIMIT_DASHES, SINGLE_IN, draw_point, finish, legend_line, tokens
+from .style import LIMIT_DASHES, SINGLE_IN, draw_point, finish, legend_line, names_of, tokens
 
 LEAST_POINTS = 2
 MORE = 1.25  # times the tokens that the ratio asks for: where the least number of blocks is more, ratios do not compare
@@ -115,7 +115,7 @@ def quality_speed(figures: SpeedSet) -> Figure:
     quality, decode = figures.quality, figures.decode
     where, context, points = pair(quality, decode)
     rows = [point.row for point in points]
-    names, styles = names_of(rows), looks(dict.fromkeys(row.variant for row in rows))
+    names, styles = names_of(rows), looks(sorted({row.variant for row in rows}, key=order))
     fig = Figure(figsize=(1.5 * SINGLE_IN, 2.9), layout="constrained")
     ax = fig.subplots()
     line = [(p.tokens_per_s, p.kl) for p in front(points)]

@@ -13,9 +13,9 @@ from ..suites.core.looks import GREY, TITLES, Look
 from ..suites.core.rows import Row
 from ..suites.core.spec import Variant
 from .caption import caption, title
-from .data import FigureSet, NotDrawn, names_of, points
+from .data import FigureSet, NotDrawn, points
 from .registry import figure
-from .style import LIMIT_DASHES, context_axis, draw_line, finish, legend_line, panels
+from .style import LIMIT_DASHES, context_axis, draw_line, finish, legend_line, legend_lines, panels
 
 COLUMN = "speedup_vs_best_dense"
 STAGE_LINES = {"total": "-", "total_amortised": (0, (2, 1))}
@@ -88,12 +88,11 @@ def _rows(figures: FigureSet, line: Line) -> list[Row]:
 
 
 def _legend(rows: list[Row], lines: list[Line]) -> list[Line2D]:
-    names = names_of(rows)
     styles = {variant: look for variant, _, look in lines}
     stages = sorted({stage for _, stage, _ in lines})
     if len(stages) > 1:  # the line's style stands for the stage, not for the method
         styles = {variant: Look(look.colour, look.marker) for variant, look in styles.items()}
-    legend = [legend_line(look, names.of(variant)) for variant, look in styles.items()]
+    legend = legend_lines(styles, rows)
     if len(stages) > 1:
         legend += [legend_line(Look(GREY, "", STAGE_LINES[stage]), STAGE_NAMES[stage]) for stage in stages]
     return legend

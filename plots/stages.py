@@ -13,10 +13,10 @@ from ..suites.core.rows import Row
 from ..suites.core.spec import Variant
 from ..suites.core.stages import place
 from .caption import caption, title
-from .data import FigureSet, NotDrawn, best_dense, names_of, points
+from .data import FigureSet, NotDrawn, best_dense, points
 from .registry import figure
 from .stage_style import fill, step_parts
-from .style import SINGLE_IN, finish, starred, tokens
+from .style import SINGLE_IN, bar_axis, finish, names_of, stack, starred, tokens
 
 
 @figure("stages", suite="micro")
@@ -52,11 +52,10 @@ def stages(figures: FigureSet) -> Figure:
             bars += [(name, rows) for name, rows in sparse if rows]
             for x, (_, rows) in enumerate(bars):
                 drawn += _bar(ax, x, rows)
-            ax.set_xticks(range(len(bars)), [starred(name, rows) for name, rows in bars], rotation=90)
+            bar_axis(ax, range(len(bars)), [starred(name, rows) for name, rows in bars], rotation=90)
             ax.set_xlim(-0.6, len(bars) - 0.4)
             ax.set_title(f"{tokens(context)} tokens")
-            ax.grid(axis="x", visible=False)
-            ax.tick_params(axis="both", length=0, pad=2)
+            ax.tick_params(axis="y", length=0, pad=2)
             ax.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
             if bottom:
                 ax.set_ylabel(f"batch {batch}\nµs")
@@ -85,14 +84,10 @@ def _at(figures: FigureSet, variant: Variant, batch: int, context: int) -> list[
 
 
 def _bar(ax: Axes, x: int, rows: list[Row]) -> list[Row]:
-    bottom = 0.0
+    stack(ax, x, [(row.median_us or 0.0, fill(row.stage)) for row in rows if row.stage != "total"], 0.76)
     for row in rows:
-        height = row.median_us or 0.0
         if row.stage == "total":
-            ax.plot([x], [height], "D", color="black", markersize=3.4)
-            continue
-        ax.bar(x, height, 0.76, bottom, **fill(row.stage))
-        bottom += height
+            ax.plot([x], [row.median_us or 0.0], "D", color="black", markersize=3.4)
     return rows
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,11 @@ from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
-from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
+from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
 
-from ..suites.core.looks import Look
+from ..suites.core.looks import TITLES, Look
 from ..suites.core.rows import Row
+from ..suites.core.spec import Names, Variant
 
 SINGLE_IN = 3.4  # inches, one column
 DOUBLE_IN = 7.0  # inches, both columns
@@ -118,6 +119,35 @@ def legend_line(look: Look, label: str, *, line: bool = True) -> Line2D:
     """A look in a legend; its marker alone where points stand for themselves."""
     dashes = look.linestyle if line else ""
     return Line2D([], [], color=look.colour, marker=look.marker, linestyle=dashes, label=label)
+
+
+def names_of(rows: Iterable[Row]) -> Names:
+    """Names of the variants side by side in a figure."""
+    return Names(rows, TITLES)
+
+
+def legend_lines(looks: Mapping[Variant, Look], rows: Iterable[Row]) -> list[Line2D]:
+    """A line in the legend for each variant of the rows drawn, in the order of the looks."""
+    rows = list(rows)
+    names, drawn = names_of(rows), {row.variant for row in rows}
+    return [legend_line(look, names.of(variant)) for variant, look in looks.items() if variant in drawn]
+
+
+def stack(ax: Axes, x: float, parts: Iterable[tuple[float, dict[str, Any]]], width: float) -> float:
+    """Bars of these heights and fills, one upon the other; where they end."""
+    top = 0.0
+    for height, fill in parts:
+        ax.bar(x, height, width, top, **fill)
+        top += height
+    return top
+
+
+def bar_axis(ax: Axes, places: Sequence[float], names: Sequence[str], rotation: int = 0) -> None:
+    """Names under bars, few lines across them."""
+    ax.set_xticks(places, names, rotation=rotation)
+    ax.tick_params(axis="x", length=0, pad=2)
+    ax.grid(visible=False, axis="x")
+    ax.yaxis.set_major_locator(MaxNLocator(5))
 
 
 def panels(

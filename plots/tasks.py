@@ -13,9 +13,9 @@ from ..suites.core.looks import DOTTED, Look, looks
 from ..suites.core.rows import Row
 from ..suites.core.spec import Names
 from .caption import circumstances
-from .data import NotDrawn, names_of, order
+from .data import NotDrawn, order
 from .registry import figure, figure_sets, slugs
-from .style import context_axis, finish, legend_line, panels, tokens
+from .style import context_axis, finish, legend_line, names_of, panels, tokens
 
 CHUNK = "chunk"  # stage of answers that came of whole chunks, a dense method's second line
 _SPREAD = 1.03  # between neighbours, so that error bars stand side by side
@@ -106,8 +106,8 @@ def _survival(ax: Axes, lines: Lines, styles: dict[str, Look]) -> None:
         look = styles[name]
         ax.plot(xs, ys, color=look.colour, marker=look.marker, ls=look.linestyle, markevery=2)
         last = max(last, *xs)
-    ax.set_title(f"still equal to dense ({first.n_samples} prompts of {tokens(longest)})")
-    ax.set_xlabel("tokens decoded")
+    ax.set_title("still equal to dense")
+    ax.set_xlabel(f"tokens decoded, {first.n_samples} prompts of {tokens(longest)}")
     ax.set_ylabel("share of prompts")
     context_axis(ax, [2**i for i in range(last.bit_length())])
     ax.set_xlim(0.9, last * 1.1)
@@ -150,7 +150,8 @@ def _needles(ax: Axes, lines: Lines, styles: dict[str, Look]) -> None:
     ax.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     ax.grid(visible=False)
     ax.set_xticks(range(len(depths)), [f"{depth:g}" for depth in depths])
-    ax.set_yticks(range(len(lines)), list(lines))
+    shared = set.intersection(*(set(name.split()) for name in list(lines)[1:])) if len(lines) > 2 else set()
+    ax.set_yticks(range(len(lines)), [" ".join(w for w in name.split() if w not in shared) for name in lines])
     ax.tick_params(length=0)
     ax.set_title(f"needles found, {' + '.join(map(tokens, contexts))}")
     ax.set_xlabel("depth of the needle")

@@ -50,7 +50,7 @@ LOOKS = {
 TITLES = {method: look.title for method, look in LOOKS.items()}
 _SPARE = (BLUE, GREEN, PURPLE, ORANGE, SKY)
 _MARKERS = "osD^v<>phX"  # each of them can be drawn hollow
-_SHADES = (-0.45, 0.45, -0.7, 0.65, -0.25, 0.25)
+_SHADES = (-0.4, 0.45, -0.62, 0.65, -0.2, 0.25)
 
 
 def look_of(method: str) -> Look:
