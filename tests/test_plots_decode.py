@@ -25,6 +25,7 @@ from resa_bench.plots.stage_style import STAGE_COLOURS, bar_place, fill
 from resa_bench.plots.style import SMALL_PT, names_of, paper
 from resa_bench.suites.core.results import append
 from resa_bench.suites.core.rows import Row
+from resa_bench.suites.core.spec import PINNED
 from resa_bench.suites.core.stages import ATTENTION, FUSED
 
 K = 1024
@@ -157,6 +158,7 @@ def _paper_settings():
 # What is written
 
 
+@pytest.mark.slow
 def test_decode_and_micro_rows_in_one_call_draw_both(tmp_path: Path) -> None:
     micro = [
         replace(row, suite="micro", case=f"micro-{row.context}", selection_pattern=None, speedup_vs_best_dense=2.0)
@@ -373,7 +375,9 @@ def test_floors_far_above_are_left_out_of_tokens() -> None:
 def test_speedup_draws_the_column_its_limit_and_the_line_at_one() -> None:
     fig = whole("decode-speedup")
     drawn = [list(line.get_ydata()) for line in fig.axes[0].lines]
-    for ys in ([1, 1], [2.0] * 3, [2.5] * 3):
+    rows = [row for row in run_of() if (row.method, row.stage, row.weight_dtype) == ("quest", "total", "bf16")]
+    column = [row.speedup_vs_best_dense for row in rows if row.batch == 1]
+    for ys in ([1, 1], column, [2.5] * 3):
         assert ys in drawn
     assert "what ReSA's floor allows" in texts(fig)
     assert "cuDNN (SDPA)" not in texts(fig)
@@ -502,7 +506,7 @@ def test_periods_are_lines_ordered_by_number_after_the_usual_one() -> None:
 def test_other_selections_of_a_method_are_left_to_the_figure_of_quality() -> None:
     """Pinned blocks, mean/std, fp8 summaries: lines keep their names and points, the rows stay at hand."""
     plain = method_rows("resa", 4096, block_size=16, summary_kind="minmax")
-    others = [replace(plain[0], pinned_blocks=1), replace(plain[0], summary_kind="meanstd", spread_weight=0.5)]
+    others = [replace(plain[0], **PINNED), replace(plain[0], summary_kind="meanstd", spread_weight=0.5)]
     others.append(replace(plain[0], summary_dtype="fp8"))
     both = only_set([*plain, *others])
     assert both.rows == plain
