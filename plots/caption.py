@@ -53,29 +53,37 @@ def of_commits(rows: Iterable[Row]) -> str:
     return f"commit {', '.join(commits)}" if commits else "commit unknown"
 
 
+def best_dense_of(rows: Iterable[Row]) -> str:
+    """The methods that rows' speed-ups are over."""
+    rivals = ", ".join(_unique(row.best_dense for row in rows if row.best_dense))
+    return f"best dense: {rivals}" if rivals else ""
+
+
+def counted(count: int, what: str) -> str:
+    """`1 row`, `2 rows`."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
 def missing(figures: FigureSet) -> list[str]:
     """Methods skipped and methods failed, counted, with a reason each."""
-    return [text for text in (_missing(figures, ("skipped",), "skipped"), _missing(figures, FAILED, "failed")) if text]
-
-
-def _missing(figures: FigureSet, statuses: tuple[str, ...], word: str) -> str:
-    by_method: dict[str, list[Row]] = defaultdict(list)
-    for row in figures.untimed:
-        if row.status in statuses:
-            by_method[row.method].append(row)
-    if not by_method:
-        return ""
     measured = {variant.method for variant in figures.lines}
-    by_reason: dict[str, list[str]] = defaultdict(list)
-    for method, rows in sorted(by_method.items()):
-        cases = len({row.case for row in rows})
-        where = f" in {cases} {'case' if cases == 1 else 'cases'}" if method in measured else ""
-        by_reason[_short(rows[0].reason or rows[0].status)].append(f"{method}{where}")
-    named = [f"{', '.join(methods)} ({reason})" for reason, methods in by_reason.items()]
-    return f"{len(by_method)} {'method' if len(by_method) == 1 else 'methods'} {word}: {'; '.join(named)}"
+    notes = []
+    for statuses, word in ((("skipped",), "skipped"), (FAILED, "failed")):
+        by_method: dict[str, list[Row]] = defaultdict(list)
+        for row in figures.untimed:
+            if row.status in statuses:
+                by_method[row.method].append(row)
+        by_reason: dict[str, list[str]] = defaultdict(list)
+        for method, rows in sorted(by_method.items()):
+            where = f" in {counted(len({row.case for row in rows}), 'case')}" if method in measured else ""
+            by_reason[shorten(rows[0].reason or rows[0].status)].append(method + where)
+        named = [f"{', '.join(methods)} ({reason})" for reason, methods in by_reason.items()]
+        notes += [f"{counted(len(by_method), 'method')} {word}: {'; '.join(named)}"] if named else []
+    return notes
 
 
-def _short(reason: str) -> str:
+def shorten(reason: str) -> str:
+    """A reason on one line of REASON_CHARS at most."""
     line = " ".join(reason.split())
     return line if len(line) <= REASON_CHARS else line[: REASON_CHARS - 1].rstrip() + "…"
 

@@ -125,24 +125,19 @@ def _draw(ax: Axes, names: tuple[str, str], measured: Pair, paper: Pair | None) 
         parts_ms = [(height, _fill(COLOURS[part], published)) for part, height in pair.resa_ms.items()]
         resa_ms = stack(ax, x + 1, parts_ms, 0.84)
         for at, top_ms in ((x, pair.dense_ms), (x + 1, resa_ms)):
-            ax.text(at, top_ms, _ms(top_ms), ha="center", va="bottom", fontsize=SMALL_PT)
+            ax.text(at, top_ms, f"{top_ms:.{2 if top_ms < 10 else 1}f}", ha="center", va="bottom", fontsize=SMALL_PT)
         ax.annotate(
             f"{pair.speedup:.2f}x", (x + 1, resa_ms), (0, 9), textcoords="offset points", ha="center", va="bottom",
             fontsize=SMALL_PT + 0.5, fontweight="bold",
         )  # fmt: skip
         top = max(top, pair.dense_ms, resa_ms)
-        if paper:
-            ax.annotate(
-                "paper, A100" if published else "measured", (x + 0.5, 0), (0, -14), xycoords=("data", "axes fraction"),
-                textcoords="offset points", ha="center", va="top", fontsize=SMALL_PT + 0.5,
-                fontweight="normal" if published else "bold",
-            )  # fmt: skip
+        ax.annotate(
+            "paper, A100" if published else "measured" if paper else "", (x + 0.5, 0), (0, -14), ha="center", va="top",
+            xycoords=("data", "axes fraction"), textcoords="offset points", fontsize=SMALL_PT + 0.5,
+            fontweight="normal" if published else "bold",
+        )  # fmt: skip
     ax.set_ylim(0, 1.12 * top)
     bar_axis(ax, [x + i for x, _, _ in bars for i in (0, 1)], [*names, *(["dense", "ReSA"] if paper else [])])
-
-
-def _ms(value: float) -> str:
-    return f"{value:.2f}" if value < 10 else f"{value:.1f}"
 
 
 def _fill(colour: str, published: bool) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from ..suites.core.looks import BLACK, GREY, Look
 from ..suites.core.rows import Row
 from ..suites.core.spec import Variant
-from .caption import caption, title
+from .caption import best_dense_of, caption, counted, title
 from .data import FigureSet, NotDrawn
 from .decode_data import Setting, context_ticks, curves, fastest_dense, steps, steps_only, usual_resa
 from .registry import figure
@@ -33,31 +33,22 @@ def decode_tokens(figures: FigureSet) -> Figure:
     allow, left out of panels that they would flatten. The ratio at the longest context is that of ReSA's own run.
     """
     able = curves(figures)
-    fig, axes, left = panels(len(able), 2.0, share_y=False)
-    styles, resa = figures.looks, usual_resa(figures)
-    drawn: list[Row] = []
+    fig, axes, drawn = _curves(figures, able, "tokens_per_s", "tokens/s", share_y=False)
     limited, compared = False, ""
     for ax, (where, variants) in zip(axes, able.items(), strict=True):
-        dense = fastest_dense(figures, where)
-        ax.fill_between(list(dense), [row.tokens_per_s or 0.0 for row in dense.values()], color=AREA, linewidth=0)
-        top = max(row.tokens_per_s or 0.0 for variant in variants for row in steps(figures, variant, where))
-        limited |= _floor_line(ax, dense.values(), BLACK, top)
-        for variant in sorted(variants, key=lambda variant: variant in resa):  # ReSA above the others
-            rows = steps(figures, variant, where)
-            if variant in resa:
-                limited |= _floor_line(ax, rows, styles[variant].colour, top)
-            draw_line(ax, rows, "tokens_per_s", styles[variant])
-            drawn += rows
-        _frame(ax, figures, where, variants)
+        dense = list(fastest_dense(figures, where).values())
+        ax.fill_between([r.context for r in dense], [r.tokens_per_s or 0.0 for r in dense], color=AREA, linewidth=0)
         ax.set_ylim(bottom=0)
         ax.yaxis.set_major_locator(MaxNLocator(5))
-        main = next((variant for variant in resa if variant in variants), None)
-        if main and _ratio(ax, steps(figures, main, where)[-1], styles[main].colour):
-            compared = names_of(drawn).of(main)
-    _name_axes(axes, left, "tokens/s")
-    legend: list[Artist] = [Patch(facecolor=AREA, label="best dense")]
-    legend += _legend(figures, drawn, "what the floor allows" if limited else "")
+        top = max(row.tokens_per_s or 0.0 for variant in variants for row in steps(figures, variant, where))
+        limited |= _floor_line(ax, dense, BLACK, top)
+        resa = [(steps(figures, v, where), figures.looks[v].colour) for v in usual_resa(figures) if v in variants]
+        for rows, colour in resa:
+            limited |= _floor_line(ax, rows, colour, top)
+        if resa and _ratio(ax, resa[0][0][-1], resa[0][1]):
+            compared = names_of(drawn)[resa[0][0][-1]]
     heading = title(figures, "tokens per second, decoding with the whole model")
+    legend = [Patch(facecolor=AREA, label="best dense"), *_legend(figures, drawn, "what the floor allows", limited)]
     notes = [MEAN, "all sequences of the batch together" if any(where.batch > 1 for where in able) else ""]
     notes += [f"ratio: {compared} over the best dense of its run"] if compared else []
     return finish(fig, heading, legend, caption(steps_only(figures), drawn, *notes, _lone(figures, able)))
@@ -71,53 +62,52 @@ def decode_speedup(figures: FigureSet) -> Figure:
     able = {where: variants for where, variants in sparse.items() if variants}
     if not able:
         raise NotDrawn(f"no sparse method has {SPEEDUP}: was a dense one measured in the same cases?")
-    fig, axes, left = panels(len(able), 1.9)
-    styles, resa = figures.looks, usual_resa(figures)
-    drawn: list[Row] = []
+    fig, axes, drawn = _curves(figures, able, SPEEDUP, "speed-up")
     limited = False
     for ax, (where, variants) in zip(axes, able.items(), strict=True):
         ax.axhline(1.0, color="black", linewidth=0.8)
-        for variant in sorted(variants, key=lambda variant: variant in resa):
-            limit = steps(figures, variant, where, "floor_speedup") if variant in resa else []
-            limited |= _thin(ax, [(row.context, row.floor_speedup or 0.0) for row in limit], styles[variant].colour)
-            rows = steps(figures, variant, where, SPEEDUP)
-            draw_line(ax, rows, SPEEDUP, styles[variant])
-            drawn += rows
-        _frame(ax, figures, where, variants)
+        for variant in usual_resa(figures):
+            limit = steps(figures, variant, where, "floor_speedup") if variant in variants else []
+            draw_line(ax, limit, "floor_speedup", Look(figures.looks[variant].colour, "", LIMIT_DASHES))
+            limited |= bool(limit)
     axes[0].set_ylim(bottom=0)
     axes[0].yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     axes[0].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
-    _name_axes(axes, left, "speed-up")
-    rivals = sorted({row.best_dense for row in drawn if row.best_dense})
-    notes = (MEAN, f"best dense: {', '.join(rivals)}" if rivals else "", _lone(figures, timed))
     heading = title(figures, "speed-up in tokens per second over the best dense method")
-    legend = _legend(figures, drawn, "what ReSA's floor allows" if limited else "")
+    legend = _legend(figures, drawn, "what ReSA's floor allows", limited)
+    notes = (MEAN, best_dense_of(drawn), _lone(figures, timed))
     return finish(fig, heading, legend, caption(steps_only(figures), drawn, *notes))
 
 
-def _floor_line(ax: Axes, rows: Iterable[Row], colour: str, top: float) -> bool:
-    """The tokens per second that rows' floors allow, unless they lie far above `top`, the most measured."""
-    allowed = [(row.context, row.batch / row.floor_us * 1e6) for row in rows if row.floor_us]
-    return max((height for _, height in allowed), default=0.0) <= FARTHEST * top and _thin(ax, allowed, colour)
-
-
-def _thin(ax: Axes, points: Sequence[tuple[int, float]], colour: str) -> bool:
-    """A thin dashed line; whether there were the points for one."""
-    if len(points) > 1:
-        ax.plot(*zip(*points, strict=True), color=colour, linestyle=LIMIT_DASHES, linewidth=0.7)
-    return len(points) > 1
-
-
-def _name_axes(axes: Sequence[Axes], left: Sequence[Axes], quantity: str) -> None:
-    """Name the y axis of the leftmost panels and the x axis of the lowest."""
+def _curves(
+    figures: FigureSet, able: dict[Setting, list[Variant]], column: str, quantity: str, *, share_y: bool = True
+) -> tuple[Figure, list[Axes], list[Row]]:
+    """A panel a setting with the lines of a column, ReSA's above the others; the rows drawn."""
+    fig, axes, left = panels(len(able), 2.0, share_y=share_y)
+    columns = axes[0].get_subplotspec().get_gridspec().ncols  # type: ignore[union-attr]
+    drawn: list[Row] = []
+    for ax, (where, variants) in zip(axes, able.items(), strict=True):
+        lines = {variant: steps(figures, variant, where, column) for variant in variants}
+        for variant in sorted(lines, key=lambda variant: variant in figures.resa()):
+            draw_line(ax, lines[variant], column, figures.looks[variant])
+        rows = [row for line in lines.values() for row in line]
+        drawn += rows
+        ax.set_title(str(where))
+        context_ticks(ax, sorted({row.context for row in rows}), fig.get_figwidth() / columns - 0.6)
     for ax in left:
         ax.set_ylabel(quantity)
-    for ax in axes[-_columns(axes[0]) :]:
+    for ax in axes[-columns:]:
         ax.set_xlabel("context, tokens")
+    return fig, axes, drawn
 
 
-def _columns(ax: Axes) -> int:
-    return ax.get_subplotspec().get_gridspec().ncols  # type: ignore[union-attr]
+def _floor_line(ax: Axes, rows: Sequence[Row], colour: str, top: float) -> bool:
+    """The tokens per second that rows' floors allow, unless they lie far above `top`, the most measured."""
+    allowed = [(row.context, row.batch / row.floor_us * 1e6) for row in rows if row.floor_us]
+    if len(allowed) < 2 or max(height for _, height in allowed) > FARTHEST * top:
+        return False
+    ax.plot(*zip(*allowed, strict=True), color=colour, linestyle=LIMIT_DASHES, linewidth=0.8)
+    return True
 
 
 def _ratio(ax: Axes, step: Row, colour: str) -> bool:
@@ -135,14 +125,8 @@ def _ratio(ax: Axes, step: Row, colour: str) -> bool:
     return True
 
 
-def _frame(ax: Axes, figures: FigureSet, where: Setting, variants: Sequence[Variant]) -> None:
-    contexts = sorted({row.context for variant in variants for row in steps(figures, variant, where)})
-    ax.set_title(str(where))
-    context_ticks(ax, contexts, ax.figure.get_figwidth() / _columns(ax) - 0.6)  # type: ignore[union-attr]
-
-
-def _legend(figures: FigureSet, drawn: Sequence[Row], limit: str) -> list[Artist]:
-    limits = [legend_line(Look(GREY, "", LIMIT_DASHES), limit)] if limit else []
+def _legend(figures: FigureSet, drawn: Sequence[Row], limit: str, limited: bool) -> list[Artist]:
+    limits = [legend_line(Look(GREY, "", LIMIT_DASHES), limit)] if limited else []
     return [*legend_lines(figures.looks, drawn), *limits]
 
 
@@ -150,6 +134,4 @@ def _lone(figures: FigureSet, able: dict[Setting, list[Variant]]) -> str:
     """How many were timed, but have a curve nowhere, in words."""
     drawn = {variant for variants in able.values() for variant in variants}
     lone = [v for v in figures.lines if v not in drawn and any(r.stage == "total" for r in figures.lines[v])]
-    if not lone:
-        return ""
-    return f"{len(lone)} {'variant' if len(lone) == 1 else 'variants'} timed at one context only: not drawn"
+    return f"{counted(len(lone), 'variant')} timed at one context only: not drawn" if lone else ""

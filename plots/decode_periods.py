@@ -86,13 +86,10 @@ def _share(figures: FigureSet, step: Row) -> float | None:
 def _bar(ax: Axes, x: int, row: Row, share: float | None) -> bool:
     height = row.tokens_per_s or 0.0
     hollow = row.status == "throttled"
-    top = height
     if share is not None and share < 1:
-        top = height / (1 - share)
+        top, words = height / (1 - share), f"{share:.{0 if share >= 0.095 else 1}%}"
         ax.bar(x, top, 0.68, **_OUTLINE)
-        ax.text(
-            x, top, f"{share:.0%}" if share >= 0.095 else f"{share:.1%}", ha="center", va="bottom", fontsize=SMALL_PT
-        )
+        ax.text(x, top, words, ha="center", va="bottom", fontsize=SMALL_PT)
     bar = ax.bar(x, height, 0.68, facecolor="white" if hollow else VERMILLION, edgecolor=VERMILLION, linewidth=0.8)
     if hollow:
         bar.patches[0].set_label(HOLLOW)

@@ -17,7 +17,7 @@ from .data import FigureSet, NotDrawn
 from .decode_data import Setting, fastest_dense, parts, settings, steps, usual
 from .registry import figure
 from .stage_style import REST, bar_place, fill, stage_patch
-from .style import DOUBLE_IN, SMALL_PT, bar_axis, finish, names_of, panels, stack, starred, tokens
+from .style import DOUBLE_IN, MARK, SMALL_PT, bar_axis, finish, names_of, panels, stack, starred, tokens
 
 BAR, SPACE = 0.86, 0.7  # widths in bars, of a bar and between contexts
 NAME_IN = 0.12  # inches that a name under a bar needs
@@ -42,17 +42,16 @@ def decode_stages(figures: FigureSet) -> Figure:
     """
     groups = {where: _groups(figures, where) for where in settings(figures)}
     groups = {where: by_context for where, by_context in groups.items() if by_context}
-    if not groups:
+    bars = [bar for by_context in groups.values() for group in by_context.values() for bar in group]
+    if not bars:
         raise NotDrawn("no whole step has stages: was it measured with --no-breakdown?")
-    bars: list[Bar] = []
-    longest = max(len(bar.name) for by_context in groups.values() for group in by_context.values() for bar in group)
+    longest = max(len(bar.name) for bar in bars)
     widest = max(_width(by_context) for by_context in groups.values())
     columns = 3 if len(groups) > 4 and widest * NAME_IN < DOUBLE_IN / 3 - 0.5 else 2
     fig, axes, left = panels(len(groups), 1.75 + 0.055 * longest, share_y=False, columns=columns)
     for ax, (where, by_context) in zip(axes, groups.items(), strict=True):
         _draw(ax, by_context, widest, 8 + 3.9 * longest)
         ax.set_title(str(where))
-        bars += [bar for group in by_context.values() for bar in group]
     for ax in left:
         ax.set_ylabel("a step, ms")
     return finish(fig, title(figures, "time of a decode step by stage"), _legend(bars), _caption(figures, bars))
@@ -97,7 +96,7 @@ def _draw(ax: Axes, groups: dict[int, list[Bar]], width: float, below_pt: float)
         for bar in bars:
             stack(ax, x, [(height, fill(stage)) for stage, height in bar.heights.items() if height], BAR)
             if bar.gap_us < 0:
-                ax.plot([x], [(bar.step.mean_us or 0.0) / 1e3], "D", color="black", markersize=3)
+                ax.plot([x], [(bar.step.mean_us or 0.0) / 1e3], **MARK)
             at.append(x)
             x += 1
         ax.annotate(
@@ -112,20 +111,15 @@ def _draw(ax: Axes, groups: dict[int, list[Bar]], width: float, below_pt: float)
 def _legend(bars: Sequence[Bar]) -> list[Artist]:
     present = {stage for bar in bars for stage, height in bar.heights.items() if height > 0}
     legend: list[Artist] = [stage_patch(stage) for stage in sorted(present, key=bar_place)]
-    if any(bar.gap_us < 0 for bar in bars):
-        legend.append(Line2D([], [], color="black", marker="D", markersize=3, linestyle="", label="measured step"))
-    return legend
+    below = any(bar.gap_us < 0 for bar in bars)
+    return [*legend, Line2D([], [], label="measured step", **MARK)] if below else legend
 
 
 def _caption(figures: FigureSet, bars: Sequence[Bar]) -> str:
     rivals = sorted({bar.step.method for bar in bars if bar.step.variant.is_dense})
     below = [bar for bar in bars if bar.gap_us < 0]
     most = max((-bar.gap_us / (bar.step.mean_us or 1.0) for bar in below), default=0.0)
-    notes = (
-        f"dense: {', '.join(rivals)}" if rivals else "",
-        "gap: what the stages leave of the mean step",
-        f"{len(below)} of {len(bars)} gaps below 0 (tracing takes time, {most:.0%} of the step at most): drawn as 0"
-        if below
-        else "",
-    )
+    notes = [f"dense: {', '.join(rivals)}" if rivals else "", "gap: what the stages leave of the mean step"]
+    if below:
+        notes.append(f"{len(below)} of {len(bars)} gaps below 0 (tracing takes time, {most:.0%} at most): drawn as 0")
     return caption(figures, [bar.step for bar in bars], *notes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 
 from ..suites.core.rows import Row
-from .caption import caption, title
+from .caption import caption, counted, title
 from .data import FigureSet, NotDrawn, points
 from .registry import figure
 from .style import DOUBLE_IN, context_axis, draw_line, finish, legend_lines
@@ -51,11 +51,10 @@ def floors(figures: FigureSet) -> Figure:
     measured = " to ".join(str(gbps) for gbps in dict.fromkeys(ceilings[:1] + ceilings[-1:]))
     notes = (
         f"measured read ceiling {measured} GB/s" if ceilings else "",
-        f"{above} {'row' if above == 1 else 'rows'} above 1: wrong bytes or a warm cache" if above else "",
+        f"{counted(above, 'row')} above 1: wrong bytes or a warm cache" if above else "",
     )
-    return finish(
-        fig, title(figures, "share of the floor reached"), legend_lines(styles, drawn), caption(figures, drawn, *notes)
-    )
+    heading = title(figures, "share of the floor reached")
+    return finish(fig, heading, legend_lines(styles, drawn), caption(figures, drawn, *notes))
 
 
 def _named(figures: FigureSet, stage: str) -> list[str]:

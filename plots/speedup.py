@@ -12,10 +12,10 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from ..suites.core.looks import GREY, TITLES, Look
 from ..suites.core.rows import Row
 from ..suites.core.spec import Variant
-from .caption import caption, title
+from .caption import best_dense_of, caption, title
 from .data import FigureSet, NotDrawn, points
 from .registry import figure
-from .style import LIMIT_DASHES, context_axis, draw_line, finish, legend_line, legend_lines, panels
+from .style import LIMIT_DASHES, curve_panels, draw_line, finish, legend_line, legend_lines
 
 COLUMN = "speedup_vs_best_dense"
 STAGE_LINES = {"total": "-", "total_amortised": (0, (2, 1))}
@@ -58,29 +58,23 @@ def draw_speedups(figures: FigureSet, groups: dict[str, list[Line]], what: str) 
     if not groups:
         raise NotDrawn(f"no sparse row has {COLUMN}: was a dense method measured in the same cases?")
     rows = [row for lines in groups.values() for line in lines for row in _rows(figures, line)]
-    batches = sorted({row.batch for row in rows})
-    contexts = sorted({row.context for row in rows})
+    batches, contexts = sorted({row.batch for row in rows}), sorted({row.context for row in rows})
     limited = [v for v in figures.resa() if any(r.stage == "total" and r.floor_speedup for r in figures.lines[v])]
-    fig, axes, left = panels(len(batches) * len(groups))
-    for ax, ((name, lines), batch) in zip(axes, product(groups.items(), batches), strict=True):
+    titles = [f"batch {batch}{name}" for name, batch in product(groups, batches)]
+    fig, axes = curve_panels(titles, contexts, "speed-up, log scale")
+    for ax, (lines, batch) in zip(axes, product(groups.values(), batches), strict=True):
         ax.axhline(1.0, color="black", linewidth=0.8)
         for variant in limited:
             limit = Look(figures.looks[variant].colour, "", LIMIT_DASHES)
             draw_line(ax, points(figures.lines[variant], "total", batch, "floor_speedup"), "floor_speedup", limit)
         for variant, stage, look in lines:
             draw_line(ax, points(figures.lines[variant], stage, batch, COLUMN), COLUMN, look)
-        ax.set_title(f"batch {batch}{name}")
-        ax.set_xlabel("context, tokens")
-        context_axis(ax, contexts)
     _ratio_axis(axes[0])
-    for ax in left:
-        ax.set_ylabel("speed-up, log scale")
     legend = _legend(rows, [line for lines in groups.values() for line in lines])
     if limited:
         legend.append(legend_line(Look(GREY, "", LIMIT_DASHES), "what ReSA's floor allows"))
-    rivals = ", ".join(sorted({row.best_dense for row in rows if row.best_dense}))
     heading = title(figures, f"{what} over the best dense kernel")
-    return finish(fig, heading, legend, caption(figures, rows, f"best dense: {rivals}" if rivals else ""))
+    return finish(fig, heading, legend, caption(figures, rows, best_dense_of(rows)))
 
 
 def _rows(figures: FigureSet, line: Line) -> list[Row]:

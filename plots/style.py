@@ -28,6 +28,7 @@ DPI = 220
 
 LIMIT_DASHES = (0, (6, 2))  # what a floor or the best dense method allows
 HOLLOW = "_throttled"  # label of artists drawn hollow, which legends leave out
+MARK: Any = {"color": "black", "marker": "D", "markersize": 3.2, "linestyle": ""}  # what was measured, beside a stack
 STAR = "*"  # after the name of a bar that was measured under throttling
 
 _RC: Any = {
@@ -78,13 +79,17 @@ def context_axis(ax: Axes, contexts: Sequence[int]) -> None:
         ax.set_xlim(contexts[0] / 1.2, contexts[-1] * 1.2)
 
 
-def draw_line(ax: Axes, rows: Sequence[Row], column: str, look: Look, *, marker: bool = True) -> None:
-    """`column` over context; rows measured under throttling get the same marker, hollow and larger."""
+def draw_line(ax: Axes, rows: Sequence[Row], column: str, look: Look) -> None:
+    """`column` over context; rows measured under throttling get the same marker, hollow and larger.
+
+    A look without a marker is a limit: a thin line, whatever its rows were measured under.
+    """
     xs, ys = [row.context for row in rows], [getattr(row, column) for row in rows]
-    steady = [i for i, row in enumerate(rows) if row.status != "throttled"]
-    ax.plot(xs, ys, color=look.colour, marker=look.marker if marker else "", ls=look.linestyle, markevery=steady)
+    steady = [i for i, row in enumerate(rows) if row.status != "throttled"] if look.marker else None
+    width = None if look.marker else 0.8
+    ax.plot(xs, ys, color=look.colour, marker=look.marker, ls=look.linestyle, lw=width, markevery=steady)
     for row, x, y in zip(rows, xs, ys, strict=True):
-        if row.status == "throttled" and marker and look.marker:
+        if row.status == "throttled" and look.marker:
             draw_point(ax, x, y, look, row, size=5.5)
 
 
@@ -107,11 +112,8 @@ def throttled(fig: Figure) -> str:
     points = sum(line.get_label() == HOLLOW for ax in shown for line in ax.lines)
     bars = sum(patch.get_label() == HOLLOW for ax in shown for patch in ax.patches)
     stars = sum(tick.get_text().endswith(STAR) for ax in shown for tick in ax.get_xticklabels())
-    marks = [
-        f"{mark} ({count} {what if count == 1 else what + 's'})"
-        for mark, count, what in (("hollow", points, "point"), ("hollow", bars, "bar"), (STAR, stars, "bar"))
-        if count
-    ]
+    counts = (("hollow", points, "point"), ("hollow", bars, "bar"), (STAR, stars, "bar"))
+    marks = [f"{mark} ({count} {what}{'' if count == 1 else 's'})" for mark, count, what in counts if count]
     return f"{' and '.join(marks)}: measured under throttling" if marks else ""
 
 
@@ -228,3 +230,17 @@ def save(fig: Figure, stem: Path) -> list[Path]:
         fig.savefig(path, dpi=DPI, metadata={"Date": None} if ending == ".svg" else None)
         written.append(path)
     return written
+
+
+def curve_panels(
+    titles: Sequence[str], contexts: Sequence[int], quantity: str, height_in: float = 2.1
+) -> tuple[Figure, list[Axes]]:
+    """Panels with these titles, of curves of a quantity over contexts."""
+    fig, axes, left = panels(len(titles), height_in)
+    for ax, words in zip(axes, titles, strict=True):
+        ax.set_title(words)
+        ax.set_xlabel("context, tokens")
+        context_axis(ax, contexts)
+    for ax in left:
+        ax.set_ylabel(quantity)
+    return fig, axes

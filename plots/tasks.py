@@ -64,16 +64,18 @@ def tasks(figures: TaskSet) -> Figure:
     if len({row.method for row in figures.rows}) < 2:
         raise NotDrawn("dense decoding alone leaves nothing to compare")
     rows = sorted(figures.rows, key=lambda row: (order(row.variant), row.stage == CHUNK))
-    styles = _looks(rows)
+    names, by_variant = names_of(rows), looks(dict.fromkeys(row.variant for row in rows))
+    styles: dict[str, Look] = {}
+    for row in rows:
+        look = by_variant[row.variant]
+        chunked = replace(look, marker="", linestyle=DOTTED)
+        styles[_name(row, names)] = chunked if row.stage == CHUNK else look
     fig, axes, _ = panels(3, height_in=2.5, share_y=False)
     drawers = {"divergence": _survival, "copy": _copies, "needle": _needles}
-    names = names_of(rows)
     for ax, (task, draw) in zip(axes, drawers.items(), strict=True):
-        of_task = {id(row) for row in figures.of(task)}
-        lines: Lines = {}
-        for row in rows:
-            if id(row) in of_task:
-                lines.setdefault(_name(row, names), []).append(row)
+        of_task = figures.of(task)
+        lines = {name: [row for row in of_task if _name(row, names) == name] for name in styles}
+        lines = {name: own for name, own in lines.items() if own}
         if lines:
             draw(ax, lines, styles)
         else:
@@ -87,13 +89,6 @@ def tasks(figures: TaskSet) -> Figure:
 
 def _name(row: Row, names: Names) -> str:
     return f"{names[row]} in chunks" if row.stage == CHUNK else names[row]
-
-
-def _looks(rows: Sequence[Row]) -> dict[str, Look]:
-    """By the name of a line; answers in chunks are dotted, without markers."""
-    names, styles = names_of(rows), looks(dict.fromkeys(row.variant for row in rows))
-    chunked = {row.variant: replace(styles[row.variant], marker="", linestyle=DOTTED) for row in rows}
-    return {_name(row, names): (chunked if row.stage == CHUNK else styles)[row.variant] for row in rows}
 
 
 def _survival(ax: Axes, lines: Lines, styles: dict[str, Look]) -> None:
