@@ -15,9 +15,9 @@ from ..suites.core.rows import Row
 from ..suites.core.spec import Variant
 from .caption import best_dense_of, caption, counted, title
 from .data import FigureSet, NotDrawn
-from .decode_data import Setting, context_ticks, curves, fastest_dense, steps, steps_only, usual_resa
+from .decode_data import Setting, curves, fastest_dense, steps, steps_only, usual_resa
 from .registry import figure
-from .style import LIMIT_DASHES, draw_line, finish, legend_line, legend_lines, names_of, panels
+from .style import LIMIT_DASHES, context_axis, draw_line, finish, legend_line, legend_lines, names_of, panels
 
 SPEEDUP = "speedup_vs_best_dense"
 AREA = "#ECECEC"  # below the best dense method
@@ -38,13 +38,13 @@ def decode_tokens(figures: FigureSet) -> Figure:
     for ax, (where, variants) in zip(axes, able.items(), strict=True):
         dense = list(fastest_dense(figures, where).values())
         ax.fill_between([r.context for r in dense], [r.tokens_per_s or 0.0 for r in dense], color=AREA, linewidth=0)
-        ax.set_ylim(bottom=0)
-        ax.yaxis.set_major_locator(MaxNLocator(5))
         top = max(row.tokens_per_s or 0.0 for variant in variants for row in steps(figures, variant, where))
         limited |= _floor_line(ax, dense, BLACK, top)
         resa = [(steps(figures, v, where), figures.looks[v].colour) for v in usual_resa(figures) if v in variants]
         for rows, colour in resa:
             limited |= _floor_line(ax, rows, colour, top)
+        ax.set_ylim(bottom=0)
+        ax.yaxis.set_major_locator(MaxNLocator(5))
         if resa and _ratio(ax, resa[0][0][-1], resa[0][1]):
             compared = names_of(drawn)[resa[0][0][-1]]
     heading = title(figures, "tokens per second, decoding with the whole model")
@@ -93,7 +93,7 @@ def _curves(
         rows = [row for line in lines.values() for row in line]
         drawn += rows
         ax.set_title(str(where))
-        context_ticks(ax, sorted({row.context for row in rows}), fig.get_figwidth() / columns - 0.6)
+        context_axis(ax, sorted({row.context for row in rows}))
     for ax in left:
         ax.set_ylabel(quantity)
     for ax in axes[-columns:]:

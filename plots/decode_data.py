@@ -7,17 +7,12 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from matplotlib.axes import Axes
-from matplotlib.ticker import FixedFormatter
-
 from ..suites.core.rows import Row
 from ..suites.core.spec import Variant
 from .data import FigureSet, NotDrawn, sets_of, without_varied
 from .registry import figure_sets
-from .style import context_axis, tokens
 
 _SAMPLING = re.compile(r"-t([0-9.e+-]+?)-p([0-9.e+-]+)$")  # the end of a case's name (suites/engine/sampling.py)
-TICK_IN = 0.30  # inches between the named ticks of a context axis, at least
 OWN_RUN = 1e-3  # of a row's ratio: times that give it back are those it was computed from
 
 
@@ -117,16 +112,3 @@ def parts(figures: FigureSet, step: Row) -> dict[str, Row]:
     """The stages of a whole step, by name."""
     stages = [r for r in figures.lines[step.variant] if r.stage != "total" and r.mean_us is not None]
     return {r.stage: r for r in stages if setting(r) == setting(step) and r.context == step.context}
-
-
-def context_ticks(ax: Axes, contexts: Sequence[int], width_in: float) -> None:
-    """A log2 axis of contexts whose names keep apart: the longest is named, then what has room to its left."""
-    context_axis(ax, contexts)
-    low, high = ax.get_xlim()
-    shown: list[str] = []
-    last = float("inf")
-    for context in reversed(contexts):
-        at = math.log(context / low) / math.log(high / low) * width_in  # inches from the left
-        shown.append(tokens(context) if last - at >= TICK_IN else "")
-        last = at if shown[-1] else last
-    ax.xaxis.set_major_formatter(FixedFormatter(shown[::-1]))

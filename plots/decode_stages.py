@@ -50,7 +50,7 @@ def decode_stages(figures: FigureSet) -> Figure:
     columns = 3 if len(groups) > 4 and widest * NAME_IN < DOUBLE_IN / 3 - 0.5 else 2
     fig, axes, left = panels(len(groups), 1.75 + 0.055 * longest, share_y=False, columns=columns)
     for ax, (where, by_context) in zip(axes, groups.items(), strict=True):
-        _draw(ax, by_context, widest, 8 + 3.9 * longest)
+        _draw(ax, by_context, widest, 4 + 3.9 * longest)
         ax.set_title(str(where))
     for ax in left:
         ax.set_ylabel("a step, ms")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,15 +38,16 @@ def draw_all(result_paths: Sequence[Path], out_dir: Path) -> list[Path]:
     rows: list[Row] = [row for path in files for row in read_rows(path)]
     written: list[Path] = []
     reasons: list[str] = []
-    names: set[str] = set()
+    times: Counter[str] = Counter()
     with paper():
         for suite, maker in set_makers().items():
             for data in maker.make(rows):
                 for note in getattr(data, "notes", ()):
                     print(f"note: {note}")
                 for figure, draw in figures_of(suite).items():
-                    name = _unused(slug(f"{figure}-{data.slug}"), names)
-                    names.add(name)
+                    name = slug(f"{figure}-{data.slug}")
+                    times[name] += 1
+                    name += f"-{times[name]}" if times[name] > 1 else ""  # two sets of one slug
                     try:
                         written.extend(save(draw(data), out_dir / name))
                     except NotDrawn as reason:
@@ -55,16 +57,6 @@ def draw_all(result_paths: Sequence[Path], out_dir: Path) -> list[Path]:
         needed = "; ".join(f"no {maker.needs}" for maker in set_makers().values())
         raise NoFigure(f"no figure from {len(rows)} rows in {len(files)} files: {'; '.join(reasons) or needed}")
     return written
-
-
-def _unused(name: str, names: set[str]) -> str:
-    """The name, numbered where another figure has it."""
-    number = 1
-    numbered = name
-    while numbered in names:
-        number += 1
-        numbered = f"{name}-{number}"
-    return numbered
 
 
 def result_files(paths: Sequence[Path]) -> list[Path]:

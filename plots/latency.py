@@ -32,7 +32,8 @@ def latency(figures: FigureSet) -> Figure:
             steps = points(rows, "total", batch, "median_us")
             band = [(row.context, row.q20_us, row.q80_us) for row in steps if row.q20_us and row.q80_us]
             if band:
-                ax.fill_between(*zip(*band, strict=True), color=styles[variant].colour, alpha=0.25, linewidth=0)
+                xs, lows, highs = zip(*band, strict=True)
+                ax.fill_between(xs, lows, highs, color=styles[variant].colour, alpha=0.25, linewidth=0)
             draw_line(ax, steps, "median_us", styles[variant])
             drawn += steps
         ax.yaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -25,6 +26,7 @@ SINGLE_IN = 3.4  # inches, one column
 DOUBLE_IN = 7.0  # inches, both columns
 SMALL_PT = 7.0  # the smallest type in any figure
 DPI = 220
+TICK_IN = 0.30  # inches between the named ticks of a context axis, at least
 
 LIMIT_DASHES = (0, (6, 2))  # what a floor or the best dense method allows
 HOLLOW = "_throttled"  # label of artists drawn hollow, which legends leave out
@@ -68,15 +70,22 @@ def tokens(context: int) -> str:
 
 
 def context_axis(ax: Axes, contexts: Sequence[int]) -> None:
-    """A log2 axis of context lengths, each measured one a tick; every other one is named where they are many."""
+    """A log2 axis of contexts, each a tick; the longest is named, then what has room to its left."""
     ax.set_xscale("log", base=2)
-    every = 1 if len(contexts) <= 5 else 2
-    shown = [tokens(c) if (len(contexts) - 1 - i) % every == 0 else "" for i, c in enumerate(contexts)]
+    low, high = contexts[0] / 1.2, contexts[-1] * 1.2
+    spec = ax.get_subplotspec()
+    width_in = ax.figure.bbox.width / ax.figure.dpi / (spec.get_gridspec().ncols if spec else 1) - 0.6
+    names: list[str] = []
+    last = float("inf")
+    for context in reversed(contexts):
+        at = math.log(context / low) / math.log(high / low) * width_in  # inches from the left
+        names.append(tokens(context) if last - at >= TICK_IN else "")
+        last = at if names[-1] else last
     ax.xaxis.set_major_locator(FixedLocator(list(contexts)))
-    ax.xaxis.set_major_formatter(FixedFormatter(shown))
+    ax.xaxis.set_major_formatter(FixedFormatter(names[::-1]))
     ax.xaxis.set_minor_locator(NullLocator())
     if len(contexts) > 1:
-        ax.set_xlim(contexts[0] / 1.2, contexts[-1] * 1.2)
+        ax.set_xlim(low, high)
 
 
 def draw_line(ax: Axes, rows: Sequence[Row], column: str, look: Look) -> None:
@@ -119,7 +128,7 @@ def throttled(fig: Figure) -> str:
 
 def legend_line(look: Look, label: str, *, line: bool = True) -> Line2D:
     """A look in a legend; its marker alone where points stand for themselves."""
-    dashes = look.linestyle if line else ""
+    dashes: Any = look.linestyle if line else ""
     return Line2D([], [], color=look.colour, marker=look.marker, linestyle=dashes, label=label)
 
 

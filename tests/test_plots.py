@@ -480,7 +480,7 @@ def test_context_names(context: int, name: str) -> None:
 
 def test_context_axis_is_log2_and_names_the_longest() -> None:
     contexts = [4 * K << i for i in range(7)]
-    ax = Figure().subplots()
+    ax = Figure(figsize=(2.3, 2)).subplots()
     context_axis(ax, contexts)
     assert ax.get_xscale() == "log"
     assert list(ax.get_xticks()) == contexts

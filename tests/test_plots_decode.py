@@ -367,6 +367,12 @@ def test_throttled_rows_are_hollow_points_or_starred_bars_and_nothing_else_is_sa
         assert "throttling" not in texts(draw(only_set(in_own_run(hot))))
 
 
+def test_floors_that_are_drawn_lie_within_their_panel() -> None:
+    for ax in whole("decode-tokens").axes:
+        lines = [line for line in ax.lines if ax.get_visible()]
+        assert max((max(line.get_ydata()) for line in lines), default=0.0) <= ax.get_ylim()[1]  # type: ignore[type-var]
+
+
 def test_floors_far_above_are_left_out_of_tokens() -> None:
     rows = [replace(row, floor_us=row.floor_us / 9 if row.floor_us else None) for row in run_of()]
     assert "floor" not in texts(decode_tokens(only_set(rows)))
