@@ -33,7 +33,7 @@ LOOKS = {
     "resa-fused": Look(VERMILLION, "*", DASHED, "ReSA (one kernel)"),
     "resa-authors": Look(PURPLE, "*", DASHED, "ReSA (authors)"),
     "resa-lossless": Look(GREEN, "h", DASHDOT, "ReSA lossless"),
-    "sparse": Look(ORANGE, "x", DASHED, "sparse only"),
+    "sparse": Look(ORANGE, ">", DASHED, "sparse only"),
     "quest": Look(BLUE, "v", DASHED, "Quest"),
     "retro": Look(PURPLE, "p", DASHDOT, "RetroAttention"),
     "retro-cached": Look(PURPLE, "h", DOTTED, "RetroAttention (cached query)"),
@@ -45,11 +45,12 @@ LOOKS = {
     "flash-attn-3": Look(DARK_GREY, "s", DASHED, "FlashAttention 3"),
     "flashinfer": Look(DARK_GREY, "D", DASHDOT, "FlashInfer"),
     "triton-dense": Look("#999999", "P", DOTTED, "Triton dense"),
-    "torch-dense": Look(GREY, "x", DOTTED, "torch dense"),
+    "torch-dense": Look(GREY, "d", DOTTED, "torch dense"),
 }
 TITLES = {method: look.title for method, look in LOOKS.items()}
 _SPARE = (BLUE, GREEN, PURPLE, ORANGE, SKY)
-_MARKERS = "osD^v<>phX"
+_MARKERS = "osD^v<>phX"  # each of them can be drawn hollow
+_SHADES = (-0.4, 0.45, -0.62, 0.65, -0.2, 0.25)
 
 
 def look_of(method: str) -> Look:
@@ -62,7 +63,7 @@ def look_of(method: str) -> Look:
 
 
 def looks(variants: Iterable[Variant]) -> dict[Variant, Look]:
-    """A look for each: the method's colour and line; its second and further variants are paler, with other markers."""
+    """A look for each: the method's colour and line; its further variants are shades of it, with other markers."""
     chosen: dict[Variant, Look] = {}
     seen: Counter[str] = Counter()
     for variant in variants:
@@ -70,13 +71,14 @@ def looks(variants: Iterable[Variant]) -> dict[Variant, Look]:
         seen[variant.method] += 1
         if again:
             others = [marker for marker in _MARKERS if marker != look.marker]
-            look = replace(look, colour=paler(look.colour, again), marker=others[(again - 1) % len(others)])
+            colour = shade(look.colour, _SHADES[(again - 1) % len(_SHADES)])
+            look = replace(look, colour=colour, marker=others[(again - 1) % len(others)])
         chosen[variant] = look
     return chosen
 
 
-def paler(colour: str, steps: int) -> str:
-    """A `#RRGGBB` colour so many steps nearer to white; never quite white."""
-    white = 0.75 * (1 - 0.7**steps)
+def shade(colour: str, towards_white: float) -> str:
+    """A `#RRGGBB` colour of the same hue: that share of white, or where it is negative of black, mixed in."""
+    end = 255 if towards_white > 0 else 0
     channels = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    return "#" + "".join(f"{round(channel + (255 - channel) * white):02X}" for channel in channels)
+    return "#" + "".join(f"{round(channel + (end - channel) * abs(towards_white)):02X}" for channel in channels)

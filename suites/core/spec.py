@@ -32,6 +32,12 @@ class Variant:
         """The value of a setting; None where it has none."""
         return dict(self.settings).get(name)
 
+    @property
+    def is_dense(self) -> bool:
+        """Whether everything is read; of a method that is not here any more, whether it had no blocks."""
+        kind = registered().get(self.method)
+        return kind.is_dense if kind is not None else self.get("block_size") is None
+
 
 class HasVariant(Protocol):
     """What has a variant: rows, records of answers, specs."""
