@@ -39,6 +39,7 @@ class ResaFused(Resa):
 
     layer_class = FusedLayer
     steps_like = "resa"
+    ranks_by = None  # quality is to be that of its own kernel, step by step
     joins = ("micro",)
 
     @classmethod

@@ -14,20 +14,20 @@ LEVEL = 1
 
 
 def mean_of(rows: Iterable[Row], metric: str, after: int = 0) -> float | None:
-    """The mean of a metric over the steps after `after`, stretches weighted by their samples; None without any."""
-    values = [
-        (row.value, row.n_samples or 1)
-        for row in rows
-        if row.metric == metric and row.layer is None and (row.step or 0) > after and row.value is not None
-    ]
+    """The mean of a metric over the steps after `after`, stretches weighted by their samples; None without any.
+
+    Of a metric that was read by layer or head alone, the mean over these.
+    """
+    rows = [row for row in rows if row.metric == metric and (row.step or 0) > after and row.value is not None]
+    whole = [row for row in rows if row.layer is None] or rows
+    values = [(row.value or 0.0, row.n_samples or 1) for row in whole]
     weights = sum(weight for _, weight in values)
     return sum(value * weight for value, weight in values) / weights if values else None
 
 
 def recall_of(rows: Iterable[Row]) -> float | None:
     """The share of attention mass in the blocks read, mean over layers and heads; None where it was not measured."""
-    shares = [row.value for row in rows if row.metric == "recall" and row.value is not None]
-    return sum(shares) / len(shares) if shares else None
+    return mean_of(rows, "recall")
 
 
 def selection_of(row: Row) -> tuple[object, ...]:

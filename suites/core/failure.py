@@ -26,8 +26,12 @@ class HasShape(Protocol):
 
 
 def failure(error: BaseException) -> dict[str, Any]:
-    """Columns of the row for what was raised: status, reason, and whether it is final."""
-    text = " ".join(str(error).split())[:REASON_CHARS] or type(error).__name__
+    """Columns of the row for what was raised: status, reason, and whether it is final.
+
+    Notes of the error (`add_note`) stand before its text.
+    """
+    words = ": ".join((*getattr(error, "__notes__", ()), str(error) or type(error).__name__))
+    text = " ".join(words.split())[:REASON_CHARS]
     if isinstance(error, Unsupported):
         return {"status": "skipped", "reason": text, "final": True}
     if isinstance(error, NotHere):

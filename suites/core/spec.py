@@ -105,6 +105,8 @@ def make_spec(name: str, base: SparseConfig = DEFAULTS, /, **settings: Any) -> M
     """
     own = {**default_settings(name), **settings}
     step = {n: value for n, value in own.items() if n in STEP_SETTINGS}
+    budgets = (n for n, entry in STEP_SETTINGS.items() if entry.role == "budget" and n not in get_method(name).uses)
+    step |= dict.fromkeys(budgets)  # else a base's budget would take the place of this method's ratio
     return MethodSpec(name, replace(base, **step), **{n: own[n] for n in MODEL_SETTINGS if n in own})
 
 

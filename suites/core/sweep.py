@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
@@ -52,6 +52,15 @@ class Sweep:
         first = {n: self.given[n][0] for n in shared}
         first |= self.summaries[0] if self.summaries else {}
         return replace(DEFAULTS, **(defaults | first))
+
+    def bases(self, apart: Collection[str] = ()) -> list[SparseConfig]:
+        """`base` at every combination of the values given; `apart`: settings that a list takes the values of itself."""
+        given = {n: v for n, v in self.given.items() if n in STEP_SETTINGS and n not in ("gqa_policy", *apart)}
+        return [
+            replace(self.base(), **dict(zip(given, values, strict=True)), **pair)
+            for pair in self.summaries or ({},)
+            for values in product(*given.values())
+        ]
 
     def variants(self, name: str, /, **defaults: Any) -> list[MethodSpec]:
         """A method at every combination of the values given of settings that it uses, each variant once.

@@ -92,10 +92,10 @@ def fingerprint_of(model: str) -> str | None:
 
 def check_types(weights: str, dtype: str) -> None:
     """Raises ValueError for weights that are neither 4-bit nor of the activations' type."""
-    if weights not in WEIGHTS:
-        raise ValueError(f"weights: got {weights!r}, allowed are {', '.join(WEIGHTS)}")
     if dtype not in DTYPES:
         raise ValueError(f"dtype: got {dtype!r}, allowed are {', '.join(DTYPES)}")
+    if weights not in WEIGHTS:
+        raise ValueError(f"weights: got {weights!r}, allowed are {', '.join(WEIGHTS)}")
     if weights not in ("int4", dtype):
         raise ValueError(f"weights: got {weights} beside {dtype} activations, allowed int4 or {dtype}")
 

@@ -48,4 +48,5 @@ class ExposureMeter:
         self._readings.append(exposure(self._layers).mean())
 
     def mean(self) -> float:
+        """Of all readings."""
         return float(torch.stack(self._readings).mean())
