@@ -243,3 +243,17 @@ def options(flags: Iterable[Flag], given: Mapping[str, Any]) -> Options:
             value = given.get("scale", "default")
         values[flag.name] = tuple(dict.fromkeys(value)) if flag.many else value
     return Options(**values)
+
+
+def words(flags: Iterable[Flag], values: Options) -> list[str]:
+    """The words of a command line that give these values; defaults are left out."""
+    typed: list[str] = []
+    for flag in flags:
+        value = getattr(values, flag.name)
+        if value == flag.default:
+            continue
+        if flag.constant is not None:
+            typed += [flag.names[0]] if value == flag.constant else []
+        else:
+            typed += [flag.names[0], *map(str, value if flag.many else (value,))]
+    return typed
