@@ -38,7 +38,7 @@ FLAGS = (
     flags.MODEL.but(help=f"{', '.join((*MODELS, SMOLLM))}, a folder, a .gguf file"),
     Flag(names=("--candidates",), kind=flags.whole(1, 4096), group=CASES, metavar="N",
          help="how many there are (default: as many as lengths)"),
-    Flag(names=("--lengths",), many=True, kind=flags.tokens, default=(), group=CASES, metavar="TOKENS",
+    Flag(names=("--lengths",), many=True, repeats=True, kind=flags.tokens, default=(), group=CASES, metavar="TOKENS",
          help="of each candidate, ragged ends"),
     Flag(names=("--scale",), to="size", kind=flags.number(above=0.0), group=CASES,
          help="of default lengths, summary and answer (default 1, on a CPU 1/128)"),

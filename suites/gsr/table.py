@@ -33,16 +33,16 @@ def case_table(case: str, rows: Sequence[Row], names: Names | None = None) -> Ta
     timed = {(r.variant, r.stage): r for r in of_case if r.timed}
     answers = [r for r in of_case if r.stage == "answer" and r.timed]
     for row in sorted(answers, key=lambda r: r.value or 0.0):
-        candidates, refine = (timed.get((row.variant, stage)) for stage in ("candidates", "refine"))
+        a, b = (timed.get((row.variant, stage)) for stage in ("candidates", "refine"))
         table.add_row(
             titled(row, names),
             "shared" if row.paged else "copied",
-            number(candidates and candidates.tokens_per_s, ".1f"),
-            number(candidates and candidates.value, ".1f"),
-            speedup(candidates and candidates.speedup_vs_best_dense),
-            number(refine and refine.mean_us, ".2f", 1e-3),
-            number(refine and refine.value, ".1f"),
-            speedup(refine and refine.speedup_vs_best_dense),
+            number(a.tokens_per_s if a else None, ".1f"),
+            number(a.value if a else None, ".1f"),
+            speedup(a.speedup_vs_best_dense if a else None),
+            number(b.mean_us if b else None, ".2f", 1e-3),
+            number(b.value if b else None, ".1f"),
+            speedup(b.speedup_vs_best_dense if b else None),
             number(row.value, ".1f"),
             speedup(row.speedup_vs_best_dense),
         )
