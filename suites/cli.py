@@ -167,7 +167,7 @@ def draw(paths: list[Path], folder: Path, console: Console) -> None:
 
 def act_profile_command(given: Given, console: Console) -> int:
     """`resa-bench profile`."""
-    return act_profile(argparse.Namespace(**given), choose_device(given.get("device")), console)
+    return act_profile(given, choose_device(given.get("device")), console)
 
 
 def act_plots(given: Given, console: Console) -> int:

@@ -22,7 +22,7 @@ def run_suite(
     """Measure what is asked for, print tables, draw figures; the exit status.
 
     Args:
-        draw: makes the figures of result files in a folder; None for none.
+        draw: makes the figures of result files in a folder, of suites that take --no-plots; None for none.
 
     Raises:
         ValueError: options that do not go together.
@@ -42,9 +42,10 @@ def run_suite(
         plan.cases, plan.specs, Worker(Settings(str(device), command, plan.measure)), path, device, console,
         fresh=plan.fresh or options.fresh, kinds=plan.kinds, further=plan.further,
     )  # fmt: skip
+    assert suite.report is not None
     suite.report(outcome.rows, console)
     say_how_it_ended(outcome, console)
-    if draw is not None and not options.no_plots and any(row.measured for row in outcome.rows):
+    if draw is not None and not getattr(options, "no_plots", True) and any(row.measured for row in outcome.rows):
         draw([outcome.path], outcome.path.parent / "plots", console)
     return outcome.exit_status
 

@@ -31,7 +31,7 @@ class Flag:
         names: as typed, the first of them names the value.
         kind: makes a value of a word; raises ValueError with what was expected.
         default: what a suite takes where the flag is not given.
-        many: takes one value or more, as a tuple.
+        many: takes one value or more, as a tuple; a value given twice is one unless it `repeats`.
         constant: a switch that stands for this value, and takes none.
     """
 
@@ -41,6 +41,7 @@ class Flag:
     kind: Callable[[str], Any] = str
     default: Any = None
     many: bool = False
+    repeats: bool = False
     choices: tuple[str, ...] = ()
     metavar: str | None = None
     constant: Any = None
@@ -232,12 +233,26 @@ def add_flags(parser: argparse.ArgumentParser, flags: Iterable[Flag]) -> None:
 def options(flags: Iterable[Flag], given: Mapping[str, Any]) -> Options:
     """Every flag's value: what was given, else its default. Values of flags that are not listed are left out.
 
-    Lists become tuples without repetitions: a value given twice is one.
+    Lists become tuples.
     """
     values: dict[str, Any] = {}
     for flag in flags:
         value = given.get(flag.name, flag.default)
         if flag.name == "scale":
             value = given.get("scale", "default")
-        values[flag.name] = tuple(dict.fromkeys(value)) if flag.many else value
+        values[flag.name] = tuple(value if flag.repeats else dict.fromkeys(value)) if flag.many else value
     return Options(**values)
+
+
+def words(flags: Iterable[Flag], values: Options) -> list[str]:
+    """The words of a command line that give these values; defaults are left out."""
+    typed: list[str] = []
+    for flag in flags:
+        value = getattr(values, flag.name)
+        if value == flag.default:
+            continue
+        if flag.constant is not None:
+            typed += [flag.names[0]] if value == flag.constant else []
+        else:
+            typed += [flag.names[0], *map(str, value if flag.many else (value,))]
+    return typed

@@ -55,7 +55,7 @@ class Suite:
         flags: what the command takes.
         plan: from options and device to what is measured. Raises ValueError for options that do not go together.
         run: rows of one case; a method that fails costs its own rows alone. Runs in the measuring process.
-        report: prints the tables of all rows.
+        report: prints the tables of all rows. `run` and `report` may be left out beside `act` alone.
         show_plan: prints what `--plan` says; cases and methods by name where it is None.
         act: the whole command, for suites that do not go through the runner: options, device, command line, console
             to exit status.
@@ -67,11 +67,15 @@ class Suite:
     examples: str
     flags: tuple[Flag, ...]
     plan: Callable[[Options, torch.device], Plan]
-    run: Callable[[Any, Sequence[MethodSpec], Bench, Report], list[Row]]
-    report: Callable[[Sequence[Row], Console], None]
+    run: Callable[[Any, Sequence[MethodSpec], Bench, Report], list[Row]] | None = None
+    report: Callable[[Sequence[Row], Console], None] | None = None
     show_plan: Callable[[Plan, torch.device, Console], None] | None = None
     act: Callable[[Options, torch.device, str, Console], int] | None = None
     extra: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.act is None and None in (self.run, self.report):
+            raise ValueError(f"suite {self.name!r}: expected run and report, or act")
 
 
 _registered: dict[str, Suite] = {}

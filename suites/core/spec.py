@@ -93,8 +93,11 @@ class MethodSpec:
 
     @property
     def period(self) -> int:
-        """Tokens of a period: f, for methods without rectification too, so that all time the same steps."""
-        return self.config.rectify_every
+        """Tokens of a period: f, for methods without rectification too, so that all time the same steps.
+
+        Of lossless decoding, the most that a round yields.
+        """
+        return self.config.rectify_every if self.draft_length is None else self.draft_length + 1
 
 
 def make_spec(name: str, base: SparseConfig = DEFAULTS, /, **settings: Any) -> MethodSpec:

@@ -14,6 +14,15 @@ from .settings import MODEL_SETTINGS, SETTINGS, summary_settings
 from .spec import DEFAULTS, MethodSpec, make_spec, unique
 
 
+def swept(name: str) -> tuple[str, ...]:
+    """The settings that may be given of a method: of a step, and those of a whole model that it has."""
+    kind = registered()[name]
+    # How lists are shared is part of what a method is, as ReSA's mean query, where its name does not say it.
+    fixed = () if "gqa_policy" in kind.named else ("gqa_policy",)
+    has = (*kind.uses, *(n for n in MODEL_SETTINGS if n in kind.defaults))
+    return tuple(n for n in SETTINGS if n in has and n not in fixed)
+
+
 @dataclass(frozen=True, slots=True)
 class Sweep:
     """Methods asked for by name, and values of settings, one or more each.
@@ -32,12 +41,13 @@ class Sweep:
     def of(cls, options: Options) -> Sweep:
         """What the flags say. Raises ValueError for a method that is not known."""
         known = registered()
-        for name in options.method:
+        names = tuple(getattr(options, "method", ()))  # a suite may run methods of its own alone
+        for name in names:
             if name not in known:
                 raise ValueError(f"--method {name[:60]}: unknown; known are {', '.join(known)}")
         values = {n: tuple(getattr(options, n, ()) or ()) for n in SETTINGS}
         summaries = tuple(summary_settings(name) for name in options.summary)
-        return cls(options.method, {n: v for n, v in values.items() if v}, summaries)
+        return cls(names, {n: v for n, v in values.items() if v}, summaries)
 
     def values(self, name: str, *default: Any) -> tuple[Any, ...]:
         """The values of a setting: those given, else the default ones, else SparseConfig's."""
@@ -68,12 +78,10 @@ class Sweep:
         Args:
             defaults: settings at which a suite runs it where none were given; a tuple stands for several.
         """
-        kind = registered()[name]
-        takes = [n for n in SETTINGS if n in kind.uses or n in self._of_models(name)]
-        if "gqa_policy" not in kind.named:  # part of what the method is, as ReSA's mean query
-            takes = [n for n in takes if n != "gqa_policy"]
+        kind, takes = registered()[name], swept(name)
         chosen = {n: v if isinstance(v, tuple) else (v,) for n, v in defaults.items() if n in takes}
         chosen |= {n: v for n, v in self.given.items() if n in takes}
+        chosen = {n: chosen[n] for n in takes if n in chosen}
         pairs = self.summaries if "summary_kind" in kind.uses and self.summaries else ({},)
         specs = [
             make_spec(name, DEFAULTS, **dict(zip(chosen, values, strict=True)), **pair)
@@ -88,11 +96,6 @@ class Sweep:
     def named(self, **defaults: Any) -> list[MethodSpec]:
         """The methods of `--method`, in that order, each at all its variants."""
         return [spec for name in self.names for spec in self.variants(name, **defaults)]
-
-    @staticmethod
-    def _of_models(name: str) -> tuple[str, ...]:
-        """The settings of a whole model that a method has."""
-        return tuple(n for n in MODEL_SETTINGS if n in registered()[name].defaults)
 
     @property
     def plain(self) -> bool:

@@ -67,7 +67,9 @@ def _serve(pipe: Connection, settings: Settings) -> None:
             pipe.send(("step", text))
 
         with ranges_for_tool():
-            rows = get_suite(case.suite).run(case, specs, bench, on_step)
+            run = get_suite(case.suite).run
+            assert run is not None
+            rows = run(case, specs, bench, on_step)
         pipe.send(("rows", rows))
         if bench.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -54,10 +54,10 @@ def places_needed(items: Iterable[Item], max_tokens: int, context: int, period: 
 
 def part(state: State, place: int) -> State:
     """One sequence's part of a state, at batch 1; the same memory."""
-    one = slice(place, place + 1)
-    lengths = state.lengths[one]
-    caches = tuple(KVCache(c.k[one], c.v[one], lengths) for c in state.caches)
-    return State(caches, lengths, state.pending[one], state.history[:, one], state.count)
+    rows = slice(place, place + 1)
+    lengths = state.lengths[rows]
+    caches = tuple(KVCache(c.k[rows], c.v[rows], lengths) for c in state.caches)
+    return State(caches, lengths, state.pending[rows], state.history[:, rows], state.count)
 
 
 class Batch:

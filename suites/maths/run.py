@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 
-from ...kernels import Unsupported, get_method
-from ..decode.cases import ModelCase, rectifies
-from ..decode.suite import can_capture
-from ..engine.checks import check_attention, check_rectified, check_replay
-from ..engine.engine import Engine, State, bind_layers
+from ...kernels import Unsupported
+from ..core.spec import MethodSpec
+from ..engine.bind import Place, bind
+from ..engine.case import ModelCase, check_counts, check_types
+from ..engine.engine import State
 from ..engine.loader import Loader, release
+from ..engine.methods import chunk_rows
 from ..engine.prompt import fill_synthetic
 from ..engine.sampling import Sampling
-from ..micro.cases import QUEST_DENSE_LAYERS, MethodSpec
 from ..model.config import ModelConfig
 from ..model.load import LoadedModel
 from .generate import Answer, Batch, places_needed
@@ -49,8 +49,8 @@ class MathsCase(ModelCase):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.batch < 1 or self.max_tokens < 1:
-            raise ValueError(f"batch, max_tokens: got {self.batch}, {self.max_tokens}, must be at least 1")
+        check_counts(batch=self.batch, max_tokens=self.max_tokens)
+        check_types(self.weights, self.dtype)
 
     @property
     def context(self) -> int:
@@ -59,29 +59,17 @@ class MathsCase(ModelCase):
 
     @property
     def setting(self) -> Setting:
-        sampling = self.sampling
+        """What all its answers have in common."""
         return Setting(
-            self.config.name, self.dtype, self.weights, self.prompt, sampling.temperature, sampling.top_p,
-            self.max_tokens, self.seed,
+            model=self.config.name, dtype=self.dtype, weights=self.weights, prompt=self.prompt,
+            temperature=self.sampling.temperature, top_p=self.sampling.top_p, max_tokens=self.max_tokens,
+            seed=self.seed,
         )  # fmt: skip
 
     @property
     def slug(self) -> str:
+        """`maths-smollm2-135m-fp32-16384-t0.6-p0.9-s0`."""
         return f"maths-{self.setting.slug}"
-
-
-def default_specs(device: torch.device, base: MethodSpec) -> list[MethodSpec]:
-    """The rows of the paper's table: dense, sparse, ReSA, at the settings of `base`."""
-    cuda = device.type == "cuda"
-    names = ("triton-dense", "sparse", "resa") if cuda else ("torch-dense", "sparse", "resa-torch")
-    return [replace(base, name=name) for name in names]
-
-
-def named_spec(name: str, base: MethodSpec) -> MethodSpec:
-    """A method at the settings of `base`; Quest with its dense first layers. Raises ValueError, KeyError."""
-    if get_method(name).fixes_length:
-        raise ValueError(f"--method {name}: serves only the length that it is bound at, but answers grow")
-    return replace(base, name=name, dense_layers=QUEST_DENSE_LAYERS if name == "quest" else None)
 
 
 def encode(problems: Sequence[Problem], loaded: LoadedModel, style: str) -> dict[Problem, list[int]]:
@@ -118,40 +106,16 @@ class MathsRun:
 
     def bind(self, spec: MethodSpec) -> Batch:
         """A method on the caches, checked against fp64, captured on a GPU. Raises CheckFailed, Unsupported."""
-        case, device, state = self.case, self.device, self.state
+        case, state, steps = self.case, self.state, period(spec)
         assert state is not None
-        ones = torch.ones(case.batch, dtype=torch.int64, device=device)
-        every, steps = (spec.config.rectify_every if rectifies(spec) else None), period(spec)
-        length = min(CHECK_TOKENS, state.capacity - steps)
-        state.start(length, ones)
-        options: Any = {"dtype": case.torch_dtype, "device": device}
-        method = get_method(spec.name)(case.shape, spec.config, **options)
-        dense = None
-        if spec.dense_layers:
-            name = "triton-dense" if device.type == "cuda" else "torch-dense"
-            dense = get_method(name)(case.shape, spec.config, **options)
-        layers = bind_layers(state, method, dense, spec.dense_layers or 0)
-        sampling = StreamSampling(case.sampling, len(state.history), case.batch, state.count)
-        engine = Engine(self.loaded.decoder, state, layers, rectify_every=every, sampling=sampling)
-        check_attention(engine, {0, spec.dense_layers or 0, len(layers) - 1})
-        step: Callable[[], object] = engine.step
-        rectify: Callable[[], object] | None = engine.rectify if every else None
-        graph = can_capture(engine, device)
-        if graph:
-            state.start(length, ones)
-            step = engine.capture(engine.step)
-            state.start(length, ones)
-            check_replay(engine, step)
-        if every:
-            state.start(length, ones)
-            state.count.fill_(every)
-            if graph:
-                rectify = engine.capture(engine.rectify)
-            check_rectified(engine, rectify if graph else None)
         assert self.loaded.tokenizer is not None
+        pending = torch.ones(case.batch, dtype=torch.int64, device=self.device)
+        place = Place(state, min(CHECK_TOKENS, state.capacity - steps), pending, ahead=True)
+        sampling = StreamSampling(case.sampling, len(state.history), case.batch, state.count)
+        bound = bind(self.loaded.decoder, place, spec, sampling=sampling)
         return Batch(
-            engine, sampling, steps, max_tokens=case.max_tokens, ends=self.loaded.tokenizer.eos, seed=case.seed,
-            step=step, rectify=rectify,
+            bound.engine, sampling, steps, max_tokens=case.max_tokens, ends=self.loaded.tokenizer.eos, seed=case.seed,
+            step=bound.step, rectify=bound.rectify,
         )  # fmt: skip
 
     def answer(
@@ -174,7 +138,7 @@ class MathsRun:
         left = [item for item in items if not self.refusal(item)]
         if not left:
             return
-        reason = get_method(spec.name).unavailable(self.case.shape, self.case.torch_dtype, self.device)
+        reason = spec.kind.unavailable(self.case.shape, self.case.torch_dtype, self.device)
         if reason:
             raise Unsupported(reason)
         with torch.inference_mode():
@@ -186,6 +150,7 @@ class MathsRun:
         release(self.device)
 
     def judged(self, spec: MethodSpec, answer: Answer, judge: Judge) -> Record:
+        """The record of an answer."""
         assert self.loaded.tokenizer is not None
         text = self.loaded.tokenizer.decode(answer.ids, special=False)
         verdict = judge(answer.item.problem.answer, text)
@@ -195,6 +160,7 @@ class MathsRun:
         )  # fmt: skip
 
     def record(self, spec: MethodSpec, item: Item, outcome: str, **more: Any) -> Record:
+        """A record of an item under a method, of which `key` is known before it is answered."""
         return Record(
             setting=self.case.setting,
             method=spec.name,
@@ -211,11 +177,11 @@ class MathsRun:
 
 
 def period(spec: MethodSpec) -> int:
-    return spec.config.rectify_every if rectifies(spec) else PERIOD
+    """Steps between looks at the tokens."""
+    return spec.period if spec.rectifies else max(PERIOD, spec.window)
 
 
 def load(case: MathsCase, specs: Sequence[MethodSpec], device: torch.device) -> LoadedModel:
     """The model, its linear layers checked at the numbers of rows that decoding has. Raises CheckFailed."""
-    chunks = {case.batch * spec.config.rectify_every for spec in specs if rectifies(spec)}
     with torch.inference_mode():
-        return Loader().model(case, {case.batch, *chunks}, device)
+        return Loader().model(case, chunk_rows(case.batch, specs), device)

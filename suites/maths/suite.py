@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,24 +13,24 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from ...kernels import SparseConfig, registered
-from ...kernels.config import GQA_POLICIES
 from ...profiling.device import describe
-from ..core.rows import read_rows, rewrite, write_csv
-from ..core.runner import INTERRUPTED, default_folder
-from ..decode.cli import tokens
+from ..core import flags
+from ..core.command import result_path
+from ..core.failure import failure
+from ..core.flags import CASES, Flag, Options
+from ..core.registry import Plan, Suite
+from ..core.results import read_rows, rewrite, write_csv
+from ..core.runner import INTERRUPTED
+from ..core.spec import MethodSpec, dense_here, joining, resa_here
+from ..core.sweep import Sweep
+from ..engine.case import default_dtype, real_model
 from ..engine.sampling import Sampling
-from ..micro.cases import DTYPES, SUMMARIES, SUMMARY_HELP, MethodSpec, summary_settings
-from ..micro.suite import failure
-from ..model.config import MODELS
-from ..model.load import model_config
-from ..model.smollm import CONFIG as SMOLLM_CONFIG
 from ..model.smollm import NAME as SMOLLM
 from .judge import LIMIT_S, Judge, unavailable
 from .problems import GSM_PACKAGE, Problem, gsm_symbolic, load_problems, sums
 from .prompting import STYLES
 from .records import REFUSED, Record, RecordFile, read_records
-from .suite import MathsCase, MathsRun, default_specs, encode, load, named_spec
+from .run import MathsCase, MathsRun, encode, load
 from .table import print_report, result_rows
 from .work import Item, Rank, repeat
 
@@ -60,95 +60,84 @@ CPU_SUMS, QUICK_SUMS, GPU_SUMS = 8, 4, 200
 LOG_S = 60.0  # between lines of progress where there is no terminal
 
 
-def add_maths_arguments(parser: argparse.ArgumentParser) -> None:
-    which = parser.add_argument_group("which problems")
-    which.add_argument("--quick", action="store_const", const="quick", dest="scale", help="well under a minute")
-    which.add_argument("--problems", nargs="+", type=Path, default=[], metavar="FILE", help="JSON Lines, a set each")
-    which.add_argument("--gsm-symbolic", type=int, metavar="N", help="N problems drawn from its 100 templates")
-    which.add_argument("--sums", type=int, metavar="N", help="N sums, differences, products (the default)")
-    which.add_argument("--limit", type=int, metavar="N", help="the first N problems of each file")
-    which.add_argument("--samples", type=int, default=1, metavar="N", help="answers to each problem")
-    which.add_argument("--answers", type=int, metavar="N", help="samples such that each set gets at least N answers")
-    asked = parser.add_argument_group("which model, and how it is asked")
-    asked.add_argument("--model", default=SMOLLM, metavar="NAME|PATH", help="SmolLM2, a folder or a .gguf file")
-    asked.add_argument("--dtype", choices=DTYPES, help="default bf16, on a CPU fp32")
-    asked.add_argument("--int4", action="store_true", help="4-bit weights")
-    asked.add_argument("--prompt", choices=STYLES, default="chat", help="plain: the authors' text, without a template")
-    asked.add_argument("--max-tokens", type=tokens, metavar="TOKENS", help="new tokens (default 16K, on a CPU 192)")
-    asked.add_argument("--temperature", type=float, default=0.6, help="0 is greedy")
-    asked.add_argument("--top-p", type=float, help="default 0.9")
-    asked.add_argument("--seed", type=int, default=0)
-    how = parser.add_argument_group("which methods, and how they are set")
-    how.add_argument("--method", nargs="+", default=[], metavar="NAME", help="default dense, sparse, ReSA")
-    how.add_argument("--block-size", type=int, default=16, metavar="b", help="in tokens")
-    how.add_argument("--ratio", type=float, default=0.1, metavar="r", help="active ratio: share of blocks read")
-    how.add_argument("--min-blocks", type=int, default=16, help="least blocks read")
-    how.add_argument("--rectify-every", type=int, default=32, metavar="f", help="of ReSA")
-    how.add_argument("--budget-tokens", type=int, help="a budget in tokens for Quest, instead of --ratio")
-    how.add_argument("--gqa-policy", choices=GQA_POLICIES, help="default group-mean; of Quest per-head")
-    how.add_argument("--summary", choices=SUMMARIES, default="minmax", help=SUMMARY_HELP)
-    run = parser.add_argument_group("the run")
-    run.add_argument("--batch", type=int, default=8, metavar="B", help="answers decoded together on each device")
-    run.add_argument("--judge-s", type=float, default=LIMIT_S, metavar="S", help="most seconds to judge an answer")
-    run.add_argument("--device", help="cuda, cuda:1 or cpu (default: a GPU if there is one)")
-    run.add_argument("--output", type=Path, metavar="DIR", help="default runs/<device>/<commit>[/quick]")
-    run.add_argument("--plan", action="store_true", help="print problems and methods, and stop")
-    run.add_argument("--table", type=Path, metavar="DIR", help="print the table of a run's output, and stop")
+MODEL = "which model, and how it is asked"
 
 
-def choose_problems(options: argparse.Namespace, device: torch.device) -> list[Problem]:
+def _count(name: str, help: str, default: int | None = None) -> Flag:
+    return Flag(names=(name,), kind=flags.whole(), group=CASES, metavar="N", default=default, help=help)
+
+
+FLAGS = (
+    flags.QUICK.but(help="well under a minute"),
+    Flag(names=("--problems",), many=True, kind=flags.path, default=(), group=CASES, metavar="FILE",
+         help="JSON Lines, a set each"),
+    _count("--gsm-symbolic", "N problems drawn from its 100 templates"),
+    _count("--sums", "N sums, differences, products (the default)"),
+    _count("--limit", "the first N problems of each file"),
+    _count("--samples", "answers to each problem (default 1)", 1),
+    _count("--answers", "samples such that each set gets at least N answers"),
+    flags.MODEL.but(group=MODEL, default=SMOLLM, help="SmolLM2, a folder or a .gguf file"),
+    flags.DTYPE.but(group=MODEL, help="default bf16, on a CPU fp32"),
+    Flag(names=("--int4",), constant=True, default=False, group=MODEL, help="4-bit weights"),
+    Flag(names=("--prompt",), choices=STYLES, default="chat", group=MODEL,
+         help="plain: the authors' text, without a template"),
+    Flag(names=("--max-tokens",), kind=flags.tokens, group=MODEL, metavar="TOKENS",
+         help="new tokens (default 16K, on a CPU 192)"),
+    flags.TEMPERATURE.but(group=MODEL, default=0.6, help="default 0.6; 0 is greedy"),
+    flags.TOP_P.but(group=MODEL, default=None, help="default 0.9"),
+    flags.SEED.but(group=MODEL),
+    *flags.METHOD_FLAGS,
+    flags.BATCH.but(many=False, default=8, group=flags.RUN, help="answers decoded together on each device (default 8)"),
+    Flag(names=("--judge-s",), kind=flags.number(0.0, 3600.0, above=0.0), default=LIMIT_S, metavar="S",
+         help="most seconds to judge an answer"),
+    flags.DEVICE, flags.OUTPUT, flags.PLAN.but(names=("--plan",), help="print problems and methods, and stop"),
+    Flag(names=("--table",), kind=flags.path, metavar="DIR", help="print the table of a run's output, and stop"),
+)  # fmt: skip
+
+
+def choose_problems(options: Options, device: torch.device) -> list[Problem]:
     """Those of the files and of the generators; sums by default. Raises ValueError."""
-    for name in ("limit", "samples", "answers"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name}: got {value}, must be at least 1")
-    problems = load_problems(options.problems, options.limit)
-    count = options.sums
+    problems, count = load_problems(options.problems, options.limit), options.sums
     if count is None and options.gsm_symbolic is None and not options.problems:
-        count = GPU_SUMS if device.type == "cuda" else CPU_SUMS
-        count = QUICK_SUMS if options.scale == "quick" else count
+        count = QUICK_SUMS if options.scale == "quick" else GPU_SUMS if device.type == "cuda" else CPU_SUMS
     problems += sums(count, options.seed) if count is not None else []
     return problems + (gsm_symbolic(options.gsm_symbolic, options.seed) if options.gsm_symbolic is not None else [])
 
 
-def choose_case(options: argparse.Namespace, device: torch.device) -> MathsCase:
+def choose_case(options: Options, device: torch.device) -> MathsCase:
     """Raises ValueError for a model without text, or of another architecture."""
-    if options.model in MODELS:
-        raise ValueError(f"--model {options.model}: random weights solve nothing; give a checkpoint")
-    config = SMOLLM_CONFIG if options.model == SMOLLM else model_config(options.model)
-    cuda = device.type == "cuda"
-    usual = PAPER_TOKENS if cuda or options.problems else CPU_TOKENS
+    config = real_model(options.model, "random weights solve nothing")
+    max_tokens = PAPER_TOKENS if device.type == "cuda" or options.problems else CPU_TOKENS
     if options.scale == "quick":
-        usual = QUICK_TOKENS
-    dtype = options.dtype or ("bf16" if cuda else "fp32")
+        max_tokens = QUICK_TOKENS
+    dtype = options.dtype or default_dtype(device)
     top_p = options.top_p if options.top_p is not None else 0.9 if options.temperature else 1.0
     return MathsCase(
-        options.model, config, options.batch, options.max_tokens or usual,
+        options.model, config, options.batch, options.max_tokens or max_tokens,
         Sampling(options.temperature, top_p), options.prompt, "int4" if options.int4 else dtype, dtype, options.seed,
     )  # fmt: skip
 
 
-def choose_specs(options: argparse.Namespace, device: torch.device) -> list[MethodSpec]:
-    """The default methods, or those named. Raises ValueError for an unknown one."""
-    config = SparseConfig(
-        block_size=options.block_size, active_ratio=options.ratio, min_blocks=options.min_blocks,
-        rectify_every=options.rectify_every, gqa_policy=options.gqa_policy or "group-mean",
-        **summary_settings(options.summary),
-    )  # fmt: skip
-    base = MethodSpec("sparse", config)
-    if not options.method:
-        specs = default_specs(device, base)
-        return [specs[0], specs[-1]] if options.scale == "quick" else specs
-    specs = []
-    for name in dict.fromkeys(options.method):
-        if name not in registered():
-            raise ValueError(f"--method {name}: unknown; known are {', '.join(registered())}")
-        own = config
-        if name == "quest":
-            policy = options.gqa_policy or "per-head"
-            own = SparseConfig(**asdict(config) | {"gqa_policy": policy, "budget_tokens": options.budget_tokens})
-        specs.append(named_spec(name, MethodSpec(name, own)))
+def choose_specs(options: Options, device: torch.device) -> list[MethodSpec]:
+    """The rows of the paper's table (dense, sparse, ReSA) at the settings given; with --method those named.
+
+    Raises:
+        ValueError: a method that is unknown, or that answers would outgrow.
+    """
+    sweep = Sweep.of(options)
+    if not sweep.names:
+        names = (dense_here(device), *(() if options.scale == "quick" else ("sparse",)), resa_here(device))
+        listed = replace(sweep, names=names).named()
+        return [*listed, *joining("maths", device, listed, sweep.base())]
+    for spec in (specs := sweep.named()):
+        if spec.kind.fixes_length:
+            raise ValueError(f"--method {spec.name}: serves only the length that it is bound at, but answers grow")
     return specs
+
+
+def plan(options: Options, device: torch.device) -> Plan:
+    """The case, and the methods that answer in it. Raises ValueError."""
+    return Plan([choose_case(options, device)], choose_specs(options, device))
 
 
 @dataclass(slots=True)
@@ -161,11 +150,12 @@ class Tally:
     began: float = 0.0
 
     def text(self) -> str:
+        """`3 of 8 right, 40 tokens/s`."""
         rate = self.tokens / max(time.monotonic() - self.began, 1e-9)
         return f"{self.right} of {self.answers} right, {rate:.0f} tokens/s"
 
 
-def run_maths(options: argparse.Namespace, device: torch.device, command: str, console: Console) -> int:
+def act(options: Options, device: torch.device, command: str, console: Console) -> int:
     """Answer what is not answered yet, judge, record, print the table. Exit status as `resa-bench`."""
     if options.table is not None:
         return show_table(options.table, console)
@@ -173,18 +163,18 @@ def run_maths(options: argparse.Namespace, device: torch.device, command: str, c
     device = rank.device(device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    problem = unavailable()
-    if problem:
-        raise ValueError(problem)
+    missing_package = unavailable()
+    if missing_package:
+        raise ValueError(missing_package)
     case, specs = choose_case(options, device), choose_specs(options, device)
     problems = choose_problems(options, device)
-    folder = options.output or default_folder(device) / ("quick" if options.scale == "quick" else "")
-    sets = list(dict.fromkeys(p.set for p in problems))
-    counted = ", ".join(f"{name} ({sum(p.set == name for p in problems)})" for name in sets)
+    path = result_path("maths", options, device)
+    folder = path.with_suffix("")
     if rank.rank == 0:
-        named = ", ".join(spec.label for spec in specs)
+        sets = list(dict.fromkeys(p.set for p in problems))
+        counted = ", ".join(f"{name} ({sum(p.set == name for p in problems)})" for name in sets)
         console.print(f"{case.config.name}, {case.dtype}, on {rank.world} x {device.type}: {counted}", highlight=False)
-        console.print(f"methods: {named}; answers in {folder / 'maths'}", highlight=False)
+        console.print(f"methods: {', '.join(s.label for s in specs)}; answers in {folder}", highlight=False)
     if options.plan:
         return 0
     meets = rank.meet()
@@ -194,36 +184,38 @@ def run_maths(options: argparse.Namespace, device: torch.device, command: str, c
     prompts = encode(problems, loaded, case.prompt)
     items = [Item(problem, sample, tuple(prompts[problem])) for problem, sample in asked]
     run = MathsRun(case, specs, items, loaded, device)
-    file = RecordFile(folder / "maths", rank.rank, rank.world)
+    file = RecordFile(folder, rank.rank, rank.world)
     try:
-        failures = answer_all(run, specs, rank, items, options, file, console)
+        failures = answer_all(run, specs, rank, items, options.judge_s, file, console)
     except KeyboardInterrupt:
         console.print("[yellow]interrupted:[/] judged answers are kept; the same command goes on from here")
         return INTERRUPTED
     rank.wait()
     if rank.rank == 0:
-        records = read_records(folder / "maths")
         known = {(p.set, p.id, p.digest) for p in problems}
-        mine = [r for r in records if r.setting == case.setting and (r.set, r.problem, r.digest) in known]
+        records = [
+            r for r in read_records(folder) if r.setting == case.setting and (r.set, r.problem, r.digest) in known
+        ]
         wanted = {run.record(spec, item, REFUSED).key for spec in specs for item in items}
-        missing = len(wanted - {record.key for record in mine})
-        print_report(mine, console)
-        write_rows(folder / "maths.jsonl", mine, case, device, command)
-        console.print(f"{len(mine)} answers in {folder / 'maths'}, accuracies in {folder / 'maths.jsonl'}")
+        missing = len(wanted - {record.key for record in records})
+        print_report(records, console)
+        write_rows(path, records, case, device, command)
+        console.print(f"{len(records)} answers in {folder}, accuracies in {path}")
         if not meets:
-            console.print(f"other ranks may not be done: resa-bench maths --table {folder} once they are")
+            console.print(f"other ranks may not be done: resa-bench maths --table {folder.parent} once they are")
         elif missing:
             console.print(f"[yellow]{missing} of {len(wanted)} answers are missing:[/] the same command goes on")
     return int(bool(failures))
 
 
 def answer_all(
-    run: MathsRun, specs: list[MethodSpec], rank: Rank, items: list[Item], options: argparse.Namespace,
-    file: RecordFile, console: Console,
+    run: MathsRun, specs: Sequence[MethodSpec], rank: Rank, items: Sequence[Item], judge_s: float, file: RecordFile,
+    console: Console,
 ) -> list[str]:  # fmt: skip
     """This rank's share under every method; a method that fails costs its own answers alone. What failed, in words."""
     done = {record.key for record in read_records(file.path.parent)}
-    share, failures = rank.share(items), []
+    share = rank.share(items)
+    failures: list[str] = []
     left = {spec: [i for i in share if run.record(spec, i, REFUSED).key not in done] for spec in specs}
     count = sum(map(len, left.values()))
     resumed = len(share) * len(specs) - count
@@ -232,12 +224,12 @@ def answer_all(
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     quiet = not console.is_terminal or rank.rank != 0
     with (
-        Judge(options.judge_s) as judge,
+        Judge(judge_s) as judge,
         Progress(*columns, TextColumn("{task.fields[step]}"), console=console, disable=quiet) as progress,
     ):
         task = progress.add_task("answers", total=count, step="")
         for spec in specs:
-            tally, said = Tally(began=time.monotonic()), time.monotonic()
+            tally, printed = Tally(began=time.monotonic()), time.monotonic()
 
             def on_period(brought: int, tally: Tally = tally, name: str = spec.label) -> None:
                 tally.tokens += brought
@@ -249,20 +241,20 @@ def answer_all(
                     tally.right += sum(r.outcome == "right" for r in records)
                     progress.advance(task, len(records))
                     report_refused(records, spec, specs, console)
-                    if not console.is_terminal and time.monotonic() - said > LOG_S:
-                        said = time.monotonic()
+                    if not console.is_terminal and time.monotonic() - printed > LOG_S:
+                        printed = time.monotonic()
                         console.print(f"rank {rank.rank}, {spec.label}: {tally.text()}", highlight=False)
             except Exception as error:
-                status, reason = failure(error)
-                failures += [reason] if status != "skipped" else []
-                console.print(f"[red]{spec.label} {status}:[/] {escape(reason)}", highlight=False)
+                outcome = failure(error)
+                failures += [outcome["reason"]] if outcome["status"] != "skipped" else []
+                console.print(f"[red]{spec.label} {outcome['status']}:[/] {escape(outcome['reason'])}", highlight=False)
                 continue
             if left[spec] and not console.is_terminal:
                 console.print(f"rank {rank.rank}, {spec.label}: {tally.text()}", highlight=False)
     return failures
 
 
-def report_refused(records: list[Record], spec: MethodSpec, specs: list[MethodSpec], console: Console) -> None:
+def report_refused(records: Sequence[Record], spec: MethodSpec, specs: Sequence[MethodSpec], console: Console) -> None:
     """Say once, under the first method, which problems cannot be asked."""
     if spec == specs[0]:
         for record in records:
@@ -270,7 +262,7 @@ def report_refused(records: list[Record], spec: MethodSpec, specs: list[MethodSp
                 console.print(f"[yellow]refused:[/] {record.set}/{record.problem}: {record.reason}", highlight=False)
 
 
-def write_rows(path: Path, records: list[Record], case: MathsCase, device: torch.device, command: str) -> None:
+def write_rows(path: Path, records: Sequence[Record], case: MathsCase, device: torch.device, command: str) -> None:
     """The result rows of this setting, in place of older ones; other settings' stay."""
     common = case.columns() | asdict(describe(device)) | {"command": command}
     common["started_at"] = datetime.now(UTC).isoformat(timespec="seconds")
@@ -289,3 +281,9 @@ def show_table(folder: Path, console: Console) -> int:
         raise ValueError(f"--table {folder}: no records there; give the --output of a run")
     print_report(records, console)
     return 0
+
+
+SUITE = Suite(
+    "maths", "problems solved under each method: accuracy and length", EXAMPLES, FLAGS, plan, act=act,
+    extra="maths",
+)  # fmt: skip

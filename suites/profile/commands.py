@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import shlex
@@ -21,16 +20,17 @@ from ...profiling.process import ToolFailed, ToolMissing, run
 from ...profiling.ranges import StageClock, listening
 from ...profiling.timeline import Timeline, TraceMismatch, passes
 from ...profiling.trace import record
+from ..core.flags import Options
 from ..core.runner import default_folder
 from .analysis import Section, kernel_frame, sections, stage_frame, timeline_frame
 from .bytes import byte_frame, counter_frame
-from .cli import flags, target
+from .cli import target, target_words
 from .tables import print_bytes, print_counters, print_sections
 from .target import Facts, facts, run_passes, run_under_tool
 from .workload import build
 
 
-def profile_run(options: argparse.Namespace, device: torch.device, console: Console) -> int:
+def profile_run(options: Options, device: torch.device, console: Console) -> int:
     """The program under the tool: `resa-bench profile run`."""
     if device.type != "cuda":
         raise ValueError("profile run: needs a CUDA device; `profile nsys` clocks the stages on a CPU")
@@ -46,33 +46,33 @@ def profile_run(options: argparse.Namespace, device: torch.device, console: Cons
     return 0
 
 
-def profile_nsys(options: argparse.Namespace, device: torch.device, console: Console) -> int:
+def profile_nsys(options: Options, device: torch.device, console: Console) -> int:
     """Nsight Systems on a case; torch's profiler where nsys cannot; the clock on a CPU."""
     if device.type != "cuda":
         return _clock(options, device, console)
     folder = _folder(options, device, "nsys")
     try:
-        found = nsys.find()
+        tool = nsys.find()
     except ToolMissing as missing:
         console.print(f"[yellow]{missing}[/]\n[yellow]torch's profiler instead[/]", highlight=False)
         timeline, known = _traced_here(options, device)
         source, command = "torch.profiler", _own_command(options, "nsys")
     else:
         report = folder / "report.nsys-rep"
-        told = folder / "facts.json"
-        program = [*_program(options), "--steps", str(options.steps), f"--facts={told}"]
-        words = nsys.command(found, report, program)
+        facts_file = folder / "facts.json"
+        program = [*_program(options), "--steps", str(options.steps), f"--facts={facts_file}"]
+        words = nsys.command(tool, report, program)
         console.print(shlex.join(words), highlight=False, soft_wrap=True)
         try:
             run(words, "nsys")
             database = folder / "report.sqlite"
-            nsys.export(found, report, database)
+            nsys.export(tool, report, database)
             timeline = nsys.read(database)
             database.unlink()
         except (ToolFailed, ValueError) as failed:
             console.print(f"[red]{failed}[/]", highlight=False)
             return 1
-        known = Facts(**json.loads(told.read_text()))
+        known = Facts(**json.loads(facts_file.read_text()))
         source, command = "nsys", shlex.join(words)
         console.print(f"report for Nsight Systems' own window: {report}", highlight=False)
     try:
@@ -86,27 +86,27 @@ def profile_nsys(options: argparse.Namespace, device: torch.device, console: Con
     return 0
 
 
-def profile_ncu(options: argparse.Namespace, device: torch.device, console: Console) -> int:
+def profile_ncu(options: Options, device: torch.device, console: Console) -> int:
     """Nsight Compute on a case. Exit status 1 if the byte model does not hold."""
     if device.type != "cuda":
         raise ValueError("profile ncu: needs a CUDA device")
     try:
-        found = ncu.find()
+        tool = ncu.find()
     except ToolMissing as missing:
         console.print(f"[red]{missing}[/]", highlight=False)
         return 1
     folder = _folder(options, device, "ncu")
-    report, told = folder / "report.ncu-rep", folder / "facts.json"
-    words = ncu.command(found, report, [*_program(options), "--one-by-one", f"--facts={told}"])
+    report, facts_file = folder / "report.ncu-rep", folder / "facts.json"
+    words = ncu.command(tool, report, [*_program(options), "--one-by-one", f"--facts={facts_file}"])
     console.print(shlex.join(words), highlight=False, soft_wrap=True)
     try:
         run(words, "ncu")
-        text = run(ncu.listing(found, report), "ncu --import")
+        text = run(ncu.listing(tool, report), "ncu --import")
         launches = ncu.parse(text)
     except (ToolFailed, ValueError) as failed:
         console.print(f"[red]{failed}[/]", highlight=False)
         return 1
-    known = Facts(**json.loads(told.read_text()))
+    known = Facts(**json.loads(facts_file.read_text()))
     counters, trial = counter_frame(launches), byte_frame(launches, known.stage_bytes)
     counters.to_csv(folder / "counters.csv", index=False)
     trial.to_csv(folder / "bytes.csv", index=False)
@@ -117,15 +117,15 @@ def profile_ncu(options: argparse.Namespace, device: torch.device, console: Cons
     return int((trial.verdict == "disagrees").any())
 
 
-def _program(options: argparse.Namespace) -> list[str]:
-    return [sys.executable, "-m", "resa_bench.suites", "profile", "run", *flags(options)]
+def _program(options: Options) -> list[str]:
+    return [sys.executable, "-m", "resa_bench.suites", "profile", "run", *target_words(options)]
 
 
-def _own_command(options: argparse.Namespace, tool: str) -> str:
-    return shlex.join(["resa-bench", "profile", tool, *flags(options)])
+def _own_command(options: Options, tool: str) -> str:
+    return shlex.join(["resa-bench", "profile", tool, *target_words(options)])
 
 
-def _folder(options: argparse.Namespace, device: torch.device, tool: str) -> Path:
+def _folder(options: Options, device: torch.device, tool: str) -> Path:
     case, spec = target(options, device)
     name = re.sub(r"[^a-z0-9.]+", "-", f"{case.slug}-{spec.label}".lower())
     folder = options.output or default_folder(device) / "profile" / f"{name}-{tool}"
@@ -133,7 +133,7 @@ def _folder(options: argparse.Namespace, device: torch.device, tool: str) -> Pat
     return folder
 
 
-def _traced_here(options: argparse.Namespace, device: torch.device) -> tuple[Timeline, Facts]:
+def _traced_here(options: Options, device: torch.device) -> tuple[Timeline, Facts]:
     """The same passes under torch's profiler, in this process."""
     if attached():
         raise ValueError(f"profile nsys: this process runs under {attached()} itself")
@@ -145,7 +145,7 @@ def _traced_here(options: argparse.Namespace, device: torch.device) -> tuple[Tim
         return record(lambda: run_passes(workload, options.steps), spans=True), known
 
 
-def _clock(options: argparse.Namespace, device: torch.device, console: Console) -> int:
+def _clock(options: Options, device: torch.device, console: Console) -> int:
     """Stages by the wall clock, on a device without a queue."""
     case, spec = target(options, device)
     console.print("[yellow]no GPU:[/] stages by the wall clock, no kernels", highlight=False)
