@@ -1,5 +1,7 @@
 """Rectified Sparse Attention (arXiv 2506.04108) in Triton, and the same step without rectification."""
 
+from typing import ClassVar
+
 import torch
 
 from .config import SELECTS, AttentionShape
@@ -15,7 +17,7 @@ class Resa(SparseMethod):
     rectifies = True
     device_type = "cuda"  # in plain torch it is `resa-torch`
     uses = (*SELECTS, "rectify_every")
-    ranks_by = "summary"
+    ranks_by: ClassVar[str | None] = "summary"
 
     @classmethod
     def unavailable(cls, shape: AttentionShape, dtype: torch.dtype, device: torch.device) -> str | None:

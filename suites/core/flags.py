@@ -202,6 +202,16 @@ SETTING_FLAGS = {name: _setting_flag(name) for name, entry in SETTINGS.items() i
 METHOD_FLAGS = (METHOD, *(flag for name, flag in SETTING_FLAGS.items() if name != "draft_length"), SUMMARY)
 """The same in every suite that runs methods."""
 
+
+def method_flags(listed: Mapping[str, Iterable[Any]]) -> tuple[Flag, ...]:
+    """METHOD_FLAGS whose help says the values at which a suite's default list runs its methods, by setting."""
+    words = {name: " ".join(map(str, values)) for name, values in listed.items()}
+    return tuple(
+        flag.but(help=f"{flag.help} (default list: {words[flag.name]})") if flag.name in words else flag
+        for flag in METHOD_FLAGS
+    )
+
+
 # ---- the run
 
 DEVICE = Flag(names=("--device",), help="cuda, cuda:1 or cpu (default: a GPU if there is one)")

@@ -1,6 +1,7 @@
 """Metrics of a step's quality, an entry each: rows, tables and figures iterate over them.
 
-One more is one more entry: `register_metric(Metric(...))` in a module that RESA_BENCH_PLUGINS names.
+One more is one more entry: `register_metric(Metric(...))` in a module that RESA_BENCH_PLUGINS names. What a result file
+holds already is not measured again for it, unless with --fresh.
 """
 
 from __future__ import annotations

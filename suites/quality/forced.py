@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..core.metrics import Steps, step_metrics
 from ..engine.engine import Engine, State
-from .exposure import ExposureMeter
+from .exposure import exposure
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +65,11 @@ class Forced:
     whole: dict[str, float] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, compared: Tensor, kv_errors: Tensor, **more: Tensor) -> Forced:
+    def of(cls, compared: Tensor, kv_errors: Tensor, recall: Tensor | None = None) -> Forced:
         """From what `Reference.compare` gives, and errors `[layers, steps, B]`; waits for the device."""
         names = [metric.name for metric in step_metrics()]
         values = dict(zip(names, compared.cpu(), strict=True))
-        return cls(values, kv_errors.mean((1, 2)).cpu(), **{name: x.cpu() for name, x in more.items()})
+        return cls(values, kv_errors.mean((1, 2)).cpu(), None if recall is None else recall.cpu())
 
 
 def relative_error(written: Tensor, exact: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ def relative_error(written: Tensor, exact: Tensor) -> Tensor:
 
 def written(state: State, position: int | slice) -> Tensor:
     """Keys and values as they stand, `[layers, 2, B, Hkv, (tokens,) D]`. Caches of this suite are contiguous."""
-    return torch.stack([torch.stack((cache.k[:, :, position], cache.v[:, :, position])) for cache in state.caches])
+    return torch.stack([x[:, :, position] for cache in state.caches for x in (cache.k, cache.v)]).unflatten(0, (-1, 2))
 
 
 def record_dense(
@@ -121,8 +121,7 @@ def run_forced(
     """
     state, every, window = engine.state, engine.rectify_every, engine.window
     state.start(prompt, reference.tokens[:, 0])
-    compared, errors, repaired = list[Tensor](), list[Tensor](), list[Tensor]()
-    exposure = ExposureMeter(engine.layers)
+    compared, errors, repaired, exposures = list[Tensor](), list[Tensor](), list[Tensor](), list[Tensor]()
 
     def error(t: int) -> Tensor:
         """Of what the caches hold of a token, `[layers, 1, B]`."""
@@ -133,14 +132,14 @@ def run_forced(
         errors.append(error(t))
         compared.append(reference.compare(slice(t, t + 1), engine.logits[None], errors[-1]))
         if 1 < window <= t + 1:
-            exposure.read()
+            exposures.append(exposure(engine.layers).mean())
             repaired.append(error(t + 1 - window))
         state.pending.copy_(reference.tokens[:, t + 1])
         if rectify is not None and every and (t + 1) % every == 0:
             rectify()
         on_step(t + 1)
     forced = Forced.of(torch.cat(compared, 1), torch.cat(errors, 1))
-    if repaired:
-        late = float(torch.cat(repaired, 1).mean())
-        forced.whole.update(kv_error_repaired=late, kv_exposure=exposure.mean())
+    for name, readings in (("kv_error_repaired", repaired), ("kv_exposure", exposures)):
+        if readings:
+            forced.whole[name] = float(torch.stack(readings).mean())
     return forced

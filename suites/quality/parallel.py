@@ -73,8 +73,8 @@ def _attend(
         for old, new in zip((cache.k, cache.v), _written(cells), strict=True)
     )
     queries = cells.q.transpose(0, 1).flatten(1, 2)  # [T, B Hq, D]
-    restored = () if exact is None else exact.flatten(1, 2)
-    out, share = attention(Sequences(queries, keys, values, *restored, count=batch))
+    exact_keys, exact_values = (None, None) if exact is None else exact.flatten(1, 2)
+    out, share = attention(Sequences(queries, keys, values, exact_keys, exact_values, batch))
     cells.out.copy_(out.unflatten(1, (batch, -1)).transpose(0, 1))
     return share.unflatten(1, (batch, -1)).transpose(0, 1)
 

@@ -44,15 +44,6 @@ STEPWISE = Flag(
     names=("--stepwise",), constant=True, default=False,
     help="decode token by token, on a GPU with the kernels; no recall",
 )  # fmt: skip
-FLAGS = (
-    flags.QUICK, flags.FULL,
-    flags.MODEL.but(default=SMOLLM, help="SmolLM2, a folder or a .gguf file"),
-    flags.PROMPT_TOKENS.but(help="prefilled densely (default 4K, quick 1K)"),
-    flags.STEPS.but(help="fed after that (default 512, quick 64, full 1K)"),
-    flags.BATCH.but(many=False, default=2, help="stretches of text"),
-    SOURCE, flags.DTYPE, flags.SEED, *flags.METHOD_FLAGS, STEPWISE, *flags.RUN_FLAGS,
-)  # fmt: skip
-
 GRID: dict[str, tuple[Any, ...]] = {
     "block_size": (16, 32, 64),
     "rectify_every": (LEVEL, 16, 32, 64, 128),
@@ -63,6 +54,18 @@ GRID: dict[str, tuple[Any, ...]] = {
     PIN: (SETTINGS[PIN].default, PINNED[PIN]),
     "summary_dtype": (None, "fp8"),
 }
+FULL_GRID = GRID | {
+    "active_ratio": (0.05, 0.1, 0.2), "gqa_policy": GQA_POLICIES, "window": (2, 4, 8),
+    "spread_weight": (0.2, 0.5, 1.0, 2.0, 4.0),
+}  # fmt: skip
+FLAGS = (
+    flags.QUICK, flags.FULL,
+    flags.MODEL.but(default=SMOLLM, help="SmolLM2, a folder or a .gguf file"),
+    flags.PROMPT_TOKENS.but(help="prefilled densely (default 4K, quick 1K)"),
+    flags.STEPS.but(help="fed after that (default 512, quick 64, full 1K)"),
+    flags.BATCH.but(many=False, default=2, help="stretches of text"),
+    SOURCE, flags.DTYPE, flags.SEED, *flags.method_flags(GRID), STEPWISE, *flags.RUN_FLAGS,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,17 +81,7 @@ class Scale:
 SCALES = {
     "quick": Scale(prompt=1024, steps=64, grid=GRID | {"rectify_every": (LEVEL, 32)}),
     "default": Scale(),
-    "full": Scale(
-        steps=1024,
-        sources=SOURCES,
-        grid=GRID
-        | {
-            "active_ratio": (0.05, 0.1, 0.2),
-            "gqa_policy": GQA_POLICIES,
-            "window": (2, 4, 8),
-            "spread_weight": (0.2, 0.5, 1.0, 2.0, 4.0),
-        },
-    ),
+    "full": Scale(steps=1024, sources=SOURCES, grid=FULL_GRID),
 }
 
 
@@ -115,18 +108,17 @@ def choose_specs(options: Options, device: torch.device) -> list[MethodSpec]:
         ValueError: an unknown method, or a dense one.
     """
     sweep = Sweep.of(options)
-    for spec in sweep.named():
+    specs = sweep.named()
+    for spec in specs:
         if spec.is_dense:
             raise ValueError(f"--method {spec.name}: dense decoding is what the others are compared with")
     if sweep.names:
-        return sweep.named()
+        return specs
     listed = SCALES[options.scale].grid
     grid = {name: sweep.values(name, *values) for name, values in listed.items()}
-    specs: list[MethodSpec] = []
     for shared in sweep.bases(apart=listed):
         for ratio in grid.get("active_ratio", (shared.active_ratio,)):
-            spreads = grid["spread_weight"] if shared.summary_kind == "meanstd" else (shared.spread_weight,)
-            for spread in spreads:
+            for spread in grid["spread_weight"] if shared.summary_kind == "meanstd" else (shared.spread_weight,):
                 base = replace(shared, active_ratio=ratio, spread_weight=spread)
                 specs += default_specs(device, base, grid, quick=options.scale == "quick")
     return unique(specs)

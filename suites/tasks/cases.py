@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
@@ -22,7 +22,8 @@ PAIR_ROOM = 32  # tokens for one question of the copy task and its answer
 class TaskCase(ModelCase):
     """Prompts of `prompt` tokens, prefilled densely, that a method goes on from; `groups` batches of them.
 
-    Tasks bring `rows` (prompts of a batch), `room` (tokens fed after the prompt at most) and `words` (of the slug).
+    Tasks bring `batch` (prompts that are decoded together), `room` (tokens fed after the prompt at most) and `words`
+    (what the slug says beside model, task and prompt).
     """
 
     suite: ClassVar[str] = "tasks"
@@ -41,20 +42,12 @@ class TaskCase(ModelCase):
         check_types(self.weights, self.dtype)
         check_context(self, f"{self.task}, prompt and room for {self.room} more", "ask for a shorter context")
 
-    @property
-    def batch(self) -> int:  # type: ignore[override]
-        """Prompts that are decoded together."""
-        raise NotImplementedError
+    if TYPE_CHECKING:  # as in ModelCase
 
-    @property
-    def room(self) -> int:
-        """Tokens after the prompt at most."""
-        raise NotImplementedError
-
-    @property
-    def words(self) -> tuple[str, ...]:
-        """What the slug says beside model, task and prompt."""
-        raise NotImplementedError
+        @property
+        def room(self) -> int: ...
+        @property
+        def words(self) -> tuple[str, ...]: ...
 
     @property
     def context(self) -> int:
@@ -97,7 +90,7 @@ class DivergenceCase(TaskCase):
             raise ValueError(f"temperature: got {self.temperature}, must be 0 (greedy) or more")
 
     @property
-    def batch(self) -> int:  # type: ignore[override]
+    def batch(self) -> int:
         return self.together
 
     @property
@@ -119,7 +112,7 @@ class NeedleCase(TaskCase):
     depths: int = 5
 
     @property
-    def batch(self) -> int:  # type: ignore[override]
+    def batch(self) -> int:
         return self.depths
 
     @property
@@ -156,7 +149,7 @@ class CopyCase(TaskCase):
         TaskCase.__post_init__(self)
 
     @property
-    def batch(self) -> int:  # type: ignore[override]
+    def batch(self) -> int:
         return self.pairs // self.series
 
     @property

@@ -40,7 +40,7 @@ FLAGS = (
     flags.TEMPERATURE.but(
         many=True, default=(0.0,), help="of free decoding: 0 is greedy, above it noise is shared by all methods"
     ),
-    flags.DTYPE, flags.SEED, *flags.METHOD_FLAGS, *flags.RUN_FLAGS,
+    flags.DTYPE, flags.SEED, *flags.method_flags(GRID), *flags.RUN_FLAGS,
 )  # fmt: skip
 
 
