@@ -97,15 +97,23 @@ class ReplayRun(CaseRun):
                 reason=acceptance.source,
             )  # fmt: skip
 
-    def begin(self, engine: ReplayedEngine) -> None:
-        """Stand where a period of rounds begins: all that they may take ends at the case's context."""
-        length = self.case.context - engine.room - (engine.drafts + 1)
-        if length < 1:
+    def first_length(self, engine: ReplayedEngine) -> int:
+        """Tokens where a period of rounds begins, so that all that they may take ends at the case's context.
+
+        Raises:
+            ValueError: the context is shorter than that.
+        """
+        taken, context = engine.room + engine.drafts + 1, self.case.context
+        if context <= taken:
             raise ValueError(
-                f"draft length {engine.drafts}: {ROUNDS} rounds take {self.case.context - length} tokens, more than "
-                f"the context of {self.case.context}; take fewer drafts or a longer context"
+                f"draft length {engine.drafts}: {ROUNDS} rounds take {taken} tokens, more than the context of "
+                f"{context}; take fewer drafts or a longer context"
             )
-        self.state.start(length, self.place.pending)
+        return context - taken
+
+    def begin(self, engine: ReplayedEngine) -> None:
+        """Stand where a period of rounds begins."""
+        self.state.start(self.first_length(engine), self.place.pending)
         engine.start(engine.room)
 
     def bind_rounds(self, spec: MethodSpec) -> tuple[Bound, ReplayedEngine]:
@@ -124,14 +132,14 @@ class ReplayRun(CaseRun):
             self.decoder, self.state, layers, drafts=acceptance.drafts, room=ROUNDS * rows, sampling=case.sampling,
             acceptance=acceptance, seed=case.seed,
         )  # fmt: skip
-        self.begin(engine)
+        length = self.first_length(engine)
         self.place.before(1)
         check = check_attention(engine.engine, {0, case.config.layers - 1})
         self.place.after(rows)
         check_rectified(engine.engine, None)
         if not can_capture(engine.engine, device):
             return Bound(spec, engine.engine, check, engine.round, None, "eager"), engine
-        self.begin(engine)
+        self.state.start(length, self.place.pending)  # before the first start a round changes nothing that stands
         replay = engine.engine.capture(engine.round)
         self.check_rounds(engine, replay)
         return Bound(spec, engine.engine, check, replay, None, "graph"), engine
@@ -144,12 +152,11 @@ class ReplayRun(CaseRun):
         Raises:
             CheckFailed: it does not.
         """
-        cache = engine.engine.layers[-1].cache
+        cache, first = engine.engine.layers[-1].cache, self.first_length(engine)
         seen: list[tuple[list[int], Tensor]] = []
         for run in (engine.round, replay):
             engine.rewind()
             self.begin(engine)
-            first = int(self.state.lengths[0])
             for data in (cache.k, cache.v):
                 data[:, :, first] = 0.0
             run()
