@@ -28,7 +28,7 @@ from resa_bench.suites.engine.sampling import Sampling
 from resa_bench.suites.gsr import suite
 from resa_bench.suites.gsr.cases import INSTRUCTION, LENGTHS, GsrCase, Segment, scaled, segments
 from resa_bench.suites.gsr.phase import Launch, Point, contexts, integrate, run_in_full
-from resa_bench.suites.gsr.run import STAGES, GsrRun, Phase, run_case
+from resa_bench.suites.gsr.run import STAGES, GsrRun, run_case
 from resa_bench.suites.gsr.shared import allocate, at_work
 from resa_bench.suites.gsr.table import case_table, steps_table
 from resa_bench.suites.model.load import LoadedModel
@@ -114,7 +114,7 @@ def test_candidates_say_what_each_says_alone(bench: Bench, spec: MethodSpec, sam
     state = run.candidates(run.layout(spec))
     if sampled:
         object.__setattr__(run, "case", replace(CASE, sampling=Noise(state.count)))
-    timed = run.full(spec, Phase("candidates", "candidates", state, CASE.prompt, run.script, False))
+    timed = run.full(spec, "candidates", state, CASE.prompt, run.script)
     ends = sorted(CASE.lengths, reverse=True)
     assert state.lengths.tolist() == [CASE.prompt + n for n in ends]
     assert (timed.steps, timed.tokens) == (44, 95)
@@ -152,8 +152,7 @@ def test_candidates_on_shared_pages_say_what_each_says_alone(
     assert before[0].any()
     bound, bind = [], run.bind
     monkeypatch.setattr(run, "bind", lambda *given: bound.append(bind(*given)) or bound[-1])
-    timed = run.full(spec, Phase("candidates", "candidates", state, 70, run.script, True))
-    assert timed.paged
+    run.full(spec, "candidates", state, 70, run.script)
     assert state.lengths.tolist() == [73, 71]
     if name == "resa":
         whole, part = (b.engine.layers[0].summaries.data for b in bound)

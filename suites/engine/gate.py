@@ -14,6 +14,7 @@ from ...kernels.attention.summaries import rounded, summaries_reference
 from ...kernels.exact import UNIT_ROUNDOFF, Exact
 from ...kernels.workspace import BlockSparseLayer
 from ..core.failure import CheckFailed
+from ..core.rows import digits
 
 SAMPLED_BLOCKS = 16  # of a sequence, whose summaries are compared with their keys
 
@@ -27,6 +28,12 @@ class Check:
 
     def worst(self, other: Check) -> Check:
         return Check(max(self.max_rel_error, other.max_rel_error), max(self.budget_used, other.budget_used))
+
+    def columns(self) -> dict[str, float]:
+        """What a row says of it."""
+        return {
+            "max_rel_error": digits(self.max_rel_error, 3), "error_budget_used": digits(self.budget_used, 3),
+        }  # fmt: skip
 
 
 def compare(what: str, out: Tensor, exact: Exact, dtype: torch.dtype) -> Check:

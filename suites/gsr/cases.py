@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
@@ -123,10 +124,8 @@ def segments(lengths: Sequence[int]) -> list[Segment]:
     are ordered longest first are those at work.
     """
     ends = sorted(set(lengths))
-    return [
-        Segment(sum(length >= end for length in lengths), first, end)
-        for first, end in zip([0, *ends], ends, strict=False)
-    ]
+    pairs = pairwise((0, *ends))
+    return [Segment(sum(length >= end for length in lengths), first, end) for first, end in pairs]
 
 
 def scaled(lengths: Sequence[int], scale: float) -> tuple[int, ...]:

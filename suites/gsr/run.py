@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
@@ -33,23 +34,6 @@ STAGES = ("candidates", "refine", "answer")
 
 
 @dataclass(frozen=True, slots=True)
-class Phase:
-    """What is decoded from a state: a script of segments, after a prompt of so many tokens.
-
-    Attributes:
-        name: the stage of its row.
-        what: in words, for the line of progress.
-    """
-
-    name: str
-    what: str
-    state: State
-    prompt: int
-    script: Sequence[Segment]
-    paged: bool
-
-
-@dataclass(frozen=True, slots=True)
 class Timed:
     """A phase that was decoded or integrated, or the whole way to the answer.
 
@@ -62,7 +46,6 @@ class Timed:
     steps: int
     tokens: int
     samples: int
-    paged: bool
     launch: str
     check: Check
     points: tuple[Point, ...] = ()
@@ -188,53 +171,50 @@ class GsrRun:
 
         return bind(self.decoder, self.place(state, length), spec, sampling=self.case.sampling, adjust=adjust)
 
-    def phase(self, spec: MethodSpec, phase: Phase) -> Timed:
-        """Decode a phase in full, or time it at points and integrate."""
-        return self.full(spec, phase) if self.case.run == "full" else self.sampled(spec, phase)
+    def full(self, spec: MethodSpec, what: str, state: State, prompt: int, script: Sequence[Segment]) -> Timed:
+        """Decode every token of a phase's script; the state's history holds what was written.
 
-    def full(self, spec: MethodSpec, phase: Phase) -> Timed:
-        """Decode every token; the state's history holds what was written."""
+        Args:
+            what: the phase in words, for the line of progress.
+            state: of all sequences, after a prompt of so many tokens.
+        """
         if spec.kind.fixes_length:
             raise Unsupported("fixes its length when it is bound; candidates grow (--run sampled times it)")
-        state, script = phase.state, phase.script
         bound: dict[int, Bound] = {}
         for part in script:
             whole = bound[script[0].active].engine.layers if bound else ()
-            bound[part.active] = self.bind(spec, at_work(state, part.active), phase.prompt, whole)
-        self.place(state, phase.prompt).before(0)
+            bound[part.active] = self.bind(spec, at_work(state, part.active), prompt, whole)
+        self.place(state, prompt).before(0)
         torch.manual_seed(self.case.seed)
         last = script[-1].last
         seconds = run_in_full(
             {n: Launch(b.step, b.rectify, b.engine.rectify_every) for n, b in bound.items()}, script,
-            self.bench.device, lambda n: self.on_step(f"{phase.what} of {spec.label}, step {n} of {last}"),
+            self.bench.device, lambda n: self.on_step(f"{what} of {spec.label}, step {n} of {last}"),
         )  # fmt: skip
-        first = bound[script[0].active]
-        check = first.check
-        for other in bound.values():
-            check = check.worst(other.check)
+        check = reduce(Check.worst, (b.check for b in bound.values()))
         means = tuple(
-            Point(part.active, phase.prompt + part.last, took / part.steps * 1e6)
+            Point(part.active, prompt + part.last, took / part.steps * 1e6)
             for part, took in zip(script, seconds, strict=True)
         )
-        return Timed(sum(seconds), last, _tokens(script), last, phase.paged, first.launch, check, means)
+        return Timed(sum(seconds), last, _tokens(script), last, bound[script[0].active].launch, check, means)
 
-    def sampled(self, spec: MethodSpec, phase: Phase) -> Timed:
-        """Time whole periods of steps at points of each segment, and integrate over its contexts."""
+    def sampled(self, spec: MethodSpec, what: str, state: State, prompt: int, script: Sequence[Segment]) -> Timed:
+        """Time whole periods of steps at points of each segment, and integrate over its contexts; as `full`."""
         plan, device = self.bench.plan, self.bench.device
         fixed, period, least = spec.kind.fixes_length, spec.period, reach(spec) + 1
         points: list[Point] = []
         seconds, launch, check = 0.0, "eager", Check(0.0, 0.0)
-        for part in phase.script:
-            state = at_work(phase.state, part.active)
+        for part in script:
+            active = at_work(state, part.active)
             bound: Bound | None = None
             timed = []
-            for context in contexts(part, phase.prompt, self.case.points):
+            for context in contexts(part, prompt, self.case.points):
                 at = max(context, least)
-                self.on_step(f"{phase.what} of {spec.label}, {part.active} at {at} tokens")
+                self.on_step(f"{what} of {spec.label}, {part.active} at {at} tokens")
                 if bound is None or fixed:
-                    bound = self.bind(spec, state, at if fixed else max(phase.prompt + part.last, least))
+                    bound = self.bind(spec, active, at if fixed else max(prompt + part.last, least))
                     check, launch = check.worst(bound.check), bound.launch
-                place = self.place(state, at)
+                place = self.place(active, at)
                 place.before(period)
                 time_decoding(bound.step, bound.rectify, period, device, periods=1)
                 timing = time_decoding(
@@ -246,8 +226,7 @@ class GsrRun:
             points += timed
             bound = None
             release(device)
-        steps, tokens = phase.script[-1].last, _tokens(phase.script)
-        return Timed(seconds, steps, tokens, len(points), phase.paged, launch, check, tuple(points))
+        return Timed(seconds, script[-1].last, _tokens(script), len(points), launch, check, tuple(points))
 
     def refine_prompt(self, state: State) -> Tensor:
         """Instruction, problem, and what each candidate wrote last: its summary; the longest one first."""
@@ -264,44 +243,44 @@ class GsrRun:
         paged = self.layout(spec)
         state = self.candidates(paged)
         states = [reader.read()]
-        first = self.phase(spec, Phase("candidates", "candidates", state, case.prompt, self.script, paged))
+        decode = self.full if case.run == "full" else self.sampled
+        first = decode(spec, "candidates", state, case.prompt, self.script)
         if case.run == "full":
             self.store(self.answering, self.refine_prompt(state))
         release(device)
-        script = [Segment(1, 0, case.answer)]
-        second = self.phase(spec, Phase("refine", "answer", self.answering, case.refine, script, False))
+        second = decode(spec, "answer", self.answering, case.refine, [Segment(1, 0, case.answer)])
         states.append(reader.read())
         clocks = clock_columns(states)
-        yield self.timed_row(spec, "candidates", first, clocks, context=case.prompt + max(case.lengths))
-        yield self.timed_row(spec, "refine", second, clocks, context=case.refine + case.answer, batch=1)
+        a = {"context": case.prompt + max(case.lengths), "paged": paged}
+        b = {"context": case.refine + case.answer, "paged": False, "batch": 1}
+        yield self.timed_row(spec, "candidates", first, **clocks, **a)
+        yield self.timed_row(spec, "refine", second, **clocks, **b)
         whole = Timed(
             self.prompt_seconds + first.seconds + self.refine_seconds + second.seconds, first.steps + second.steps,
-            first.tokens + second.tokens, first.samples + second.samples, paged, first.launch,
+            first.tokens + second.tokens, first.samples + second.samples, first.launch,
             first.check.worst(second.check),
         )  # fmt: skip
-        yield self.timed_row(spec, "answer", whole, clocks)
+        yield self.timed_row(spec, "answer", whole, **clocks, paged=paged)
         for tokens, seconds in ((case.prompt, self.prompt_seconds), (case.refine, self.refine_seconds)):
             yield self.row(
                 spec, stage="prefill", context=tokens, batch=1, metric="seconds", value=digits(seconds), status="ok"
             )
-        for timed, stage in ((first, "candidates"), (second, "refine")):
+        for timed, stage, pages in ((first, "candidates", paged), (second, "refine", False)):
             for point in timed.points:
                 yield self.row(
-                    spec, stage=f"{stage}_step", context=point.context, batch=point.active, paged=timed.paged,
+                    spec, stage=f"{stage}_step", context=point.context, batch=point.active, paged=pages,
                     median_us=digits(point.step_us), mean_us=digits(point.step_us), launch=timed.launch,
                     tokens_per_s=digits(point.active / point.step_us * 1e6), status="ok",
                 )  # fmt: skip
 
-    def timed_row(self, spec: MethodSpec, stage: str, timed: Timed, clocks: dict[str, Any], **columns: Any) -> Row:
+    def timed_row(self, spec: MethodSpec, stage: str, timed: Timed, **columns: Any) -> Row:
         """`mean_us` is of a step of the phase, and of `answer` the whole time."""
         mean = timed.seconds * 1e6 / (1 if stage == "answer" else timed.steps)
         return self.row(
-            spec, stage=stage, **columns, **clocks, launch=timed.launch, cache_state="cold", paged=timed.paged,
-            fixed_length=spec.kind.fixes_length,
-            n_samples=timed.samples, median_us=digits(mean), mean_us=digits(mean),
-            tokens_per_s=digits(timed.tokens / timed.seconds), metric="seconds", value=digits(timed.seconds),
-            max_rel_error=digits(timed.check.max_rel_error, 3),
-            error_budget_used=digits(timed.check.budget_used, 3),
+            spec, stage=stage, launch=timed.launch, cache_state="cold", fixed_length=spec.kind.fixes_length,
+            n_samples=timed.samples, median_us=digits(mean), mean_us=digits(mean), metric="seconds",
+            value=digits(timed.seconds), tokens_per_s=digits(timed.tokens / timed.seconds), **timed.check.columns(),
+            **columns,
         )  # fmt: skip
 
 

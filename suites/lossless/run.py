@@ -95,17 +95,10 @@ class LosslessRun:
         case = self.case
         mean = total_us / case.tokens
         return {
-            "n_samples": samples,
-            "median_us": digits(mean),
-            "mean_us": digits(mean),
-            "wall_mean_us": digits(wall_us / case.tokens),
-            "tokens_per_s": digits(case.batch / mean * 1e6),
-            "cache_state": "cold",
-            "launch": launch,
-            "fixed_length": False,
-            "max_rel_error": digits(check.max_rel_error, 3),
-            "error_budget_used": digits(check.budget_used, 3),
-        }
+            "n_samples": samples, "median_us": digits(mean), "mean_us": digits(mean),
+            "wall_mean_us": digits(wall_us / case.tokens), "tokens_per_s": digits(case.batch / mean * 1e6),
+            "cache_state": "cold", "launch": launch, "fixed_length": False, **check.columns(),
+        }  # fmt: skip
 
     def lossless(self, spec: MethodSpec) -> Iterator[Row]:
         """Decode by drafts: a row of its times, of its texts against dense decoding's, and of what was accepted.

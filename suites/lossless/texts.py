@@ -27,12 +27,8 @@ class Parting:
 
 def partings(dense: Tensor, other: Tensor) -> list[Parting]:
     """Where the sequences of two texts, int64 `[B, T]` each, part; empty if all are equal."""
-    differ = (dense != other).tolist()
-    return [
-        Parting(b, row.index(True), int(dense[b, row.index(True)]), int(other[b, row.index(True)]))
-        for b, row in enumerate(differ)
-        if True in row
-    ]
+    first = {b: row.index(True) for b, row in enumerate((dense != other).tolist()) if True in row}
+    return [Parting(b, token, int(dense[b, token]), int(other[b, token])) for b, token in first.items()]
 
 
 def gap(decoder: Decoder, prompt: Tensor, text: Tensor, parting: Parting) -> float:

@@ -113,19 +113,13 @@ class MathsRun:
         place = Place(state, min(CHECK_TOKENS, state.capacity - steps), pending, ahead=True)
         sampling = StreamSampling(case.sampling, len(state.history), case.batch, state.count)
         bound = bind(self.loaded.decoder, place, spec, sampling=sampling)
-        return Batch(
-            bound.engine, sampling, steps, max_tokens=case.max_tokens, ends=self.loaded.tokenizer.eos, seed=case.seed,
-            step=bound.step, rectify=bound.rectify,
-        )  # fmt: skip
+        ends = self.loaded.tokenizer.eos
+        return Batch(bound, sampling, steps, max_tokens=case.max_tokens, ends=ends, seed=case.seed)
 
     def answer(
-        self,
-        spec: MethodSpec,
-        items: Sequence[Item],
-        judge: Judge,
-        file: RecordFile,
+        self, spec: MethodSpec, items: Sequence[Item], judge: Judge, file: RecordFile,
         on_period: Callable[[int], None] = lambda _: None,
-    ) -> Iterator[list[Record]]:
+    ) -> Iterator[list[Record]]:  # fmt: skip
         """Answer `items` under a method; records as they come, written before they are handed on.
 
         Raises:
@@ -161,19 +155,12 @@ class MathsRun:
 
     def record(self, spec: MethodSpec, item: Item, outcome: str, **more: Any) -> Record:
         """A record of an item under a method, of which `key` is known before it is answered."""
+        problem = item.problem
         return Record(
-            setting=self.case.setting,
-            method=spec.name,
-            columns=spec.columns(),
-            set=item.problem.set,
-            problem=item.problem.id,
-            digest=item.problem.digest,
-            sample=item.sample,
-            expected=item.problem.answer,
-            prompt_tokens=len(item.prompt),
-            outcome=outcome,
-            **more,
-        )
+            setting=self.case.setting, method=spec.name, columns=spec.columns(), set=problem.set, problem=problem.id,
+            digest=problem.digest, sample=item.sample, expected=problem.answer, prompt_tokens=len(item.prompt),
+            outcome=outcome, **more,
+        )  # fmt: skip
 
 
 def period(spec: MethodSpec) -> int:

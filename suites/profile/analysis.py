@@ -63,16 +63,10 @@ def sections(recorded: Sequence[Pass], *, back_to_back: bool) -> list[Section]:
 def _section(alike: Sequence[Pass], kernels: Sequence[Kernel], launch: str, between: bool) -> Section:
     result = charge(kernels, len(alike), between=between)
     stages = sorted(result.stages_us.items(), key=lambda item: place(item[0]))
+    host_us, call_us = (sum(getattr(p, name) for p in alike) / len(alike) for name in ("host_us", "call_us"))
     return Section(
-        alike[0].kind,
-        launch,
-        len(alike),
-        dict(stages),
-        result.gap_us,
-        sum(a_pass.host_us for a_pass in alike) / len(alike),
-        sum(a_pass.call_us for a_pass in alike) / len(alike),
-        tuple(kernels),
-    )
+        alike[0].kind, launch, len(alike), dict(stages), result.gap_us, host_us, call_us, tuple(kernels)
+    )  # fmt: skip
 
 
 def stage_frame(parts: Sequence[Section]) -> pd.DataFrame:

@@ -17,23 +17,15 @@ def counter_frame(launches: Sequence[Counters]) -> pd.DataFrame:
     """A line a launch, in order."""
     lines = [
         {
-            "kind": launch.kind,
-            "stage": launch.stage,
-            "kernel": launch.name,
-            "time_us": round(launch.duration_ns / 1e3, 2),
-            "dram_read_mb": round(launch.dram_read_bytes / 1e6, 3),
-            "dram_write_mb": round(launch.dram_write_bytes / 1e6, 3),
-            "gbps": round(launch.gbps, 1),
-            "dram_percent": round(launch.dram_percent, 1),
-            "l2_hit_percent": round(launch.l2_hit_percent, 1),
-            "occupancy_percent": round(launch.occupancy_percent, 1),
-            "registers": launch.registers,
-            "programs": launch.programs,
-            "threads": launch.threads,
-            "stalls": ", ".join(f"{name} {value:.1f}" for name, value in launch.stalls if name != "selected"),
+            "kind": c.kind, "stage": c.stage, "kernel": c.name, "time_us": round(c.duration_ns / 1e3, 2),
+            "dram_read_mb": round(c.dram_read_bytes / 1e6, 3), "dram_write_mb": round(c.dram_write_bytes / 1e6, 3),
+            "gbps": round(c.gbps, 1), "dram_percent": round(c.dram_percent, 1),
+            "l2_hit_percent": round(c.l2_hit_percent, 1), "occupancy_percent": round(c.occupancy_percent, 1),
+            "registers": c.registers, "programs": c.programs, "threads": c.threads,
+            "stalls": ", ".join(f"{name} {value:.1f}" for name, value in c.stalls if name != "selected"),
         }
-        for launch in launches
-    ]
+        for c in launches
+    ]  # fmt: skip
     return pd.DataFrame(lines)
 
 

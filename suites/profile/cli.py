@@ -37,26 +37,18 @@ TARGET_FLAGS = (
 """What says which case and method, beside the case's name."""
 STEPS = Flag(names=("--steps",), kind=flags.whole(1, 4096), default=8, help="replayed steps to record (default 8)")
 OUTPUT = flags.OUTPUT.but(help="default runs/<device>/<commit>/profile/<case>-<method>")
-FACTS = Flag(
-    names=("--facts",), kind=flags.path, metavar="FILE", help="where to write what a reader of the trace needs"
-)
-ONE_BY_ONE = Flag(
-    names=("--one-by-one",), constant=True, default=False, help="no replays, of a model one layer (for ncu)"
+FOR_CHILD = (
+    Flag(names=("--facts",), kind=flags.path, metavar="FILE", help="where to write what a reader of the trace needs"),
+    Flag(names=("--one-by-one",), constant=True, default=False, help="no replays, of a model one layer (for ncu)"),
 )
 TOOLS = {
-    "nsys": (
-        "Nsight Systems: GPU time by stage, kernels, gaps, the host's share, a timeline (or torch's)",
-        (*TARGET_FLAGS, STEPS, OUTPUT),
-    ),
-    "ncu": (
-        "Nsight Compute: each kernel's counters, and DRAM bytes beside the compulsory ones",
-        (*TARGET_FLAGS, OUTPUT),
-    ),
-    "run": (
-        "what the other two start: the case inside a capture range, for a profiler of your own",
-        (*TARGET_FLAGS, STEPS, FACTS, ONE_BY_ONE),
-    ),
-}
+    "nsys": ("Nsight Systems: GPU time by stage, kernels, gaps, the host's share, a timeline (or torch's)",
+             (*TARGET_FLAGS, STEPS, OUTPUT)),
+    "ncu": ("Nsight Compute: each kernel's counters, and DRAM bytes beside the compulsory ones",
+            (*TARGET_FLAGS, OUTPUT)),
+    "run": ("what the other two start: the case inside a capture range, for a profiler of your own",
+            (*TARGET_FLAGS, STEPS, *FOR_CHILD)),
+}  # fmt: skip
 """The help and the flags of each command."""
 
 

@@ -6,7 +6,7 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from .bytes import byte_frame, counter_frame
 from .cli import target, target_words
 from .tables import print_bytes, print_counters, print_sections
 from .target import Facts, facts, run_passes, run_under_tool
-from .workload import build
+from .workload import Workload, build
 
 
 def profile_run(options: Options, device: torch.device, console: Console) -> int:
@@ -58,31 +58,32 @@ def profile_nsys(options: Options, device: torch.device, console: Console) -> in
         timeline, known = _traced_here(options, device)
         source, command = "torch.profiler", _own_command(options, "nsys")
     else:
-        report = folder / "report.nsys-rep"
-        facts_file = folder / "facts.json"
+        report, facts_file, database = (folder / name for name in ("report.nsys-rep", "facts.json", "report.sqlite"))
         program = [*_program(options), "--steps", str(options.steps), f"--facts={facts_file}"]
         words = nsys.command(tool, report, program)
-        console.print(shlex.join(words), highlight=False, soft_wrap=True)
+        source, command = "nsys", shlex.join(words)
+        console.print(command, highlight=False, soft_wrap=True)
         try:
             run(words, "nsys")
-            database = folder / "report.sqlite"
             nsys.export(tool, report, database)
             timeline = nsys.read(database)
             database.unlink()
         except (ToolFailed, ValueError) as failed:
-            console.print(f"[red]{failed}[/]", highlight=False)
-            return 1
+            return _failed(failed, console)
         known = Facts(**json.loads(facts_file.read_text()))
-        source, command = "nsys", shlex.join(words)
         console.print(f"report for Nsight Systems' own window: {report}", highlight=False)
     try:
         parts = sections(passes(timeline), back_to_back=known.back_to_back)
     except TraceMismatch as mismatch:
-        console.print(f"[red]no stages:[/] {mismatch}", highlight=False)
-        return 1
-    _write_sections(folder, parts, known, source, command)
-    print_sections(parts, known, source, console)
-    _draw(folder, known, console)
+        return _failed(f"no stages: {mismatch}", console)
+    kernel_frame(parts).to_csv(folder / "kernels.csv", index=False)
+    timeline_frame(parts).to_csv(folder / "timeline.csv", index=False)
+    _finish(folder, parts, known, source, command, console)
+    from ...plots.timeline import draw_timeline
+
+    for path in draw_timeline(folder / "timeline.csv", folder / "facts.json", folder / "timeline"):
+        if path.suffix == ".png":
+            console.print(f"plot {path}", highlight=False)
     return 0
 
 
@@ -93,28 +94,31 @@ def profile_ncu(options: Options, device: torch.device, console: Console) -> int
     try:
         tool = ncu.find()
     except ToolMissing as missing:
-        console.print(f"[red]{missing}[/]", highlight=False)
-        return 1
+        return _failed(missing, console)
     folder = _folder(options, device, "ncu")
     report, facts_file = folder / "report.ncu-rep", folder / "facts.json"
     words = ncu.command(tool, report, [*_program(options), "--one-by-one", f"--facts={facts_file}"])
-    console.print(shlex.join(words), highlight=False, soft_wrap=True)
+    command = shlex.join(words)
+    console.print(command, highlight=False, soft_wrap=True)
     try:
         run(words, "ncu")
-        text = run(ncu.listing(tool, report), "ncu --import")
-        launches = ncu.parse(text)
+        launches = ncu.parse(run(ncu.listing(tool, report), "ncu --import"))
     except (ToolFailed, ValueError) as failed:
-        console.print(f"[red]{failed}[/]", highlight=False)
-        return 1
+        return _failed(failed, console)
     known = Facts(**json.loads(facts_file.read_text()))
     counters, trial = counter_frame(launches), byte_frame(launches, known.stage_bytes)
     counters.to_csv(folder / "counters.csv", index=False)
     trial.to_csv(folder / "bytes.csv", index=False)
-    _write_facts(folder, known, "ncu", shlex.join(words))
+    _write_facts(folder, known, "ncu", command)
     print_counters(counters, console)
     print_bytes(trial, console)
     console.print(f"tables in {folder}; the report for Nsight Compute's own window: {report}", highlight=False)
     return int((trial.verdict == "disagrees").any())
+
+
+def _failed(reason: object, console: Console) -> int:
+    console.print(f"[red]{reason}[/]", highlight=False)
+    return 1
 
 
 def _program(options: Options) -> list[str]:
@@ -128,7 +132,7 @@ def _own_command(options: Options, tool: str) -> str:
 def _folder(options: Options, device: torch.device, tool: str) -> Path:
     case, spec = target(options, device)
     name = re.sub(r"[^a-z0-9.]+", "-", f"{case.slug}-{spec.label}".lower())
-    folder = options.output or default_folder(device) / "profile" / f"{name}-{tool}"
+    folder: Path = options.output or default_folder(device) / "profile" / f"{name}-{tool}"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -152,44 +156,35 @@ def _clock(options: Options, device: torch.device, console: Console) -> int:
     with torch.inference_mode():
         workload = build(case, spec, device)
         known = facts(workload, device)
-        parts = []
-        for kind, once in (("step", workload.eager_step), ("rectification", workload.eager_rectify)):
-            if once is None:
-                continue
-            workload.start(options.steps) if kind == "step" else workload.start_rectify()
-            clock, count = StageClock(), options.steps if kind == "step" else 1
-            with listening(clock):
-                for _ in range(count):
-                    if workload.flush:
-                        workload.flush()
-                    once()
-            stages = {name: seconds * 1e6 / count for name, seconds in clock.seconds.items()}
-            parts.append(Section(kind, "eager", count, stages, 0.0, sum(stages.values()), 0.0, ()))
+        workload.start(options.steps)
+        parts = [_clocked("step", workload.eager_step, options.steps, workload)]
+        if workload.eager_rectify is not None:
+            workload.start_rectify()
+            parts.append(_clocked("rectification", workload.eager_rectify, 1, workload))
     folder = _folder(options, device, "nsys")
-    stage_frame(parts).to_csv(folder / "stages.csv", index=False)
-    _write_facts(folder, known, "wall clock", _own_command(options, "nsys"))
-    print_sections(parts, known, "wall clock", console)
-    console.print(f"tables in {folder}", highlight=False)
+    _finish(folder, parts, known, "wall clock", _own_command(options, "nsys"), console)
     return 0
 
 
-def _write_sections(folder: Path, parts: Sequence[Section], known: Facts, source: str, command: str) -> None:
+def _clocked(kind: str, run: Callable[[], object], count: int, workload: Workload) -> Section:
+    clock = StageClock()
+    with listening(clock):
+        for _ in range(count):
+            if workload.flush:
+                workload.flush()
+            run()
+    stages = {name: seconds * 1e6 / count for name, seconds in clock.seconds.items()}
+    return Section(kind, "eager", count, stages, 0.0, sum(stages.values()), 0.0, ())
+
+
+def _finish(folder: Path, parts: Sequence[Section], known: Facts, source: str, command: str, console: Console) -> None:
     stage_frame(parts).to_csv(folder / "stages.csv", index=False)
-    kernel_frame(parts).to_csv(folder / "kernels.csv", index=False)
-    timeline_frame(parts).to_csv(folder / "timeline.csv", index=False)
     _write_facts(folder, known, source, command)
+    print_sections(parts, known, source, console)
+    console.print(f"tables in {folder}", highlight=False)
 
 
 def _write_facts(folder: Path, known: Facts, source: str, command: str) -> None:
     """What the tables do not say: case, method, where from, and the command."""
     own = {"source": source, "command": re.sub(r"(?<![^\s='])/\S*/", "", command)}  # folders are this machine's
     (folder / "facts.json").write_text(json.dumps(asdict(known) | own, indent=1) + "\n")
-
-
-def _draw(folder: Path, known: Facts, console: Console) -> None:
-    from ...plots.timeline import draw_timeline
-
-    for path in draw_timeline(folder / "timeline.csv", folder / "facts.json", folder / "timeline"):
-        if path.suffix == ".png":
-            console.print(f"plot {path}", highlight=False)
-    console.print(f"tables in {folder}", highlight=False)
