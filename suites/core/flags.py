@@ -154,6 +154,9 @@ PROMPT_TOKENS = Flag(
     names=("--prompt-tokens",), kind=tokens, group=CASES, metavar="TOKENS", help="prefilled densely"
 )  # fmt: skip
 STEPS = Flag(names=("--steps",), kind=tokens, group=CASES, metavar="TOKENS", help="tokens decoded after the prompt")
+PROMPT = Flag(
+    names=("--prompt",), choices=("synthetic", "text"), group=CASES, help="what the caches hold: noise, or real text"
+)
 PAGE_SIZE = Flag(
     names=("--page-size",), kind=whole(0, 1 << 20), group=CASES, metavar="TOKENS", help="paged caches; 0: contiguous"
 )

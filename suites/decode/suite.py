@@ -11,7 +11,7 @@ from ...profiling.attached import attached
 from ...profiling.ceilings import measure_ceilings
 from ...profiling.timing import make_timer
 from ..core import flags
-from ..core.flags import CASES, Flag, Options
+from ..core.flags import Flag, Options
 from ..core.registry import Plan, Suite
 from ..core.report import new_table
 from ..core.spec import MethodSpec, unique
@@ -39,9 +39,6 @@ EXAMPLES = f"""examples:
 
 A rerun goes on where the last one stopped (same device, commit and output folder); --fresh starts over."""
 
-PROMPT = Flag(
-    names=("--prompt",), choices=("synthetic", "text"), group=CASES, help="what the caches hold: noise, or real text"
-)
 DRIFT = Flag(
     names=("--drift",), constant=True, default=False, help="ReSA: what each rectification says about the steps before"
 )
@@ -50,7 +47,7 @@ FLAGS = (
     flags.QUICK, flags.FULL, flags.CASE, flags.CONTEXT, flags.BATCH,
     flags.MODEL.but(help=f"{', '.join((*MODELS, SMOLLM))}, a Hugging Face folder or a .gguf file (presets have random "
                     "weights)"),
-    flags.WEIGHTS, flags.DTYPE, flags.SHARED_KV, PROMPT, flags.TEMPERATURE, flags.TOP_P, flags.SEED,
+    flags.WEIGHTS, flags.DTYPE, flags.SHARED_KV, flags.PROMPT, flags.TEMPERATURE, flags.TOP_P, flags.SEED,
     *flags.METHOD_FLAGS, *flags.RUN_FLAGS, flags.SECONDS, flags.NO_EAGER, DRIFT, NO_BREAKDOWN,
 )  # fmt: skip
 

@@ -35,7 +35,9 @@ TARGET_FLAGS = (
     flags.SEED, flags.DEVICE,
 )  # fmt: skip
 """What says which case and method, beside the case's name."""
-STEPS = Flag(names=("--steps",), kind=flags.whole(1, 4096), default=8, help="replayed steps to record (default 8)")
+STEPS = flags.STEPS.but(
+    kind=flags.whole(1, 4096), default=8, group=flags.RUN, metavar="N", help="replayed steps to record (default 8)"
+)
 OUTPUT = flags.OUTPUT.but(help="default runs/<device>/<commit>/profile/<case>-<method>")
 FOR_CHILD = (
     Flag(names=("--facts",), kind=flags.path, metavar="FILE", help="where to write what a reader of the trace needs"),
