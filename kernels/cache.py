@@ -7,8 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .checks import check_range, check_tensor
+from .checks import check_no_grad, check_range, check_tensor, check_whole, usable_device
 from .config import HEAD_DIMS, ceil_div
+
+MAX_TOKENS = 1 << 28
+"""Tokens that a sequence can hold at most: indices of tokens, and tiles of them times splits, fit 32 bits."""
+MAX_ROWS = 1 << 30
+"""Sequences, pages or heads at most, for the same reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +27,10 @@ class KVCache:
         k, v: contiguous `[B, Hkv, S, D]`, or pages `[P, Hkv, page, D]` when `block_table` is given.
         lengths: int32 `[B]`, tokens per sequence, on the device; may change in place between graph replays.
         block_table: int32 `[B, pages per sequence]`, the page that holds tokens page * i .. page * (i + 1) - 1.
+
+    Raises:
+        TypeError, ValueError: a tensor of the wrong type, shape, dtype, device or strides; elements that share memory;
+            more than MAX_TOKENS tokens a sequence.
     """
 
     k: Tensor
@@ -31,9 +40,17 @@ class KVCache:
 
     def __post_init__(self) -> None:
         check_tensor("k", self.k, (None, None, None, None))
+        if 0 in self.k.shape:
+            raise ValueError(f"k: got shape {list(self.k.shape)}, every length must be at least 1")
         check_tensor("v", self.v, self.k.shape, dtypes=(self.k.dtype,), device=self.k.device)
         if self.k.stride() != self.v.stride():
             raise ValueError(f"v: strides {self.v.stride()} differ from k's {self.k.stride()}")
+        if any(stride < 1 for stride, length in zip(self.k.stride(), self.k.shape, strict=True) if length > 1):
+            raise ValueError(f"k: strides {self.k.stride()} make elements share memory; pass k.contiguous()")
+        if not self.k.is_meta and self.k.data_ptr() == self.v.data_ptr():
+            raise ValueError("v: is k's memory; keys and values need a tensor each")
+        check_no_grad("k", self.k)
+        check_no_grad("v", self.v)
         if self.k.shape[3] not in HEAD_DIMS:
             raise ValueError(f"k: head dim is {self.k.shape[3]}, allowed are {HEAD_DIMS}")
         batch = None if self.block_table is not None else self.k.shape[0]
@@ -46,6 +63,7 @@ class KVCache:
                 dtypes=(torch.int32,),
                 device=self.device,
             )
+        check_whole("cache: capacity in tokens", self.capacity, 1, MAX_TOKENS)
 
     @classmethod
     def allocate(
@@ -62,7 +80,21 @@ class KVCache:
         """An empty cache for `capacity` tokens a sequence; with `page_size`, pages in shuffled order.
 
         It holds zeros: some libraries multiply what lies past the length by zero, which NaN would survive.
+
+        Raises:
+            TypeError, ValueError: a size that is no whole number or out of range, a device that is not here.
         """
+        for name, value, most in (
+            ("batch", batch, MAX_ROWS), ("kv_heads", kv_heads, MAX_ROWS), ("capacity", capacity, MAX_TOKENS),
+        ):  # fmt: skip
+            check_whole(name, value, 1, most)
+        if head_dim not in HEAD_DIMS:
+            raise ValueError(f"head_dim: got {head_dim}, allowed are {HEAD_DIMS}")
+        if not isinstance(dtype, torch.dtype):
+            raise TypeError(f"dtype: got {dtype!r}, expected a torch.dtype, such as torch.bfloat16")
+        if page_size is not None:
+            check_whole("page_size", page_size, 1, MAX_TOKENS)
+        device = usable_device(device)
         lengths = torch.zeros(batch, dtype=torch.int32, device=device)
         if page_size is None:
             k = torch.zeros(batch, kv_heads, capacity, head_dim, dtype=dtype, device=device)
@@ -75,18 +107,22 @@ class KVCache:
 
     @property
     def batch(self) -> int:
+        """Sequences."""
         return self.lengths.shape[0]
 
     @property
     def kv_heads(self) -> int:
+        """KV heads of a sequence."""
         return self.k.shape[1]
 
     @property
     def head_dim(self) -> int:
+        """Elements of a key, and of a value."""
         return self.k.shape[3]
 
     @property
     def paged(self) -> bool:
+        """Whether tokens lie on pages that a block table names."""
         return self.block_table is not None
 
     @property
@@ -101,10 +137,12 @@ class KVCache:
 
     @property
     def device(self) -> torch.device:
+        """Where keys, values, lengths and block table lie."""
         return self.k.device
 
     @property
     def dtype(self) -> torch.dtype:
+        """Element type of keys and values."""
         return self.k.dtype
 
     def check_values(self) -> None:
@@ -113,12 +151,38 @@ class KVCache:
         if self.block_table is not None:
             check_range("block_table", self.block_table, 0, self.k.shape[0] - 1)
 
+    def lengths_on_host(self) -> list[int]:
+        """Tokens of each sequence (synchronises).
+
+        Raises:
+            ValueError: a sequence has fewer than 0 tokens, or more than it has room for.
+        """
+        lengths: list[int] = self.lengths.tolist()
+        for b, length in enumerate(lengths):
+            if not 0 <= length <= self.capacity:
+                raise ValueError(
+                    f"lengths: sequence {b} has {length} tokens, allowed 0 to the cache's capacity of {self.capacity}; "
+                    "allocate room for more"
+                )
+        return lengths
+
     def gather(self) -> tuple[Tensor, Tensor]:
         """K and V as `[B, Hkv, S, D]`: views when contiguous, copies when paged."""
         return logical(self.k, self.block_table), logical(self.v, self.block_table)
 
     def store(self, k: Tensor, v: Tensor) -> None:
-        """Fill the cache's first tokens from `[B, Hkv, T, D]`, contiguous or paged (plain torch)."""
+        """Fill the cache's first tokens from `[B, Hkv, T, D]` of its dtype, contiguous or paged (plain torch).
+
+        Lengths stay as they are.
+
+        Raises:
+            TypeError, ValueError: k or v of the wrong dtype, shape or device; more tokens than there is room for.
+        """
+        shape = (self.batch, self.kv_heads, None, self.head_dim)
+        check_tensor("k", k, shape, dtypes=(self.dtype,), device=self.device, last_contiguous=False)
+        check_tensor("v", v, k.shape, dtypes=(self.dtype,), device=self.device, last_contiguous=False)
+        check_no_grad("k", k)
+        check_no_grad("v", v)
         tokens = k.shape[2]
         if tokens > self.capacity:
             raise ValueError(f"k: {tokens} tokens do not fit the cache's capacity of {self.capacity}")

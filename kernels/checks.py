@@ -27,11 +27,13 @@ def check_tensor(
     """Check one tensor. `None` in `shape` leaves that length open.
 
     Raises:
-        TypeError: not a tensor, or of a dtype not in `dtypes`.
+        TypeError: not a dense tensor, or of a dtype not in `dtypes`.
         ValueError: wrong shape, device or strides.
     """
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name}: got {type(tensor).__name__}, expected a torch.Tensor")
+    if tensor.layout is not torch.strided:
+        raise TypeError(f"{name}: got layout {str(tensor.layout).removeprefix('torch.')}, expected a dense tensor")
     if dtypes is not None and tensor.dtype not in dtypes:
         allowed = ", ".join(str(d).removeprefix("torch.") for d in dtypes)
         raise TypeError(f"{name}: got dtype {str(tensor.dtype).removeprefix('torch.')}, allowed: {allowed}")
@@ -44,6 +46,25 @@ def check_tensor(
         raise ValueError(f"{name}: stride of the last dimension is {tensor.stride(-1)}, must be 1")
 
 
+def check_no_grad(name: str, tensor: Tensor) -> None:
+    """Raises ValueError for a tensor that asks for a gradient: a decode step has no backward pass."""
+    if tensor.requires_grad:
+        raise ValueError(f"{name}: requires grad, but a decode step has no backward pass; pass {name}.detach()")
+
+
+def check_whole(name: str, value: int, low: int, high: int) -> None:
+    """Check a whole number.
+
+    Raises:
+        TypeError: not an int.
+        ValueError: outside `low` .. `high`.
+    """
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name}: got {value!r}, expected a whole number")
+    if not low <= value <= high:
+        raise ValueError(f"{name}: got {value}, allowed {low} to {high}")
+
+
 def check_device(name: str, tensor: Tensor) -> None:
     """Raises ValueError if Triton kernels cannot run where `tensor` lies."""
     reason = can_run_on(tensor.device)
@@ -51,9 +72,27 @@ def check_device(name: str, tensor: Tensor) -> None:
         raise ValueError(f"{name}: {reason}")
 
 
+def usable_device(device: torch.device | str) -> torch.device:
+    """A device by its name.
+
+    Raises:
+        ValueError: torch knows no such device, or has none here.
+    """
+    try:
+        named = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise ValueError(f"device: got {device!r}, expected a torch.device or a name such as cuda:0") from None
+    if named.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device: got {named}, but torch sees no CUDA device here")
+    return named
+
+
 def check_range(name: str, tensor: Tensor, low: int, high: int) -> None:
-    """Check device values (synchronises). Raises ValueError naming the offending extremes."""
-    if tensor.numel() == 0:
+    """Check device values (synchronises). Raises ValueError naming the offending extremes.
+
+    Tensors without storage have no values to check.
+    """
+    if tensor.numel() == 0 or tensor.is_meta:
         return
     least, most = int(tensor.min()), int(tensor.max())
     if least < low or most > high:

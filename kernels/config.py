@@ -175,6 +175,11 @@ class SparseConfig:
         """Least number of blocks selected where the sequence has that many."""
         return self.min_blocks if self.budget_tokens is None else self.budget_tokens // self.block_size
 
+    @property
+    def always(self) -> tuple[int, int]:
+        """How many of the newest blocks, and how many of the first, are selected whatever their score."""
+        return self.local_blocks, self.pinned_blocks
+
     def always_selected(self, index: Tensor, blocks: Tensor | int) -> Tensor:
         """Whether blocks are selected whatever their score: the newest and the first, a mask.
 
@@ -182,7 +187,8 @@ class SparseConfig:
             index: of blocks, int.
             blocks: M of each sequence, which `index` broadcasts with.
         """
-        return (index >= blocks - self.local_blocks) | (index < self.pinned_blocks)
+        newest, first = self.always
+        return (index >= blocks - newest) | (index < first)
 
     def summary_bytes(self, head_dim: int, cache_element: int) -> int:
         """Bytes of one block's summary, of one KV head, beside a cache of elements of so many bytes."""

@@ -32,7 +32,8 @@ class Exact(NamedTuple):
         """
         u, u32 = UNIT_ROUNDOFF[dtype], 2.0**-24
         sums = 2 * (self.out.shape[-1] + 8) * u32 * self.logit_size + (CONFIDENCE * self.keys**0.5 + 16) * u32
-        return u * self.out.abs() + CONFIDENCE * u * self.spread + sums * self.size
+        bound: Tensor = u * self.out.abs() + CONFIDENCE * u * self.spread + sums * self.size
+        return bound
 
 
 def exact_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Exact:

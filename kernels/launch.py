@@ -21,6 +21,7 @@ INTERPRET: bool = bool(triton.knobs.runtime.interpret)
 """True when kernels run in Triton's interpreter on CPU tensors (TRITON_INTERPRET=1 at import)."""
 
 MAX_SPLITS = 128  # that one program of the merge takes in
+MAX_GRID = 65535  # programs along a grid's second and third axis, of any CUDA device
 INTERPRETER_SM_COUNT = 4  # enough for several splits, some of them empty
 
 
@@ -36,7 +37,8 @@ class Launch:
 
     @property
     def name(self) -> str:
-        return self.kernel.__name__
+        """The kernel's name, as its function has it."""
+        return str(self.kernel.__name__)
 
 
 _recorded: list[Launch] | None = None
@@ -86,7 +88,16 @@ def dependent_launch() -> bool:
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *, num_warps: int = 4, num_stages: int = 3, **arguments: Any) -> Any:
-    """Start `kernel` on `grid` with arguments by name; returns the compiled kernel (None when interpreted)."""
+    """Start `kernel` on `grid` with arguments by name; returns the compiled kernel (None when interpreted).
+
+    Raises:
+        ValueError: a grid that no CUDA device takes: too many sequences times heads.
+    """
+    if any(programs > MAX_GRID for programs in grid[1:]):
+        raise ValueError(
+            f"batch: {kernel.__name__} needs a grid of {grid}, at most {MAX_GRID} sequences times heads fit; "
+            "take a smaller batch"
+        )
     options: dict[str, Any] = {"num_warps": num_warps, "num_stages": num_stages}
     if "PDL" in kernel.arg_names:
         arguments["PDL"] = dependent_launch()
@@ -110,7 +121,7 @@ def sm_count(device: torch.device) -> int:
     """Streaming multiprocessors of `device`; a small constant under the interpreter."""
     if device.type != "cuda":
         return INTERPRETER_SM_COUNT
-    return torch.cuda.get_device_properties(device).multi_processor_count
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
 @cache
@@ -118,7 +129,8 @@ def shared_memory() -> int:
     """Bytes of shared memory that one program may take on the current GPU; an H100's where there is none."""
     if not torch.cuda.is_available():
         return 227 * 1024
-    return torch.cuda.get_device_properties().shared_memory_per_block_optin  # type: ignore[attr-defined]
+    properties: Any = torch.cuda.get_device_properties()
+    return int(properties.shared_memory_per_block_optin)
 
 
 def scores_per_sm(scores: int, device: torch.device) -> float:

@@ -13,7 +13,9 @@ from .attention.scores import score_blocks
 from .attention.selection import select_blocks
 from .attention.sparse_decode import sparse_decode, sparse_splits
 from .attention.summaries import build_summaries, refresh_summaries, write_tokens
+from .binding import check_cache
 from .cache import KVCache
+from .checks import kernel_dtypes
 from .config import AttentionShape, SparseConfig
 from .launch import can_run_on
 from .method import Stage, StepTensors
@@ -29,16 +31,20 @@ class SparseLayer(BlockSparseLayer):
 
     @property
     def appends_while_scoring(self) -> bool:
+        """True where the newest block is selected whatever its score, which need not wait for its summary."""
         return self.summaries is not None and self.config.local_blocks > 0
 
     def write(self, k: Tensor, v: Tensor) -> None:
+        """Write the last T tokens, `[B, T, Hkv, D]` or `[B, Hkv, D]`, and refresh their blocks' summaries."""
         write_tokens(self.cache, k, v, self.summaries)
 
     def refresh(self, tokens: int) -> None:
+        """Summarise again the blocks of the last `tokens` tokens."""
         if self.summaries is not None:
             refresh_summaries(self.cache, self.summaries, tokens)
 
     def choose_stages(self, step: StepTensors) -> tuple[Stage, ...]:
+        """Scores, which take the append along where they can, and the selection."""
         cache, config, work = self.cache, self.config, self.work
         assert self.summaries is not None
         summaries, append = self.summaries, (step.k, step.v) if self.appends_while_scoring else None
@@ -51,6 +57,7 @@ class SparseLayer(BlockSparseLayer):
         )
 
     def attend_stages(self, step: StepTensors) -> tuple[Stage, ...]:
+        """Attention split over the lists, and the merge into `step.out`."""
         cache, work, partials, size = self.cache, self.work, self.partials, self.config.block_size
         # How many blocks our own selection takes is known beforehand; another selector's counts are read.
         own = type(self).choose_stages is SparseLayer.choose_stages
@@ -82,6 +89,7 @@ class SparseMethod(TorchSparseMethod):
 
     @classmethod
     def unavailable(cls, shape: AttentionShape, dtype: torch.dtype, device: torch.device) -> str | None:
+        """Why the method cannot run here: it has kernels alone, and they cannot. None if it can."""
         only_kernels = cls.layer_class is not SparseLayer and cls.torch_layer_class is TorchSparseLayer
         return can_run_on(device) if only_kernels else None
 
@@ -91,8 +99,15 @@ class SparseMethod(TorchSparseMethod):
         return sparse_splits(self.shape, self.rows(), chosen, self.config.block_size, cache.device)
 
     def prepare(self, cache: KVCache) -> BlockSparseLayer:
-        if can_run_on(cache.device) is not None:
+        """Bind to a layer's cache: summaries built, work space allocated. Waits for the device.
+
+        Raises:
+            TypeError, ValueError: not a cache of this method's shape, dtype and device, or one whose lengths or block
+                table are out of range (`check_cache`).
+        """
+        if isinstance(cache, KVCache) and can_run_on(cache.device) is not None:
             return super().prepare(cache)
+        check_cache(cache, self.shape, self.dtype, self.device, kernel_dtypes())
         summaries = self.summaries(cache)
         if summaries is not None:
             build_summaries(cache, summaries)

@@ -18,7 +18,9 @@ from torch.nn.functional import scaled_dot_product_attention
 from .attention.chunk import ChunkKernel, best_chunk_kernel
 from .attention.scores import query_slots, score_rows
 from .attention.summaries import Summaries, rounded
+from .binding import check_cache, check_step
 from .cache import KVCache
+from .checks import check_tensor
 from .config import SELECTS, AttentionShape, SparseConfig
 from .method import DecodeMethod, DenseLayer, Stage, StepTensors, Unsupported, register
 from .workspace import BlockSparseLayer, Workspace
@@ -30,12 +32,18 @@ def write_tokens_torch(cache: KVCache, k_new: Tensor, v_new: Tensor, keep_before
     """Write the last T tokens of each sequence; k_new, v_new `[B, T, Hkv, D]` or `[B, Hkv, D]`. Contiguous caches.
 
     Tokens at positions before `keep_before`, int `[B]`, stay as they are.
+
+    Raises:
+        TypeError, ValueError: new K or V of the wrong dtype, shape or device; a sequence longer than the capacity.
     """
-    if k_new.dim() == 3:
+    if isinstance(k_new, Tensor) and isinstance(v_new, Tensor) and k_new.dim() == v_new.dim() == 3:
         k_new, v_new = k_new.unsqueeze(1), v_new.unsqueeze(1)
-    kept = [0] * cache.batch if keep_before is None else keep_before.tolist()
-    for b, length in enumerate(cache.lengths.tolist()):
-        count = min(k_new.shape[1], length - kept[b])
+    shape = (cache.batch, None, cache.kv_heads, cache.head_dim)
+    check_tensor("k_new", k_new, shape, dtypes=(cache.dtype,), device=cache.device, last_contiguous=False)
+    check_tensor("v_new", v_new, k_new.shape, dtypes=(cache.dtype,), device=cache.device, last_contiguous=False)
+    kept = [0] * cache.batch if keep_before is None else keep_before.clamp(min=0).tolist()
+    for b, length in enumerate(cache.lengths_on_host()):
+        count = max(min(k_new.shape[1], length - kept[b]), 0)
         cache.k[b, :, length - count : length] = k_new[b, k_new.shape[1] - count :].transpose(0, 1)
         cache.v[b, :, length - count : length] = v_new[b, v_new.shape[1] - count :].transpose(0, 1)
 
@@ -55,14 +63,18 @@ def _summarise(blocks: Tensor, out: Tensor, kind: str) -> None:
 
 
 def refresh_torch(cache: KVCache, summaries: Summaries, tokens: int | None = None) -> None:
-    """Summarise again the blocks of the last `tokens` tokens (all of them by default). Contiguous caches."""
+    """Summarise again the blocks of the last `tokens` tokens (all of them by default). Contiguous caches.
+
+    Raises:
+        ValueError: a sequence longer than the capacity.
+    """
     size = summaries.block_size
-    for b, length in enumerate(cache.lengths.tolist()):
+    for b, length in enumerate(cache.lengths_on_host()):
         keys, data = cache.k[b], summaries.data[b]
         first = 0 if tokens is None else max(length - tokens, 0) // size
         whole = length // size
         if whole > first:
-            blocks = keys[:, first * size : whole * size].unflatten(1, (whole - first, size))
+            blocks = torch.unflatten(keys[:, first * size : whole * size], 1, (whole - first, size))
             _summarise(blocks, data[:, first:whole], summaries.kind)
         if length % size:
             _summarise(keys[:, None, whole * size : length], data[:, whole : whole + 1], summaries.kind)
@@ -97,26 +109,30 @@ class TorchSparseLayer(BlockSparseLayer):
             self._blocks = cache.k.view(shape), cache.v.view(shape)
 
     def write(self, k: Tensor, v: Tensor) -> None:
+        """Write the last T tokens, `[B, T, Hkv, D]` or `[B, Hkv, D]`, and refresh their blocks' summaries."""
         write_tokens_torch(self.cache, k, v)
         self.refresh(k.shape[1] if k.dim() == 4 else 1)
 
     def refresh(self, tokens: int) -> None:
+        """Summarise again the blocks of the last `tokens` tokens."""
         if self.summaries is not None:
             refresh_torch(self.cache, self.summaries, tokens)
 
     def choose_stages(self, step: StepTensors) -> tuple[Stage, ...]:
+        """Scores and the selection."""
         return Stage("score", lambda: self.score(step), False), Stage("select", self.select, False)
 
     def attend_stages(self, step: StepTensors) -> tuple[Stage, ...]:
+        """Attention over the lists, into `step.out`."""
         return (Stage("attend", lambda: self.attend(step), False),)
 
     def score(self, step: StepTensors) -> None:
-        """Fill `work.scores`, +inf at local and pinned blocks."""
+        """Fill `work.scores`, +inf at blocks that are always selected."""
         config, shape, scores = self.config, self.shape, self.work.scores
         assert self.summaries is not None
-        lengths = self.cache.lengths.tolist()
+        lengths = self.cache.lengths_on_host()
         top = config.blocks(max(lengths))
-        heads = step.q.float().view(shape.batch, shape.kv_heads, shape.group, shape.head_dim)
+        heads = step.q.float().reshape(shape.batch, shape.kv_heads, shape.group, shape.head_dim)
         if config.gqa_policy == "group-mean":
             heads = heads.mean(2, keepdim=True)
         slots = query_slots(heads, config.summary_kind, config.spread_weight)  # [B, Hkv, 1 or G, 2 D]
@@ -127,15 +143,15 @@ class TorchSparseLayer(BlockSparseLayer):
         if config.gqa_policy == "all-heads":
             found = found.sum(1, keepdim=True)
         scores[:, :, :top] = found.flatten(1, 2)
+        index = torch.arange(top, device=scores.device)
         for b, length in enumerate(lengths):
             blocks = config.blocks(length)
-            scores[b, :, max(blocks - config.local_blocks, 0) : blocks] = float("inf")
-            scores[b, :, : min(config.pinned_blocks, blocks)] = float("inf")
+            scores[b, :, :blocks].masked_fill_(config.always_selected(index[:blocks], blocks), float("inf"))
 
     def select(self) -> None:
         """Fill the lists with the best of `work.scores`."""
         work, config = self.work, self.config
-        for b, length in enumerate(self.cache.lengths.tolist()):
+        for b, length in enumerate(self.cache.lengths_on_host()):
             self.fill(b, select_torch(work.scores[b, :, : config.blocks(length)], config.selected(length)))
 
     def fill(self, sequence: int, chosen: Tensor) -> None:
@@ -149,9 +165,10 @@ class TorchSparseLayer(BlockSparseLayer):
         """Gather the listed blocks, then SDPA per list."""
         shape, cache, size, work = self.shape, self.cache, self.config.block_size, self.work
         count = len(self._owner)
-        for b, (length, n) in enumerate(zip(cache.lengths.tolist(), work.counts[:, 0].tolist(), strict=True)):
+        lengths, counts = cache.lengths_on_host(), work.counts[:, 0].tolist()
+        for b, (length, n) in enumerate(zip(lengths, counts, strict=True)):
             lists = work.lists[b, :, :n].long().expand(count, -1)
-            query = step.q[b].view(count, shape.q_heads // count, shape.head_dim)
+            query = step.q[b].reshape(count, shape.q_heads // count, shape.head_dim)
             keys, values = self.gather(b, lists)
             mask = None
             if missing := -length % size:
@@ -202,6 +219,8 @@ class TorchSparseMethod(DecodeMethod):
     def __init__(
         self, shape: AttentionShape, config: SparseConfig, *, dtype: torch.dtype, device: torch.device
     ) -> None:
+        if not isinstance(config, SparseConfig):
+            raise TypeError(f"config: got {type(config).__name__}, expected a SparseConfig")
         super().__init__(shape, config, dtype=dtype, device=device)
         self._work: dict[int, Workspace] = {}  # by blocks of the cache; kept, since captured graphs hold addresses
         self._gathered: dict[int, tuple[Tensor, Tensor]] = {}  # by blocks gathered
@@ -212,6 +231,7 @@ class TorchSparseMethod(DecodeMethod):
         return score_rows(self.shape, self.config.gqa_policy)
 
     def workspace(self, cache: KVCache) -> Workspace:
+        """Scores and lists for caches of this capacity, shared by all layers."""
         blocks = self.config.blocks(cache.capacity)
         if blocks not in self._work:
             self._work[blocks] = Workspace.allocate(self.config, self.rows(), cache)
@@ -232,6 +252,14 @@ class TorchSparseMethod(DecodeMethod):
         return self._kernels.setdefault(kernel.name, kernel)
 
     def prepare(self, cache: KVCache) -> BlockSparseLayer:
+        """Bind to a layer's cache: summaries built, work space allocated. Waits for the device.
+
+        Raises:
+            Unsupported: a paged cache.
+            TypeError, ValueError: not a cache of this method's shape, dtype and device, or one whose lengths are out of
+                range (`check_cache`).
+        """
+        check_cache(cache, self.shape, self.dtype, self.device)
         if cache.paged:
             raise Unsupported(PAGED)
         summaries = self.summaries(cache)
@@ -273,19 +301,28 @@ class TorchDense(DecodeMethod):
 
     @classmethod
     def unavailable(cls, shape: AttentionShape, dtype: torch.dtype, device: torch.device) -> str | None:
+        """Why the method does not run here: on a GPU others are faster. None if it does."""
         return "is the CPU's dense rival; GPUs have better ones" if device.type == "cuda" else None
 
     def prepare(self, cache: KVCache) -> DenseLayer:
+        """Bind to a layer's cache. Waits for the device.
+
+        Raises:
+            Unsupported: a paged cache.
+            TypeError, ValueError: as `check_cache` says.
+        """
+        check_cache(cache, self.shape, self.dtype, self.device)
         if cache.paged:
             raise Unsupported(PAGED)
         batch, group = cache.batch, self.shape.group
 
         def attend(step: StepTensors) -> Callable[[], None]:
-            query = step.q.view(batch, cache.kv_heads, group, cache.head_dim)
+            check_step(step, cache, self.shape.q_heads)
+            query = step.q.reshape(batch, cache.kv_heads, group, cache.head_dim)
             out = step.out.view_as(query)
 
             def run() -> None:
-                for b, length in enumerate(cache.lengths.tolist()):
+                for b, length in enumerate(cache.lengths_on_host()):
                     k, v = cache.k[b, None, :, :length], cache.v[b, None, :, :length]
                     out[b] = scaled_dot_product_attention(query[b, None], k, v)[0]
 

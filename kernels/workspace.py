@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .attention.chunk import ChunkKernel
 from .attention.summaries import Summaries
+from .binding import check_chunk, check_step
 from .cache import KVCache
 from .config import AttentionShape, SparseConfig, ceil_div
 from .method import ChunkTensors, Layer, Selection, Stage, StepTensors, Traffic, chunk_traffic
@@ -26,6 +27,7 @@ class Workspace:
 
     @classmethod
     def allocate(cls, config: SparseConfig, rows: int, cache: KVCache) -> Workspace:
+        """Room for `rows` lists a sequence at the cache's capacity; lists empty."""
         blocks, chosen = config.blocks(cache.capacity), config.selected(cache.capacity)
         return cls(
             torch.empty(cache.batch, rows, blocks, dtype=torch.float32, device=cache.device),
@@ -68,6 +70,12 @@ class BlockSparseLayer(Layer):
         return False
 
     def stages(self, step: StepTensors) -> tuple[Stage, ...]:
+        """Append, the choosing stages, the attending ones.
+
+        Raises:
+            TypeError, ValueError: a tensor of the step of the wrong dtype, shape, device or strides (`check_step`).
+        """
+        check_step(step, self.cache, self.shape.q_heads)
         append = Stage("append", lambda: self.write(step.k, step.v), self.graph_safe)
         first = () if self.appends_while_scoring else (append,)
         chosen = (*self.choose_stages(step), *self.attend_stages(step))
@@ -76,11 +84,18 @@ class BlockSparseLayer(Layer):
 
     @property
     def chunk_kernel(self) -> str | None:
+        """Name of the kernel that attends in rectification; None where nothing is rectified."""
         return self.kernel.name if self.kernel is not None else None
 
     def rectify_stages(self, chunk: ChunkTensors) -> tuple[Stage, ...]:
+        """One stage: the chunk's K and V overwritten, then dense attention; none without a chunk kernel.
+
+        Raises:
+            TypeError, ValueError: a tensor of the chunk of the wrong dtype, shape, device or strides (`check_chunk`).
+        """
         if self.kernel is None:
             return ()
+        check_chunk(chunk, self.cache, self.shape.q_heads)
         attend = self.kernel.bind(self.cache, self.shape, chunk)
 
         def run() -> None:
@@ -90,18 +105,23 @@ class BlockSparseLayer(Layer):
         return (Stage("rectify", run, self.graph_safe and self.kernel.graph_safe),)
 
     def rectified(self, chunk: ChunkTensors) -> Tensor:
+        """The latest rectification's result, `[B, f, Hq, D]`: `chunk.out`, or the kernel's own tensor."""
         return chunk.out if self._rectified is None else self._rectified
 
     def overwrite(self, chunk: ChunkTensors) -> None:
+        """Write the chunk's K and V, and refresh the summaries of their blocks."""
         self.write(chunk.k, chunk.v)
 
     def selection(self) -> Selection:
+        """The lists of the last step."""
         return Selection(self.work.lists, self.config.block_size)
 
     def traffic(self) -> dict[str, Traffic]:
+        """Floors of a step at the cache's present lengths and lists (synchronises)."""
         return sparse_traffic(self.cache, self.shape, self.config, self.work.lists, self.summaries is not None)
 
     def rectify_traffic(self, tokens: int) -> Traffic:
+        """Floor of rectifying `tokens` tokens (synchronises)."""
         if self.kernel is None:
             return Traffic(0)
         touched = 1 + ceil_div(tokens - 1, self.config.block_size)

@@ -209,9 +209,9 @@ def kernel_modules() -> list[ModuleType]:
     import resa_bench.kernels
 
     return [
-        importlib.import_module(f"{package.__name__}.{found.name}")
+        importlib.import_module(found.name)
         for package in (resa_bench.kernels, resa_bench.baselines)
-        for found in pkgutil.iter_modules(package.__path__)
+        for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
     ]
 
 

@@ -28,12 +28,12 @@ from resa_bench.kernels import (
     Unsupported,
     best_chunk_kernel,
     build_summaries,
-    chunk,
     chunk_kernels,
     get_method,
     register_chunk_kernel,
     write_tokens,
 )
+from resa_bench.kernels.attention import chunk
 from resa_bench.kernels.exact import UNIT_ROUNDOFF
 from resa_bench.kernels.workspace import BlockSparseLayer
 from resa_bench.suites.micro.cases import Case, ModelShape

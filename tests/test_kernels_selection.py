@@ -11,7 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from kernel_cases import DEVICE, DTYPES, NAN, make_cache
-from resa_bench.kernels import KVCache, SparseConfig, select_blocks, selection
+from resa_bench.kernels import KVCache, SparseConfig, select_blocks
+from resa_bench.kernels.attention import selection
 from resa_bench.kernels.attention.selection import selection_reference
 from torch import Tensor
 

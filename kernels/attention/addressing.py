@@ -1,19 +1,51 @@
-"""Device code shared by the kernels: where a token or block lies, and how many blocks a sequence selects."""
+"""Device code shared by the kernels: where a token or block lies, and how many blocks a sequence selects.
+
+Indices (tokens, blocks, heads, rows) fit 32 bits, which the limits of `KVCache` see to. Offsets do not: a cache, its
+summaries or split results can have more than 2^31 elements. So every product with a stride goes through `strided`.
+"""
 
 import triton
 import triton.language as tl
 
 
 @triton.jit
-def locate(batch, index, valid, table, table_stride, PAGE: tl.constexpr, PAGED: tl.constexpr):
-    """Outer index (sequence or page) and the index inside it of `index`, counted in tokens or blocks alike."""
+def strided(index, stride):
+    """How many elements `index` steps of `stride` are, in 64 bits; in 32 the product would wrap from 2^31 on."""
+    return tl.cast(index, tl.int64) * stride
+
+
+@triton.jit
+def held_tokens(length, capacity):
+    """Tokens of a sequence that the cache holds: its length, but no fewer than 0 and no more than the capacity."""
+    return tl.minimum(tl.maximum(length, 0), capacity)
+
+
+@triton.jit
+def checked_scale(scale, length, capacity):
+    """The scale of the logits, or NaN for a sequence longer than its cache: its output must not look like one."""
+    return tl.where(length <= capacity, scale, float("nan"))
+
+
+@triton.jit
+def locate(batch, index, valid, table, table_stride, pages, PAGE: tl.constexpr, PAGED: tl.constexpr):
+    """Where `index`, counted in tokens or blocks alike, lies.
+
+    Returns:
+        outer: the sequence, or the page, int64. For an entry of the table that is no page of the cache, the nearest
+            page: what is read there means nothing, but it lies in the cache.
+        inside: the index inside it.
+        exists: whether `index` is valid and its page one of the cache's; nothing may be written where it is not.
+    """
     if PAGED:
-        outer = tl.load(table + batch * table_stride + index // PAGE, mask=valid, other=0).to(tl.int64)
+        page = tl.load(table + strided(batch, table_stride) + index // PAGE, mask=valid, other=0)
+        outer = tl.minimum(tl.maximum(page, 0), pages - 1).to(tl.int64)
         inside = index % PAGE
+        exists = valid & (page >= 0) & (page < pages)
     else:
         outer = batch.to(tl.int64) + tl.zeros_like(index)
         inside = index
-    return outer, inside
+        exists = valid
+    return outer, inside, exists
 
 
 @triton.jit

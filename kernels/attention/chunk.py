@@ -130,11 +130,16 @@ class TorchChunk(ChunkKernel):
 
 
 def dense_chunk_torch(cache: KVCache, chunk: ChunkTensors) -> None:
-    """Dense attention of the last f tokens, causal among themselves; the GQA group packed as rows."""
+    """Dense attention of the last f tokens, causal among themselves; the GQA group packed as rows.
+
+    Raises:
+        ValueError: a sequence longer than the capacity.
+    """
     _, tokens, heads, dim = chunk.q.shape
     group = heads // cache.kv_heads
-    for b, length in enumerate(cache.lengths.tolist()):
-        query = chunk.q[b].view(tokens, cache.kv_heads, group, dim).permute(1, 0, 2, 3).flatten(1, 2)  # [Hkv, f G, D]
+    for b, length in enumerate(cache.lengths_on_host()):
+        grouped = chunk.q[b].reshape(tokens, cache.kv_heads, group, dim)
+        query = grouped.permute(1, 0, 2, 3).flatten(1, 2)  # [Hkv, f G, D]
         position = length - tokens + torch.arange(tokens, device=cache.device).repeat_interleave(group)
         visible = torch.arange(length, device=cache.device)[None, :] <= position[:, None]
         out = scaled_dot_product_attention(

@@ -18,7 +18,7 @@ from ..checks import check_device, check_tensor, kernel_dtypes
 from ..config import AttentionShape, ceil_div
 from ..exact import Exact, assign, empty_rows, exact_attention
 from ..launch import INTERPRET, await_previous, launch, plan_splits, shared_memory
-from .addressing import locate, tile_range
+from .addressing import checked_scale, held_tokens, locate, strided, tile_range
 from .merge import Partials
 from .softmax import attend_tile, store_partial
 
@@ -26,24 +26,24 @@ from .softmax import attend_tile, store_partial
 @triton.jit
 def _attend_tiles(
     query, k_cache, v_cache, table, batch, head_offset, position, start, end, length, scale_log2, m, total, acc,
-    cache_outer_stride, cache_token_stride, table_stride,
+    cache_outer_stride, cache_token_stride, table_stride, pages,
     D: tl.constexpr, TILE: tl.constexpr, PAGE: tl.constexpr, PAGED: tl.constexpr, MASKED: tl.constexpr,
     CAST_FP32: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     lane = tl.arange(0, TILE)
     dims = tl.arange(0, D)
-    sequence_offset = batch.to(tl.int64) * cache_outer_stride + head_offset
-    tile_stride = tl.cast(cache_token_stride, tl.int64) * TILE
+    sequence_offset = strided(batch, cache_outer_stride) + head_offset
+    tile_stride = strided(TILE, cache_token_stride)
     for tile in tl.range(start, end, num_stages=STAGES):
         token = tile * TILE + lane
         valid = token < length
         if PAGED:
-            page, inside = locate(batch, token, valid, table, table_stride, PAGE, PAGED)
+            page, inside, _ = locate(batch, token, valid, table, table_stride, pages, PAGE, PAGED)
             base = head_offset
-            offsets = (page * cache_outer_stride + inside * cache_token_stride)[:, None] + dims[None, :]
+            offsets = (page * cache_outer_stride + strided(inside, cache_token_stride))[:, None] + dims[None, :]
         else:  # one address a tile; the offsets inside it stay the same
             base = sequence_offset + tile * tile_stride
-            offsets = (lane * cache_token_stride)[:, None] + dims[None, :]
+            offsets = strided(lane, cache_token_stride)[:, None] + dims[None, :]
         if MASKED:
             k = tl.load(k_cache + base + offsets, mask=valid[:, None], other=0.0)
             v = tl.load(v_cache + base + offsets, mask=valid[:, None], other=0.0)
@@ -57,7 +57,7 @@ def _attend_tiles(
     return m, total, acc
 
 
-@triton.jit(do_not_specialize=["kv_heads", "splits"])
+@triton.jit(do_not_specialize=["token_capacity", "pages", "kv_heads", "splits"])
 def _dense_kernel(
     q,  # [B, T, Hq, D]
     k_cache,  # [B or P, Hkv, S or page, D]
@@ -66,6 +66,8 @@ def _dense_kernel(
     partial_lse,  # float32 [B * T * Hq, splits]
     lengths,  # int32 [B]
     table,  # int32 [B, pages]
+    token_capacity,  # of a sequence
+    pages,  # P
     kv_heads,
     q_tokens,  # T
     splits,
@@ -92,6 +94,8 @@ def _dense_kernel(
     batch = tl.program_id(2) // kv_heads
     kv_head = tl.program_id(2) % kv_heads
     length = tl.load(lengths + batch)
+    held = held_tokens(length, token_capacity)
+    scale_log2 = checked_scale(scale_log2, length, token_capacity)
 
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     dims = tl.arange(0, D)
@@ -99,29 +103,29 @@ def _dense_kernel(
     q_token = row // G
     head = kv_head * G + row % G
     position = length - q_tokens + q_token  # negative for rows before the start: they see nothing
-    q_rows = batch.to(tl.int64) * q_batch_stride + q_token * q_token_stride + head * q_head_stride
+    q_rows = strided(batch, q_batch_stride) + strided(q_token, q_token_stride) + strided(head, q_head_stride)
     query = tl.load(q + q_rows[:, None] + dims[None, :], mask=row_valid[:, None], other=0.0)
     if CAST_FP32:
         query = query.to(tl.float32)
 
     first_token = tl.program_id(1) * ROWS // G
     last_token = tl.minimum((tl.program_id(1) * ROWS + ROWS - 1) // G, q_tokens - 1)
-    keys = tl.maximum(length - q_tokens + last_token + 1, 0)  # that the tile's last row sees
-    keys_of_all = tl.maximum(length - q_tokens + first_token + 1, 0)  # that its every row sees
+    keys = tl.minimum(tl.maximum(length - q_tokens + last_token + 1, 0), held)  # that the tile's last row sees
+    keys_of_all = tl.minimum(tl.maximum(length - q_tokens + first_token + 1, 0), held)  # that its every row sees
     start, end = tile_range(tl.cdiv(keys, TILE), split, splits)
     whole = tl.minimum(tl.maximum(keys_of_all // TILE, start), end)
 
     m = tl.full([ROWS], float("-inf"), dtype=tl.float32)
     total = tl.zeros([ROWS], dtype=tl.float32)
     acc = tl.zeros([ROWS, D], dtype=tl.float32)
-    head_offset = kv_head.to(tl.int64) * cache_head_stride
+    head_offset = strided(kv_head, cache_head_stride)
     m, total, acc = _attend_tiles(
-        query, k_cache, v_cache, table, batch, head_offset, position, start, whole, length, scale_log2, m, total, acc,
-        cache_outer_stride, cache_token_stride, table_stride, D, TILE, PAGE, PAGED, False, CAST_FP32, STAGES,
+        query, k_cache, v_cache, table, batch, head_offset, position, start, whole, held, scale_log2, m, total, acc,
+        cache_outer_stride, cache_token_stride, table_stride, pages, D, TILE, PAGE, PAGED, False, CAST_FP32, STAGES,
     )  # fmt: skip
     m, total, acc = _attend_tiles(
-        query, k_cache, v_cache, table, batch, head_offset, position, whole, end, length, scale_log2, m, total, acc,
-        cache_outer_stride, cache_token_stride, table_stride, D, TILE, PAGE, PAGED, True, CAST_FP32, 1,
+        query, k_cache, v_cache, table, batch, head_offset, position, whole, end, held, scale_log2, m, total, acc,
+        cache_outer_stride, cache_token_stride, table_stride, pages, D, TILE, PAGE, PAGED, True, CAST_FP32, 1,
     )  # fmt: skip
 
     out_row = (batch * q_tokens + q_token) * (kv_heads * G) + head
@@ -201,6 +205,8 @@ def dense_attention(
         cache_head_stride=cache.k.stride(1),
         cache_token_stride=cache.k.stride(2),
         table_stride=table.stride(0),
+        token_capacity=cache.capacity,
+        pages=cache.k.shape[0],
         D=dim,
         G=shape.group,
         ROWS=rows,

@@ -62,7 +62,7 @@ def _merge_kernel(
     # Not masked by what was seen: both loads are under way at once, and what an empty split left there is dropped.
     cells = partial + (row * splits + index)[:, None] * D + dims[None, :]
     parts = tl.load(cells, mask=(index < splits)[:, None], other=0.0)
-    seen = lse > float("-inf")
+    seen = lse != float("-inf")  # NaN counts: it must show
     top = tl.max(lse, axis=0)
     weight = tl.where(seen, tl.exp2(lse - top), 0.0)
     total = tl.sum(weight, axis=0)

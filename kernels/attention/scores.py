@@ -21,7 +21,7 @@ from ..cache import KVCache
 from ..checks import check_device, check_tensor, kernel_dtypes
 from ..config import AttentionShape, SparseConfig, ceil_div
 from ..launch import await_previous, launch, release_next, scores_per_sm
-from .addressing import locate
+from .addressing import held_tokens, locate, strided
 from .summaries import Summaries, check_new, update_block
 
 
@@ -49,7 +49,7 @@ def _dot_slots(first, second, q_first, q_second):
     return tl.sum(first * q_first[None, :] + second * q_second[None, :], axis=1)
 
 
-@triton.jit(do_not_specialize=["kv_heads", "local_blocks", "pinned_blocks"])
+@triton.jit(do_not_specialize=["token_capacity", "pages", "kv_heads", "local_blocks", "first_blocks"])
 def _score_kernel(
     q,  # [B, Hq, D]
     summaries,  # [B or P, Hkv, blocks, 2, D]
@@ -60,9 +60,11 @@ def _score_kernel(
     v_cache,  # the same strides
     k_new,  # [B, Hkv, D]
     v_new,  # the same strides
+    token_capacity,  # of a sequence
+    pages,  # P
     kv_heads,
     local_blocks,
-    pinned_blocks,
+    first_blocks,
     spread_weight,
     q_batch_stride,
     q_head_stride,
@@ -93,17 +95,18 @@ def _score_kernel(
     groups = 1 if POLICY == "all-heads" else kv_heads
     batch = tl.program_id(1) // groups
     group = tl.program_id(1) % groups
-    length = tl.load(lengths + batch)
+    given = tl.load(lengths + batch)
+    length = held_tokens(given, token_capacity)
     blocks = tl.cdiv(length, BLOCK)
     tile = tl.program_id(0)
     if APPEND:
         if tile == 0:
-            if length > 0:
+            if (length > 0) & (given <= token_capacity):  # else there is no room for the token
                 for kv_head in range(group, kv_heads if POLICY == "all-heads" else group + 1):
                     update_block(
                         k_cache, v_cache, summaries, k_new, v_new, table, batch, kv_head, blocks - 1, length,
                         length - 1, cache_outer_stride, cache_head_stride, cache_token_stride, summary_outer_stride,
-                        summary_head_stride, new_batch_stride, 0, new_head_stride, table_stride,
+                        summary_head_stride, new_batch_stride, 0, new_head_stride, table_stride, pages,
                         D, BLOCK, PAGE_BLOCKS * BLOCK, PAGED, True, "minmax" if MINMAX else "meanstd",
                     )  # fmt: skip
             return
@@ -114,30 +117,30 @@ def _score_kernel(
 
     index = start + tl.arange(0, TILE)
     valid = index < blocks
-    always = (index >= blocks - local_blocks) | (index < pinned_blocks)
+    always = (index >= blocks - local_blocks) | (index < first_blocks)
     dims = tl.arange(0, D)
-    outer, inside = locate(batch, index, valid, table, table_stride, PAGE_BLOCKS, PAGED)
-    rows = summaries + (outer * summary_outer_stride + inside * (2 * D))[:, None] + dims[None, :]
-    q_rows = q + batch.to(tl.int64) * q_batch_stride + dims
-    out = scores + batch.to(tl.int64) * score_batch_stride + index
+    outer, inside, _ = locate(batch, index, valid, table, table_stride, pages, PAGE_BLOCKS, PAGED)
+    rows = summaries + (outer * summary_outer_stride + strided(inside, 2 * D))[:, None] + dims[None, :]
+    q_rows = q + strided(batch, q_batch_stride) + dims
+    out = scores + strided(batch, score_batch_stride) + index
 
     if POLICY == "per-head":
-        first, second = _load_slots(rows + group * summary_head_stride, valid, D)
+        first, second = _load_slots(rows + strided(group, summary_head_stride), valid, D)
         for g in tl.static_range(G):
             head = group * G + g
-            query = tl.load(q_rows + head * q_head_stride).to(tl.float32)
+            query = tl.load(q_rows + strided(head, q_head_stride)).to(tl.float32)
             q_first, q_second = _query_slots(query, spread_weight, MINMAX)
             score = _dot_slots(first, second, q_first, q_second)
-            tl.store(out + head * score_row_stride, tl.where(always, float("inf"), score), mask=valid)
+            tl.store(out + strided(head, score_row_stride), tl.where(always, float("inf"), score), mask=valid)
     else:
         # One list for the group's heads, or for the heads of all groups: sum what the heads ask before multiplying.
         score = tl.zeros([TILE], dtype=tl.float32)
         for kv_head in range(group, kv_heads if POLICY == "all-heads" else group + 1):
-            first, second = _load_slots(rows + kv_head * summary_head_stride, valid, D)
+            first, second = _load_slots(rows + strided(kv_head, summary_head_stride), valid, D)
             q_first = tl.zeros([D], dtype=tl.float32)
             q_second = tl.zeros([D], dtype=tl.float32)
             for g in tl.static_range(G):
-                query = tl.load(q_rows + (kv_head * G + g) * q_head_stride).to(tl.float32)
+                query = tl.load(q_rows + strided(kv_head * G + g, q_head_stride)).to(tl.float32)
                 if POLICY == "group-mean":
                     q_first += query
                 else:
@@ -147,7 +150,7 @@ def _score_kernel(
             if POLICY == "group-mean":
                 q_first, q_second = _query_slots(q_first / G, spread_weight, MINMAX)
             score += _dot_slots(first, second, q_first, q_second)
-        tl.store(out + group * score_row_stride, tl.where(always, float("inf"), score), mask=valid)
+        tl.store(out + strided(group, score_row_stride), tl.where(always, float("inf"), score), mask=valid)
 
 
 TILE = 32  # blocks scored together
@@ -164,7 +167,7 @@ def score_blocks(
     append: tuple[Tensor, Tensor] | None = None,
     check_values: bool = False,
 ) -> None:
-    """Score every valid block of every sequence; the newest `local_blocks` and the first `pinned_blocks` get +inf.
+    """Score every valid block of every sequence; those that are always selected get +inf.
 
     Args:
         q: `[B, Hq, D]` queries of the cache's dtype.
@@ -212,9 +215,11 @@ def score_blocks(
         v_cache=cache.v,
         k_new=k_new,
         v_new=v_new,
+        token_capacity=cache.capacity,
+        pages=cache.k.shape[0],
         kv_heads=cache.kv_heads,
         local_blocks=config.local_blocks,
-        pinned_blocks=config.pinned_blocks,
+        first_blocks=config.always[1],
         spread_weight=float(config.spread_weight),
         q_batch_stride=q.stride(0),
         q_head_stride=q.stride(1),
@@ -281,7 +286,7 @@ def scores_reference(q: Tensor, summaries: Tensor, config: SparseConfig) -> tupl
     elif config.gqa_policy == "all-heads":
         terms, sizes = terms.sum((0, 1), keepdim=True), sizes.sum((0, 1), keepdim=True)
     scores, sizes = terms.flatten(0, 1).clone(), sizes.flatten(0, 1)
-    scores[:, max(blocks - config.local_blocks, 0) :] = float("inf")
-    scores[:, : config.pinned_blocks] = float("inf")
+    index = torch.arange(blocks, device=scores.device)
+    scores.masked_fill_(config.always_selected(index, blocks), float("inf"))
     additions = 2 * dim + group + (kv_heads if config.gqa_policy == "all-heads" else 0) + 4
     return scores, additions * 2.0**-24 * sizes

@@ -19,7 +19,7 @@ from ..cache import KVCache
 from ..checks import check_device, check_tensor
 from ..config import MAX_BLOCKS, SparseConfig, ceil_div
 from ..launch import await_previous, launch, release_next, scores_per_sm
-from .addressing import selected_blocks
+from .addressing import held_tokens, selected_blocks, strided
 
 EARLY = 64  # scores a multiprocessor: in smaller steps attention's programs take their places from the start
 BITS = 2  # settled in one pass, 1 or 2: two count three sets of keys and exchange two sums
@@ -166,12 +166,15 @@ def _narrow(planes, TOP: tl.constexpr, last, n, threshold, above, tied, sure, ke
     return threshold, above, tied, sure, kept
 
 
-@triton.jit(do_not_specialize=["rows", "capacity", "ratio_numerator", "ratio_denominator", "floor_blocks"])
+@triton.jit(
+    do_not_specialize=["token_capacity", "rows", "capacity", "ratio_numerator", "ratio_denominator", "floor_blocks"]
+)
 def _select_kernel(
     scores,  # float32 [B, R, M]
     lists,  # int32 [B, R, N] out: ascending block indices, padded with -1
     counts,  # int32 [B, R] out: n
     lengths,  # int32 [B]
+    token_capacity,  # of a sequence
     rows,
     capacity,  # N
     ratio_numerator,
@@ -193,12 +196,12 @@ def _select_kernel(
     row_id = tl.program_id(1)
     batch = row_id // rows
     row = row_id % rows
-    blocks = tl.cdiv(tl.load(lengths + batch), BLOCK)
+    blocks = tl.cdiv(held_tokens(tl.load(lengths + batch), token_capacity), BLOCK)
     await_previous(PDL)
     release_next(PDL and EARLY)
     n = selected_blocks(blocks, ratio_numerator, ratio_denominator, floor_blocks)
-    scores += batch.to(tl.int64) * score_batch_stride + row * score_row_stride
-    out = lists + batch.to(tl.int64) * list_batch_stride + row * list_row_stride
+    scores += strided(batch, score_batch_stride) + strided(row, score_row_stride)
+    out = lists + strided(batch, list_batch_stride) + strided(row, list_row_stride)
 
     # Rows of one key a thread. Of addresses known to be aligned, the compiler would have each thread load 4 neighbours
     # and exchange them through shared memory.
@@ -298,6 +301,7 @@ def select_blocks(
         lists=lists,
         counts=counts,
         lengths=cache.lengths,
+        token_capacity=cache.capacity,
         rows=rows,
         capacity=lists.shape[2],
         ratio_numerator=config.ratio.numerator,

@@ -30,9 +30,12 @@ def attend_tile(q, k, v, visible, scale_log2, m, total, acc, MASKED: tl.constexp
 
 @triton.jit
 def store_partial(partial, partial_lse, rows, row_valid, split, splits, m, total, acc, D: tl.constexpr):
-    """Write one split's normalised output and its log2-sum-exp; a row that saw no key gets -inf and no output."""
+    """Write one split's normalised output and its log2-sum-exp; a row that saw no key gets -inf and no output.
+
+    A row whose sum is NaN has seen something: its output is NaN, and so is what it is merged into.
+    """
     dims = tl.arange(0, D)
-    seen = total > 0.0
+    seen = total != 0.0
     out = acc / tl.where(seen, total, 1.0)[:, None]
     lse = tl.where(seen, m + tl.log2(tl.where(seen, total, 1.0)), float("-inf"))
     cell = rows.to(tl.int64) * splits + split

@@ -15,16 +15,21 @@ from torch import Tensor
 
 from ..cache import KVCache
 from ..checks import check_device, check_tensor
-from ..config import AttentionShape, SparseConfig, ceil_div
+from ..config import MAX_BLOCKS, AttentionShape, SparseConfig, ceil_div
 from ..exact import Exact, assign, empty_rows, exact_attention
 from ..launch import MAX_SPLITS, await_previous, launch, plan_splits, release_next
-from .addressing import locate, selected_blocks, tile_range
+from .addressing import checked_scale, held_tokens, locate, selected_blocks, strided, tile_range
 from .lists import check_blocks, check_counts, check_entries, list_arguments
 from .merge import Partials
 from .softmax import attend_tile, store_partial
 
 
-@triton.jit(do_not_specialize=["programs", "splits", "ratio_numerator", "ratio_denominator", "floor_blocks"])
+@triton.jit(
+    do_not_specialize=[
+        "token_capacity", "pages", "list_capacity", "programs", "splits", "ratio_numerator", "ratio_denominator",
+        "floor_blocks",
+    ]
+)  # fmt: skip
 def _sparse_decode_kernel(
     q,  # [B, Hq, D]
     k_cache,  # [B or P, Hkv, S or page, D]
@@ -38,6 +43,9 @@ def _sparse_decode_kernel(
     floor_blocks,
     lengths,  # int32 [B]
     table,  # int32 [B, pages]
+    token_capacity,  # of a sequence
+    pages,  # P
+    list_capacity,  # N
     programs,  # programs a sequence: Hkv, or Hq with a list per query head
     splits,
     scale_log2,
@@ -72,16 +80,19 @@ def _sparse_decode_kernel(
     program = tl.program_id(1) % programs
     first_head = program * HEADS
     kv_head = first_head // G
-    length = tl.load(lengths + batch)
+    given = tl.load(lengths + batch)
+    length = held_tokens(given, token_capacity)
+    scale_log2 = checked_scale(scale_log2, given, token_capacity)
     row = tl.arange(0, ROWS)
     dims = tl.arange(0, D)
     row_valid = row < HEADS
-    q_rows = batch.to(tl.int64) * q_batch_stride + (first_head + row) * q_head_stride
+    q_rows = strided(batch, q_batch_stride) + strided(first_head + row, q_head_stride)
     query = tl.load(q + q_rows[:, None] + dims[None, :], mask=row_valid[:, None], other=0.0)
     if CAST_FP32:
         query = query.to(tl.float32)
     if COUNTED:
-        count = tl.load(counts + batch * count_batch_stride + program * count_row_stride)
+        count = tl.load(counts + strided(batch, count_batch_stride) + strided(program, count_row_stride))
+        count = tl.minimum(count, list_capacity)
     else:
         count = selected_blocks(tl.cdiv(length, BLOCK), ratio_numerator, ratio_denominator, floor_blocks)
         await_previous(PDL)
@@ -94,14 +105,15 @@ def _sparse_decode_kernel(
     acc = tl.zeros([ROWS, D], dtype=tl.float32)
 
     if start < end:
-        entries = lists + batch.to(tl.int64) * list_batch_stride + program * list_row_stride
+        entries = lists + strided(batch, list_batch_stride) + strided(program, list_row_stride)
+        head_offset = strided(kv_head, cache_head_stride)
         entry = start + lane // BLOCK
         block = tl.load(entries + entry, mask=entry < end, other=-1)
         for first in tl.range(start, end, BLOCKS, num_stages=STAGES):
             token = block * BLOCK + lane % BLOCK
             valid = (block >= 0) & (token < length)
-            outer, inside = locate(batch, token, valid, table, table_stride, PAGE, PAGED)
-            base = outer * cache_outer_stride + kv_head * cache_head_stride + inside * cache_token_stride
+            outer, inside, _ = locate(batch, token, valid, table, table_stride, pages, PAGE, PAGED)
+            base = outer * cache_outer_stride + head_offset + strided(inside, cache_token_stride)
             offsets = base[:, None] + dims[None, :]
             k = tl.load(k_cache + offsets, mask=valid[:, None], other=0.0)
             v = tl.load(v_cache + offsets, mask=valid[:, None], other=0.0)
@@ -177,6 +189,9 @@ def sparse_decode(
         full = config.selected(cache.capacity)
         if lists.shape[2] < full:
             raise ValueError(f"lists: {lists.shape[2]} entries a row, a full cache selects {full} blocks")
+        blocks = config.blocks(cache.capacity)
+        if blocks > MAX_BLOCKS:
+            raise ValueError(f"cache: {blocks} blocks a sequence, at most {MAX_BLOCKS}; take a larger block_size")
     else:
         config = SparseConfig(block_size)
         check_counts(counts, lists)

@@ -22,7 +22,7 @@ from ..cache import KVCache, logical
 from ..checks import check_device, check_tensor, kernel_dtypes
 from ..config import BLOCK_SIZES, MAX_BLOCKS, SUMMARY_DTYPES, SUMMARY_KINDS, ceil_div
 from ..launch import await_previous, launch, release_next
-from .addressing import locate
+from .addressing import held_tokens, locate, strided
 
 DTYPES = dict(zip(SUMMARY_DTYPES, (torch.float8_e4m3fn,), strict=True))
 FP8_MAX = 448.0
@@ -101,24 +101,26 @@ def _round(x, dtype: tl.constexpr):
 def update_block(
     k_cache, v_cache, summaries, k_new, v_new, table, batch, head, block, length, first,
     cache_outer_stride, cache_head_stride, cache_token_stride, summary_outer_stride, summary_head_stride,
-    new_batch_stride, new_token_stride, new_head_stride, table_stride,
+    new_batch_stride, new_token_stride, new_head_stride, table_stride, pages,
     D: tl.constexpr, BLOCK: tl.constexpr, PAGE: tl.constexpr, PAGED: tl.constexpr, WRITE: tl.constexpr,
     SUMMARY: tl.constexpr, keep_before=0,
 ):  # fmt: skip
-    """Write a block's new tokens, from `first` on but none before `keep_before`, and summarise its valid keys."""
+    """Write a block's new tokens, from `first` on but none before `keep_before`, and summarise its valid keys.
+
+    `length` is no more than the cache holds; nothing is written to a page that the cache does not have.
+    """
     tokens = block * BLOCK + tl.arange(0, BLOCK)
     dims = tl.arange(0, D)
     valid = tokens < length
-    outer, inside = locate(batch, tokens, valid, table, table_stride, PAGE, PAGED)
-    offsets = (outer * cache_outer_stride + head * cache_head_stride + inside * cache_token_stride)[:, None] + dims[
-        None, :
-    ]
+    outer, inside, valid = locate(batch, tokens, valid, table, table_stride, pages, PAGE, PAGED)
+    token_offsets = outer * cache_outer_stride + strided(head, cache_head_stride) + strided(inside, cache_token_stride)
+    offsets = token_offsets[:, None] + dims[None, :]
     known = valid
     if WRITE:
         written = tl.maximum(first, keep_before)
         fresh = valid & (tokens >= written)
-        rows = batch.to(tl.int64) * new_batch_stride + (tokens - first) * new_token_stride + head * new_head_stride
-        new_offsets = rows[:, None] + dims[None, :]
+        rows = strided(batch, new_batch_stride) + strided(head, new_head_stride)
+        new_offsets = (rows + strided(tokens - first, new_token_stride))[:, None] + dims[None, :]
         fresh_k = tl.load(k_new + new_offsets, mask=fresh[:, None], other=0.0)
         fresh_v = tl.load(v_new + new_offsets, mask=fresh[:, None], other=0.0)
         tl.store(k_cache + offsets, fresh_k, mask=fresh[:, None])
@@ -139,13 +141,13 @@ def update_block(
             deviation = tl.where(valid[:, None], k - slot0[None, :], 0.0)
             slot1 = tl.sqrt(tl.sum(deviation * deviation, axis=0) / count)
         index = tl.full([1], block, tl.int32)
-        page, row = locate(batch, index, index >= 0, table, table_stride, PAGE // BLOCK, PAGED)
-        base = page * summary_outer_stride + head * summary_head_stride + row * 2 * D
-        tl.store(summaries + base + dims, _round(slot0, summaries.dtype.element_ty))
-        tl.store(summaries + base + D + dims, _round(slot1, summaries.dtype.element_ty))
+        page, row, exists = locate(batch, index, index >= 0, table, table_stride, pages, PAGE // BLOCK, PAGED)
+        base = page * summary_outer_stride + strided(head, summary_head_stride) + strided(row, 2 * D)
+        tl.store(summaries + base + dims, _round(slot0, summaries.dtype.element_ty), mask=exists)
+        tl.store(summaries + base + D + dims, _round(slot1, summaries.dtype.element_ty), mask=exists)
 
 
-@triton.jit(do_not_specialize=["new_tokens", "kv_heads"])
+@triton.jit(do_not_specialize=["token_capacity", "pages", "new_tokens", "kv_heads"])
 def _update_blocks_kernel(
     k_cache,  # [B or P, Hkv, S or page, D]
     v_cache,  # the same strides
@@ -155,6 +157,8 @@ def _update_blocks_kernel(
     lengths,  # int32 [B]
     table,  # int32 [B, pages]
     kept,  # int32 [B], read with KEEPS alone: tokens before it are not written
+    token_capacity,  # of a sequence
+    pages,  # P
     new_tokens,  # T: the last T tokens of each sequence are touched
     kv_heads,
     cache_outer_stride,
@@ -181,12 +185,13 @@ def _update_blocks_kernel(
     await_previous(PDL)
     batch = tl.program_id(1) // kv_heads
     head = tl.program_id(1) % kv_heads
-    length = tl.load(lengths + batch)
-    first = length - new_tokens
+    given = tl.load(lengths + batch)
+    length = held_tokens(given, token_capacity)
+    first = given - new_tokens  # what lies past the capacity has no place and is not written
     block = tl.program_id(0)
     if not ALL_BLOCKS:
         block += tl.maximum(first, 0) // BLOCK
-    if block * BLOCK >= length:
+    if block >= tl.cdiv(length, BLOCK):
         return
     keep_before = 0
     if KEEPS:
@@ -195,7 +200,7 @@ def _update_blocks_kernel(
     update_block(
         k_cache, v_cache, summaries, k_new, v_new, table, batch, head, block, length, first,
         cache_outer_stride, cache_head_stride, cache_token_stride, summary_outer_stride, summary_head_stride,
-        new_batch_stride, new_token_stride, new_head_stride, table_stride,
+        new_batch_stride, new_token_stride, new_head_stride, table_stride, pages,
         D, BLOCK, PAGE, PAGED, WRITE, SUMMARY, keep_before,
     )  # fmt: skip
 
@@ -239,6 +244,8 @@ def _launch(
         v_new=v_new,
         lengths=cache.lengths,
         table=table,
+        token_capacity=cache.capacity,
+        pages=cache.k.shape[0],
         kept=cache.lengths if keep_before is None else keep_before,
         new_tokens=tokens,
         kv_heads=cache.kv_heads,
@@ -334,7 +341,7 @@ def summaries_reference(k: Tensor, length: int, block_size: int, kind: str = "mi
     Returns:
         `[Hkv, M, 2, D]` with M = ceil(length / block_size), in k's dtype (mean and std rounded from fp64).
     """
-    parts = k[:, :length].split(block_size, dim=1) if length else ()
+    parts = torch.split(k[:, :length], block_size, dim=1) if length else ()
     if kind == "minmax":
         pairs = [torch.stack((p.amin(1), p.amax(1)), dim=1) for p in parts]
     else:

@@ -19,7 +19,7 @@ from ..checks import check_device, check_tensor
 from ..config import AttentionShape, ceil_div
 from ..exact import Exact, assign, empty_rows, exact_attention
 from ..launch import await_previous, launch, plan_splits, release_next
-from .addressing import locate, tile_range
+from .addressing import checked_scale, held_tokens, locate, strided, tile_range
 from .lists import check_blocks, check_counts, check_entries, list_arguments
 from .merge import Partials
 from .softmax import attend_tile, store_partial
@@ -27,7 +27,7 @@ from .sparse_decode import sparse_tile
 from .window import Ring
 
 
-@triton.jit(do_not_specialize=["kv_heads", "splits"])
+@triton.jit(do_not_specialize=["token_capacity", "pages", "list_capacity", "kv_heads", "splits"])
 def _window_decode_kernel(
     q,  # [B, n, Hq, D]
     cached_q,  # [B, w, Hq, D] contiguous, read with CACHED_QUERY alone: queries by slot
@@ -42,6 +42,9 @@ def _window_decode_kernel(
     loaded,  # int32 [B, Hkv, M] contiguous, in and out: clock of the last step that loaded a block
     clock,  # int32 [1]
     table,  # int32 [B, pages]
+    token_capacity,  # of a sequence
+    pages,  # P
+    list_capacity,  # N
     kv_heads,
     splits,
     blocks,  # M
@@ -77,7 +80,10 @@ def _window_decode_kernel(
     batch = tl.program_id(1) // kv_heads
     kv_head = tl.program_id(1) % kv_heads
     length = tl.load(lengths + batch)
-    count = tl.load(counts + batch * count_batch_stride + kv_head * count_row_stride)
+    held = held_tokens(length, token_capacity)
+    scale_log2 = checked_scale(scale_log2, length, token_capacity)
+    count = tl.load(counts + strided(batch, count_batch_stride) + strided(kv_head, count_row_stride))
+    count = tl.minimum(count, list_capacity)
     now = tl.load(clock)
 
     BLOCKS: tl.constexpr = TILE // BLOCK
@@ -90,24 +96,25 @@ def _window_decode_kernel(
     head = kv_head * G + row % G
     position = length - 1 - age
     in_tile = row < TOKENS * G
-    row_valid = in_tile & (position >= tl.load(starts + batch))
+    row_valid = in_tile & (position >= tl.maximum(tl.load(starts + batch), 0))
     # What a row of this age has not seen was loaded before its own step; the newest row has seen nothing.
     before = tl.where(age == 0, 0x7FFFFFFF, now - age)
     m = tl.full([ROWS], float("-inf"), dtype=tl.float32)
     total = tl.zeros([ROWS], dtype=tl.float32)
     acc = tl.zeros([ROWS, D], dtype=tl.float32)
-    entries = lists + batch.to(tl.int64) * list_batch_stride + kv_head * list_row_stride
-    stamps = loaded + tl.program_id(1).to(tl.int64) * blocks
+    entries = lists + strided(batch, list_batch_stride) + strided(kv_head, list_row_stride)
+    stamps = loaded + strided(tl.program_id(1), blocks)
+    head_offset = strided(kv_head, cache_head_stride)
 
     if start < end:
-        q_rows = batch.to(tl.int64) * q_batch_stride + token_row * q_token_stride + head * q_head_stride
+        q_rows = strided(batch, q_batch_stride) + strided(token_row, q_token_stride) + strided(head, q_head_stride)
         fresh = row_valid
         if CACHED_QUERY:
             fresh = row_valid & (age == 0)
         query = tl.load(q + q_rows[:, None] + dims[None, :], mask=fresh[:, None], other=0.0)
         if CACHED_QUERY:
             past = row_valid & (age > 0)
-            cells = ((batch.to(tl.int64) * SLOTS + position % SLOTS) * kv_heads * G + head) * D
+            cells = ((strided(batch, SLOTS) + position % SLOTS) * kv_heads * G + head) * D
             older = tl.load(cached_q + cells[:, None] + dims[None, :], mask=past[:, None], other=0.0)
             query = tl.where(past[:, None], older, query)
         if CAST_FP32:
@@ -116,10 +123,10 @@ def _window_decode_kernel(
         block = tl.load(entries + entry, mask=entry < end, other=-1)
         for first in tl.range(start, end, BLOCKS, num_stages=STAGES):
             token = block * BLOCK + lane % BLOCK
-            valid = (block >= 0) & (token < length)
-            stamp = tl.load(stamps + block, mask=block >= 0, other=0)
-            outer, inside = locate(batch, token, valid, table, table_stride, PAGE, PAGED)
-            base = outer * cache_outer_stride + kv_head * cache_head_stride + inside * cache_token_stride
+            valid = (block >= 0) & (token < held)
+            stamp = tl.load(stamps + block, mask=(block >= 0) & (block < blocks), other=0)
+            outer, inside, _ = locate(batch, token, valid, table, table_stride, pages, PAGE, PAGED)
+            base = outer * cache_outer_stride + head_offset + strided(inside, cache_token_stride)
             offsets = base[:, None] + dims[None, :]
             k = tl.load(k_cache + offsets, mask=valid[:, None], other=0.0)
             v = tl.load(v_cache + offsets, mask=valid[:, None], other=0.0)
@@ -136,7 +143,7 @@ def _window_decode_kernel(
         for first in tl.range(start, end, TILE, num_stages=1):
             entry = first + lane
             block = tl.load(entries + entry, mask=entry < end, other=-1)
-            tl.store(stamps + block, now, mask=block >= 0)
+            tl.store(stamps + block, now, mask=(block >= 0) & (block < blocks))
 
     rows = (batch * TOKENS + token_row) * kv_heads * G + head
     store_partial(partial, partial_lse, rows, in_tile, split, splits, m, total, acc, D)
@@ -151,7 +158,7 @@ def window_splits(shape: AttentionShape, tokens: int, list_capacity: int, block_
 
 
 def _padded_rows(shape: AttentionShape, tokens: int) -> int:
-    return max(16, triton.next_power_of_2(tokens * shape.group))
+    return max(16, int(triton.next_power_of_2(tokens * shape.group)))
 
 
 def window_decode(

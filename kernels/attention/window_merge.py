@@ -43,7 +43,7 @@ def _window_merge_kernel(
     batch = row // (TOKENS * q_heads)
     token = (row // q_heads) % TOKENS
     position = tl.load(lengths + batch) - TOKENS + token
-    valid = position >= tl.load(starts + batch)
+    valid = (position >= 0) & (position >= tl.load(starts + batch))
     past = valid & (token < TOKENS - 1)
     slot = tl.where(valid, position % SLOTS, 0)
     index = tl.arange(0, WIDTH)
@@ -54,9 +54,9 @@ def _window_merge_kernel(
     cells = partial + (row * splits + index)[:, None] * D + dims[None, :]
     parts = tl.load(cells, mask=(index < splits)[:, None], other=0.0)
     had_lse = tl.where(past, tl.load(ring_lse + cell * (D // SLICE) + piece), float("-inf"))
-    had = tl.where(past, tl.load(ring_out + cell * D + dims), 0.0)
+    had = tl.where(past & (had_lse != float("-inf")), tl.load(ring_out + cell * D + dims), 0.0)
 
-    seen = lse > float("-inf")
+    seen = lse != float("-inf")  # NaN counts: it must show
     top = tl.maximum(tl.max(lse, axis=0), had_lse)
     base = tl.where(top > float("-inf"), top, 0.0)
     weight = tl.where(seen, tl.exp2(lse - base), 0.0)

@@ -42,10 +42,12 @@ struct Arguments {
   const char* k_new;    // [B, Hkv, D]
   const char* v_new;    // the same strides
   char* out;            // [B, Hq, D], contiguous
+  // Strides in elements, all of 64 bits, for a cache may hold more than 2^31: a product with one is of 64 bits, too.
   i64 q_batch, q_head, summary_outer, summary_head, score_batch, score_row, list_batch, list_row, table_batch;
-  i64 cache_outer, cache_head, cache_token, new_batch, new_head;  // strides, in elements
-  int kv_heads, local_blocks, pinned_blocks, ratio_numerator, ratio_denominator, floor_blocks;
+  i64 cache_outer, cache_head, cache_token, new_batch, new_head;
+  int kv_heads, local_blocks, first_blocks, ratio_numerator, ratio_denominator, floor_blocks;
   int list_capacity, key_capacity;  // N; blocks that a CTA scores at most
+  int token_capacity, pages;        // tokens a sequence has room for; P
   float spread_weight, scale_log2;
 };
 
@@ -119,7 +121,10 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
   const u32 barriers = shared_address(s.barriers);
 
   // ---- what does not wait for the length: the queries and the new token
-  const int length = load4(a.lengths + batch);
+  // A sequence longer than its cache: its token has no place and is not written, and its output is NaN.
+  const int given = load4(a.lengths + batch), length = min(max(given, 0), a.token_capacity);
+  const bool fits = given <= a.token_capacity;
+  const float scale_log2 = fits ? a.scale_log2 : __uint_as_float(WARP);
   const char* q = a.q + 2 * (batch * a.q_batch + i64(head) * GROUP * a.q_head);
   u32 query[HEADS], k_new[ROW_WORDS], v_new[ROW_WORDS];
   if (tid < HEAD_DIM / 2)
@@ -183,9 +188,11 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
 
   // ---- the first summaries under way
   const int* table = a.table + batch * a.table_batch;
+  // For an entry that is no page of the cache, the nearest page: what is read there means nothing, but it lies in the cache.
+  auto page = [&](int i) { return i64(min(max(table[i], 0), a.pages - 1)); };
   auto summary = [&](int tile, int i) {
     const int block = min(tile * TILE + i * BLOCKS_A_LOAD + lane / BLOCK_LANES, blocks - 1);
-    const i64 outer = PAGED ? table[block / PAGE_BLOCKS] : batch;
+    const i64 outer = PAGED ? page(block / PAGE_BLOCKS) : batch;
     const int inside = PAGED ? block % PAGE_BLOCKS : block;
     return a.summaries + SLOT_BYTES * (outer * a.summary_outer + head * a.summary_head) + i64(inside) * SUMMARY_BYTES +
            lane % BLOCK_LANES * 16;
@@ -198,12 +205,13 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
   cluster_arrive();  // its barriers are ready; waited for before anything is sent
 
   // ---- the new token into the cache, by the CTA that will attend to it
-  const i64 newest_outer = PAGED ? table[(blocks - 1) / PAGE_BLOCKS] : batch;
+  const i64 newest_outer = PAGED ? page((blocks - 1) / PAGE_BLOCKS) : batch;
+  const bool writes = has_newest && fits && (!PAGED || newest_outer == table[(blocks - 1) / PAGE_BLOCKS]);
   const int newest_inside = PAGED ? (blocks - 1) % PAGE_BLOCKS : blocks - 1;
   const i64 newest = 2 * (newest_outer * a.cache_outer + head * a.cache_head + i64(newest_inside) * BLOCK * a.cache_token) +
                      4 * lane;
   const int older = length - 1 - (blocks - 1) * BLOCK;  // tokens before it in its block
-  if (has_newest && warp == 0)
+  if (writes && warp == 0)
 #pragma unroll
     for (int w = 0; w < ROW_WORDS; w++) {
       const i64 at = newest + 2 * older * a.cache_token + 128 * w;
@@ -248,7 +256,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
         const int block = tile * TILE + (which * left + i) * BLOCKS_A_LOAD + lane / BLOCK_LANES;
         const bool mine = BLOCK_LANES <= LOADS || lane % (BLOCK_LANES / LOADS) == 0;
         if (mine && block < blocks) {
-          const bool always = block >= blocks - a.local_blocks || block < a.pinned_blocks;
+          const bool always = block >= blocks - a.local_blocks || block < a.first_blocks;
           const float value = always ? __uint_as_float(INFINITE) : score[i];
           const u32 key = order_key(value);
           scores[block] = value;
@@ -387,7 +395,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
   if (rank == 0 && tid == 0) a.counts[row] = n;
 
   // ---- the newest block's summary, which this step does not read
-  if (has_newest && warp == 0) {
+  if (writes && warp == 0) {
     char* to = a.summaries + SLOT_BYTES * (newest_outer * a.summary_outer + head * a.summary_head) +
                i64(newest_inside) * SUMMARY_BYTES;
 #pragma unroll
@@ -434,7 +442,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
     int offset = unit % (BLOCK / UNIT) * UNIT;
     valid = length - block * BLOCK - offset;
     if (valid <= 0) offset = 0;  // nothing visible: any rows that exist
-    const i64 outer = PAGED ? table[block / PAGE_BLOCKS] : batch;
+    const i64 outer = PAGED ? page(block / PAGE_BLOCKS) : batch;
     const i64 inside = i64(PAGED ? block % PAGE_BLOCKS : block) * BLOCK + offset;
     base = 2 * (outer * a.cache_outer + head * a.cache_head + inside * a.cache_token);
   };
@@ -476,11 +484,11 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
       top0 = fmaxf(top0, __shfl_xor_sync(WARP, top0, distance));
       top1 = fmaxf(top1, __shfl_xor_sync(WARP, top1, distance));
     }
-    top0 = fmaxf(max0, top0 * a.scale_log2), top1 = fmaxf(max1, top1 * a.scale_log2);
+    top0 = fmaxf(max0, top0 * scale_log2), top1 = fmaxf(max1, top1 * scale_log2);
     const float carry0 = exp2_fast(max0 - top0), carry1 = exp2_fast(max1 - top1);
     max0 = top0, max1 = top1;
-    const float p0 = exp2_fast(c[0] * a.scale_log2 - top0), p1 = exp2_fast(c[1] * a.scale_log2 - top1);
-    const float p2 = exp2_fast(c[2] * a.scale_log2 - top0), p3 = exp2_fast(c[3] * a.scale_log2 - top1);
+    const float p0 = exp2_fast(c[0] * scale_log2 - top0), p1 = exp2_fast(c[1] * scale_log2 - top1);
+    const float p2 = exp2_fast(c[2] * scale_log2 - top0), p3 = exp2_fast(c[3] * scale_log2 - top1);
     sum0 = sum0 * carry0 + p0 + p2, sum1 = sum1 * carry1 + p1 + p3;
     const u32 b0 = transpose(pack(p0, p1)), b1 = transpose(pack(p2, p3));
 #pragma unroll
