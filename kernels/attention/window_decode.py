@@ -124,7 +124,7 @@ def _window_decode_kernel(
         for first in tl.range(start, end, BLOCKS, num_stages=STAGES):
             token = block * BLOCK + lane % BLOCK
             valid = (block >= 0) & (token < held)
-            stamp = tl.load(stamps + block, mask=(block >= 0) & (block < blocks), other=0)
+            stamp = tl.load(stamps + block, mask=valid, other=0)
             outer, inside, _ = locate(batch, token, valid, table, table_stride, pages, PAGE, PAGED)
             base = outer * cache_outer_stride + head_offset + strided(inside, cache_token_stride)
             offsets = base[:, None] + dims[None, :]
@@ -145,7 +145,7 @@ def _window_decode_kernel(
             block = tl.load(entries + entry, mask=entry < end, other=-1)
             tl.store(stamps + block, now, mask=(block >= 0) & (block < blocks))
 
-    rows = (batch * TOKENS + token_row) * kv_heads * G + head
+    rows = strided(batch * TOKENS + token_row, kv_heads * G) + head
     store_partial(partial, partial_lse, rows, in_tile, split, splits, m, total, acc, D)
 
 
