@@ -2,6 +2,7 @@
 
 import os
 import sys
+import tomllib
 from pathlib import Path
 
 import nox
@@ -11,6 +12,7 @@ nox.options.default_venv_backend = "virtualenv"
 
 ROOT = Path(__file__).parent
 PACKAGES = ("kernels", "baselines", "profiling", "suites", "plots")
+EXTRAS = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
 
 
 def _install(session: nox.Session, *extras: str) -> dict[str, str]:
@@ -38,9 +40,9 @@ def _python(session: nox.Session) -> str:
     return "python" if session.virtualenv.is_sandboxed else sys.executable
 
 
-def _suite(session: nox.Session, *extras: str) -> None:
+def _suite(session: nox.Session) -> None:
     """Run the command of the session's name with the session's arguments."""
-    env = _install(session, *extras)
+    env = _install(session, *({session.name} & EXTRAS))
     command = [_python(session), "-m", "resa_bench.suites", session.name]
     session.run(*command, *session.posargs, env=env, external=True)
 
@@ -51,40 +53,24 @@ def bench(session: nox.Session) -> None:
     _suite(session)
 
 
-@nox.session
-def decode(session: nox.Session) -> None:
-    """The decode suite alone: tokens per second of a whole model. Takes every flag of `resa-bench decode`."""
-    _suite(session)
+def _help_of(suite: Path) -> str:
+    """The first line of a suite's own description: the package is not installed where this runs."""
+    text = (suite / "__init__.py").read_text().strip().strip('"').splitlines()[0]
+    return f"{text} Takes every flag of `resa-bench {suite.name}`."
 
 
-@nox.session
-def quality(session: nox.Session) -> None:
-    """What a faster step costs on a real model. Takes every flag of `resa-bench quality` (--quick, --model ...)."""
-    _suite(session)
+def _add_suite(folder: Path) -> None:
+    """A session for a suite: each folder that brings a command has one."""
+
+    def run(session: nox.Session) -> None:
+        _suite(session)
+
+    run.__doc__ = _help_of(folder)
+    nox.session(run, name=folder.name)
 
 
-@nox.session
-def tasks(session: nox.Session) -> None:
-    """Free decoding, needles and key-copy beside dense. Takes every flag of `resa-bench tasks` (--quick ...)."""
-    _suite(session)
-
-
-@nox.session
-def maths(session: nox.Session) -> None:
-    """Maths problems solved under each method: accuracy. Takes every flag of `resa-bench maths` (--problems ...)."""
-    _suite(session, "maths")
-
-
-@nox.session
-def lossless(session: nox.Session) -> None:
-    """Lossless decoding by sparse drafts. Takes every flag of `resa-bench lossless` (--quick, --replay FILE ...)."""
-    _suite(session)
-
-
-@nox.session
-def gsr(session: nox.Session) -> None:
-    """The self-refinement workload: candidates, then an answer. Takes every flag of `resa-bench gsr`."""
-    _suite(session)
+for suite_file in sorted((ROOT / "suites").glob("*/suite.py")):
+    _add_suite(suite_file.parent)
 
 
 @nox.session
@@ -130,15 +116,17 @@ def plots(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Ruff's checks and format, and mypy."""
+    """Ruff's checks and format, mypy over the packages and the tests, and the arrows between packages."""
     env = _install(session, "lint", "test")
     run = [_python(session), "-m"]
     session.run(*run, "ruff", "check", *session.posargs, ".", env=env, external=True)
     session.run(*run, "ruff", "format", "--check", ".", env=env, external=True)
     _links()  # where mypy finds the import name
-    session.run(
-        *run, "mypy", *(part for name in PACKAGES for part in ("-p", f"resa_bench.{name}")), env=env, external=True
-    )
+    packages = [part for name in PACKAGES for part in ("-p", f"resa_bench.{name}")]
+    session.run(*run, "mypy", *packages, env=env, external=True)
+    session.run(*run, "mypy", "tests", env=env, external=True)
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(_links()), env.get("PYTHONPATH"))))
+    session.run(*run, "importlinter.cli", "lint", env=env, external=True)
 
 
 @nox.session

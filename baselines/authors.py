@@ -10,6 +10,7 @@ import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,28 +53,37 @@ def _checkout() -> str | None:
 
 @dataclass
 class AuthorsLayer(Layer):
+    """One layer on the authors' kernels.
+
+    Attributes:
+        manager: their `KVManager`, which keeps the block summaries.
+        lists: int32 `[B, Hkv, n]`, the blocks of the newest step; -1 where there is none.
+    """
+
     cache: KVCache
     shape: AttentionShape
     config: SparseConfig
-    manager: object
+    manager: Any
     lists: Tensor
     _result: Tensor | None = None
     _captured: list[Tensor] = field(default_factory=list)
 
     def output(self, step: StepTensors) -> Tensor:
+        """What the newest step gave, `[B, Hq, D]`: a tensor of theirs."""
         return step.out if self._result is None else self._result
 
     def stages(self, step: StepTensors) -> tuple[Stage, ...]:
+        """Append and select, which synchronise with the host, then attend and merge."""
         manager, cache = self.manager, self.cache
         decode = load("llm.kernel.flash_sparse_decoding").flash_block_sparse_decoding
         keys, values = cache.k.transpose(1, 2), cache.v.transpose(1, 2)  # [B, S, Hkv, D]
 
         def append() -> None:
             write_tokens(cache, step.k, step.v)
-            manager.update_centeroids(step.k, cache.lengths)  # type: ignore[attr-defined]
+            manager.update_centeroids(step.k, cache.lengths)
 
         def choose() -> None:
-            self.lists = manager.get_kv_cache_indices_fast(step.q, cache.lengths)  # type: ignore[attr-defined]
+            self.lists = manager.get_kv_cache_indices_fast(step.q, cache.lengths)
 
         def attend() -> None:
             if torch.cuda.is_current_stream_capturing():
@@ -88,9 +98,11 @@ class AuthorsLayer(Layer):
         )
 
     def selection(self) -> Selection:
+        """The blocks of the newest step."""
         return Selection(self.lists, self.config.block_size)
 
     def traffic(self) -> dict[str, Traffic]:
+        """Floors by stage, as of our kernels, their two stages each summing up two of ours."""
         parts = sparse_traffic(self.cache, self.shape, self.config, self.lists, True)
         return {
             "append": parts["append"],
@@ -109,9 +121,15 @@ class ResaAuthors(DecodeMethod):
 
     @classmethod
     def unavailable(cls, shape: AttentionShape, dtype: torch.dtype, device: torch.device) -> str | None:
+        """Why it cannot run: no checkout that can be imported, or no GPU of compute capability 8.0."""
         return first(_checkout(), needs_cuda(device))
 
     def prepare(self, cache: KVCache) -> AuthorsLayer:
+        """One layer, bound to its cache and its tokens' summaries.
+
+        Raises:
+            Unsupported: a paged cache, or a capacity that is no multiple of the block size.
+        """
         if cache.paged:
             raise Unsupported("cache: the authors' kernels take contiguous caches only, got a paged one")
         config = self.config

@@ -23,7 +23,7 @@ from .optional import first, load, missing, needs_cuda
 
 
 def _pages(cache: KVCache) -> str | None:
-    """Why its pages cannot be read, or None."""
+    """Why the cache's pages cannot be read, or None."""
     wrong = cache.paged and cache.page_size % 256
     return f"FlashAttention 2 pages are multiples of 256 tokens, got {cache.page_size}" if wrong else None
 
@@ -36,15 +36,17 @@ class FlashAttn2(DecodeMethod):
 
     @classmethod
     def unavailable(cls, shape: AttentionShape, dtype: torch.dtype, device: torch.device) -> str | None:
+        """Why it cannot run: no GPU of compute capability 8.0, or no flash-attn."""
         return first(needs_cuda(device), missing("flash_attn", "flash-attn"))
 
     def prepare(self, cache: KVCache) -> DenseLayer:
+        """One layer, bound to its cache. Raises Unsupported for pages of another size."""
         flash = load("flash_attn").flash_attn_with_kvcache
         if reason := _pages(cache):
             raise Unsupported(f"cache: {reason}")
         keys, values = cache.k.transpose(1, 2), cache.v.transpose(1, 2)  # [B or P, S, Hkv, D]
 
-        def attend(step: StepTensors):
+        def attend(step: StepTensors) -> Callable[[], Tensor]:
             query = step.q.unsqueeze(1)
             return lambda: flash(query, keys, values, cache_seqlens=cache.lengths, block_table=cache.block_table)
 
@@ -57,9 +59,11 @@ class FlashAttn2Chunk(ChunkKernel):
 
     @classmethod
     def unavailable(cls, shape: AttentionShape, dtype: torch.dtype, device: torch.device, cache: KVCache) -> str | None:
+        """Why it cannot run there or cannot read this cache, or None."""
         return first(FlashAttn2.unavailable(shape, dtype, device), _pages(cache))
 
     def bind(self, cache: KVCache, shape: AttentionShape, chunk: ChunkTensors) -> Callable[[], Tensor]:
+        """The call that attends with the chunk's queries, causally, to the first `cache.lengths` tokens."""
         flash = load("flash_attn").flash_attn_with_kvcache
         keys, values = cache.k.transpose(1, 2), cache.v.transpose(1, 2)  # [B or P, S, Hkv, D]
         table = cache.block_table

@@ -30,6 +30,7 @@ class FlashAttn3(DecodeMethod):
 
     @classmethod
     def unavailable(cls, shape: AttentionShape, dtype: torch.dtype, device: torch.device) -> str | None:
+        """Why it cannot run: no Hopper GPU, another dtype than bf16, or no fa3-fwd."""
         wrong = None if dtype == torch.bfloat16 else f"fa3-fwd takes bf16 only, got {str(dtype).removeprefix('torch.')}"
         hopper = needs_cuda(device, (9, 0))
         if hopper is None and torch.cuda.get_device_capability(device)[0] != 9:
@@ -37,12 +38,13 @@ class FlashAttn3(DecodeMethod):
         return first(hopper, wrong, missing("fa3_fwd_interface", "fa3"))
 
     def prepare(self, cache: KVCache) -> DenseLayer:
+        """One layer, bound to its cache. Raises Unsupported for a paged one."""
         flash = load("fa3_fwd_interface").flash_attn_with_kvcache
         if cache.paged:
             raise Unsupported("cache: fa3-fwd takes contiguous caches only, got a paged one")
         keys, values = cache.k.transpose(1, 2), cache.v.transpose(1, 2)  # [B, S, Hkv, D]
 
-        def attend(step: StepTensors):
+        def attend(step: StepTensors) -> Callable[[], Tensor]:
             query = step.q.unsqueeze(1)
             return lambda: flash(query, keys, values, cache_seqlens=cache.lengths)
 
@@ -55,10 +57,12 @@ class FlashAttn3Chunk(ChunkKernel):
 
     @classmethod
     def unavailable(cls, shape: AttentionShape, dtype: torch.dtype, device: torch.device, cache: KVCache) -> str | None:
+        """Why it cannot run there or cannot read this cache, or None."""
         paged = "takes contiguous caches only, got a paged one" if cache.paged else None
         return first(FlashAttn3.unavailable(shape, dtype, device), paged)
 
     def bind(self, cache: KVCache, shape: AttentionShape, chunk: ChunkTensors) -> Callable[[], Tensor]:
+        """The call that attends with the chunk's queries, causally, to the first `cache.lengths` tokens."""
         flash = load("fa3_fwd_interface").flash_attn_with_kvcache
         keys, values = cache.k.transpose(1, 2), cache.v.transpose(1, 2)  # [B, S, Hkv, D]
         return lambda: flash(chunk.q, keys, values, cache_seqlens=cache.lengths, causal=True)

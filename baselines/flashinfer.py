@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,9 @@ def as_pages(cache: KVCache) -> tuple[Tensor, Tensor, Tensor, int]:
 
     Page p of sequence b of a contiguous `[B, Hkv, S, D]` cache starts (b Hkv S / 16 + p) * 16 D elements in, and its
     heads lie S D apart: a uniform page stride with overlapping pages, which FlashInfer reads as any other.
+
+    Raises:
+        Unsupported: the capacity S of a contiguous cache is no multiple of 16.
     """
     if cache.block_table is not None:
         return cache.k, cache.v, cache.block_table, cache.page_size
@@ -55,6 +59,7 @@ class FlashInfer(DecodeMethod):
 
     @classmethod
     def unavailable(cls, shape: AttentionShape, dtype: torch.dtype, device: torch.device) -> str | None:
+        """Why it cannot run: no GPU of compute capability 8.0, or no flashinfer."""
         return first(needs_cuda(device), missing("flashinfer", "flashinfer"))
 
     def __init__(
@@ -65,7 +70,11 @@ class FlashInfer(DecodeMethod):
         self._plan: _Plan | None = None
 
     def prepare(self, cache: KVCache) -> DenseLayer:
-        """Layers whose caches are of one layout, with the same lengths and pages, share one plan."""
+        """One layer, bound to its cache. Layers with the same lengths and pages share one plan.
+
+        Raises:
+            Unsupported: a contiguous cache cannot be read as pages (`as_pages`).
+        """
         keys, values, table, page = as_pages(cache)
         lengths = cache.lengths.tolist()
         used = [ceil_div(length, page) for length in lengths]
@@ -75,7 +84,7 @@ class FlashInfer(DecodeMethod):
             plan = self._plan = _Plan(lengths, page, indices, self._wrapper(lengths, used, indices, page))
         wrapper = plan.wrapper
 
-        def attend(step: StepTensors):
+        def attend(step: StepTensors) -> Callable[[], Tensor]:
             return lambda: wrapper.run(step.q, (keys, values), out=step.out)  # returns `out`
 
         return DenseLayer(cache, self.shape.q_heads, attend)

@@ -7,7 +7,11 @@ import torch
 
 
 def missing(module: str, extra: str) -> str | None:
-    """Why `module` cannot be imported, with the command that brings it; None if it can."""
+    """Why `module` cannot be imported, with the command that brings it; None if it can.
+
+    Args:
+        extra: of this project's optional dependencies, that installs it.
+    """
     try:
         import_module(module)
     except Exception as error:  # a broken extension raises anything at all
@@ -17,11 +21,16 @@ def missing(module: str, extra: str) -> str | None:
 
 
 def load(module: str) -> ModuleType:
+    """The module, imported. Raises whatever its import does."""
     return import_module(module)
 
 
 def needs_cuda(device: torch.device, least: tuple[int, int] = (8, 0)) -> str | None:
-    """Why a CUDA library cannot run on `device`, or None."""
+    """Why a CUDA library cannot run on `device`, or None.
+
+    Args:
+        least: compute capability that it needs, major and minor.
+    """
     if device.type != "cuda":
         return f"needs a CUDA device, got {device.type}"
     have = torch.cuda.get_device_capability(device)

@@ -6,6 +6,7 @@ import torch
 
 from ..kernels import KVCache, Stage, StepTensors, Traffic, Unsupported, register
 from ..kernels.attention.selection import select_blocks
+from ..kernels.config import CHOOSES
 from ..kernels.method import dense_traffic
 from ..kernels.pipeline import SparseLayer, SparseMethod
 from ..kernels.portable import TorchSparseLayer
@@ -24,11 +25,11 @@ class _ScoredByMass(BlockSparseLayer):
         logits.masked_fill_(position >= cache.lengths[:, None, None, None], float("-inf"))
         mass = torch.softmax(logits, dim=-1).sum(2)  # [B, Hkv, S]
         mass = torch.nn.functional.pad(mass, (0, -tokens % config.block_size))
-        scores = mass.unflatten(2, (-1, config.block_size)).sum(3)
+        scores = mass.view(*mass.shape[:2], -1, config.block_size).sum(3)  # [B, Hkv, blocks]
         index = torch.arange(scores.shape[2], device=cache.device)
         blocks = (cache.lengths + config.block_size - 1) // config.block_size
-        local = (index >= (blocks - config.local_blocks)[:, None, None]) | (index < config.pinned_blocks)
-        self.work.scores[:, :, : scores.shape[2]] = scores.masked_fill(local, float("inf"))
+        always = config.always_selected(index, blocks[:, None, None])
+        self.work.scores[:, :, : scores.shape[2]] = scores.masked_fill(always, float("inf"))
 
     def traffic(self) -> dict[str, Traffic]:
         """Scoring reads every key instead of summaries."""
@@ -40,7 +41,10 @@ class _ScoredByMass(BlockSparseLayer):
 
 
 class OracleLayer(_ScoredByMass, SparseLayer):
+    """One layer whose selection and attention are kernels."""
+
     def choose_stages(self, step: StepTensors) -> tuple[Stage, ...]:
+        """Scoring and selection."""
         work = self.work
         return (
             Stage("score", lambda: self.score_masses(step, self.cache.capacity)),
@@ -49,7 +53,10 @@ class OracleLayer(_ScoredByMass, SparseLayer):
 
 
 class TorchOracleLayer(_ScoredByMass, TorchSparseLayer):
+    """One layer in plain torch."""
+
     def score(self, step: StepTensors) -> None:
+        """Fill `work.scores`, float32 `[B, Hkv, blocks]`."""
         self.score_masses(step, max(int(self.cache.lengths.max()), 1))
 
 
@@ -60,12 +67,16 @@ class Oracle(SparseMethod):
     scored = False
     layer_class = OracleLayer
     torch_layer_class = TorchOracleLayer
-    uses = ("block_size", "active_ratio", "min_blocks", "budget_tokens", "pinned_blocks")
+    uses = (*CHOOSES, "budget_tokens")
+    ranks_by = "mass"
+    joins = ("micro",)
 
     def rows(self) -> int:
+        """Lists of a sequence: one a KV head."""
         return self.shape.kv_heads
 
     def prepare(self, cache: KVCache) -> BlockSparseLayer:
+        """One layer, bound to its cache. Raises Unsupported for a paged one."""
         if cache.paged:
             raise Unsupported("cache: the oracle reads contiguous caches only, got a paged one")
         return super().prepare(cache)

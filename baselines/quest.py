@@ -5,13 +5,20 @@ list is its `gqa_policy`: `per-head` as published (each head attends to its own 
 With `budget_tokens` unset the budget is `active_ratio` of the context.
 """
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 from ..kernels import register
+from ..kernels.config import SELECTS
 from ..kernels.pipeline import SparseMethod
-from ..kernels.portable import SELECTS
 
 
 @register("quest")
 class Quest(SparseMethod):
-    """Selection without rectification. (Quest leaves a model's first two layers dense; here a layer stands alone.)"""
+    """Selection without rectification; of a whole model the first two layers stay dense (section 4.1)."""
 
     uses = (*SELECTS, "budget_tokens")
+    defaults: ClassVar[Mapping[str, Any]] = {"gqa_policy": "per-head", "dense_layers": 2}
+    named = ("block_size", "gqa_policy")
+    ranks_by = "summary"
+    joins = ("micro",)

@@ -15,8 +15,9 @@ are the two results that merge those of one and the same query.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -25,14 +26,20 @@ from ..kernels import KVCache, Partials, Stage, StepTensors, Traffic, Unsupporte
 from ..kernels.attention.window import Ring
 from ..kernels.attention.window_decode import window_decode, window_splits
 from ..kernels.attention.window_merge import merge_window
+from ..kernels.config import SELECTS
 from ..kernels.pipeline import SparseLayer, SparseMethod
-from ..kernels.portable import SELECTS, TorchSparseLayer, refresh_torch, tokens_of, write_tokens_torch
+from ..kernels.portable import TorchSparseLayer, refresh_torch, tokens_of, write_tokens_torch
 from ..kernels.workspace import BlockSparseLayer
 
 
 @dataclass
 class RepairingLayer(BlockSparseLayer):
-    """What both paths share: a ring of results, the order of stages, floors."""
+    """What both paths share: a ring of results, the order of stages, floors.
+
+    Attributes:
+        keeps_queries: whether the ring keeps the queries that tokens were fed with.
+        ring: results, stamps and, if asked, queries of the newest tokens.
+    """
 
     keeps_queries: ClassVar[bool] = False
 
@@ -44,10 +51,12 @@ class RepairingLayer(BlockSparseLayer):
 
     @property
     def window(self) -> int:
+        """Tokens that a step runs: the newest and those it repairs."""
         return self.config.window
 
     @property
     def appends_while_scoring(self) -> bool:
+        """Never: several tokens are appended, in a stage of their own."""
         return False
 
     def write_window(self, window: WindowTensors) -> None:
@@ -59,6 +68,7 @@ class RepairingLayer(BlockSparseLayer):
         raise NotImplementedError
 
     def window_stages(self, window: WindowTensors) -> tuple[Stage, ...]:
+        """A step of several tokens: append, select with the newest query, attend and merge with all."""
         stages = (
             Stage("append", lambda: self.write_window(window), self.graph_safe),
             *self.choose_stages(window.newest),
@@ -73,6 +83,7 @@ class RepairingLayer(BlockSparseLayer):
         return self.window_stages(WindowTensors(q, k, v, out, self._start))
 
     def refresh(self, tokens: int) -> None:
+        """Summaries of the newest `tokens` tokens anew; what was loaded before no longer counts."""
         super().refresh(tokens)
         self.ring.forget()
 
@@ -95,8 +106,8 @@ class RepairingLayer(BlockSparseLayer):
     @property
     def _summary_bytes(self) -> int:
         """A block's summary, of every sequence and head: written once however many tokens of it are."""
-        one = self.config.summary_bytes(self.cache.head_dim, self.cache.k.element_size())
-        return self.cache.batch * self.cache.kv_heads * one
+        of_a_head = self.config.summary_bytes(self.cache.head_dim, self.cache.k.element_size())
+        return self.cache.batch * self.cache.kv_heads * of_a_head
 
 
 @dataclass
@@ -104,9 +115,11 @@ class RetroLayer(RepairingLayer, SparseLayer):
     """One layer on the kernels."""
 
     def write_window(self, window: WindowTensors) -> None:
+        """In one launch with the summaries."""
         write_tokens(self.cache, window.k, window.v, self.summaries, keep_before=window.first)
 
     def repair_stages(self, window: WindowTensors) -> tuple[Stage, ...]:
+        """Attend and merge, a launch each."""
         cache, work, ring, size = self.cache, self.work, self.ring, self.config.block_size
         rows = window.q.numel() // cache.head_dim
         partials = Partials(self.partials.out[:rows], self.partials.lse[:rows])
@@ -129,11 +142,13 @@ class TorchRetroLayer(RepairingLayer, TorchSparseLayer):
         RepairingLayer.__post_init__(self)
 
     def write_window(self, window: WindowTensors) -> None:
+        """Tokens, then their blocks' summaries."""
         write_tokens_torch(self.cache, window.k, window.v, window.first)
         if self.summaries is not None:
             refresh_torch(self.cache, self.summaries, window.tokens)
 
     def repair_stages(self, window: WindowTensors) -> tuple[Stage, ...]:
+        """Attend and merge in one."""
         return (Stage("attend", lambda: self.repair(window), False),)
 
     def repair(self, window: WindowTensors) -> None:
@@ -174,7 +189,7 @@ class TorchRetroLayer(RepairingLayer, TorchSparseLayer):
 
     def _by_head(self, rows: Tensor) -> Tensor:
         """`[n, Hq, X]` as `[Hkv, n, G, X]`."""
-        return rows.unflatten(1, (self.shape.kv_heads, self.shape.group)).transpose(0, 1)
+        return rows.reshape(len(rows), self.shape.kv_heads, self.shape.group, -1).transpose(0, 1)
 
 
 def _attend(query: Tensor, keys: Tensor, values: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
@@ -195,8 +210,8 @@ def _attend(query: Tensor, keys: Tensor, values: Tensor, visible: Tensor) -> tup
 def _merge(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) -> tuple[Tensor, Tensor]:
     """Two results over disjoint keys as one; `[..., D]` and `[...]`."""
     both = torch.logaddexp2(lse, other_lse)
-    mine, theirs = ((x - both).exp2().nan_to_num(0.0)[..., None] for x in (lse, other_lse))
-    return out * mine + other * theirs, both
+    share, other_share = ((x - both).exp2().nan_to_num(0.0)[..., None] for x in (lse, other_lse))
+    return out * share + other * other_share, both
 
 
 @register("retro")
@@ -206,16 +221,22 @@ class Retro(SparseMethod):
     layer_class = RetroLayer
     torch_layer_class = TorchRetroLayer
     uses = (*SELECTS, "budget_tokens", "window")
+    defaults: ClassVar[Mapping[str, Any]] = {"gqa_policy": "group-sum"}  # it takes no list per query head
+    named = ("block_size", "window")
+    joins = ("micro",)
 
     @property
     def step_tokens(self) -> int:
+        """Tokens that a step runs."""
         return self.config.window
 
     def splits(self, cache: KVCache) -> int:
+        """Parts of the key axis that attention runs apart."""
         chosen = self.config.selected(cache.capacity)
         return window_splits(self.shape, self.config.window, chosen, self.config.block_size, cache.device)
 
     def prepare(self, cache: KVCache) -> BlockSparseLayer:
+        """One layer, bound to its cache. Raises Unsupported for a list a query head under GQA."""
         if self.config.gqa_policy == "per-head" and self.shape.group > 1:
             raise Unsupported(
                 "gqa_policy: with a list per query head each head would load its own blocks for all rows; take "
@@ -225,10 +246,14 @@ class Retro(SparseMethod):
 
 
 class CachedRetroLayer(RetroLayer):
+    """`RetroLayer` with the queries that tokens were fed with."""
+
     keeps_queries = True
 
 
 class CachedTorchRetroLayer(TorchRetroLayer):
+    """`TorchRetroLayer` with the queries that tokens were fed with."""
+
     keeps_queries = True
 
 

@@ -6,6 +6,8 @@ query heads apart (`enable_gqa`): it falls to a fraction of its speed when the G
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -17,6 +19,8 @@ from .optional import needs_cuda
 
 
 class _Sdpa(DecodeMethod):
+    """One step through SDPA. `packs_group`: the GQA group stands as query rows instead of heads."""
+
     is_dense = True
     fixes_length = True
     backend: SDPBackend
@@ -24,16 +28,18 @@ class _Sdpa(DecodeMethod):
 
     @classmethod
     def unavailable(cls, shape: AttentionShape, dtype: torch.dtype, device: torch.device) -> str | None:
+        """Why it cannot run: no GPU of compute capability 8.0."""
         return needs_cuda(device)
 
     def prepare(self, cache: KVCache) -> DenseLayer:
+        """One layer, bound to its cache's length. Raises Unsupported for a paged or ragged cache."""
         lengths = set(cache.lengths.tolist())
         if cache.paged or len(lengths) != 1:
             raise Unsupported("cache: SDPA takes one contiguous length; this cache is paged or ragged")
         length = lengths.pop()
         keys, values = cache.k[:, :, :length], cache.v[:, :, :length]
 
-        def attend(step: StepTensors):
+        def attend(step: StepTensors) -> Callable[[], Tensor]:
             shape = (
                 (cache.batch, cache.kv_heads, self.shape.group, cache.head_dim)
                 if self.packs_group

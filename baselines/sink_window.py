@@ -39,7 +39,12 @@ def _sink_window_kernel(
 
 
 def sink_window_blocks(cache: KVCache, lists: Tensor, counts: Tensor, config: SparseConfig) -> None:
-    """Fill one list a sequence, `[B, 1, N]`: `config.sink_blocks` from the start, the rest of n from the end."""
+    """Fill one list a sequence: `config.sink_blocks` blocks from the start, the rest of n from the end, then -1.
+
+    Args:
+        lists: int32 `[B, 1, N]`, written.
+        counts: int32 `[B, 1]`, written: n.
+    """
     width = 256
     launch(
         _sink_window_kernel,
@@ -59,20 +64,27 @@ def sink_window_blocks(cache: KVCache, lists: Tensor, counts: Tensor, config: Sp
 
 
 class SinkWindowLayer(SparseLayer):
+    """One layer on the kernels."""
+
     scores_blocks = False
 
     def choose_stages(self, step: StepTensors) -> tuple[Stage, ...]:
+        """One launch that writes the lists."""
         work = self.work
         return (Stage("select", lambda: sink_window_blocks(self.cache, work.lists, work.counts, self.config)),)
 
 
 class TorchSinkWindowLayer(TorchSparseLayer):
+    """One layer in plain torch."""
+
     scores_blocks = False
 
     def choose_stages(self, step: StepTensors) -> tuple[Stage, ...]:
+        """`select` alone."""
         return (Stage("select", self.select, graph_safe=False),)
 
     def select(self) -> None:
+        """Fill each sequence's list."""
         for b, length in enumerate(self.cache.lengths.tolist()):
             self.fill(b, sink_window_reference(length, self.config)[None])
 
@@ -85,13 +97,16 @@ class SinkWindow(SparseMethod):
     layer_class = SinkWindowLayer
     torch_layer_class = TorchSinkWindowLayer
     uses = ("block_size", "active_ratio", "min_blocks", "budget_tokens")
+    ranks_by = "window"
+    joins = ("micro",)
 
     def rows(self) -> int:
+        """Lists of a sequence: one for all heads."""
         return 1
 
 
 def sink_window_reference(length: int, config: SparseConfig) -> Tensor:
-    """The list of one sequence, int64 `[n]`."""
+    """The list of a sequence of `length` tokens in plain torch, int64 `[n]`."""
     blocks, n = config.blocks(length), config.selected(length)
     sink = min(config.sink_blocks, n)
     return torch.cat((torch.arange(sink), torch.arange(blocks - (n - sink), blocks)))

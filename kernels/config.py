@@ -5,13 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 
+import torch
+from torch import Tensor
+
+from .setting import declared, setting
+
 GQA_POLICIES = ("group-mean", "group-sum", "per-head", "all-heads")
 SUMMARY_KINDS = ("minmax", "meanstd")
 SUMMARY_DTYPES = ("fp8",)  # besides the cache's own
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+"""Of activations, keys and values, by the names that rows have."""
 BLOCK_SIZES = (8, 16, 32, 64, 128)
 HEAD_DIMS = (16, 32, 64, 128, 256)
 MAX_BLOCKS = 32768  # blocks in one sequence: one program holds a row of scores in registers
-RATIO_DENOMINATOR = 10_000
+RATIO_DENOMINATOR = 50_000  # times MAX_BLOCKS it stays below 2^31, as the kernels count
+MAX_PERIOD = 1 << 16  # tokens between rectifications, or in a window
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -49,44 +57,105 @@ class SparseConfig:
     read. With `budget_tokens` (Quest) n = min(M, budget_tokens // block_size) instead.
     """
 
-    block_size: int = 16
-    active_ratio: float = 0.1
-    min_blocks: int = 16
-    local_blocks: int = 1  # newest blocks, always selected
-    pinned_blocks: int = 0  # first blocks that are always selected too: the attention sink's
-    rectify_every: int = 32
-    gqa_policy: str = "group-mean"
-    summary_kind: str = "minmax"
-    summary_dtype: str | None = None  # "fp8": e4m3, half the bytes to score; None: the cache's
-    spread_weight: float = 1.0  # c of the mean/std score q.mean + c |q|.std
-    budget_tokens: int | None = None
-    sink_blocks: int = 1  # of sink + window alone
-    window: int = 2  # of RetroAttention alone: newest tokens that a step runs, the fed one included
-    chunk_kernel: str | None = None  # that attends in rectification (kernels/chunk.py); None: the fastest that can run
+    block_size: int = setting(
+        16, "tokens of a block", role="choice", flag="--block-size", symbol="b", choices=BLOCK_SIZES, word="b{}"
+    )
+    active_ratio: float = setting(
+        0.1,
+        "active ratio: share of blocks read",
+        role="choice",
+        flag="--ratio",
+        symbol="r",
+        above=0,
+        most=1,
+        word="r{:g}",
+    )
+    min_blocks: int = setting(
+        16,
+        "least blocks read",
+        role="choice",
+        flag="--min-blocks",
+        symbol="N",
+        least=0,
+        most=MAX_BLOCKS,
+        word="min{}",
+        quiet=True,
+    )
+    local_blocks: int = setting(1, "newest blocks, always selected", least=0)
+    pinned_blocks: int = setting(
+        0,
+        "first blocks, always selected too: the attention sink's",
+        role="choice",
+        flag="--pinned-blocks",
+        symbol="P",
+        least=0,
+        word="pin{}",
+        blank=0,
+    )
+    rectify_every: int = setting(
+        32, "tokens between rectifications", flag="--rectify-every", symbol="f", least=1, most=MAX_PERIOD, word="f{}"
+    )
+    gqa_policy: str = setting(
+        "group-mean",
+        "how the query heads of a group share lists",
+        role="score",
+        flag="--gqa-policy",
+        choices=GQA_POLICIES,
+        word="{}",
+    )
+    summary_kind: str = setting("minmax", "what a block is scored by", role="score", choices=SUMMARY_KINDS, word="{}")
+    summary_dtype: str | None = setting(
+        None,
+        "fp8: e4m3, half the bytes to score; None: the cache's",
+        role="score",
+        kind=str,
+        choices=SUMMARY_DTYPES,
+        word="{}",
+    )
+    spread_weight: float = setting(
+        1.0,
+        "c of the mean/std score q.mean + c |q|.std",
+        role="score",
+        flag="--spread-weight",
+        symbol="c",
+        least=0,
+        most=1e6,
+        word="c{:g}",
+        only_with=("summary_kind", "meanstd"),
+    )
+    budget_tokens: int | None = setting(
+        None,
+        "a budget in tokens instead of the active ratio (Quest)",
+        role="budget",
+        kind=int,
+        flag="--budget-tokens",
+        symbol="N",
+        least=1,
+        word="{} tokens",
+    )
+    sink_blocks: int = setting(1, "first blocks of sink + window", least=0)
+    window: int = setting(
+        2,
+        "newest tokens that a step runs, the fed one included (RetroAttention)",
+        flag="--window",
+        symbol="w",
+        least=1,
+        most=MAX_PERIOD,
+        word="w{}",
+    )
+    chunk_kernel: str | None = (
+        None  # that attends in rectification (attention/chunk.py); None: the fastest that can run
+    )
 
     def __post_init__(self) -> None:
-        if self.block_size not in BLOCK_SIZES:
-            raise ValueError(f"block_size: got {self.block_size}, allowed are the powers of two {BLOCK_SIZES}")
-        if not 0 < self.active_ratio <= 1:
-            raise ValueError(f"active_ratio: got {self.active_ratio}, must be in (0, 1]")
-        if self.gqa_policy not in GQA_POLICIES:
-            raise ValueError(f"gqa_policy: got {self.gqa_policy!r}, allowed are {', '.join(GQA_POLICIES)}")
-        if self.summary_kind not in SUMMARY_KINDS:
-            raise ValueError(f"summary_kind: got {self.summary_kind!r}, allowed are {', '.join(SUMMARY_KINDS)}")
-        if self.summary_dtype not in (None, *SUMMARY_DTYPES):
-            raise ValueError(f"summary_dtype: got {self.summary_dtype!r}, allowed: None, {', '.join(SUMMARY_DTYPES)}")
-        if self.rectify_every < 1:
-            raise ValueError(f"rectify_every: got {self.rectify_every}, must be at least 1 token")
-        if self.window < 1:
-            raise ValueError(f"window: got {self.window}, must be at least 1 token (the one that is fed)")
-        if self.local_blocks < 0 or self.sink_blocks < 0:
-            raise ValueError(f"local_blocks, sink_blocks: got {self.local_blocks}, {self.sink_blocks}, must be >= 0")
+        for entry in SETTINGS.values():
+            entry.check(getattr(self, entry.name))
+        if self.budget_tokens is None and not self.ratio:
+            raise ValueError(f"active_ratio: got {self.active_ratio:g}, must be at least {1 / RATIO_DENOMINATOR:g}")
         if self.budget_tokens is not None and self.budget_tokens < self.block_size:
             raise ValueError(
                 f"budget_tokens: got {self.budget_tokens}, must hold one block of {self.block_size} tokens"
             )
-        if self.pinned_blocks < 0:
-            raise ValueError(f"pinned_blocks: got {self.pinned_blocks}, must be >= 0")
         always = self.local_blocks + self.pinned_blocks
         if self.floor_blocks < max(1, always):
             raise ValueError(
@@ -99,12 +168,27 @@ class SparseConfig:
         """The active ratio as an exact fraction, so that ceilings are exact (0.15 * 100 is 15); 0 under a budget."""
         if self.budget_tokens is not None:
             return Fraction(0)
-        return Fraction(round(self.active_ratio * RATIO_DENOMINATOR), RATIO_DENOMINATOR)
+        return Fraction(self.active_ratio).limit_denominator(RATIO_DENOMINATOR)
 
     @property
     def floor_blocks(self) -> int:
         """Least number of blocks selected where the sequence has that many."""
         return self.min_blocks if self.budget_tokens is None else self.budget_tokens // self.block_size
+
+    @property
+    def always(self) -> tuple[int, int]:
+        """How many of the newest blocks, and how many of the first, are selected whatever their score."""
+        return self.local_blocks, self.pinned_blocks
+
+    def always_selected(self, index: Tensor, blocks: Tensor | int) -> Tensor:
+        """Whether blocks are selected whatever their score: the newest and the first, a mask.
+
+        Args:
+            index: of blocks, int.
+            blocks: M of each sequence, which `index` broadcasts with.
+        """
+        newest, first = self.always
+        return (index >= blocks - newest) | (index < first)
 
     def summary_bytes(self, head_dim: int, cache_element: int) -> int:
         """Bytes of one block's summary, of one KV head, beside a cache of elements of so many bytes."""
@@ -118,3 +202,11 @@ class SparseConfig:
         """n: blocks read of a sequence of `tokens` tokens."""
         m = self.blocks(tokens)
         return min(m, max(self.floor_blocks, ceil_div(m * self.ratio.numerator, self.ratio.denominator)))
+
+
+SETTINGS = declared(SparseConfig)
+"""The settings of a step by name, in the order of declaration."""
+CHOOSES = tuple(name for name, entry in SETTINGS.items() if entry.role == "choice")
+"""How many blocks are selected, and which always."""
+SELECTS = tuple(name for name, entry in SETTINGS.items() if entry.role in ("choice", "score"))
+"""The settings by which blocks are scored and selected."""

@@ -9,9 +9,9 @@ Work space that layers can share lives in the method.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +23,10 @@ from .config import AttentionShape, SparseConfig
 
 class Unsupported(ValueError):
     """A method cannot serve this kind of cache (paged, ragged ...): its row is skipped, with this reason."""
+
+
+class NotHere(RuntimeError):
+    """Something that could be installed or fetched is missing: rows are skipped, with this reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,8 +171,20 @@ class DecodeMethod(ABC):
     """True if a captured step serves only the lengths that it was bound at; others need a new `prepare`."""
     in_default: ClassVar[bool] = True
     """False for a method that runs only when it is named."""
+    joins: ClassVar[tuple[str, ...]] = ("micro", "decode", "quality", "tasks")
+    """The suites whose default lists it joins, at one setting, where they do not name it themselves."""
+    device_type: ClassVar[str | None] = None
+    """`cuda` or `cpu`: default lists of other devices leave it out."""
     uses: ClassVar[tuple[str, ...]] = ()
     """The fields of SparseConfig that make a difference to this method; the rest stays out of its rows."""
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    """What its name alone means, in every command: settings that differ from SparseConfig's defaults."""
+    named: ClassVar[tuple[str, ...]] = ("block_size",)
+    """The settings that the name of a variant always says; others where they differ from the defaults."""
+    steps_like: ClassVar[str | None] = None
+    """The method whose steps it computes another way: the same selection, and so the same quality."""
+    ranks_by: ClassVar[str | None] = None
+    """What ranks its blocks: `summary`, `mass` (exact) or `window` (nothing); None: only its own steps can tell."""
 
     def __init__(
         self, shape: AttentionShape, config: SparseConfig, *, dtype: torch.dtype, device: torch.device

@@ -21,15 +21,9 @@ from .attention.summaries import Summaries, rounded
 from .binding import check_cache, check_step
 from .cache import KVCache
 from .checks import check_tensor
-from .config import AttentionShape, SparseConfig
+from .config import SELECTS, AttentionShape, SparseConfig
 from .method import DecodeMethod, DenseLayer, Stage, StepTensors, Unsupported, register
 from .workspace import BlockSparseLayer, Workspace
-
-SELECTS = (
-    "block_size", "active_ratio", "min_blocks", "gqa_policy", "summary_kind", "summary_dtype", "spread_weight",
-    "pinned_blocks",
-)  # fmt: skip
-"""The settings by which blocks are scored and selected (`DecodeMethod.uses`)."""
 
 PAGED = "cache: the portable path takes contiguous caches only, got a paged one"
 
@@ -133,7 +127,7 @@ class TorchSparseLayer(BlockSparseLayer):
         return (Stage("attend", lambda: self.attend(step), False),)
 
     def score(self, step: StepTensors) -> None:
-        """Fill `work.scores`, +inf at local and pinned blocks."""
+        """Fill `work.scores`, +inf at blocks that are always selected."""
         config, shape, scores = self.config, self.shape, self.work.scores
         assert self.summaries is not None
         lengths = self.cache.lengths_on_host()
@@ -149,10 +143,10 @@ class TorchSparseLayer(BlockSparseLayer):
         if config.gqa_policy == "all-heads":
             found = found.sum(1, keepdim=True)
         scores[:, :, :top] = found.flatten(1, 2)
+        index = torch.arange(top, device=scores.device)
         for b, length in enumerate(lengths):
             blocks = config.blocks(length)
-            scores[b, :, max(blocks - config.local_blocks, 0) : blocks] = float("inf")
-            scores[b, :, : min(config.pinned_blocks, blocks)] = float("inf")
+            scores[b, :, :blocks].masked_fill_(config.always_selected(index[:blocks], blocks), float("inf"))
 
     def select(self) -> None:
         """Fill the lists with the best of `work.scores`."""
@@ -292,7 +286,10 @@ class ResaTorch(TorchSparseMethod):
     """ReSA in plain torch (gather + SDPA): the method that is timed where there is no GPU."""
 
     rectifies = True
+    device_type = "cpu"
     uses = (*SELECTS, "rectify_every")
+    steps_like = "resa"
+    ranks_by = "summary"
 
 
 @register("torch-dense")
@@ -300,6 +297,7 @@ class TorchDense(DecodeMethod):
     """SDPA with the GQA group packed as query rows, so that K and V are read once: the dense rival on a CPU."""
 
     is_dense = True
+    device_type = "cpu"
 
     @classmethod
     def unavailable(cls, shape: AttentionShape, dtype: torch.dtype, device: torch.device) -> str | None:

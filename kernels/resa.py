@@ -1,12 +1,13 @@
 """Rectified Sparse Attention (arXiv 2506.04108) in Triton, and the same step without rectification."""
 
+from typing import ClassVar
+
 import torch
 
-from .config import AttentionShape
+from .config import SELECTS, AttentionShape
 from .launch import can_run_on
 from .method import register
 from .pipeline import SparseMethod
-from .portable import SELECTS
 
 
 @register("resa")
@@ -14,11 +15,13 @@ class Resa(SparseMethod):
     """Sparse steps, and every `rectify_every` tokens a dense pass over those tokens that corrects their K/V."""
 
     rectifies = True
+    device_type = "cuda"  # in plain torch it is `resa-torch`
     uses = (*SELECTS, "rectify_every")
+    ranks_by: ClassVar[str | None] = "summary"
 
     @classmethod
     def unavailable(cls, shape: AttentionShape, dtype: torch.dtype, device: torch.device) -> str | None:
-        return can_run_on(device)  # in plain torch it is `resa-torch`
+        return can_run_on(device)
 
 
 @register("sparse")
@@ -27,3 +30,4 @@ class SparseOnly(SparseMethod):
 
     in_default = False
     uses = SELECTS
+    ranks_by = "summary"

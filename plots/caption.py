@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 
-from ..suites.core.rows import Row
-from .data import FAILING, FigureSet
+from ..suites.core.rows import FAILED, Row
+from .data import FigureSet
 
 REASON_CHARS = 44
 
 
 def title(figures: FigureSet, what: str) -> str:
+    """The line above a figure; a CPU is named, since its numbers say nothing about kernels."""
     where = " (portable torch path on CPU)" if figures.on_cpu else ""
     return f"{figures.model}: {what}{where}"
 
 
 def caption(figures: FigureSet, drawn: Iterable[Row], *extra: str) -> str:
-    """Device, commit, date, dtype, active ratio, cache and launch of the rows drawn, then what is not as it should be.
+    """What the rows drawn were measured with, cache and launch, what the figure needs said, and what is missing.
 
     Args:
         figures: the set that the figure is made from; its untimed rows are counted.
@@ -25,34 +26,25 @@ def caption(figures: FigureSet, drawn: Iterable[Row], *extra: str) -> str:
         extra: what this figure needs said besides.
     """
     rows = list(drawn)
-    dates = _unique(row.started_at[:10] for row in rows if row.started_at)
-    ratios = _unique(f"{row.active_ratio:g}" for row in rows if row.active_ratio is not None)
-    ways = _unique(f"{row.cache_state} cache" for row in rows if row.cache_state)
-    parts = [
-        figures.device or "device unknown",
-        of_commits(rows),
-        dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}" if dates else "date unknown",
-        figures.dtype or "dtype unknown",
-        f"r\u00a0=\u00a0{', '.join(ratios)}" if ratios else "",
-        ", ".join([*ways, "graph replay" if figures.launch == "graph" else figures.launch]),
-        *extra,
-        throttled(rows),
-        *missing(figures),
-    ]
-    return "\u00a0· ".join(part for part in parts if part)  # no line starts with the dot
+    launch = "graph replay" if figures.launch == "graph" else figures.launch
+    ways = ", ".join([*_unique(f"{row.cache_state} cache" for row in rows if row.cache_state), launch])
+    return circumstances(rows, ways, figures.storage, *extra, *missing(figures))
 
 
 def circumstances(rows: Iterable[Row], *extra: str) -> str:
-    """Device, commit, date and dtype of rows that carry no times, and what the figure needs said besides."""
-    mine = list(rows)
+    """Device, commit, dates, dtype and active ratios of rows, and what the figure needs said besides."""
+    rows = list(rows)
+    dates = _unique(row.started_at[:10] for row in rows if row.started_at)
+    ratios = _unique(f"{row.active_ratio:g}" for row in rows if row.active_ratio is not None)
     parts = [
-        *_unique(row.device for row in mine if row.device),
-        of_commits(mine),
-        *_unique(row.started_at[:10] for row in mine if row.started_at),
-        *_unique(row.dtype for row in mine if row.dtype),
+        ", ".join(_unique(row.device for row in rows if row.device)) or "device unknown",
+        of_commits(rows),
+        " to ".join(dict.fromkeys((dates[0], dates[-1]))) if dates else "date unknown",
+        ", ".join(_unique(row.dtype for row in rows if row.dtype)) or "dtype unknown",
+        f"r\u00a0=\u00a0{', '.join(ratios)}" if ratios else "",
         *extra,
     ]
-    return "\u00a0· ".join(parts)
+    return "\u00a0· ".join(part for part in parts if part)  # no line starts with the dot
 
 
 def of_commits(rows: Iterable[Row]) -> str:
@@ -61,34 +53,37 @@ def of_commits(rows: Iterable[Row]) -> str:
     return f"commit {', '.join(commits)}" if commits else "commit unknown"
 
 
-def throttled(rows: Iterable[Row]) -> str:
-    count = sum(row.status == "throttled" for row in rows)
-    return f"hollow: measured under throttling ({count} {'point' if count == 1 else 'points'})" if count else ""
+def best_dense_of(rows: Iterable[Row]) -> str:
+    """The methods that rows' speed-ups are over."""
+    rivals = ", ".join(_unique(row.best_dense for row in rows if row.best_dense))
+    return f"best dense: {rivals}" if rivals else ""
+
+
+def counted(count: int, what: str) -> str:
+    """`1 row`, `2 rows`."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def missing(figures: FigureSet) -> list[str]:
     """Methods skipped and methods failed, counted, with a reason each."""
-    return [text for text in (_missing(figures, ("skipped",), "skipped"), _missing(figures, FAILING, "failed")) if text]
-
-
-def _missing(figures: FigureSet, statuses: tuple[str, ...], word: str) -> str:
-    by_method: dict[str, list[Row]] = defaultdict(list)
-    for row in figures.untimed:
-        if row.status in statuses:
-            by_method[row.method].append(row)
-    if not by_method:
-        return ""
     measured = {variant.method for variant in figures.lines}
-    by_reason: dict[str, list[str]] = defaultdict(list)
-    for method, rows in sorted(by_method.items()):
-        cases = len({row.case for row in rows})
-        where = f" in {cases} {'case' if cases == 1 else 'cases'}" if method in measured else ""
-        by_reason[_short(rows[0].reason or rows[0].status)].append(f"{method}{where}")
-    named = [f"{', '.join(methods)} ({reason})" for reason, methods in by_reason.items()]
-    return f"{len(by_method)} {'method' if len(by_method) == 1 else 'methods'} {word}: {'; '.join(named)}"
+    notes = []
+    for statuses, word in ((("skipped",), "skipped"), (FAILED, "failed")):
+        by_method: dict[str, list[Row]] = defaultdict(list)
+        for row in figures.untimed:
+            if row.status in statuses:
+                by_method[row.method].append(row)
+        by_reason: dict[str, list[str]] = defaultdict(list)
+        for method, rows in sorted(by_method.items()):
+            where = f" in {counted(len({row.case for row in rows}), 'case')}" if method in measured else ""
+            by_reason[shorten(rows[0].reason or rows[0].status)].append(method + where)
+        named = [f"{', '.join(methods)} ({reason})" for reason, methods in by_reason.items()]
+        notes += [f"{counted(len(by_method), 'method')} {word}: {'; '.join(named)}"] if named else []
+    return notes
 
 
-def _short(reason: str) -> str:
+def shorten(reason: str) -> str:
+    """A reason on one line of REASON_CHARS at most."""
     line = " ".join(reason.split())
     return line if len(line) <= REASON_CHARS else line[: REASON_CHARS - 1].rstrip() + "…"
 

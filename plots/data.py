@@ -1,24 +1,21 @@
-"""From rows to what figures draw: one set per model and device, one line per method variant."""
+"""From rows to what figures draw: one set per model, device and dtype, one line per method variant."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+from ..suites.core.looks import Look, looks
 from ..suites.core.rows import Row, identity
+from ..suites.core.settings import SETTINGS
+from ..suites.core.spec import PINNED, Variant, default_settings, steps_of
+from .registry import figure_sets, slugs
 
-RESA = ("resa", "resa-torch")  # the method this suite is about: Triton, and the portable torch path
-FUSED = "resa-fused"  # its steps as one kernel: the same selection, all in one stage
-FUSED_STAGE = "append+score+select+attend+merge"
-FAILING = ("failed", "oom")
-
-# Columns that split a variant only where two rows would otherwise fall on the same point of a line.
-TIE_BREAKERS = (
-    "budget_tokens", "summary_dtype", "spread_weight", "pinned_blocks", "window", "rectify_every", "draft_length",
-    "dense_layers", "weight_dtype", "kv_layout", "paged", "shared_kv",
-)  # fmt: skip
+VARIED = ("summary_kind", "summary_dtype", *PINNED)
+"""Settings of a selection that change what is read, hardly how much: studied for quality, in few cases."""
+USUAL_LAYOUT = "head-major"
 
 
 class NotDrawn(Exception):
@@ -26,27 +23,8 @@ class NotDrawn(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Variant:
-    """What one line (or bar) of a figure stands for."""
-
-    method: str
-    block_size: int | None = None  # tokens
-    active_ratio: float | None = None
-    budget_tokens: int | None = None
-    gqa_policy: str | None = None
-    summary_kind: str | None = None
-    window: int | None = None  # tokens
-    ties: tuple[tuple[str, Any], ...] = ()  # tie-breaking columns and their values
-
-    @property
-    def dense(self) -> bool:
-        """True of a method without blocks: it read everything."""
-        return self.block_size is None
-
-
-@dataclass(frozen=True, slots=True)
 class FigureSet:
-    """The rows of one model on one device in one dtype, ready to draw."""
+    """The rows of one model on one device in one dtype and kind of cache, ready to draw."""
 
     model: str
     device: str
@@ -54,34 +32,45 @@ class FigureSet:
     launch: str  # "graph", or "eager" where no row ran as a graph
     lines: dict[Variant, list[Row]]  # timed rows, every stage
     untimed: list[Row]  # skipped, failed and out-of-memory rows
-    alike: list[Row] = field(default_factory=list)  # timed, another selection of a drawn method: for quality alone
+    alike: tuple[Row, ...] = ()  # timed, another selection of a drawn method: for quality alone
+    storage: str = ""  # how the cache lies, where that is not the usual way
+    slug: str = ""
+    notes: tuple[str, ...] = ()  # on what is left out
 
     @property
     def rows(self) -> list[Row]:
+        """All rows that may be drawn."""
         return [row for rows in self.lines.values() for row in rows]
 
     @property
+    def looks(self) -> dict[Variant, Look]:
+        """How each line looks, in every figure of this set."""
+        return looks(self.lines)
+
+    @property
     def on_cpu(self) -> bool:
-        methods = {variant.method for variant in self.lines}
-        return "cpu" in self.device.lower() or ("resa-torch" in methods and "resa" not in methods)
+        """Whether a CPU was measured."""
+        return "cpu" in self.device.lower()
 
     def batches(self, stage: str = "total") -> list[int]:
+        """Batches that a stage was timed at."""
         return sorted({row.batch for row in self.rows if row.stage == stage})
 
     def contexts(self, stage: str = "total") -> list[int]:
+        """Contexts that a stage was timed at, in tokens."""
         return sorted({row.context for row in self.rows if row.stage == stage})
 
-    def resa(self) -> list[Variant]:
-        """ReSA's variants: the kernels' own where there are any, else the portable path's."""
-        for method in RESA:
-            found = [variant for variant in self.lines if variant.method == method]
-            if found:
-                return found
-        return []
+    def forms(self) -> dict[str, list[Variant]]:
+        """ReSA's variants by the method that computes its steps; the kernels' chain first where it was timed."""
+        forms: dict[str, list[Variant]] = {}
+        for variant in self.lines:
+            if steps_of(variant.method) == "resa":
+                forms.setdefault(variant.method, []).append(variant)
+        return forms
 
-    def fused(self) -> list[Variant]:
-        """ReSA's variants in one kernel."""
-        return [variant for variant in self.lines if variant.method == FUSED]
+    def resa(self) -> list[Variant]:
+        """The variants of ReSA's first form."""
+        return next(iter(self.forms().values()), [])
 
     def need_curve(self, stage: str = "total") -> None:
         """Raise `NotDrawn` unless some batch has at least two contexts."""
@@ -97,105 +86,92 @@ class FigureSet:
 
 def points(rows: Iterable[Row], stage: str, batch: int, column: str) -> list[Row]:
     """Rows of one line that have `column`, by context."""
-    found = [r for r in rows if r.stage == stage and r.batch == batch and getattr(r, column) is not None]
-    return sorted(found, key=lambda row: row.context)
+    able = [r for r in rows if r.stage == stage and r.batch == batch and getattr(r, column) is not None]
+    return sorted(able, key=lambda row: row.context)
 
 
 def best_dense(figures: FigureSet, batch: int, context: int) -> tuple[Variant, Row] | None:
     """The dense variant with the lowest median `total`, of those measured here."""
-    found = [
+    rivals = [
         (variant, row)
         for variant, rows in figures.lines.items()
-        if variant.dense
+        if variant.is_dense
         for row in points(rows, "total", batch, "median_us")
         if row.context == context
     ]
-    return min(found, key=lambda pair: pair[1].median_us or 0.0, default=None)
+    return min(rivals, key=lambda pair: pair[1].median_us or 0.0, default=None)
 
 
-def figure_sets(rows: Sequence[Row]) -> tuple[list[FigureSet], list[str]]:
-    """The sets of the main figures, and notes on what they leave out.
-
-    Main are rows of the micro suite, with a cold cache, launched as a graph (eager where a set has no graph rows),
-    on random selections. A measurement that is there twice is drawn as last measured.
-    """
-    latest: dict[tuple[Any, ...], Row] = {}
-    micro = [row for row in rows if row.suite == "micro"]
-    for row in sorted(micro, key=lambda row: row.started_at or ""):
-        latest[row.device, *identity(row)] = row
-    notes = []
-    if len(latest) < len(micro):
-        notes.append(f"{len(micro) - len(latest)} rows were measured again later: the latest is drawn")
-
-    main: dict[tuple[str, str, str], list[Row]] = defaultdict(list)
-    untimed: dict[tuple[str, str], list[Row]] = defaultdict(list)
-    for row in latest.values():
-        if not row.timed:
-            untimed[row.model, row.device or ""].append(row)
-        elif row.cache_state == "cold" and row.selection_pattern in (None, "random"):
-            main[row.model, row.device or "", row.dtype or ""].append(row)
-
-    sets = []
-    for (model, device, dtype), found in sorted(main.items()):
-        launch = "graph" if any(row.launch == "graph" for row in found) else "eager"
-        kept = [row for row in found if row.launch == launch]
-        if kept:
-            missed = [r for r in untimed[model, device] if r.status != "ok" and (r.dtype or dtype) == dtype]
-            sets.append(FigureSet(model, device, dtype or None, launch, variants(kept), missed))
-    return sets, notes
+@figure_sets("micro", needs="timed rows of suite 'micro' with cache_state 'cold' and a random selection")
+def micro_sets(rows: Sequence[Row]) -> list[FigureSet]:
+    """Rows of the micro suite with a cold cache, on random selections."""
+    cold = (r for r in rows if not r.timed or (r.cache_state == "cold" and r.selection_pattern in (None, "random")))
+    return sets_of(cold, "micro", lambda row: (row.stage, row.batch, row.context))
 
 
-def place(row: Row) -> tuple[Any, ...]:
-    """Where a row falls in the micro figures: rows of one line differ in it."""
-    return row.stage, row.batch, row.context
-
-
-def variants(rows: Iterable[Row], point: Callable[[Row], tuple[Any, ...]] = place) -> dict[Variant, list[Row]]:
-    """Rows by variant: dense first, then by method and parameters.
+def sets_of(rows: Iterable[Row], suite: str, place: Callable[[Row], Hashable]) -> list[FigureSet]:
+    """The sets of a suite's rows: launched as a graph, eager where a set has no graph rows.
 
     Args:
-        rows: of one set.
-        point: where a row falls. Variants that meet there are told apart by `TIE_BREAKERS`.
+        rows: of any suites.
+        place: where a row falls: rows of one line differ in it. The last measured is drawn.
     """
-    by_core: dict[Variant, list[Row]] = defaultdict(list)
-    for row in rows:
-        by_core[_core(row)].append(row)
+    own = sorted((row for row in rows if row.suite == suite), key=lambda row: row.started_at or "")
+    groups: dict[tuple[str, ...], list[Row]] = defaultdict(list)
+    for row in own:
+        if row.timed:
+            groups[row.model, row.device or "unknown device", row.dtype or "unknown dtype", _storage(row)].append(row)
+    sets = []
+    for (key, timed), name in zip(sorted(groups.items()), slugs(sorted(groups)), strict=True):
+        model, device, storage, dtype = key[0], timed[0].device or "", key[3], timed[0].dtype
+        latest = list({identity(row): row for row in timed}.values())
+        launch = "graph" if any(row.launch == "graph" for row in latest) else "eager"
+        kept = [row for row in latest if row.launch == launch]
+        again = len(timed) - len(latest)
+        notes = [f"{name}: {again} {suite} rows were measured again later: the latest is drawn"] if again else []
+        lost = {row.method for row in latest} - {row.method for row in kept}
+        notes += [f"{name}: {method} ran eagerly only and is left out" for method in sorted(lost)]
+        untimed = {identity(r): r for r in own if (r.model, r.device or "") == (model, device)}.values()
+        missed = [r for r in untimed if not r.timed and r.status != "ok" and r.dtype in (None, dtype)]
+        lines = lines_of(kept, place)
+        sets.append(FigureSet(model, device, dtype, launch, lines, missed, (), storage, name, tuple(notes)))
+    return sets
+
+
+def _storage(row: Row) -> str:
+    layout = row.kv_layout if row.kv_layout != USUAL_LAYOUT else None
+    return ", ".join(word for word in ("paged K/V" if row.paged else "", layout or "") if word)
+
+
+def lines_of(rows: Iterable[Row], place: Callable[[Row], Hashable]) -> dict[Variant, list[Row]]:
+    """Rows by variant, in reading order; of several at one place the last one."""
+    latest = {(row.variant, place(row)): row for row in rows}
     lines: dict[Variant, list[Row]] = defaultdict(list)
-    for core, found in by_core.items():
-        names = _ties(found, point)
-        for row in found:
-            ties = tuple((name, getattr(row, name)) for name in names)
-            key = (core.method, core.block_size, core.active_ratio, core.budget_tokens, core.gqa_policy)
-            lines[Variant(*key, core.summary_kind, core.window, ties)].append(row)
+    for row in latest.values():
+        lines[row.variant].append(row)
     return dict(sorted(lines.items(), key=lambda item: order(item[0])))
 
 
-def _core(row: Row) -> Variant:
-    # Under an active ratio the token budget, and the window of sink + window, follow from the context.
-    by_ratio = row.active_ratio is not None
-    return Variant(
-        row.method,
-        row.block_size,
-        row.active_ratio,
-        None if by_ratio else row.budget_tokens,
-        row.gqa_policy,
-        row.summary_kind,
-        None if by_ratio and row.method == "sink-window" else row.window,
-    )
-
-
-def _ties(rows: list[Row], point: Callable[[Row], tuple[Any, ...]]) -> list[str]:
-    """Tie-breaking columns that tell rows at the same point apart."""
-    same_point: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
-    for row in rows:
-        same_point[point(row)].append(row)
-    return [n for n in TIE_BREAKERS if any(len({getattr(r, n) for r in group}) > 1 for group in same_point.values())]
-
-
 def order(variant: Variant) -> tuple[Any, ...]:
-    """Sorts variants: dense first, then ReSA, then by method and parameters."""
-    leading = (*RESA, FUSED, "resa-authors", "sparse")
-    rank = leading.index(variant.method) if variant.method in leading else len(leading)
-    numbers = (variant.block_size, variant.active_ratio, variant.budget_tokens, variant.window)
-    words = (variant.gqa_policy or "", variant.summary_kind or "", *(str(v or "") for _, v in variant.ties))
-    return (not variant.dense, rank, variant.method, *(n or 0 for n in numbers), *words)
+    """Sorts variants: dense first, then ReSA, then by method; of each the usual settings first, then by value."""
+    steps = steps_of(variant.method)
+    usual = default_settings(variant.method)
+    ranks = []
+    for name, entry in SETTINGS.items():
+        value = variant.get(name)
+        number = value if isinstance(value, (int, float)) else 0
+        ranks.append((value not in (None, usual.get(name, entry.default)), number, str(value or "")))
+    return (not variant.is_dense, steps != "resa", steps, variant.method != steps, variant.method, ranks)
+
+
+def is_varied(variant: Variant) -> bool:
+    """Whether a setting of VARIED is not the usual one."""
+    return any(variant.get(name) not in (None, SETTINGS[name].default) for name in VARIED)
+
+
+def without_varied(figures: FigureSet) -> FigureSet:
+    """Varied selections set aside (`alike`) where the same method's usual one was timed."""
+    plain = {variant.method for variant in figures.lines if not is_varied(variant)}
+    aside = [variant for variant in figures.lines if is_varied(variant) and variant.method in plain]
+    kept = {variant: rows for variant, rows in figures.lines.items() if variant not in aside}
+    return replace(figures, lines=kept, alike=tuple(row for variant in aside for row in figures.lines[variant]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import replace
 from typing import Any
 
 from matplotlib.artist import Artist
@@ -11,19 +10,23 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
 
+from ..suites.core.looks import BLACK, VERMILLION
 from ..suites.core.rows import Row
+from ..suites.core.settings import SETTINGS
+from ..suites.core.spec import Variant
 from .caption import caption, title
 from .data import FigureSet, NotDrawn
-from .decode_data import Setting, fastest_dense, parts, setting
-from .style import BLACK, SMALL_PT, VERMILLION, finish, panels, tokens
+from .decode_data import fastest_dense, parts, setting
+from .registry import figure
+from .style import HOLLOW, LIMIT_DASHES, SMALL_PT, bar_axis, finish, panels, tokens
 
 AXES = {"rectify_every": "tokens between rectifications, f", "block_size": "block size b, tokens"}
 _OUTLINE: dict[str, Any] = {"facecolor": "white", "edgecolor": VERMILLION, "linewidth": 0.8, "linestyle": (0, (2, 1))}
 RECTIFICATION = ("rectify", "rectify+project+ffn")
 
 
+@figure("decode-periods", suite="decode")
 def decode_periods(figures: FigureSet) -> Figure:
     """Tokens per second over f, and over the block size: a bar each, what rectification costs outlined above it."""
     studies = {column: _study(figures, column) for column in AXES}
@@ -37,28 +40,25 @@ def decode_periods(figures: FigureSet) -> Figure:
     for ax, (column, rows) in zip(axes, studies.items(), strict=True):
         rival = fastest_dense(figures, setting(rows[0])).get(rows[0].context)
         if rival is not None:
-            ax.axhline(rival.tokens_per_s or 0.0, color=BLACK, linewidth=1.0, linestyle=(0, (6, 2)))
+            ax.axhline(rival.tokens_per_s or 0.0, color=BLACK, linewidth=1.0, linestyle=LIMIT_DASHES)
             rivals.add(rival.method)
         for x, row in enumerate(rows):
             shared |= _bar(ax, x, row, _share(figures, row))
         other = "block_size" if column == "rectify_every" else "rectify_every"
-        fixed = {"block_size": "b", "rectify_every": "f"}[other]
-        ax.set_title(f"{_named(setting(rows[0]), rows[0].context)}, {fixed}={getattr(rows[0], other)}")
-        ax.set_xticks(range(len(rows)), [str(getattr(row, column)) for row in rows])
+        fixed = SETTINGS[other].word.format(getattr(rows[0], other))
+        ax.set_title(f"{setting(rows[0])}, {tokens(rows[0].context)}, {fixed}")
+        bar_axis(ax, range(len(rows)), [str(getattr(row, column)) for row in rows])
         ax.set_xlabel(AXES[column])
         ax.set_xlim(-0.7, max(len(rows), 3) - 0.3)
-        ax.tick_params(axis="x", length=0)
-        ax.grid(visible=False, axis="x")
         drawn += rows
     axes[0].set_ylim(top=axes[0].get_ylim()[1] * 1.06)
-    axes[0].yaxis.set_major_locator(MaxNLocator(5))
     for ax in left:
         ax.set_ylabel("tokens/s")
     legend: list[Artist] = [Patch(facecolor=VERMILLION, label="ReSA")]
     if shared:
         legend.append(Patch(**_OUTLINE, label="if rectification were free (its share of the time)"))
     if rivals:
-        legend.append(Line2D([], [], color=BLACK, linewidth=1.0, linestyle=(0, (6, 2)), label="best dense"))
+        legend.append(Line2D([], [], color=BLACK, linewidth=1.0, linestyle=LIMIT_DASHES, label="best dense"))
     note = f"best dense: {', '.join(sorted(rivals))}" if rivals else ""
     heading = title(figures, "rectification period and block size of ReSA")
     return finish(fig, heading, legend, caption(figures, drawn, note))
@@ -68,8 +68,7 @@ def _study(figures: FigureSet, column: str) -> list[Row]:
     """The steps of one case that differ in `column` alone: most values, then the longest context."""
     groups: dict[object, dict[int, Row]] = defaultdict(dict)
     for variant in figures.resa():
-        same = replace(variant, ties=tuple(tie for tie in variant.ties if tie[0] != column))
-        same = replace(same, block_size=None) if column == "block_size" else same
+        same = Variant(variant.method, tuple(pair for pair in variant.settings if pair[0] != column))
         for row in figures.lines[variant]:
             if row.stage == "total" and getattr(row, column) is not None:
                 groups[same, setting(row), row.context][getattr(row, column)] = row
@@ -79,25 +78,20 @@ def _study(figures: FigureSet, column: str) -> list[Row]:
 
 def _share(figures: FigureSet, step: Row) -> float | None:
     """Rectification's share of a step's time."""
-    found = parts(figures, step)
-    times = [found[stage].mean_us or 0.0 for stage in RECTIFICATION if stage in found]
+    stages = parts(figures, step)
+    times = [stages[stage].mean_us or 0.0 for stage in RECTIFICATION if stage in stages]
     return sum(times) / step.mean_us if times and step.mean_us else None
 
 
 def _bar(ax: Axes, x: int, row: Row, share: float | None) -> bool:
     height = row.tokens_per_s or 0.0
     hollow = row.status == "throttled"
-    top = height
     if share is not None and share < 1:
-        top = height / (1 - share)
+        top, words = height / (1 - share), f"{share:.{0 if share >= 0.095 else 1}%}"
         ax.bar(x, top, 0.68, **_OUTLINE)
-        ax.text(
-            x, top, f"{share:.0%}" if share >= 0.095 else f"{share:.1%}", ha="center", va="bottom", fontsize=SMALL_PT
-        )
-    ax.bar(x, height, 0.68, facecolor="white" if hollow else VERMILLION, edgecolor=VERMILLION, linewidth=0.8)
+        ax.text(x, top, words, ha="center", va="bottom", fontsize=SMALL_PT)
+    bar = ax.bar(x, height, 0.68, facecolor="white" if hollow else VERMILLION, edgecolor=VERMILLION, linewidth=0.8)
+    if hollow:
+        bar.patches[0].set_label(HOLLOW)
     ax.text(x, height, f"{height:.4g}", ha="center", va="top", fontsize=SMALL_PT, color="black" if hollow else "white")
     return share is not None
-
-
-def _named(where: Setting, context: int) -> str:
-    return f"{where}, {tokens(context)}"

@@ -1,4 +1,4 @@
-"""Where the time of a decode step of the whole model goes: the best dense method, ReSA (also in one kernel), Quest."""
+"""Where the time of a decode step of the whole model goes: the best dense method, and the sparse ones."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
 
+from ..suites.core.looks import TITLES
 from ..suites.core.rows import Row
 from .caption import caption, title
-from .data import FUSED, FigureSet, NotDrawn, Variant
+from .data import FigureSet, NotDrawn
 from .decode_data import Setting, fastest_dense, parts, settings, steps, usual
-from .decode_style import REST, fill, names, rank, stage_patch
-from .style import DOUBLE_IN, SMALL_PT, finish, panels, tokens
+from .registry import figure
+from .stage_style import REST, bar_place, fill, stage_patch
+from .style import DOUBLE_IN, MARK, SMALL_PT, bar_axis, finish, names_of, panels, stack, starred, tokens
 
 BAR, SPACE = 0.86, 0.7  # widths in bars, of a bar and between contexts
 NAME_IN = 0.12  # inches that a name under a bar needs
@@ -32,6 +33,7 @@ class Bar:
     gap_us: float  # as measured, which may be below 0
 
 
+@figure("decode-stages", suite="decode")
 def decode_stages(figures: FigureSet) -> Figure:
     """Milliseconds a token by stage, a panel a setting, a group of bars a context.
 
@@ -39,54 +41,46 @@ def decode_stages(figures: FigureSet) -> Figure:
     would be below 0: it is drawn as 0, and a diamond marks the step.
     """
     groups = {where: _groups(figures, where) for where in settings(figures)}
-    groups = {where: found for where, found in groups.items() if found}
-    if not groups:
+    groups = {where: by_context for where, by_context in groups.items() if by_context}
+    bars = [bar for by_context in groups.values() for group in by_context.values() for bar in group]
+    if not bars:
         raise NotDrawn("no whole step has stages: was it measured with --no-breakdown?")
-    bars: list[Bar] = []
-    longest = max(len(bar.name) for found in groups.values() for group in found.values() for bar in group)
-    widest = max(_width(found) for found in groups.values())
+    longest = max(len(bar.name) for bar in bars)
+    widest = max(_width(by_context) for by_context in groups.values())
     columns = 3 if len(groups) > 4 and widest * NAME_IN < DOUBLE_IN / 3 - 0.5 else 2
-    fig, axes, left = panels(len(groups), 1.75 + 0.061 * longest, share_y=False, columns=columns)
-    for ax, (where, found) in zip(axes, groups.items(), strict=True):
-        _draw(ax, found, widest, 7 + 4.4 * longest)
+    fig, axes, left = panels(len(groups), 1.75 + 0.055 * longest, share_y=False, columns=columns)
+    for ax, (where, by_context) in zip(axes, groups.items(), strict=True):
+        _draw(ax, by_context, widest, 4 + 3.9 * longest)
         ax.set_title(str(where))
-        bars += [bar for group in found.values() for bar in group]
     for ax in left:
         ax.set_ylabel("a step, ms")
     return finish(fig, title(figures, "time of a decode step by stage"), _legend(bars), _caption(figures, bars))
 
 
 def _groups(figures: FigureSet, where: Setting) -> dict[int, list[Bar]]:
-    """Bars by context, of steps with stages."""
-    named = names(figures.lines)
-    dense = fastest_dense(figures, where)
-    sparse = [*(v for v in figures.resa() if v in usual(figures, (v.method,))), *usual(figures, (FUSED, "quest"))]
-    found: dict[int, list[Bar]] = {}
-    for context, row in dense.items():
-        found.setdefault(context, []).append(_bar(figures, "dense", row))
+    """Bars by context, of steps with stages: the fastest dense method's, then the sparse variants'."""
+    sparse = usual(figures, [variant for variant in figures.lines if not variant.is_dense])
+    names = names_of(row for variant in sparse for row in figures.lines[variant])
+    groups: dict[int, list[Bar]] = {}
+    for context, row in fastest_dense(figures, where).items():
+        groups.setdefault(context, []).append(_bar(figures, "dense", row))
     for variant in sparse:
+        alone = sum(other.method == variant.method for other in sparse) == 1
+        name = TITLES.get(variant.method, variant.method) if alone else names.of(variant)
         for row in steps(figures, variant, where):
-            found.setdefault(row.context, []).append(_bar(figures, _short(variant, sparse, named[variant]), row))
-    kept = {context: [bar for bar in bars if bar.heights] for context, bars in sorted(found.items())}
-    return {context: bars for context, bars in kept.items() if bars}
-
-
-def _short(variant: Variant, beside: Sequence[Variant], name: str) -> str:
-    """A method's name; its parameters too where several variants of it stand side by side."""
-    brothers = sum(other.method == variant.method for other in beside)
-    method = {"resa": "ReSA", "resa-torch": "ReSA", FUSED: "one kernel", "quest": "Quest"}[variant.method]
-    if brothers == 1:
-        return method
-    return name.replace("ReSA (one kernel)", method).replace("ReSA (torch)", "ReSA").replace("ReSA ", "")
+            groups.setdefault(row.context, []).append(_bar(figures, name, row))
+    groups = {context: [bar for bar in bars if bar.heights] for context, bars in sorted(groups.items())}
+    return {context: bars for context, bars in groups.items() if bars}
 
 
 def _bar(figures: FigureSet, name: str, step: Row) -> Bar:
-    found = parts(figures, step)
+    stages = parts(figures, step)
     heights: dict[str, float] = {}
-    for stage in sorted(found, key=rank):
+    for stage in sorted(stages, key=bar_place):
         shown = REST[-1] if stage in REST else stage
-        heights[shown] = heights.get(shown, 0.0) + max(found[stage].mean_us or 0.0, 0.0) / 1e3
-    return Bar(name, step, heights, (found["gap"].mean_us or 0.0) if "gap" in found else 0.0)
+        heights[shown] = heights.get(shown, 0.0) + max(stages[stage].mean_us or 0.0, 0.0) / 1e3
+    gap_us = (stages["gap"].mean_us or 0.0) if "gap" in stages else 0.0
+    return Bar(starred(name, [step]), step, heights, gap_us)
 
 
 def _width(groups: dict[int, list[Bar]]) -> float:
@@ -100,14 +94,9 @@ def _draw(ax: Axes, groups: dict[int, list[Bar]], width: float, below_pt: float)
     for context, bars in groups.items():
         middle = x + (len(bars) - 1) / 2
         for bar in bars:
-            bottom = 0.0
-            for stage, height in bar.heights.items():
-                if height == 0:
-                    continue
-                ax.bar(x, height, BAR, bottom, **fill(stage))
-                bottom += height
+            stack(ax, x, [(height, fill(stage)) for stage, height in bar.heights.items() if height], BAR)
             if bar.gap_us < 0:
-                ax.plot([x], [(bar.step.mean_us or 0.0) / 1e3], "D", color="black", markersize=3)
+                ax.plot([x], [(bar.step.mean_us or 0.0) / 1e3], **MARK)
             at.append(x)
             x += 1
         ax.annotate(
@@ -115,30 +104,22 @@ def _draw(ax: Axes, groups: dict[int, list[Bar]], width: float, below_pt: float)
             textcoords="offset points", ha="center", va="top", fontsize=SMALL_PT + 0.5, fontweight="bold",
         )  # fmt: skip
         x += SPACE
-    ax.set_xticks(at, [bar.name for bars in groups.values() for bar in bars], rotation=90)
-    ax.tick_params(axis="x", length=0, pad=2)
+    bar_axis(ax, at, [bar.name for bars in groups.values() for bar in bars], rotation=90)
     ax.set_xlim(-0.8, max(width, 4.0) - 0.2)
-    ax.grid(visible=False, axis="x")
-    ax.yaxis.set_major_locator(MaxNLocator(5))
 
 
 def _legend(bars: Sequence[Bar]) -> list[Artist]:
     present = {stage for bar in bars for stage, height in bar.heights.items() if height > 0}
-    legend: list[Artist] = [stage_patch(stage) for stage in sorted(present, key=rank)]
-    if any(bar.gap_us < 0 for bar in bars):
-        legend.append(Line2D([], [], color="black", marker="D", markersize=3, linestyle="", label="measured step"))
-    return legend
+    legend: list[Artist] = [stage_patch(stage) for stage in sorted(present, key=bar_place)]
+    below = any(bar.gap_us < 0 for bar in bars)
+    return [*legend, Line2D([], [], label="measured step", **MARK)] if below else legend
 
 
 def _caption(figures: FigureSet, bars: Sequence[Bar]) -> str:
-    rivals = sorted({bar.step.method for bar in bars if bar.name == "dense"})
+    rivals = sorted({bar.step.method for bar in bars if bar.step.variant.is_dense})
     below = [bar for bar in bars if bar.gap_us < 0]
     most = max((-bar.gap_us / (bar.step.mean_us or 1.0) for bar in below), default=0.0)
-    notes = (
-        f"dense: {', '.join(rivals)}" if rivals else "",
-        "gap: what the stages leave of the mean step",
-        f"{len(below)} of {len(bars)} gaps below 0 (tracing takes time, {most:.0%} of the step at most): drawn as 0"
-        if below
-        else "",
-    )
+    notes = [f"dense: {', '.join(rivals)}" if rivals else "", "gap: what the stages leave of the mean step"]
+    if below:
+        notes.append(f"{len(below)} of {len(bars)} gaps below 0 (tracing takes time, {most:.0%} at most): drawn as 0")
     return caption(figures, [bar.step for bar in bars], *notes)

@@ -8,13 +8,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from ..suites.core.analysis import LEVEL, level_rows
+from ..suites.core.looks import GREY, Look
 from ..suites.core.rows import Row
-from ..suites.quality.cases import LEVEL
-from ..suites.quality.table import level_of
+from ..suites.core.spec import Variant
 from .caption import circumstances
 from .data import NotDrawn
-from .quality_data import QualitySet, looks, main, usual
-from .style import GREY, Look, finish, legend_line, panels
+from .quality_data import Lines, QualitySet, first_selection, plain
+from .registry import figure
+from .style import finish, legend_lines, panels
 
 PANELS = {
     "kl": "KL(dense || method), nats",
@@ -26,6 +28,7 @@ POINTS = 16  # of a line at most: short stretches differ by what the text says t
 WIDE = 12.0  # times from the least to the most KL: more than that asks for a logarithmic axis
 
 
+@figure("quality-drift", suite="quality")
 def quality_drift(figures: QualitySet) -> Figure:
     """A panel a metric, a line a method: means of stretches of steps, all sequences together.
 
@@ -33,38 +36,39 @@ def quality_drift(figures: QualitySet) -> Figure:
     are drawn strong. ReSA at f = 1 is the error of one sparse step on exact keys and values, which no rectification
     removes: grey, and the zero of the second panel, which has the methods that select as it does.
     """
-    lines = usual(figures.lines)
-    styles, strong = looks(lines), main(lines)
-    if not any(len({row.step for row in mine if row.metric == "kl"}) > 1 for mine in lines.values()):
+    lines = plain(figures.lines)
+    styles, strong = figures.looks, first_selection(lines)
+    if not any(len({row.step for row in rows if row.metric == "kl"}) > 1 for rows in lines.values()):
         raise NotDrawn("a single stretch of steps makes no curve")
     curves = {metric: _curves(figures.rows, lines, metric) for metric in PANELS}
     shown = {metric: words for metric, words in PANELS.items() if curves[metric]}
     fig, axes, _ = panels(len(shown), height_in=2.2, share_y=False)
     for ax, (metric, words) in zip(axes, shown.items(), strict=True):
-        for name, points in curves[metric].items():
-            _line(ax, points, styles[name], 1.3 if name in strong else 0.7)
+        for variant, points in curves[metric].items():
+            _line(ax, points, styles[variant], 1.3 if variant in strong else 0.7)
         ax.set_title(words)
         ax.set_xlabel("steps since prefill")
         ax.set_xlim(0, max(row.step or 0 for row in figures.rows))
         _scale(ax, metric, [y for points in curves[metric].values() for _, y in points])
-    legend = [legend_line(styles[name], name) for name in lines]
+    legend = legend_lines(styles, (row for rows in lines.values() for row in rows))
     note = "grey: ReSA at f = 1, a sparse step's own error, which no rectification removes"
     heading = f"{figures.model}: drift from dense decoding"
     return finish(fig, heading, legend, circumstances(figures.rows, figures.about, note))
 
 
-def _curves(rows: Sequence[Row], lines: dict[str, list[Row]], metric: str) -> dict[str, list[tuple[float, float]]]:
+def _curves(rows: Sequence[Row], lines: Lines, metric: str) -> dict[Variant, list[tuple[float, float]]]:
     """Middles of stretches and means there, by line; of the excess only lines whose level was measured."""
-    if metric != "excess":
-        plain = {n: _points([r for r in mine if r.metric == metric and r.layer is None]) for n, mine in lines.items()}
-        return {name: points for name, points in plain.items() if points}
-    found = {}
-    for name, mine in lines.items():
-        level = _points([r for r in level_of(rows, mine[0]) if r.metric == "kl"])
-        own = _points([r for r in mine if r.metric == "kl"])
-        if mine[0].rectify_every != LEVEL and [x for x, _ in level] == [x for x, _ in own]:
-            found[name] = [(x, y - low) for (x, y), (_, low) in zip(own, level, strict=True)]
-    return found
+    curves = {}
+    for variant, own in lines.items():
+        points = _points([r for r in own if r.metric == ("kl" if metric == "excess" else metric) and r.layer is None])
+        if metric == "excess":
+            level = _points([r for r in level_rows(rows, own[0]) if r.metric == "kl"])
+            if variant.get("rectify_every") == LEVEL or [x for x, _ in level] != [x for x, _ in points]:
+                continue
+            points = [(x, y - low) for (x, y), (_, low) in zip(points, level, strict=True)]
+        if points:
+            curves[variant] = points
+    return curves
 
 
 def _points(rows: Sequence[Row]) -> list[tuple[float, float]]:

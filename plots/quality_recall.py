@@ -7,15 +7,17 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from ..suites.core.looks import looks, shade
 from ..suites.core.rows import Row
+from ..suites.core.spec import Variant
 from .caption import circumstances
 from .data import NotDrawn
-from .quality_data import USUAL_PERIOD, QualitySet, looks, selection
-from .style import DOUBLE_IN, VERMILLION, finish, legend_line
+from .quality_data import USUAL_PERIOD, QualitySet, selection
+from .registry import figure
+from .style import DOUBLE_IN, finish, legend_line, names_of
 
-BAND = "#F7D9C8"  # a pale vermillion
 
-
+@figure("quality-recall", suite="quality")
 def quality_recall(figures: QualitySet) -> Figure:
     """A line a selector: means over query heads and steps; for ReSA's the range of its heads, too.
 
@@ -23,34 +25,35 @@ def quality_recall(figures: QualitySet) -> Figure:
     one with the usual period stands for them.
     """
     lines = figures.lines
-    styles = looks(lines)
-    chosen: dict[tuple[object, ...], str] = {}
-    for name, mine in lines.items():
-        if not any(row.metric == "recall" for row in mine):
+    chosen: dict[tuple[object, ...], Variant] = {}
+    for variant, rows in lines.items():
+        if not any(row.metric == "recall" for row in rows):
             continue
-        key = selection(mine[0])
-        if key not in chosen or mine[0].rectify_every == USUAL_PERIOD:
-            chosen[key] = name
+        key = selection(rows[0])
+        if key not in chosen or variant.get("rectify_every") == USUAL_PERIOD:
+            chosen[key] = variant
     if not chosen:
         raise NotDrawn("no row has the metric recall (step by step it is not measured)")
     fig = Figure(figsize=(DOUBLE_IN, 2.8), layout="constrained")
     ax = fig.subplots()
     legend: list[Artist] = []
-    banded = next((name for name in chosen.values() if lines[name][0].rectify_every), None)
-    for name in sorted(chosen.values(), key=lambda name: name == banded):
-        by_layer = _by_layer(lines[name])
+    styles = looks(chosen.values())
+    names = names_of(row for variant in chosen.values() for row in lines[variant])
+    banded = next((variant for variant in chosen.values() if variant.get("rectify_every")), None)
+    for variant in sorted(chosen.values(), key=lambda variant: variant == banded):
+        by_layer = _by_layer(lines[variant])
         layers = sorted(by_layer)
         means = [sum(by_layer[i]) / len(by_layer[i]) for i in layers]
-        look = styles[name]
-        colour = VERMILLION if name == banded else look.colour
-        if name == banded:
-            ax.fill_between(
-                layers, [min(by_layer[i]) for i in layers], [max(by_layer[i]) for i in layers], color=BAND, linewidth=0
-            )
-        ax.plot(layers, means, color=colour, marker=look.marker, ls=look.linestyle, markersize=3)
-        legend.append(legend_line(type(look)(colour, look.marker, look.linestyle), name))
+        look = styles[variant]
+        if variant == banded:
+            ends = [min(by_layer[i]) for i in layers], [max(by_layer[i]) for i in layers]
+            ax.fill_between(layers, *ends, color=shade(look.colour, 0.8), linewidth=0)
+            label = f"query heads of {names.of(variant)}, least to most"
+            band = Patch(facecolor=shade(look.colour, 0.8), label=label)
+        ax.plot(layers, means, color=look.colour, marker=look.marker, ls=look.linestyle, markersize=3)
+        legend.append(legend_line(look, names.of(variant)))
     if banded:
-        legend.append(Patch(facecolor=BAND, label=f"query heads of {banded}, least to most"))
+        legend.append(band)
     ax.set_xlabel("layer")
     ax.set_ylabel("attention mass in the blocks read")
     ax.set_ylim(None, 1.0)
@@ -65,8 +68,8 @@ def quality_recall(figures: QualitySet) -> Figure:
 
 def _by_layer(rows: list[Row]) -> dict[int, list[float]]:
     """The recall of each query head, by layer."""
-    found: dict[int, list[float]] = {}
+    shares: dict[int, list[float]] = {}
     for row in rows:
         if row.metric == "recall" and row.layer is not None and row.value is not None:
-            found.setdefault(row.layer, []).append(row.value)
-    return found
+            shares.setdefault(row.layer, []).append(row.value)
+    return shares

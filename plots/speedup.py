@@ -9,100 +9,87 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from ..suites.core.looks import GREY, TITLES, Look
 from ..suites.core.rows import Row
-from .caption import caption, title
-from .data import FUSED, FigureSet, NotDrawn, Variant, points
-from .style import GREY, Look, context_axis, draw_line, finish, labels, legend_line, looks, panels
+from ..suites.core.spec import Variant
+from .caption import best_dense_of, caption, title
+from .data import FigureSet, NotDrawn, points
+from .registry import figure
+from .style import LIMIT_DASHES, curve_panels, draw_line, finish, legend_line, legend_lines
 
 COLUMN = "speedup_vs_best_dense"
-LIMIT = Look(GREY, "", (0, (6, 2)))
 STAGE_LINES = {"total": "-", "total_amortised": (0, (2, 1))}
 STAGE_NAMES = {"total": "step alone", "total_amortised": "with rectification"}
 
+Line = tuple[Variant, str, Look]
+"""A variant, the stage whose speed-up is drawn, and how."""
 
+
+@figure("speedup", suite="micro")
 def speedup(figures: FigureSet) -> Figure:
     """One decode step (`total`) of every sparse method against the best dense one, and what the floors allow."""
-    lines = [(variant, "total", style) for variant, style in looks(figures.lines).items() if not variant.dense]
-    return _draw(figures, lines, "speed-up of a decode step")
+    lines = [(variant, "total", look) for variant, look in figures.looks.items() if not variant.is_dense]
+    return draw_speedups(figures, {"": lines}, "speed-up of a decode step")
 
 
+@figure("speedup-amortised", suite="micro")
 def speedup_amortised(figures: FigureSet) -> Figure:
     """ReSA with its rectification paid for (`total_amortised`, dashed), beside the step alone (`total`, solid).
 
-    Its steps in one kernel have panels of their own.
+    Further forms of it (its steps in one kernel) have panels of their own.
     """
     figures.need_curve("total_amortised")
-    styles = looks(figures.lines)
-    lines = [
-        (variant, stage, Look(styles[variant].colour, styles[variant].marker, line))
-        for variant in (*figures.resa(), *figures.fused())
-        for stage, line in STAGE_LINES.items()
-    ]
-    return _draw(figures, lines, "speed-up with rectification", apart=True)
+    groups: dict[str, list[Line]] = {}
+    for method, variants in figures.forms().items():
+        name = f", {TITLES.get(method, method)}" if groups else ""
+        groups[name] = [
+            (variant, stage, Look(figures.looks[variant].colour, figures.looks[variant].marker, dashes))
+            for variant in variants
+            for stage, dashes in STAGE_LINES.items()
+        ]
+    return draw_speedups(figures, groups, "speed-up with rectification")
 
 
-def _draw(figures: FigureSet, lines: list[tuple[Variant, str, Look]], what: str, *, apart: bool = False) -> Figure:
-    """A panel a batch; `apart`: variants in one kernel in further panels."""
+def draw_speedups(figures: FigureSet, groups: dict[str, list[Line]], what: str) -> Figure:
+    """A panel a batch and group of lines; groups by what their panels' titles say of them."""
     figures.need_curve()
-    lines = [
-        line for line in lines if any(r.stage == line[1] and r.speedup_vs_best_dense for r in figures.lines[line[0]])
-    ]
-    if not lines:
+    groups = {name: [line for line in lines if _rows(figures, line)] for name, lines in groups.items()}
+    groups = {name: lines for name, lines in groups.items() if lines}
+    if not groups:
         raise NotDrawn(f"no sparse row has {COLUMN}: was a dense method measured in the same cases?")
-    rows = [r for variant, stage, _ in lines for r in figures.lines[variant] if r.stage == stage]
-    batches = sorted({row.batch for row in rows if row.speedup_vs_best_dense})
-    groups: dict[str, list[tuple[Variant, str, Look]]] = {}
-    for line in lines:
-        groups.setdefault(", one kernel" if apart and line[0].method == FUSED else "", []).append(line)
-    contexts = sorted({row.context for row in rows})
-    limited = _limited(figures)
-    fig, axes, left = panels(len(batches) * len(groups))
-    drawn: list[Row] = []
-    for ax, ((name, mine), batch) in zip(axes, product(groups.items(), batches), strict=True):
+    rows = [row for lines in groups.values() for line in lines for row in _rows(figures, line)]
+    batches, contexts = sorted({row.batch for row in rows}), sorted({row.context for row in rows})
+    limited = [v for v in figures.resa() if any(r.stage == "total" and r.floor_speedup for r in figures.lines[v])]
+    titles = [f"batch {batch}{name}" for name, batch in product(groups, batches)]
+    fig, axes = curve_panels(titles, contexts, "speed-up, log scale")
+    for ax, (lines, batch) in zip(axes, product(groups.values(), batches), strict=True):
         ax.axhline(1.0, color="black", linewidth=0.8)
-        for variant, style in limited.items():
-            limit = points(figures.lines[variant], "total", batch, "floor_speedup")
-            draw_line(ax, limit, "floor_speedup", style, marker=False)
-        for variant, stage, style in mine:
-            found = points(figures.lines[variant], stage, batch, COLUMN)
-            draw_line(ax, found, COLUMN, style)
-            drawn += found
-        ax.set_title(f"batch {batch}{name}")
-        ax.set_xlabel("context, tokens")
-        context_axis(ax, contexts)
+        for variant in limited:
+            limit = Look(figures.looks[variant].colour, "", LIMIT_DASHES)
+            draw_line(ax, points(figures.lines[variant], "total", batch, "floor_speedup"), "floor_speedup", limit)
+        for variant, stage, look in lines:
+            draw_line(ax, points(figures.lines[variant], stage, batch, COLUMN), COLUMN, look)
     _ratio_axis(axes[0])
-    for ax in left:
-        ax.set_ylabel("speed-up, log scale")
-
-    rivals = ", ".join(sorted({row.best_dense for row in drawn if row.best_dense}))
+    legend = _legend(rows, [line for lines in groups.values() for line in lines])
+    if limited:
+        legend.append(legend_line(Look(GREY, "", LIMIT_DASHES), "what ReSA's floor allows"))
     heading = title(figures, f"{what} over the best dense kernel")
-    return finish(
-        fig,
-        heading,
-        _legend(figures, lines, bool(limited)),
-        caption(figures, drawn, f"best dense: {rivals}" if rivals else ""),
-    )
+    return finish(fig, heading, legend, caption(figures, rows, best_dense_of(rows)))
 
 
-def _legend(figures: FigureSet, lines: list[tuple[Variant, str, Look]], limited: bool) -> list[Line2D]:
-    names = labels(figures.lines)
-    styles = {variant: style for variant, _, style in lines}
+def _rows(figures: FigureSet, line: Line) -> list[Row]:
+    return [row for row in figures.lines[line[0]] if row.stage == line[1] and row.speedup_vs_best_dense]
+
+
+def _legend(rows: list[Row], lines: list[Line]) -> list[Line2D]:
+    styles = {variant: look for variant, _, look in lines}
     stages = sorted({stage for _, stage, _ in lines})
     if len(stages) > 1:  # the line's style stands for the stage, not for the method
-        styles = {variant: Look(style.colour, style.marker) for variant, style in styles.items()}
-    legend = [legend_line(style, names[variant]) for variant, style in styles.items()]
+        styles = {variant: Look(look.colour, look.marker) for variant, look in styles.items()}
+    legend = legend_lines(styles, rows)
     if len(stages) > 1:
         legend += [legend_line(Look(GREY, "", STAGE_LINES[stage]), STAGE_NAMES[stage]) for stage in stages]
-    if limited:
-        legend.append(legend_line(LIMIT, "what ReSA's floor allows"))
     return legend
-
-
-def _limited(figures: FigureSet) -> dict[Variant, Look]:
-    """ReSA's variants whose floor is known, with the look of its line: the variant's colour, thin and dashed."""
-    styles = looks(figures.lines)
-    known = [v for v in figures.resa() if any(r.stage == "total" and r.floor_speedup for r in figures.lines[v])]
-    return {variant: Look(styles[variant].colour, "", LIMIT.linestyle) for variant in known}
 
 
 def _ratio_axis(ax: Axes) -> None:

@@ -1,43 +1,37 @@
-"""How figures look: sizes of a two-column paper, colours that colour-blind readers tell apart, one look a variant.
-
-Dense methods are black and grey, sparse ones coloured. A variant looks the same in every figure, whatever is beside it.
-"""
+"""How figures look: sizes of a two-column paper, axes, lines, what stands below; looks are suites/core/looks.py's."""
 
 from __future__ import annotations
 
+import math
 import textwrap
-import zlib
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
-from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
+from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
 
+from ..suites.core.looks import TITLES, Look
 from ..suites.core.rows import Row
-from .data import FUSED, RESA, Variant
+from ..suites.core.spec import Names, Variant
 
 SINGLE_IN = 3.4  # inches, one column
 DOUBLE_IN = 7.0  # inches, both columns
 SMALL_PT = 7.0  # the smallest type in any figure
 DPI = 220
+TICK_IN = 0.30  # inches between the named ticks of a context axis, at least
 
-# Okabe and Ito's palette.
-BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
-BLUE, VERMILLION, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
-GREY, LIGHT_GREY = "#777777", "#BBBBBB"
-
-STAGE_COLOURS = {"append": LIGHT_GREY, "score": SKY, "select": ORANGE, "attend": BLUE, "merge": GREEN}
+LIMIT_DASHES = (0, (6, 2))  # what a floor or the best dense method allows
+HOLLOW = "_throttled"  # label of artists drawn hollow, which legends leave out
+MARK: Any = {"color": "black", "marker": "D", "markersize": 3.2, "linestyle": ""}  # what was measured, beside a stack
+STAR = "*"  # after the name of a bar that was measured under throttling
 
 _RC: Any = {
     "font.size": SMALL_PT,
@@ -67,152 +61,6 @@ def paper() -> AbstractContextManager[None]:
     return matplotlib.rc_context(_RC)
 
 
-@dataclass(frozen=True, slots=True)
-class Look:
-    colour: str
-    marker: str
-    linestyle: Any = "-"
-
-
-_SOLID, _DASHED, _DASHDOT, _DOTTED = "-", (0, (4, 1.5)), (0, (5, 1.2, 1, 1.2)), (0, (1, 1.2))
-
-_METHODS = {
-    "resa": Look(VERMILLION, "o"),
-    "resa-torch": Look(VERMILLION, "o"),
-    "resa-fused": Look(VERMILLION, "*", _DASHED),
-    "resa-authors": Look(PURPLE, "*", _DASHED),
-    "resa-lossless": Look(GREEN, "h", _DASHDOT),
-    "sparse": Look(VERMILLION, "x", _DASHED),
-    "quest": Look(BLUE, "v", _DASHED),
-    "retro": Look(PURPLE, "p", _DASHDOT),
-    "retro-cached": Look(PURPLE, "h", _DOTTED),
-    "sink-window": Look(SKY, "X", _DASHDOT),
-    "oracle": Look(GREEN, "P", _DASHDOT),
-    "sdpa-cudnn": Look(BLACK, "o"),
-    "flash-attn-3": Look("#444444", "s", _DASHED),
-    "flash-attn-2": Look(GREY, "^", _DASHED),
-    "flashinfer": Look("#444444", "D", _DASHDOT),
-    "sdpa-flash": Look(GREY, "v", _DASHDOT),
-    "triton-dense": Look("#999999", "P", _DOTTED),
-    "torch-dense": Look(GREY, "x", _DOTTED),
-}
-_BLOCKS = {16: (VERMILLION, "o"), 32: (ORANGE, "s"), 64: (PURPLE, "^"), 128: (GREEN, "D")}
-_POLICIES = {
-    "per-head": ("v", _DASHED),
-    "group-sum": ("D", _DASHDOT),
-    "group-mean": ("<", _DOTTED),
-    "all-heads": (">", _SOLID),
-}
-_SPARE_MARKERS = "dHp8"
-_FALLBACK = (BLUE, GREEN, PURPLE, ORANGE, SKY, VERMILLION)
-_NAMES = {
-    "resa": "ReSA",
-    "resa-torch": "ReSA (torch)",
-    "resa-fused": "ReSA (one kernel)",
-    "resa-authors": "ReSA (authors)",
-    "resa-lossless": "ReSA lossless",
-    "sparse": "sparse only",
-    "quest": "Quest",
-    "retro": "RetroAttention",
-    "retro-cached": "RetroAttention (cached query)",
-    "sink-window": "sink + window",
-    "oracle": "oracle top-k",
-    "sdpa-cudnn": "cuDNN (SDPA)",
-    "sdpa-flash": "SDPA flash",
-    "flash-attn-2": "FlashAttention 2",
-    "flash-attn-3": "FlashAttention 3",
-    "flashinfer": "FlashInfer",
-    "triton-dense": "Triton dense",
-    "torch-dense": "torch dense",
-}
-_ALWAYS_NAMED = {
-    "resa": "block_size",
-    "resa-torch": "block_size",
-    "resa-fused": "block_size",
-    "sparse": "block_size",
-    "quest": "gqa_policy",
-    "retro": "window",
-    "retro-cached": "window",
-}
-_SHORT = {
-    "block_size": "b={}",
-    "active_ratio": "r={:g}",
-    "budget_tokens": "{} tokens",
-    "gqa_policy": "{}",
-    "summary_kind": "{}",
-    "summary_dtype": "summaries in {}",
-    "spread_weight": "c={:g}",
-    "pinned_blocks": "first {} read",
-    "window": "w={}",
-    "rectify_every": "f={}",
-}
-
-
-def look(variant: Variant) -> Look:
-    """Colour, marker and line of a variant; of a method not known here, fixed by its name."""
-    known = _METHODS.get(variant.method)
-    if known is None:
-        number = zlib.crc32(variant.method.encode())
-        known = Look(_FALLBACK[number % len(_FALLBACK)], _SPARE_MARKERS[number % 4], _DASHED)
-    if variant.method in (*RESA, FUSED, "sparse") and variant.block_size in _BLOCKS:
-        colour, marker = _BLOCKS[variant.block_size]
-        own = variant.method in (FUSED, "sparse")
-        return Look(colour, known.marker if own else marker, known.linestyle)
-    if variant.method == "quest" and variant.gqa_policy in _POLICIES:
-        return Look(known.colour, *_POLICIES[variant.gqa_policy])
-    return known
-
-
-def looks(variants: Iterable[Variant]) -> dict[Variant, Look]:
-    """A look for each; where two would look alike (an active ratio apart), the later is paler with another marker.
-
-    In one kernel ReSA keeps its star, which tells it apart where lines cannot.
-    """
-    chosen: dict[Variant, Look] = {}
-    seen: Counter[Look] = Counter()
-    for variant in variants:
-        own = look(variant)
-        again = seen[own]
-        seen[own] += 1
-        if again:
-            pale = 1 - 0.65**again  # share of white
-            red, green, blue = (channel + (1 - channel) * pale for channel in to_rgb(own.colour))
-            marker = own.marker if variant.method == FUSED else _SPARE_MARKERS[(again - 1) % len(_SPARE_MARKERS)]
-            chosen[variant] = Look(to_hex((red, green, blue)), marker, own.linestyle)
-        else:
-            chosen[variant] = own
-    return chosen
-
-
-def labels(variants: Iterable[Variant]) -> dict[Variant, str]:
-    """A short name for each variant; parameters that differ are added where names would be the same."""
-    same: dict[str, list[Variant]] = defaultdict(list)
-    for variant in variants:
-        always = _ALWAYS_NAMED.get(variant.method)
-        same[_join(_NAMES.get(variant.method, variant.method), _parameter(variant, always))].append(variant)
-    names = {}
-    for name, group in same.items():
-        fields = list(dict.fromkeys(field for variant in group for field in _values(variant)))
-        differing = [field for field in fields if len({_values(variant).get(field) for variant in group}) > 1]
-        for variant in group:
-            names[variant] = _join(name, *(_parameter(variant, field) for field in differing))
-    return names
-
-
-def _values(variant: Variant) -> dict[str, Any]:
-    fields = ("block_size", "active_ratio", "budget_tokens", "gqa_policy", "summary_kind", "window")
-    return {field: getattr(variant, field) for field in fields} | dict(variant.ties)
-
-
-def _parameter(variant: Variant, field: str | None) -> str:
-    value = _values(variant).get(field) if field else None
-    return "" if value is None else _SHORT.get(field or "", f"{field}={{}}").format(value)
-
-
-def _join(*words: str) -> str:
-    return " ".join(word for word in words if word)
-
-
 def tokens(context: int) -> str:
     """A context length as people write it: 262144 is 256K."""
     for unit, name in ((1 << 20, "M"), (1 << 10, "K")):
@@ -222,29 +70,95 @@ def tokens(context: int) -> str:
 
 
 def context_axis(ax: Axes, contexts: Sequence[int]) -> None:
-    """A log2 axis of context lengths, each measured one a tick; every other one is named where they are many."""
+    """A log2 axis of contexts, each a tick; the longest is named, then what has room to its left."""
     ax.set_xscale("log", base=2)
-    every = 1 if len(contexts) <= 5 else 2
-    shown = [tokens(c) if (len(contexts) - 1 - i) % every == 0 else "" for i, c in enumerate(contexts)]
+    low, high = contexts[0] / 1.2, contexts[-1] * 1.2
+    spec = ax.get_subplotspec()
+    width_in = ax.figure.bbox.width / ax.figure.dpi / (spec.get_gridspec().ncols if spec else 1) - 0.6
+    names: list[str] = []
+    last = float("inf")
+    for context in reversed(contexts):
+        at = math.log(context / low) / math.log(high / low) * width_in  # inches from the left
+        names.append(tokens(context) if last - at >= TICK_IN else "")
+        last = at if names[-1] else last
     ax.xaxis.set_major_locator(FixedLocator(list(contexts)))
-    ax.xaxis.set_major_formatter(FixedFormatter(shown))
+    ax.xaxis.set_major_formatter(FixedFormatter(names[::-1]))
     ax.xaxis.set_minor_locator(NullLocator())
     if len(contexts) > 1:
-        ax.set_xlim(contexts[0] / 1.2, contexts[-1] * 1.2)
+        ax.set_xlim(low, high)
 
 
-def draw_line(ax: Axes, rows: Sequence[Row], column: str, look: Look, *, marker: bool = True) -> None:
-    """`column` over context; rows measured under throttling get a hollow marker, twice the size."""
+def draw_line(ax: Axes, rows: Sequence[Row], column: str, look: Look) -> None:
+    """`column` over context; rows measured under throttling get the same marker, hollow and larger.
+
+    A look without a marker is a limit: a thin line, whatever its rows were measured under.
+    """
     xs, ys = [row.context for row in rows], [getattr(row, column) for row in rows]
-    steady = [i for i, row in enumerate(rows) if row.status != "throttled"]
-    ax.plot(xs, ys, color=look.colour, marker=look.marker if marker else "", ls=look.linestyle, markevery=steady)
+    steady = [i for i, row in enumerate(rows) if row.status != "throttled"] if look.marker else None
+    width = None if look.marker else 0.8
+    ax.plot(xs, ys, color=look.colour, marker=look.marker, ls=look.linestyle, lw=width, markevery=steady)
     for row, x, y in zip(rows, xs, ys, strict=True):
-        if row.status == "throttled" and marker:
-            ax.plot([x], [y], "o", markersize=6, markeredgecolor=look.colour, markerfacecolor="white")
+        if row.status == "throttled" and look.marker:
+            draw_point(ax, x, y, look, row, size=5.5)
 
 
-def legend_line(look: Look, label: str) -> Line2D:
-    return Line2D([], [], color=look.colour, marker=look.marker, linestyle=look.linestyle, label=label)
+def draw_point(ax: Axes, x: float, y: float, look: Look, row: Row, size: float) -> None:
+    """The marker of a row alone: hollow where it was measured under throttling."""
+    (point,) = ax.plot([x], [y], look.marker or "o", color=look.colour, markersize=size, clip_on=False)
+    if row.status == "throttled":
+        point.set_markerfacecolor("white")
+        point.set_label(HOLLOW)
+
+
+def starred(name: str, rows: Iterable[Row]) -> str:
+    """The name of a stack of bars, with a star where any of its rows was measured under throttling."""
+    return name + STAR if any(row.status == "throttled" for row in rows) else name
+
+
+def throttled(fig: Figure) -> str:
+    """What the caption says of what is drawn hollow or starred; empty where nothing is."""
+    shown = [ax for ax in fig.axes if ax.get_visible()]
+    points = sum(line.get_label() == HOLLOW for ax in shown for line in ax.lines)
+    bars = sum(patch.get_label() == HOLLOW for ax in shown for patch in ax.patches)
+    stars = sum(tick.get_text().endswith(STAR) for ax in shown for tick in ax.get_xticklabels())
+    counts = (("hollow", points, "point"), ("hollow", bars, "bar"), (STAR, stars, "bar"))
+    marks = [f"{mark} ({count} {what}{'' if count == 1 else 's'})" for mark, count, what in counts if count]
+    return f"{' and '.join(marks)}: measured under throttling" if marks else ""
+
+
+def legend_line(look: Look, label: str, *, line: bool = True) -> Line2D:
+    """A look in a legend; its marker alone where points stand for themselves."""
+    dashes: Any = look.linestyle if line else ""
+    return Line2D([], [], color=look.colour, marker=look.marker, linestyle=dashes, label=label)
+
+
+def names_of(rows: Iterable[Row]) -> Names:
+    """Names of the variants side by side in a figure."""
+    return Names(rows, TITLES)
+
+
+def legend_lines(looks: Mapping[Variant, Look], rows: Iterable[Row]) -> list[Line2D]:
+    """A line in the legend for each variant of the rows drawn, in the order of the looks."""
+    rows = list(rows)
+    names, drawn = names_of(rows), {row.variant for row in rows}
+    return [legend_line(look, names.of(variant)) for variant, look in looks.items() if variant in drawn]
+
+
+def stack(ax: Axes, x: float, parts: Iterable[tuple[float, dict[str, Any]]], width: float) -> float:
+    """Bars of these heights and fills, one upon the other; where they end."""
+    top = 0.0
+    for height, fill in parts:
+        ax.bar(x, height, width, top, **fill)
+        top += height
+    return top
+
+
+def bar_axis(ax: Axes, places: Sequence[float], names: Sequence[str], rotation: int = 0) -> None:
+    """Names under bars, few lines across them."""
+    ax.set_xticks(places, names, rotation=rotation)
+    ax.tick_params(axis="x", length=0, pad=2)
+    ax.grid(visible=False, axis="x")
+    ax.yaxis.set_major_locator(MaxNLocator(5))
 
 
 def panels(
@@ -265,7 +179,11 @@ def panels(
 
 
 def finish(fig: Figure, title: str, legend: Sequence[Artist], caption: str) -> Figure:
-    """Put the title above, the legend and then the caption below, and grow the figure by what they take."""
+    """Put the title above, the legend and then the caption below, and grow the figure by what they take.
+
+    The caption ends with what is drawn as measured under throttling.
+    """
+    caption = "\u00a0· ".join(part for part in (caption, throttled(fig)) if part)
     width, height = fig.get_size_inches()
     pad = 0.05  # inches
     room = width - 2 * pad
@@ -321,3 +239,17 @@ def save(fig: Figure, stem: Path) -> list[Path]:
         fig.savefig(path, dpi=DPI, metadata={"Date": None} if ending == ".svg" else None)
         written.append(path)
     return written
+
+
+def curve_panels(
+    titles: Sequence[str], contexts: Sequence[int], quantity: str, height_in: float = 2.1
+) -> tuple[Figure, list[Axes]]:
+    """Panels with these titles, of curves of a quantity over contexts."""
+    fig, axes, left = panels(len(titles), height_in)
+    for ax, words in zip(axes, titles, strict=True):
+        ax.set_title(words)
+        ax.set_xlabel("context, tokens")
+        context_axis(ax, contexts)
+    for ax in left:
+        ax.set_ylabel(quantity)
+    return fig, axes

@@ -11,8 +11,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .data import FUSED_STAGE
-from .decode_style import fill, rank_in_step
+from ..suites.core.stages import FUSED, place
+from .stage_style import fill
 from .style import DOUBLE_IN, finish, paper, save
 
 ZOOM_KERNELS = 18  # of a step with more kernels than MANY, about two layers, are drawn apart
@@ -34,19 +34,19 @@ def draw_timeline(table: Path, facts: Path, stem: Path) -> list[Path]:
 def timeline(kernels: pd.DataFrame, facts: dict[str, Any]) -> Figure:
     """A panel for each pass, and for a long step one more for its middle."""
     shown: list[tuple[str, pd.DataFrame, list[str], float]] = []  # title, kernels, lanes, microseconds a unit
-    for kind, found in kernels.groupby("kind", sort=False):
-        found = found.assign(turn_us=found.start_us.clip(lower=found.end_us.cummax().shift(fill_value=0)))
-        names = sorted(found.stage.unique(), key=rank_in_step)
-        launch = "replayed" if (found.launch == "graph").all() else "launched from Python"
-        long = found.end_us.max() > 2000
+    for kind, launched in kernels.groupby("kind", sort=False):
+        launched = launched.assign(turn_us=launched.start_us.clip(lower=launched.end_us.cummax().shift(fill_value=0)))
+        names = sorted(launched.stage.unique(), key=place)
+        launch = "replayed" if (launched.launch == "graph").all() else "launched from Python"
+        long = launched.end_us.max() > 2000
         unit = 1e3 if long else 1.0
-        length = f"{found.end_us.max() / unit:.4g} {'ms' if long else 'µs'}"
-        shown.append((f"one {kind}, {launch}, {length}", found, names, unit))
-        if kind == "step" and len(found) > MANY:
-            middle = len(found) // 2
-            part = found.iloc[middle : middle + ZOOM_KERNELS]
+        length = f"{launched.end_us.max() / unit:.4g} {'ms' if long else 'µs'}"
+        shown.append((f"one {kind}, {launch}, {length}", launched, names, unit))
+        if kind == "step" and len(launched) > MANY:
+            middle = len(launched) // 2
+            part = launched.iloc[middle : middle + ZOOM_KERNELS]
             inner = [name for name in names if name in set(part.stage)]
-            shown.append((f"from its middle: {len(part)} kernels of {len(found)}", part, inner, 1.0))
+            shown.append((f"from its middle: {len(part)} kernels of {len(launched)}", part, inner, 1.0))
     heights = [LANE_IN * len(names) + 0.62 for _, _, names, _ in shown]
     fig = Figure(figsize=(DOUBLE_IN, sum(heights)), layout="constrained")
     axes = fig.subplots(len(shown), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
@@ -67,10 +67,10 @@ def timeline(kernels: pd.DataFrame, facts: dict[str, Any]) -> Figure:
 def _lanes(ax: Axes, part: pd.DataFrame, names: Sequence[str], unit: float) -> None:
     start = part.start_us.min()
     for y, name in enumerate(names):
-        mine = part[part.stage == name]
-        colour = fill(name if name == FUSED_STAGE else name.split("+")[-1])["facecolor"]
-        for begin, height, alpha in ((mine.start_us, 0.2, 0.5), (mine.turn_us, 0.8, 1.0)):
-            bars = [((a - start) / unit, (b - a) / unit) for a, b in zip(begin, mine.end_us, strict=True)]
+        lane = part[part.stage == name]
+        colour = fill(name if name == FUSED else name.split("+")[-1])["facecolor"]
+        for begin, height, alpha in ((lane.start_us, 0.2, 0.5), (lane.turn_us, 0.8, 1.0)):
+            bars = [((a - start) / unit, (b - a) / unit) for a, b in zip(begin, lane.end_us, strict=True)]
             ax.broken_barh(
                 bars, (y - height / 2, height), facecolors=colour, alpha=alpha, edgecolor=colour, linewidth=0.3
             )

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
-from .nvml import nvml_handle
+from .nvml import Nvml
 
-# NVML's bits for what slows a GPU down; idling, application clocks and sync boost are not faults.
 THROTTLES = {
     0x4: "power cap",
     0x8: "hardware slowdown",
@@ -18,11 +16,12 @@ THROTTLES = {
     0x40: "thermal (hardware)",
     0x80: "power brake",
 }
+"""NVML's bits for what slows a GPU down; idling, application clocks and sync boost are not faults."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClockState:
-    """One reading. Clocks in MHz, temperature in Celsius, power in watts."""
+    """One reading; None is what the device does not tell. Clocks in MHz, temperature in Celsius, power in watts."""
 
     sm_clock_mhz: int | None = None
     memory_clock_mhz: int | None = None
@@ -32,22 +31,20 @@ class ClockState:
 
 
 class ClockReader:
-    """Reads the state of one device; on a CPU every field stays None."""
+    """Reads the state of one device. A field that it does not tell stays None; on a CPU that is every field."""
 
     def __init__(self, device: torch.device) -> None:
-        self._found = nvml_handle(device)
+        self._nvml = Nvml(device)
 
     def read(self) -> ClockState:
-        if self._found is None:
-            return ClockState()
-        nvml, handle = self._found
-        bits = nvml.nvmlDeviceGetCurrentClocksEventReasons(handle)
+        """The state now."""
+        nvml, bits = self._nvml, self._nvml.throttle_bits()
         return ClockState(
-            sm_clock_mhz=nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
-            memory_clock_mhz=nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM),
-            temperature_c=nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
-            power_w=nvml.nvmlDeviceGetPowerUsage(handle) / 1e3,
-            throttle_reasons=throttle_names(bits),
+            sm_clock_mhz=nvml.sm_clock_mhz(),
+            memory_clock_mhz=nvml.memory_clock_mhz(),
+            temperature_c=nvml.temperature_c(),
+            power_w=nvml.power_w(),
+            throttle_reasons=None if bits is None else throttle_names(bits),
         )
 
 
@@ -56,18 +53,13 @@ def throttle_names(bits: int) -> str | None:
     return ", ".join(name for bit, name in THROTTLES.items() if bits & bit) or None
 
 
-def worst(states: list[ClockState]) -> ClockState:
+def worst(states: Sequence[ClockState]) -> ClockState:
     """Lowest clocks, highest temperature and power, all throttle reasons of several readings."""
-
-    def pick(name: str, choose: Callable[[list], Any]) -> Any:
-        values = [getattr(s, name) for s in states if getattr(s, name) is not None]
-        return choose(values) if values else None
-
     reasons = {part for s in states if s.throttle_reasons for part in s.throttle_reasons.split(", ")}
     return ClockState(
-        pick("sm_clock_mhz", min),
-        pick("memory_clock_mhz", min),
-        pick("temperature_c", max),
-        pick("power_w", max),
-        ", ".join(sorted(reasons)) or None,
+        sm_clock_mhz=min((s.sm_clock_mhz for s in states if s.sm_clock_mhz is not None), default=None),
+        memory_clock_mhz=min((s.memory_clock_mhz for s in states if s.memory_clock_mhz is not None), default=None),
+        temperature_c=max((s.temperature_c for s in states if s.temperature_c is not None), default=None),
+        power_w=max((s.power_w for s in states if s.power_w is not None), default=None),
+        throttle_reasons=", ".join(sorted(reasons)) or None,
     )

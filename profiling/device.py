@@ -2,36 +2,56 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import re
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import triton
 
-from .nvml import nvml_handle
+from .nvml import Nvml
+from .source import COMMIT_VARIABLE, package_version, source_hash, source_state, source_tag
 
-COMMIT_VARIABLE = "RESA_BENCH_COMMIT"
+__all__ = [
+    "COMMIT_VARIABLE",
+    "Environment",
+    "describe",
+    "device_name",
+    "driver_version",
+    "package_version",
+    "source_hash",
+    "source_state",
+    "source_tag",
+]
 
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """Columns of a row that are the same for a whole run."""
+    """Columns of a row that are the same for a whole run.
+
+    Attributes:
+        device: its name.
+        driver: NVIDIA's version; None on a CPU or where it is not known.
+        torch, triton, python: versions.
+        version: of this package.
+        commit, dirty: `source_state`.
+        source: a hash of the package's source files.
+    """
 
     device: str
     driver: str | None
     torch: str
     triton: str
     python: str
+    version: str | None
     commit: str | None
     dirty: bool | None
+    source: str
 
 
 def device_name(device: torch.device) -> str:
-    """The GPU's name, or the CPU's with its core count."""
+    """The GPU's name, or the CPU's with the threads that torch uses."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     info = Path("/proc/cpuinfo")
@@ -41,35 +61,8 @@ def device_name(device: torch.device) -> str:
 
 
 def driver_version(device: torch.device) -> str | None:
-    """NVIDIA's driver; None on a CPU."""
-    found = nvml_handle(device)
-    if found is None:
-        return None
-    version = found[0].nvmlSystemGetDriverVersion()
-    return version.decode() if isinstance(version, bytes) else version
-
-
-def source_state() -> tuple[str | None, bool | None]:
-    """Commit of the tree this package runs from and whether it was changed since.
-
-    Where there is only an exported tree (a container, a remote machine), RESA_BENCH_COMMIT says which commit it is.
-    """
-    folder = Path(__file__).resolve().parent
-    told = os.environ.get(COMMIT_VARIABLE)
-    if told:
-        return told.removesuffix("-dirty"), told.endswith("-dirty")
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True, timeout=20
-        ).stdout.strip()
-
-    try:
-        changes = git("status", "--porcelain", "--untracked-files=all").splitlines()
-        # A new Python file may be a new method; other new files (results, notes) change nothing.
-        return git("rev-parse", "HEAD"), any(c.endswith(".py") or not c.startswith("??") for c in changes)
-    except (OSError, subprocess.SubprocessError):
-        return None, None
+    """NVIDIA's driver; None on a CPU, or where NVML does not tell."""
+    return Nvml(device).driver_version()
 
 
 def describe(device: torch.device) -> Environment:
@@ -81,6 +74,8 @@ def describe(device: torch.device) -> Environment:
         torch=torch.__version__,
         triton=triton.__version__,
         python=platform.python_version(),
+        version=package_version(),
         commit=commit,
         dirty=dirty,
+        source=source_hash(),
     )

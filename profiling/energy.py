@@ -6,35 +6,27 @@ import time
 
 import torch
 
-from .nvml import nvml_handle
+from .nvml import Nvml
 
 
 class EnergyCounter:
-    """Joules since some start; None on a device that does not count them."""
+    """A device's energy and power; None for what it does not count."""
 
     def __init__(self, device: torch.device) -> None:
-        self._found = nvml_handle(device)
-        if self._found is not None:
-            nvml, handle = self._found
-            try:
-                nvml.nvmlDeviceGetTotalEnergyConsumption(handle)
-            except nvml.NVMLError:
-                self._found = None
+        self._nvml = Nvml(device)
 
     def joules(self) -> float | None:
-        if self._found is None:
-            return None
-        nvml, handle = self._found
-        return nvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3
+        """Joules since some start; None on a device that does not count them."""
+        return self._nvml.energy_j()
 
     def idle_watts(self, seconds: float = 0.5) -> float | None:
-        """Mean power while nothing runs."""
-        if self._found is None:
-            return None
-        nvml, handle = self._found
-        readings = []
+        """Mean power in watts over `seconds` in which the caller runs nothing; None where power is not told."""
+        readings: list[float] = []
         end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            readings.append(nvml.nvmlDeviceGetPowerUsage(handle) / 1e3)
+        while not readings or time.monotonic() < end:
+            watts = self._nvml.power_w()
+            if watts is None:
+                break
+            readings.append(watts)
             time.sleep(0.05)
-        return sum(readings) / len(readings)
+        return sum(readings) / len(readings) if readings else None

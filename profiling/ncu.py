@@ -1,8 +1,13 @@
-"""Nsight Compute: the command that counts what a capture range's kernels do, and its CSV read into counters."""
+"""Nsight Compute: the command that counts what a capture range's kernels do, and its CSV read into counters.
+
+Metrics and columns come and go between versions and chips: a counter that is not there is nan (None for a count), and
+`missing` names it. Only without any metric is there nothing to read.
+"""
 
 from __future__ import annotations
 
 import csv
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,17 +32,29 @@ METRICS = {
     "programs": "launch__grid_size",
     "threads": "launch__block_size",
 }
-RANGES = "thread Domain:Push/Pop_Range:PL_Type:PL_Value:CLR_Type:Color:Msg_Type:Msg"
+COUNTS = ("registers", "programs", "threads")
+NAME = "Kernel Name"
+RANGES = re.compile(r".*\bDomain:Push/Pop_Range\b.*")
+UNNAMED = "unnamed"
+UNITS = {
+    "duration_ns": ("ns", "nsecond"),
+    "dram_read_bytes": ("byte",),
+    "dram_write_bytes": ("byte",),
+}
+"""Names that versions have for the base unit of a counter."""
 
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """One launch.
+    """One launch. A metric that was not counted is nan, a count None.
 
     Attributes:
         kind: "step" or "rectification", the span around its stage; empty outside both.
         dram_percent: of what the memory could have moved in the time.
+        l2_hit_percent: of the sectors asked of the L2.
         occupancy_percent: resident warps of those that a multiprocessor can hold.
+        registers: of a thread.
+        programs: of the grid; `threads` of a program.
         stalls: warps that stand still for each reason, for every instruction issued; most first.
     """
 
@@ -50,18 +67,20 @@ class Counters:
     dram_percent: float
     l2_hit_percent: float
     occupancy_percent: float
-    registers: int
-    programs: int
-    threads: int
+    registers: int | None
+    programs: int | None
+    threads: int | None
     stalls: tuple[tuple[str, float], ...]
 
     @property
     def dram_bytes(self) -> float:
+        """Bytes read and written."""
         return self.dram_read_bytes + self.dram_write_bytes
 
     @property
     def gbps(self) -> float:
-        return self.dram_bytes / self.duration_ns
+        """Decimal GB a second, read and written; nan for a kernel of no duration."""
+        return self.dram_bytes / self.duration_ns if self.duration_ns else math.nan
 
 
 def find() -> Path:
@@ -102,40 +121,66 @@ def parse(text: str) -> list[Counters]:
 
     Raises:
         ToolFailed: no kernel was counted.
-        ValueError: a metric is missing, or its unit is not the base one.
+        ValueError: no metric is there, or the unit of one is not the base one.
     """
-    start = text.find('"ID",')  # warnings may stand above
-    rows = list(csv.DictReader(text[start:].splitlines())) if start >= 0 else []
+    rows = _rows(text)
     if len(rows) < 2:
         raise ToolFailed("ncu counted no kernel: did the program start its capture range?")
     units, launches = rows[0], rows[1:]
-    missing = [metric for metric in METRICS.values() if metric not in units]
-    if missing:
-        raise ValueError(f"ncu's CSV lacks {', '.join(missing)}")
-    scaled = [f"{name} in {units[METRICS[name]]}" for name, unit in _BASE.items() if units[METRICS[name]] != unit]
+    if not any(metric in units for metric in METRICS.values()):
+        raise ValueError(f"ncu's CSV lacks {', '.join(METRICS.values())}")
+    scaled = [
+        f"{name} in {units[METRICS[name]]}"
+        for name, allowed in UNITS.items()
+        if METRICS[name] in units and units[METRICS[name]] not in allowed
+    ]
     if scaled:
         raise ValueError(f"ncu's CSV is not in base units ({', '.join(scaled)}): print it with --print-units=base")
     return [_counters(row) for row in launches]
 
 
-_BASE = {"duration_ns": "ns", "dram_read_bytes": "byte", "dram_write_bytes": "byte"}
+def missing(text: str) -> tuple[str, ...]:
+    """What a raw page printed as CSV lacks and what is therefore not known, a line each."""
+    rows = _rows(text)
+    columns = set(rows[0]) if rows else set()
+    lacking = [f"{metric}: {name} is not known" for name, metric in METRICS.items() if metric not in columns]
+    if NAME not in columns:
+        lacking.append(f"{NAME}: kernels have no names")
+    if not any(RANGES.fullmatch(column) for column in columns):
+        lacking.append("NVTX push/pop ranges: kernels belong to no stage")
+    return tuple(f"the report lacks {what}" for what in lacking)
+
+
+def _rows(text: str) -> list[dict[str, str]]:
+    """Units, then launches, by column; a torn line has the columns that it reaches."""
+    start = text.find('"ID",')  # warnings may stand above
+    lines = csv.DictReader(text[start:].splitlines()) if start >= 0 else ()
+    return [{k: v for k, v in row.items() if isinstance(k, str) and isinstance(v, str)} for row in lines]
 
 
 def _counters(row: dict[str, str]) -> Counters:
     def number(column: str) -> float:
-        return float(row[column].replace(",", "") or "nan")
+        try:
+            return float(row[column].replace(",", ""))
+        except (KeyError, ValueError):
+            return math.nan
 
-    ranges = re.findall(rf'"{DOMAIN}:([^:"]+):', row.get(RANGES) or "")
+    def count(name: str) -> int | None:
+        value = number(METRICS[name])
+        return int(value) if math.isfinite(value) else None
+
+    opened = " ".join(text for column, text in row.items() if RANGES.fullmatch(column))
+    ranges = re.findall(rf'"{DOMAIN}:([^:"]+):', opened)
     stages = [name for name in ranges if name not in SPANS]
     kinds = [name for name in ranges if name in SPANS and name != "layer"]
-    stalls = {m[1]: number(column) for column in row if (m := re.fullmatch(STALL, column))}
-    values = {name: number(metric) for name, metric in METRICS.items()}
-    for name in ("registers", "programs", "threads"):
-        values[name] = int(values[name])
+    stalls = {match[1]: number(column) for column in row if (match := re.fullmatch(STALL, column))}
     return Counters(
-        name=short_name(row["Kernel Name"]),
+        name=short_name(row.get(NAME, UNNAMED)),
         stage=stages[-1] if stages else UNMARKED,
         kind=kinds[-1] if kinds else "",
         stalls=tuple(sorted(stalls.items(), key=lambda item: -item[1])),
-        **values,  # type: ignore[arg-type]
+        registers=count("registers"),
+        programs=count("programs"),
+        threads=count("threads"),
+        **{name: number(metric) for name, metric in METRICS.items() if name not in COUNTS},
     )

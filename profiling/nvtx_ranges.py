@@ -22,6 +22,7 @@ class _Range:
         self._domain, self._attributes = domain, attributes
 
     def with_payload(self, value: int | None) -> _Range:
+        """Itself, with the number that its next opening carries."""
         if self._attributes is not None:  # None where no tool is attached
             self._attributes.payload = value
         return self
@@ -50,13 +51,16 @@ class NvtxRanges:
         return _Range(self._domain, attributes)
 
     def stage(self, name: str, blocks: Blocks | None) -> Open:
-        found = self._stages.get(name)
-        if found is None:
-            found = self._stages[name] = self._build(name, "stage")
-        counts = blocks is not None and self._context is not None
-        return found.with_payload(blocks(self._context) if counts else None)  # type: ignore[misc, arg-type]
+        """The stage's range; its payload is `blocks` of the context of the step around it, in tokens."""
+        opened = self._stages.get(name)
+        if opened is None:
+            opened = self._stages[name] = self._build(name, "stage")
+        if blocks is None or self._context is None:
+            return opened.with_payload(None)
+        return opened.with_payload(blocks(self._context))
 
     def span(self, name: Span, value: int | None) -> Open:
+        """The span's range; `value` is its payload: the context in tokens, or a layer's number."""
         if name != "layer":
             self._context = value
         return self._spans[name].with_payload(value)

@@ -15,7 +15,13 @@ class ToolFailed(RuntimeError):
 
 
 def run(words: Sequence[str], what: str) -> str:
-    """Run a command to its end; what it printed.
+    """Run a command to its end.
+
+    Args:
+        what: its name in an error.
+
+    Returns:
+        What it printed, errors included.
 
     Raises:
         ToolFailed: its exit status is not 0, with the last lines that it printed.

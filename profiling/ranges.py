@@ -21,10 +21,13 @@ Blocks = Callable[[int], int]
 
 
 class Listener(Protocol):
-    """Who is told of ranges. A number given with a range is its payload."""
+    """Who opens ranges. A number given with a range is its payload."""
 
-    def stage(self, name: str, blocks: Blocks | None) -> Open: ...
-    def span(self, name: Span, value: int | None) -> Open: ...
+    def stage(self, name: str, blocks: Blocks | None) -> Open:
+        """A range around a stage; `blocks` counts what it selects or reads of a sequence of so many tokens."""
+
+    def span(self, name: Span, value: int | None) -> Open:
+        """A range around stages; `value` is the context in tokens, or a layer's number."""
 
 
 _listener: Listener | None = None
@@ -64,14 +67,20 @@ class Named:
         self._make, self._spans = make, spans
 
     def stage(self, name: str, blocks: Blocks | None) -> Open:
+        """What `make` gives for the stage."""
         return self._make(name)
 
     def span(self, name: Span, value: int | None) -> Open:
+        """What `make` gives for the span; nothing unless spans were asked for."""
         return self._make(name) if self._spans else _nobody
 
 
 class StageClock:
-    """A listener that adds up wall time by stage: for devices without a queue."""
+    """A listener that adds up wall time by stage: for devices without a queue.
+
+    Attributes:
+        seconds: by stage.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
@@ -79,6 +88,7 @@ class StageClock:
 
     @contextmanager
     def stage(self, name: str, blocks: Blocks | None = None) -> Iterator[None]:
+        """A range whose wall time is added to the stage's."""
         start = self._clock()
         try:
             yield
@@ -86,4 +96,5 @@ class StageClock:
             self.seconds[name] += self._clock() - start
 
     def span(self, name: Span, value: int | None) -> Open:
+        """Nothing: spans are not timed."""
         return _nobody

@@ -34,12 +34,19 @@ _TYPES = {
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What one compiled kernel asks of a multiprocessor."""
+    """What one compiled kernel asks of a multiprocessor.
+
+    Attributes:
+        registers: of a thread.
+        spill_bytes: of local memory of a thread.
+        shared_bytes: of shared memory of a program.
+        num_warps: of a program.
+    """
 
     kernel: str
-    registers: int  # a thread
-    spill_bytes: int  # local memory a thread
-    shared_bytes: int  # a program
+    registers: int
+    spill_bytes: int
+    shared_bytes: int
     num_warps: int
 
 
@@ -66,7 +73,7 @@ def _signature(launch: Launch) -> tuple[dict[str, str], dict[tuple[int, ...], An
 
 
 def compile_launch(launch: Launch, capability: int = 90) -> Resources:
-    """Compile one recorded launch for `capability` and read its resources. Needs no GPU."""
+    """Compile one recorded launch for `capability` (90 is 9.0) and read its resources. Needs no GPU."""
     types, constants, attributes = _signature(launch)
     source = ASTSource(fn=launch.kernel, signature=types, constexprs=constants, attrs=attributes)
     options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
@@ -75,18 +82,22 @@ def compile_launch(launch: Launch, capability: int = 90) -> Resources:
 
 
 def read_cubin(kernel: str, cubin: bytes, shared_bytes: int, num_warps: int) -> Resources:
-    """Resources of a compiled kernel, from the report of the tool that ships inside Triton."""
+    """Resources of a compiled kernel, from the report of the tool that ships inside Triton.
+
+    Raises:
+        subprocess.CalledProcessError: `cubin` is none.
+    """
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
         report = subprocess.run([tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True)
-    found = {key: int(number) for key, number in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", report.stdout)}
-    return Resources(kernel, found["REG"], found["STACK"] + found["LOCAL"], shared_bytes, num_warps)
+    usage = {key: int(number) for key, number in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", report.stdout)}
+    return Resources(kernel, usage["REG"], usage["STACK"] + usage["LOCAL"], shared_bytes, num_warps)
 
 
 def as_records(launches: Iterable[Launch], capability: int = 90) -> list[dict[str, Any]]:
-    """Resources of every distinct launch, as plain records."""
+    """Resources of every distinct launch, as records of the fields of `Resources`."""
     seen: dict[str, Resources] = {}
     for launch in launches:
         key = repr((launch.name, _signature(launch), launch.num_warps, launch.num_stages))

@@ -11,7 +11,12 @@ Z_95 = 1.959964
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What a list of samples says. All times in microseconds."""
+    """What a list of samples says. All times in microseconds.
+
+    Attributes:
+        ci_low_us, ci_high_us: 95 % interval of the median.
+        q20_us, q80_us, p50_us, p99_us: quantiles at 20, 80, 50 and 99 %.
+    """
 
     n_samples: int
     median_us: float
@@ -26,7 +31,11 @@ class Summary:
 
 
 def quantile(ordered: Sequence[float], q: float) -> float:
-    """Linear interpolation between order statistics of an ascending list."""
+    """The quantile at `q` (0 to 1) of an ascending list, linear between order statistics.
+
+    Raises:
+        ValueError: the list is empty.
+    """
     if not ordered:
         raise ValueError("samples: got none, need at least one")
     place = q * (len(ordered) - 1)
@@ -36,7 +45,14 @@ def quantile(ordered: Sequence[float], q: float) -> float:
 
 
 def median_interval(ordered: Sequence[float]) -> tuple[float, float]:
-    """95 % confidence interval of the median by order statistics (normal approximation of the binomial ranks)."""
+    """95 % confidence interval of the median by order statistics (normal approximation of the binomial ranks).
+
+    Args:
+        ordered: ascending.
+
+    Raises:
+        ValueError: it is empty.
+    """
     n = len(ordered)
     if not n:
         raise ValueError("samples: got none, need at least one")
@@ -47,7 +63,11 @@ def median_interval(ordered: Sequence[float]) -> tuple[float, float]:
 
 
 def half_width(samples: Sequence[float]) -> float:
-    """Half the width of the median's interval, relative to the median."""
+    """Half the width of the median's interval, relative to the median; 0 where that is 0.
+
+    Raises:
+        ValueError: there are no samples.
+    """
     ordered = sorted(samples)
     low, high = median_interval(ordered)
     middle = quantile(ordered, 0.5)

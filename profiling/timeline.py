@@ -38,6 +38,7 @@ class Kernel:
 
     @property
     def duration_us(self) -> float:
+        """From its own start, whatever ran before it."""
         return self.end_us - self.start_us
 
 
@@ -63,11 +64,18 @@ class Range:
 
 @dataclass(slots=True)
 class Timeline:
-    """One trace. A kernel's call is found by its correlation."""
+    """One trace. A kernel's call is that of its correlation.
+
+    Attributes:
+        kernels: each with its correlation.
+        calls: by correlation.
+        missing: what the tool's report lacks and what is therefore not known, a line each.
+    """
 
     kernels: list[tuple[Kernel, Hashable]] = field(default_factory=list)
     calls: dict[Hashable, Call] = field(default_factory=dict)
     ranges: list[Range] = field(default_factory=list)
+    missing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +108,7 @@ class Breakdown:
 
     @property
     def wall_us(self) -> float:
+        """From the start of the first kernel to the end of the last."""
         return sum(self.stages_us.values()) + self.gap_us
 
 
@@ -111,15 +120,16 @@ class _Spans:
         self._starts = [r.start_us for r in self._ranges]
 
     def at(self, time_us: float) -> Range | None:
+        """The range that is open at this time."""
         i = bisect_right(self._starts, time_us) - 1
         return self._ranges[i] if i >= 0 and time_us <= self._ranges[i].end_us else None
 
 
 def _by_thread(ranges: Sequence[Range]) -> dict[Hashable, _Spans]:
-    found: defaultdict[Hashable, list[Range]] = defaultdict(list)
-    for one in ranges:
-        found[one.thread].append(one)
-    return {thread: _Spans(mine) for thread, mine in found.items()}
+    of_thread: defaultdict[Hashable, list[Range]] = defaultdict(list)
+    for opened in ranges:
+        of_thread[opened.thread].append(opened)
+    return {thread: _Spans(opened) for thread, opened in of_thread.items()}
 
 
 def staged_kernels(timeline: Timeline) -> list[tuple[Kernel, Hashable]]:
@@ -129,8 +139,8 @@ def staged_kernels(timeline: Timeline) -> list[tuple[Kernel, Hashable]]:
     def stage(correlation: Hashable) -> str:
         call = timeline.calls.get(correlation)
         spans = stages.get(call.thread) if call else None
-        found = spans.at(call.start_us) if call and spans else None
-        return found.name if found else UNMARKED
+        around = spans.at(call.start_us) if call and spans else None
+        return around.name if around else UNMARKED
 
     kernels = [(replace(kernel, stage=stage(c)), c) for kernel, c in timeline.kernels]
     return sorted(kernels, key=lambda pair: pair[0].start_us)
@@ -138,29 +148,27 @@ def staged_kernels(timeline: Timeline) -> list[tuple[Kernel, Hashable]]:
 
 def passes(timeline: Timeline) -> list[Pass]:
     """Every step and rectification in the order they were enqueued; what was launched outside them is left out."""
-    wanted = [r for r in timeline.ranges if r.name in SPANS and r.name != "layer"]
-    spans = _by_thread(wanted)
+    spans = _by_thread([r for r in timeline.ranges if r.name in SPANS and r.name != "layer"])
     inside: defaultdict[Range, list[tuple[Kernel, Hashable]]] = defaultdict(list)
     for kernel, correlation in staged_kernels(timeline):
         call = timeline.calls.get(correlation)
-        found = spans[call.thread].at(call.start_us) if call and call.thread in spans else None
-        if found is not None:
-            inside[found].append((kernel, correlation))
-    out = []
-    for one in sorted(inside, key=lambda r: r.start_us):
-        correlations = [c for _, c in inside[one]]
-        calls = [timeline.calls[c] for c in dict.fromkeys(correlations)]
-        out.append(
-            Pass(
-                kind=one.name,
-                graph=len(calls) < len(correlations),
-                context=one.value,
-                kernels=tuple(kernel for kernel, _ in inside[one]),
-                host_us=one.end_us - one.start_us,
-                call_us=sum(call.end_us - call.start_us for call in calls),
-            )
-        )
-    return out
+        around = spans[call.thread].at(call.start_us) if call and call.thread in spans else None
+        if around is not None:
+            inside[around].append((kernel, correlation))
+    return [_pass(around, inside[around], timeline) for around in sorted(inside, key=lambda r: r.start_us)]
+
+
+def _pass(around: Range, launched: Sequence[tuple[Kernel, Hashable]], timeline: Timeline) -> Pass:
+    """The pass of a range and the kernels launched in it."""
+    calls = [timeline.calls[correlation] for correlation in dict.fromkeys(c for _, c in launched)]
+    return Pass(
+        kind=around.name,
+        graph=len(calls) < len(launched),
+        context=around.value,
+        kernels=tuple(kernel for kernel, _ in launched),
+        host_us=around.end_us - around.start_us,
+        call_us=sum(call.end_us - call.start_us for call in calls),
+    )
 
 
 def short_name(name: str) -> str:
@@ -202,6 +210,7 @@ def charge(kernels: Sequence[Kernel], repeats: int = 1, *, between: bool = False
     """Microseconds by stage and gap per repetition.
 
     Args:
+        kernels: in device order, of `repeats` repetitions of the same number each.
         between: count the gaps between repetitions, too (repetitions that follow each other at once).
     """
     stages: defaultdict[str, float] = defaultdict(float)
@@ -215,5 +224,6 @@ def charge(kernels: Sequence[Kernel], repeats: int = 1, *, between: bool = False
     return Breakdown({k: v / repeats for k, v in stages.items()}, gap / repeats, per_repeat)
 
 
-def pick(found: Sequence[Pass], kind: str, *, graph: bool) -> list[Pass]:
-    return [one for one in found if one.kind == kind and one.graph == graph]
+def pick(of: Sequence[Pass], kind: str, *, graph: bool) -> list[Pass]:
+    """Those passes of a kind ("step" or "rectification") that replayed graphs, or that did not, in their order."""
+    return [candidate for candidate in of if candidate.kind == kind and candidate.graph == graph]

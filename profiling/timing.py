@@ -23,6 +23,8 @@ import torch
 
 from .stats import half_width
 
+_cuda: Any = torch.cuda  # whose functions have types in some versions only
+
 FLUSH_MULTIPLE = 4  # of the last-level cache
 MAX_FLUSH_BYTES = 2**30
 SPIN_CYCLES = 80_000  # about 40 us of an H100: the host's head start
@@ -31,7 +33,14 @@ LEAD_CYCLES = 400_000  # about 200 us, once a round: after a synchronisation the
 
 @dataclass(frozen=True, slots=True)
 class Op:
-    """Something to time. `key` names it; `cold` flushes the cache before every sample; `idle` has the device idle."""
+    """Something to time.
+
+    Attributes:
+        key: its name, hashable; no two operations of a measurement share one.
+        run: does it once, without waiting for the device.
+        cold: the cache is flushed before every sample; otherwise it holds what an untimed run before left.
+        idle: the device has nothing to do when a sample starts.
+    """
 
     key: Any
     run: Callable[[], object]
@@ -49,17 +58,29 @@ class Samples:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """When to stop: the median's 95 % interval within `precision`, or `budget_s` spent on the case."""
+    """When to stop: the median's 95 % interval within `precision`, or `budget_s` spent on the case.
+
+    Attributes:
+        precision: half the interval's width relative to the median.
+        budget_s: wall seconds for all operations of a case, warm-up apart.
+        min_samples, max_samples: of each operation; five do where the budget is spent.
+        warmup_s: wall seconds of untimed runs of each operation, after compilation.
+    """
 
     precision: float = 0.005
     budget_s: float = 6.0
     min_samples: int = 20
     max_samples: int = 300
-    warmup_s: float = 0.02  # per op, after compilation
+    warmup_s: float = 0.02
 
 
 class Timer(ABC):
-    """A device's clock and its cache flush."""
+    """A device's clock and its cache flush.
+
+    Attributes:
+        device: what is timed.
+        flush_bytes: read before every cold sample: four times the cache, a gibibyte at most.
+    """
 
     device: torch.device
     flush_bytes: int
@@ -86,7 +107,8 @@ class Timer(ABC):
         """A point in time; the difference of two is seconds as float."""
 
     @abstractmethod
-    def synchronize(self) -> None: ...
+    def synchronize(self) -> None:
+        """Wait until the device has done all it was given."""
 
     def captured(self, run: Callable[[], object]) -> Callable[[], object]:
         """`run` as one graph, where the device has graphs; otherwise as it is."""
@@ -99,40 +121,47 @@ class EventStamp:
     __slots__ = ("event",)
 
     def __init__(self) -> None:
-        self.event = torch.cuda.Event(enable_timing=True)
+        self.event: Any = _cuda.Event(enable_timing=True)
         self.event.record()
 
     def __sub__(self, earlier: EventStamp) -> float:
         self.event.synchronize()
-        return earlier.event.elapsed_time(self.event) * 1e-3
+        milliseconds: float = earlier.event.elapsed_time(self.event)
+        return milliseconds * 1e-3
 
 
 class CudaTimer(Timer):
+    """Events in the current stream; the GPU spins while the host enqueues them."""
+
     def __init__(self, device: torch.device) -> None:
         super().__init__(device, torch.cuda.get_device_properties(device).L2_cache_size)
 
     def settle(self, op: Op) -> None:
-        torch.cuda._sleep(SPIN_CYCLES)
+        """Flush or run once, and spin until the sample's commands are there; or wait, for an op on an idle device."""
+        _cuda._sleep(SPIN_CYCLES)
         if op.cold:
             self.flush()
         else:
             op.run()
-            torch.cuda._sleep(SPIN_CYCLES)  # a short op would leave the host no time
+            _cuda._sleep(SPIN_CYCLES)  # a short op would leave the host no time
         if op.idle:
             self.synchronize()
 
     def lead(self) -> None:
-        torch.cuda._sleep(LEAD_CYCLES)
+        """Spin for longer than the host takes to fill the queue after a synchronisation."""
+        _cuda._sleep(LEAD_CYCLES)
 
     def stamp(self) -> EventStamp:
+        """An event in the current stream."""
         return EventStamp()
 
     def synchronize(self) -> None:
+        """Wait until the GPU has done all it was given."""
         torch.cuda.synchronize(self.device)
 
     def captured(self, run: Callable[[], object]) -> Callable[[], object]:
         """Capture after a warm-up on a side stream, as CUDA graphs ask for."""
-        side = torch.cuda.Stream(self.device)
+        side: Any = _cuda.Stream(self.device)
         side.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(side):
             for _ in range(2):
@@ -145,28 +174,32 @@ class CudaTimer(Timer):
 
 
 class CpuTimer(Timer):
+    """The system's performance counter: a CPU does what it is told before the call returns."""
+
     def __init__(self, device: torch.device) -> None:
         super().__init__(device, _cpu_cache_bytes())
 
     def settle(self, op: Op) -> None:
+        """Flush, or run once."""
         if op.cold:
             self.flush()
         else:
             op.run()
 
     def stamp(self) -> float:
+        """Seconds of the performance counter."""
         return time.perf_counter()
 
     def synchronize(self) -> None:
-        pass
+        """Nothing is ever left to wait for."""
 
 
 def _cpu_cache_bytes() -> int:
     """Size of the last-level cache of the first core; 32 MiB where the system does not say."""
     sizes = Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
     units = {"K": 2**10, "M": 2**20, "G": 2**30}
-    found = [int(t[:-1]) * units[t[-1]] for t in (s.read_text().strip() for s in sizes) if t[-1] in units]
-    return max(found, default=32 * 2**20)
+    texts = [text for size in sizes if (text := size.read_text().strip())]
+    return max((int(text[:-1]) * units[text[-1]] for text in texts if text[-1] in units), default=32 * 2**20)
 
 
 def make_timer(device: torch.device) -> Timer:
@@ -200,10 +233,13 @@ def measure(
 
     Args:
         clock: wall seconds, for the budget alone.
-        on_round: told the number of rounds done.
+        on_round: called with the number of rounds done.
 
     Returns:
         Samples by `Op.key`, in microseconds, in the order they were taken.
+
+    Raises:
+        ValueError: two operations share a key.
     """
     plan = plan or Plan()
     samples = {op.key: Samples() for op in ops}
@@ -227,10 +263,10 @@ def measure(
         if on_round:
             on_round(rounds)
         if rounds >= plan.min_samples and rounds % 5 == 0:
-            done = [op for op in active if half_width(samples[op.key].times_us) < plan.precision]
-            for op in done:
+            precise = [op for op in active if half_width(samples[op.key].times_us) < plan.precision]
+            for op in precise:
                 samples[op.key].stopped_by = "precision"
-            active = [op for op in active if op not in done]
+            active = [op for op in active if op not in precise]
         if clock() - start > plan.budget_s and rounds >= min(plan.min_samples, 5):
             return samples
     for op in active:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path("/")
-"""Where the usual folders are looked for."""
+"""What the folders of tools lie under."""
 
 LIBRARIES = "install that library (Debian: apt-get install libdw1 libelf1 libdebuginfod1)"
 VERSION = re.compile(r"\d+(?:\.\d+)+|\d{6,}")  # an importer has a build number alone
@@ -21,8 +21,10 @@ class Tool:
     """A command-line tool of NVIDIA's.
 
     Attributes:
+        name: of its executable.
         variable: environment variable that names its path and is believed first.
-        folders: where installers put it, as glob patterns; of several versions the newest counts.
+        folders: where installers put it, as glob patterns under `ROOT`; of several versions the newest counts.
+        remedy: what to do where it is not here.
     """
 
     name: str
@@ -31,21 +33,21 @@ class Tool:
     remedy: str
 
     def find(self) -> Path | None:
-        """The variable's path, else what is on PATH, else the newest in the usual folders.
+        """The variable's path, else what is on PATH, else the newest in `folders`; None if it is nowhere.
 
         Raises:
             FileNotFoundError: the variable names a file that is not there.
         """
-        told = os.environ.get(self.variable)
-        if told:
-            if not Path(told).is_file():
-                raise FileNotFoundError(f"{self.variable}: no file at {told}")
-            return Path(told)
+        named = os.environ.get(self.variable)
+        if named:
+            if not Path(named).is_file():
+                raise FileNotFoundError(f"{self.variable}: no file at {named}")
+            return Path(named)
         on_path = shutil.which(self.name)
         if on_path:
             return Path(on_path)
-        found = [path for pattern in self.folders for path in ROOT.glob(pattern) if os.access(path, os.X_OK)]
-        return max(found, key=lambda path: [int(n) for n in re.findall(r"\d+", str(path))], default=None)
+        installed = [path for pattern in self.folders for path in ROOT.glob(pattern) if os.access(path, os.X_OK)]
+        return max(installed, key=lambda path: [int(n) for n in re.findall(r"\d+", str(path))], default=None)
 
 
 NSYS = Tool(
@@ -84,7 +86,7 @@ def version(path: Path) -> str:
         done = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=60, check=False)
     except subprocess.TimeoutExpired as error:
         raise OSError(f"{path} --version did not end within {error.timeout:.0f} s") from error
-    numbers = VERSION.findall(done.stdout)
+    numbers: list[str] = VERSION.findall(done.stdout)
     if done.returncode or not numbers:
         lines = (done.stderr or done.stdout).strip().splitlines()
         raise OSError(lines[-1] if lines else f"{path} --version ended with {done.returncode}")

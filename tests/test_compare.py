@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from resa_bench.suites.compare import compare, main, render, summary, verdict
-from resa_bench.suites.core.rows import Row, append_case
+from resa_bench.suites.compare import compare, compare_files, render, summary, verdict
+from resa_bench.suites.core.results import append
+from resa_bench.suites.core.rows import Row
 from rich.console import Console
 
 
@@ -33,9 +34,9 @@ def shown(a: list[Row], b: list[Row], tmp_path: Path, tolerance: float = 0.02) -
     """Exit status and printed text of `main` on two files."""
     paths = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
     for path, rows in zip(paths, (a, b), strict=True):
-        append_case(path, rows)
+        append(path, rows)
     console = Console(width=200, record=True, file=(tmp_path / "out.txt").open("w"))
-    return main(*paths, tolerance, console), console.export_text()
+    return compare_files(*paths, tolerance, console), console.export_text()
 
 
 @pytest.mark.parametrize(
@@ -178,13 +179,13 @@ def test_everything_newly_failed_is_a_regression_not_incomparable(tmp_path: Path
 @pytest.mark.parametrize("content", [None, b"not json\n", b"\xff\xfe\n", b'{"suite": "micro"}\n'],
                          ids=["missing", "not-json", "not-text", "not-a-row"])  # fmt: skip
 def test_an_unreadable_file_is_2_and_named(tmp_path: Path, content: bytes | None) -> None:
-    append_case(tmp_path / "good.jsonl", [make()])
+    append(tmp_path / "good.jsonl", [make()])
     bad = tmp_path / "bad.jsonl"
     if content is not None:
         bad.write_bytes(content)
     for paths in ((tmp_path / "good.jsonl", bad), (bad, tmp_path / "good.jsonl")):
         console = Console(width=300, record=True, file=(tmp_path / "out.txt").open("w"))
-        assert main(*paths, console=console) == 2
+        assert compare_files(*paths, console=console) == 2
         text = console.export_text()
         assert "cannot compare" in text
         assert "bad.jsonl" in text
@@ -217,7 +218,7 @@ def test_summary_gives_counts_median_largest_and_shares() -> None:
     b = [make(median, stage=f"s{i}") for i, median in enumerate(medians)]
     lines = "\n".join(summary(compare(a, b)))
     assert "4 rows timed in both: 2 slower, 0 faster, 0 unclear, 2 same" in lines
-    assert "median B / A 1.0250; largest difference 50.0% (m-b1-8k resa b=16 s3" in lines
+    assert "median B / A 1.0250; largest difference 50.0% (m-b1-8k resa b16 s3" in lines
     assert "within 2 %: 50.0% of rows; within 5 %: 75.0%" in lines
 
 
@@ -241,7 +242,7 @@ def test_table_names_only_the_settings_that_vary_and_the_run_once() -> None:
     a = [make(100, block_size=b, gqa_policy="group-mean") for b in (16, 32)]
     b = [make(150, block_size=b, gqa_policy="group-mean") for b in (16, 32)]
     table = render(compare(a, b))
-    assert list(table.columns[1].cells) == ["resa b=16", "resa b=32"]
+    assert list(table.columns[1].cells) == ["resa b16", "resa b32"]
     assert "cold graph" in str(table.title)
     mixed = render(compare([*a, make(100, launch="eager")], [*b, make(150, launch="eager")]))
     assert sorted(mixed.columns[3].cells) == ["cold eager", "cold graph", "cold graph"]

@@ -8,11 +8,11 @@ import pytest
 import torch
 from resa_bench.kernels import SparseConfig, get_method
 from resa_bench.suites.cli import main
-from resa_bench.suites.core.rows import read_rows
-from resa_bench.suites.decode.suite import prompt_ids
+from resa_bench.suites.core.results import read_rows
+from resa_bench.suites.core.spec import MethodSpec
 from resa_bench.suites.engine.engine import Engine, State, bind_layers, generate
+from resa_bench.suites.engine.loader import prompt_ids
 from resa_bench.suites.engine.prompt import prefill
-from resa_bench.suites.micro.cases import MethodSpec
 from resa_bench.suites.model.load import load_decoder
 from resa_bench.suites.model.smollm import ModelNotHere
 

@@ -12,9 +12,9 @@ from resa_bench import baselines  # noqa: F401  (registers the rivals)
 from resa_bench.kernels import SparseConfig, get_method
 from resa_bench.kernels.attention.summaries import summaries_reference
 from resa_bench.kernels.linear.dispatch import DenseWeight
+from resa_bench.suites.core.failure import CheckFailed
 from resa_bench.suites.engine.checks import check_attention, check_linears, check_rectified, check_replay
 from resa_bench.suites.engine.engine import Engine, Replay, State, bind_layers, generate
-from resa_bench.suites.engine.gate import CheckFailed
 from resa_bench.suites.engine.prompt import english_text, fill_synthetic, prefill
 from resa_bench.suites.engine.sampling import Sampling
 from resa_bench.suites.model.decoder import Decoder
@@ -308,3 +308,19 @@ def test_a_replay_keeps_what_its_graph_reads(decoder: Decoder, prompt: torch.Ten
     replay()
     assert ran == ["again"]
     assert kept() is not None
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [(float("nan"), "are not finite; weights hold NaN"), (0.0, "the same for every token")],
+    ids=["nan", "zero"],
+)
+def test_the_gate_looks_at_the_logits(prompt: torch.Tensor, value: float, message: str) -> None:
+    """Attention agrees with fp64 where both come from broken weights: what the user gets does not."""
+    broken = tiny_decoder(dtype=DTYPE, device=DEVICE)
+    state = start(broken, prompt)
+    engine = bind(broken, state, RESA)
+    assert isinstance(broken.head, DenseWeight)
+    broken.head.weight.fill_(value)
+    with pytest.raises(CheckFailed, match=message):
+        check_attention(engine, {0})

@@ -8,32 +8,28 @@ from typing import Any
 
 import pytest
 import torch
-from resa_bench.kernels import ResaFused, SparseConfig, get_method
+from benches import make_bench
+from resa_bench.kernels import SparseConfig, get_method
 from resa_bench.kernels.fused.method import STAGE
-from resa_bench.plots.data import FUSED, FUSED_STAGE
 from resa_bench.profiling.ceilings import Ceilings
-from resa_bench.profiling.device import describe
 from resa_bench.suites.cli import main
+from resa_bench.suites.core.bench import Bench
+from resa_bench.suites.core.flags import K
 from resa_bench.suites.core.rows import Row
+from resa_bench.suites.core.spec import MethodSpec, Names
 from resa_bench.suites.core.speedups import with_speedups
-from resa_bench.suites.decode import cli, loader, suite
-from resa_bench.suites.decode.cases import (
-    DecodeCase,
-    capacity,
-    default_list,
-    default_specs,
-    is_study,
-    prompt_tokens,
-    study_specs,
-)
-from resa_bench.suites.decode.suite import CaseRun, DecodeBench, DecodePlan, run_case, step_us
-from resa_bench.suites.decode.table import break_even, breakdown_table, print_report, texts
+from resa_bench.suites.decode import run as decode_run
+from resa_bench.suites.decode import suite
+from resa_bench.suites.decode.cases import DecodeCase, default_list, default_specs, is_study, prompt_tokens, study_specs
+from resa_bench.suites.decode.run import CaseRun, run_case, step_us
+from resa_bench.suites.decode.table import breakdown_table, crossings, print_report, texts
+from resa_bench.suites.engine import bind, loader
+from resa_bench.suites.engine.case import capacity
 from resa_bench.suites.engine.costs import memory_bytes, plan_costs
 from resa_bench.suites.engine.engine import Engine
 from resa_bench.suites.engine.loader import Loader
-from resa_bench.suites.engine.measure import Timing, time_decoding, time_period
+from resa_bench.suites.engine.measure import DecodePlan, Timing, time_decoding, time_period
 from resa_bench.suites.engine.sampling import Sampling
-from resa_bench.suites.micro.cases import K, MethodSpec
 from resa_bench.suites.model import config as model_config
 from resa_bench.suites.model.config import ModelConfig, preset
 from resa_bench.suites.model.smollm import ModelNotHere
@@ -61,8 +57,8 @@ H100 = Ceilings(3068.0, 3020.0, 790.0)
 def test_floors_of_a_known_model(batch: int, weights: str, shared: bool, dense_ms: float, resa_ms: float) -> None:
     """The floors worked out by hand for Qwen2.5-7B at 256K, rectification by bytes there, by FLOPs too here."""
     case = DecodeCase("qwen2.5-7b", preset("qwen2.5-7b"), batch, 256 * K, weights, shared_kv=shared)
-    dense = plan_costs(case, MethodSpec("triton-dense"), True).floor_us(H100) / 1e3
-    resa = plan_costs(case, MethodSpec("resa"), False)
+    dense = plan_costs(case, MethodSpec("triton-dense")).floor_us(H100) / 1e3
+    resa = plan_costs(case, MethodSpec("resa"))
     by_bytes = Ceilings(3068.0, 3020.0, 1e9)
     assert dense == pytest.approx(dense_ms, rel=0.02)
     assert resa.floor_us(by_bytes) / 1e3 == pytest.approx(resa_ms, rel=0.03)
@@ -186,9 +182,8 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> str:
     return TINY.name
 
 
-def bench_on_cpu(**plan: Any) -> DecodeBench:
-    plan = {"seconds": 0.0} | plan
-    return DecodeBench(CPU, Ceilings(1e5, 1e5, 1e3), describe(CPU), DecodePlan(**plan), "resa-bench decode ...")
+def bench_on_cpu(**plan: Any) -> Bench:
+    return make_bench(DecodePlan(**({"seconds": 0.0} | plan)), Ceilings(1e5, 1e5, 1e3), "resa-bench decode ...")
 
 
 SPECS = [
@@ -199,7 +194,7 @@ SPECS = [
 
 def test_rows_of_a_case(tiny: str) -> None:
     case = DecodeCase(tiny, TINY, 2, 512, "fp32", "fp32")
-    rows = run_case(case, SPECS, bench_on_cpu(), Loader())
+    rows = run_case(case, SPECS, bench_on_cpu())
     assert not [r for r in rows if r.status != "ok"], [r.reason for r in rows]
     totals = {r.method: r for r in rows if r.stage == "total"}
     assert set(totals) == {"torch-dense", "resa-torch"}
@@ -224,7 +219,7 @@ def test_rows_of_a_case(tiny: str) -> None:
 @pytest.mark.parametrize("weights", ["fp32", "int4"])
 def test_every_setting_passes_the_gate(tiny: str, shared: bool, weights: str) -> None:
     case = DecodeCase(tiny, TINY, 1, 256, weights, "fp32", shared_kv=shared)
-    rows = run_case(case, SPECS, bench_on_cpu(periods=1), Loader())
+    rows = run_case(case, SPECS, bench_on_cpu(periods=1))
     assert {r.status for r in rows} == {"ok"}, [r.reason for r in rows]
 
 
@@ -238,7 +233,7 @@ def test_a_wrong_kernel_gets_no_time(tiny: str, monkeypatch: pytest.MonkeyPatch)
         return layer
 
     monkeypatch.setattr(kind, "prepare", prepare)
-    rows = run_case(DecodeCase(tiny, TINY, 1, 512, "fp32", "fp32"), SPECS, bench_on_cpu(), Loader())
+    rows = run_case(DecodeCase(tiny, TINY, 1, 512, "fp32", "fp32"), SPECS, bench_on_cpu())
     resa = [r for r in rows if r.method == "resa-torch"]
     assert [(r.status, r.median_us) for r in resa] == [("failed", None)]
     assert "check: attention of layer 0" in str(resa[0].reason)
@@ -279,7 +274,7 @@ def test_drift_of_a_text(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader, "load_decoder", lambda *a, **k: replace(original(*a, **k), tokenizer=Words()))
     case = DecodeCase(tiny, TINY, 1, 300, "fp32", "fp32", prompt="text")
     bench = bench_on_cpu(periods=1)
-    rows = run_case(case, SPECS, replace(bench, plan=replace(bench.plan, drift=True)), Loader())
+    rows = run_case(case, SPECS, replace(bench, plan=replace(bench.plan, drift=True)))
     drift = [r for r in rows if r.metric]
     assert {r.method for r in drift} == {"resa-torch"}
     assert [(r.step, r.metric) for r in drift if r.layer is None] == [
@@ -297,7 +292,7 @@ def test_what_fails_late_leaves_what_was_measured(tiny: str, monkeypatch: pytest
         raise RuntimeError("no profiler here")
 
     monkeypatch.setattr(CaseRun, "stage_rows", broken)
-    rows = run_case(DecodeCase(tiny, TINY, 1, 128, "fp32", "fp32"), SPECS[:1], bench_on_cpu(), Loader())
+    rows = run_case(DecodeCase(tiny, TINY, 1, 128, "fp32", "fp32"), SPECS[:1], bench_on_cpu())
     assert [(r.status, r.tokens_per_s is not None) for r in rows] == [("ok", True), ("failed", False)]
     assert "no profiler here" in str(rows[1].reason)
 
@@ -305,10 +300,10 @@ def test_what_fails_late_leaves_what_was_measured(tiny: str, monkeypatch: pytest
 @pytest.mark.parametrize("shared", [False, True], ids=["apart", "shared"])
 def test_the_way_of_graphs(tiny: str, monkeypatch: pytest.MonkeyPatch, shared: bool) -> None:
     """What a GPU does, with calls in the place of graphs: captures, replays checked, eager rows beside."""
-    monkeypatch.setattr(suite, "can_capture", lambda engine, device: True)
+    monkeypatch.setattr(bind, "can_capture", lambda engine, device: True)
     monkeypatch.setattr(Engine, "capture", lambda self, run: run() or run)
     case = DecodeCase(tiny, TINY, 2, 512, "fp32", "fp32", shared_kv=shared)
-    rows = run_case(case, SPECS, bench_on_cpu(), Loader())
+    rows = run_case(case, SPECS, bench_on_cpu())
     assert {r.status for r in rows} == {"ok"}, [r.reason for r in rows]
     totals = [(r.method, r.launch) for r in rows if r.stage == "total"]
     assert sorted(totals) == sorted((s.name, launch) for s in SPECS for launch in ("graph", "eager"))
@@ -320,14 +315,14 @@ def test_the_way_of_graphs(tiny: str, monkeypatch: pytest.MonkeyPatch, shared: b
 def test_a_graph_that_does_nothing_gets_no_time(
     tiny: str, monkeypatch: pytest.MonkeyPatch, broken: str, message: str
 ) -> None:
-    monkeypatch.setattr(suite, "can_capture", lambda engine, device: True)
+    monkeypatch.setattr(bind, "can_capture", lambda engine, device: True)
 
     def capture(self: Engine, run: Callable[[], None]) -> Callable[[], None]:
         run()
         return (lambda: None) if run.__name__ == broken else run
 
     monkeypatch.setattr(Engine, "capture", capture)
-    rows = run_case(DecodeCase(tiny, TINY, 1, 256, "fp32", "fp32"), SPECS[1:], bench_on_cpu(), Loader())
+    rows = run_case(DecodeCase(tiny, TINY, 1, 256, "fp32", "fp32"), SPECS[1:], bench_on_cpu())
     assert [r.status for r in rows] == ["failed"]
     assert message in str(rows[0].reason)
 
@@ -336,10 +331,10 @@ def test_a_graph_that_does_nothing_gets_no_time(
 def test_a_floor_that_is_beaten_is_an_error_where_ceilings_are_firm(
     tiny: str, monkeypatch: pytest.MonkeyPatch, firm: bool
 ) -> None:
-    monkeypatch.setattr(suite, "firm_ceilings", lambda device: firm)
+    monkeypatch.setattr(decode_run, "firm_ceilings", lambda device: firm)
     bench = bench_on_cpu(breakdown=False)
-    slow = DecodeBench(CPU, Ceilings(1e-6, 1e-6, 1e-9), bench.environment, bench.plan, bench.command)
-    (row,) = run_case(DecodeCase(tiny, TINY, 1, 128, "fp32", "fp32"), SPECS[:1], slow, Loader())
+    slow = replace(bench, ceilings=Ceilings(1e-6, 1e-6, 1e-9))
+    (row,) = run_case(DecodeCase(tiny, TINY, 1, 128, "fp32", "fp32"), SPECS[:1], slow)
     if firm:
         assert row.status == "failed"
         assert "beats the floor" in str(row.reason)
@@ -354,14 +349,12 @@ def test_a_model_that_cannot_be_fetched_is_skipped(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(loader, "load_decoder", nowhere)
     case = DecodeCase("smollm2-135m", TINY, 1, 128, "fp32", "fp32", prompt="text")
-    rows = run_case(case, SPECS, bench_on_cpu(), Loader())
+    rows = run_case(case, SPECS, bench_on_cpu())
     assert {(r.status, r.reason) for r in rows} == {("skipped", "offline: put the wheel there")}
 
 
 def test_one_kernel_on_a_cpu_is_skipped_with_its_reason(tiny: str) -> None:
-    [row] = run_case(
-        DecodeCase(tiny, TINY, 1, 256, "fp32", "fp32"), [MethodSpec("resa-fused")], bench_on_cpu(), Loader()
-    )
+    [row] = run_case(DecodeCase(tiny, TINY, 1, 256, "fp32", "fp32"), [MethodSpec("resa-fused")], bench_on_cpu())
     assert (row.status, row.reason) == ("skipped", "needs a CUDA device, got cpu")
 
 
@@ -406,13 +399,11 @@ def test_break_even() -> None:
             ),
         ]
     )
-    ((curve, (tokens, at_most)),) = break_even(rows).items()
-    assert (curve.method, at_most) == ("resa b16", False)
-    assert tokens == pytest.approx(8192, rel=0.01)
-    ((_, (tokens, at_most)),) = break_even(
-        [r for r in rows if r.context > 4096 or r.method != "resa"] + rows[-1:]
-    ).items()
-    assert at_most
+    ((curve, point),) = crossings(rows).items()
+    assert curve == ("tiny-for-tests", "bf16", "1", "resa b16")
+    assert (point.tokens, point.at_most) == (pytest.approx(8192, rel=0.01), False)
+    wins = [replace(row, speedup_vs_best_dense=1.5) for row in rows if row.method == "resa"]
+    assert [p.at_most for p in crossings(wins).values()] == [True]
 
 
 def test_a_step_in_one_kernel_has_a_column_of_the_breakdown(capsys: pytest.CaptureFixture[str]) -> None:
@@ -421,12 +412,8 @@ def test_a_step_in_one_kernel_has_a_column_of_the_breakdown(capsys: pytest.Captu
     rows = [replace(total("resa-fused", 1.0, block_size=16), stage=n, mean_us=us, **common) for n, us in parts.items()]
     table = breakdown_table(rows[0].case, rows)
     assert table is not None
-    assert [column.header for column in table.columns] == ["method", "one kernel", "rectify", "project", "gap"]
-    assert [next(iter(column.cells)) for column in table.columns] == ["resa-fused b16", "300", "20", "500", "10"]
-
-
-def test_plots_know_the_step_in_one_kernel_by_the_name_of_its_rows() -> None:
-    assert (ResaFused.name, STAGE) == (FUSED, FUSED_STAGE)
+    assert [column.header for column in table.columns] == ["method", "project", "one kernel", "rectify", "gap"]
+    assert [next(iter(column.cells)) for column in table.columns] == ["resa-fused b16", "500", "300", "20", "10"]
 
 
 def test_texts_of_the_longest_prompt() -> None:
@@ -438,7 +425,7 @@ def test_texts_of_the_longest_prompt() -> None:
             total("oracle", 90.0, 4096, text="oracle says"),
         ]
     )
-    assert [str(panel.renderable) for panel in texts(rows)] == ["dense says", "resa says"]
+    assert [str(panel.renderable) for panel in texts(rows, Names(rows))] == ["dense says", "resa says"]
 
 
 # --- commands ---------------------------------------------------------------------------------------------------------
@@ -447,7 +434,7 @@ def test_texts_of_the_longest_prompt() -> None:
 def test_the_plan_measures_nothing_but_ceilings(
     tiny: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli, "measure_ceilings", lambda timer: Ceilings(10.0, 10.0, 0.1))
+    monkeypatch.setattr(suite, "measure_ceilings", lambda timer: Ceilings(10.0, 10.0, 0.1))
     assert main(["decode", "--device", "cpu", "--model", tiny, "--context", "128", "--batch", "1", "--plan"]) == 0
     out = capsys.readouterr().out
     assert "decode-tiny-for-tests-fp32-b1-128" in out
@@ -461,11 +448,20 @@ def test_the_plan_measures_nothing_but_ceilings(
         (["--model", "qwen2.5-7b", "--prompt", "text"], "has random weights and no tokenizer"),
         (["--model", "qwen2.5-7b", "--method", "nope"], "--method nope: unknown; known are"),
         (["--model", "qwen2.5-7b", "--case", "nope"], "--case nope: no case matches"),
-        (["--model", "qwen2.5-7b", "--temperature", "-1"], "temperature: got -1.0"),
-        (["--model", "qwen2.5-7b", "--ratio", "2"], "active_ratio: got 2.0"),
         (["--model", "qwen2.5-7b", "--context", "32"], "--context 32: periods of 32 tokens need a context of 33"),
     ],
 )
 def test_wrong_arguments(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["decode", "--device", "cpu", *arguments]) == 2
     assert message in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [("--temperature", "-1", "got -1, must be 0 to 100"), ("--ratio", "2", "got 2, must be above 0 to 1")],
+)
+def test_values_out_of_range(flag: str, value: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["decode", "--device", "cpu", flag, value])
+    assert stop.value.code == 2
+    assert f"argument {flag}: {message}" in " ".join(capsys.readouterr().err.split())

@@ -15,8 +15,8 @@ from resa_bench.kernels import AttentionShape, KVCache, SparseConfig, Unsupporte
 from resa_bench.kernels.fused import compiler
 from resa_bench.kernels.fused.step import Plan, bind, cluster_size, constants, lay_out, unsupported
 from resa_bench.profiling.resources import read_cubin
-from resa_bench.suites.engine.gate import check_step, dense_exact
 from resa_bench.suites.micro.cases import Case, ModelShape
+from resa_bench.suites.micro.checks import check_step, dense_exact
 from resa_bench.suites.micro.inputs import make_inputs
 
 QWEN = AttentionShape(1, 28, 4, 128)

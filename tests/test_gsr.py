@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -12,21 +13,24 @@ from resa_bench import baselines  # noqa: F401  (registers the rivals)
 from resa_bench.kernels import SparseConfig, get_method
 from resa_bench.profiling.ceilings import Ceilings
 from resa_bench.profiling.device import describe
+from resa_bench.profiling.timing import make_timer
 from resa_bench.suites.cli import main
+from resa_bench.suites.core.bench import Bench
+from resa_bench.suites.core.flags import options
 from resa_bench.suites.core.rows import Row
-from resa_bench.suites.decode.suite import DecodeBench, DecodePlan
+from resa_bench.suites.core.spec import MethodSpec, make_spec
 from resa_bench.suites.engine.checks import _newest
 from resa_bench.suites.engine.engine import Engine, State, bind_layers, generate
 from resa_bench.suites.engine.loader import Loader
+from resa_bench.suites.engine.measure import DecodePlan
 from resa_bench.suites.engine.prompt import prefill
 from resa_bench.suites.engine.sampling import Sampling
 from resa_bench.suites.gsr import suite
 from resa_bench.suites.gsr.cases import INSTRUCTION, LENGTHS, GsrCase, Segment, scaled, segments
 from resa_bench.suites.gsr.phase import Launch, Point, contexts, integrate, run_in_full
+from resa_bench.suites.gsr.run import STAGES, GsrRun, run_case
 from resa_bench.suites.gsr.shared import allocate, at_work
-from resa_bench.suites.gsr.suite import GsrRun, run_case
 from resa_bench.suites.gsr.table import case_table, steps_table
-from resa_bench.suites.micro.cases import MethodSpec
 from resa_bench.suites.model.load import LoadedModel
 from rich.console import Console
 from tiny_model import TINY, tiny_decoder
@@ -34,12 +38,12 @@ from tiny_model import TINY, tiny_decoder
 CPU = torch.device("cpu")
 GREEDY = Sampling()
 SMALL = SparseConfig(min_blocks=2, rectify_every=8)
-DENSE, RESA = MethodSpec("torch-dense", SMALL), MethodSpec("resa-torch", SMALL)
+DENSE, RESA = make_spec("torch-dense", SMALL), make_spec("resa-torch", SMALL)
 CASE = GsrCase(
     "tiny", TINY, (20, 44, 31), prompt=203, summary=6, answer=12, weights="fp32", dtype="fp32", run="full",
     page_size=None, sampling=GREEDY,
 )  # fmt: skip
-BENCH = DecodeBench(CPU, Ceilings(1e5, 1e5, 1e3), describe(CPU), DecodePlan(seconds=0.0, periods=1), "test")
+PLAN = DecodePlan(seconds=0.0, periods=1)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -51,23 +55,24 @@ def inference() -> Any:
     torch.set_num_threads(threads)
 
 
-def loader(layers: int = TINY.layers) -> Loader:
-    """A model whose attention matters, kept as if it had been loaded."""
-    found = Loader()
+def make_bench(layers: int = TINY.layers) -> Bench:
+    """With a model whose attention matters, kept as if it had been loaded."""
+    made = Bench(CPU, describe(CPU), "test", PLAN, make_timer(CPU), Ceilings(1e5, 1e5, 1e3))
     model = tiny_decoder(replace(TINY, layers=layers))
-    found._key, found._model = ("tiny", "fp32", "fp32", 0), LoadedModel(model, None, "tiny")
-    return found
+    loader = made.held(Loader)
+    loader._key, loader._model = ("tiny", "fp32", "fp32", 0), LoadedModel(model, None, "tiny")
+    return made
 
 
 @pytest.fixture(scope="module")
-def models() -> Loader:
-    return loader()
+def bench() -> Bench:
+    return make_bench()
 
 
-def started(models: Loader, case: GsrCase, spec: MethodSpec) -> GsrRun:
+def started(bench: Bench, case: GsrCase, spec: MethodSpec) -> GsrRun:
     """A case prepared, its candidates told apart by the token that each begins with."""
-    run = GsrRun(case, [spec], BENCH, lambda text: None)
-    run.prepare(models)
+    run = GsrRun(case, [spec], bench, lambda text: None)
+    run.prepare(bench.held(Loader))
     run.pending = torch.arange(7, 7 + case.batch)
     return run
 
@@ -103,13 +108,13 @@ class Noise:
 
 @pytest.mark.parametrize("sampled", [False, True], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("spec", [DENSE, RESA], ids=["dense", "resa"])
-def test_candidates_say_what_each_says_alone(models: Loader, spec: MethodSpec, sampled: bool) -> None:
+def test_candidates_say_what_each_says_alone(bench: Bench, spec: MethodSpec, sampled: bool) -> None:
     """Rectification, too, has each candidate's own period, whoever ends in between; lengths are the list's."""
-    run = started(models, CASE, spec)
+    run = started(bench, CASE, spec)
     state = run.candidates(run.layout(spec))
     if sampled:
         object.__setattr__(run, "case", replace(CASE, sampling=Noise(state.count)))
-    timed = run.full(spec, state, CASE.prompt, run.script, False, "candidates")
+    timed = run.full(spec, "candidates", state, CASE.prompt, run.script)
     ends = sorted(CASE.lengths, reverse=True)
     assert state.lengths.tolist() == [CASE.prompt + n for n in ends]
     assert (timed.steps, timed.tokens) == (44, 95)
@@ -125,6 +130,7 @@ def test_candidates_say_what_each_says_alone(models: Loader, spec: MethodSpec, s
     assert torch.equal(refine[-6:], texts[2][-6:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "portable"), [("triton-dense", "torch-dense"), ("resa", "resa-torch")])
 def test_candidates_on_shared_pages_say_what_each_says_alone(
     name: str, portable: str, monkeypatch: pytest.MonkeyPatch
@@ -132,12 +138,9 @@ def test_candidates_on_shared_pages_say_what_each_says_alone(
     """The kernels' path: whole pages of the prompt exist once, K, V and summaries, and stay as they were."""
     if os.environ.get("TRITON_INTERPRET") != "1":
         pytest.skip("token for token in fp32, which the kernels take under the interpreter alone")
-    models = loader(layers=1)
-    spec = MethodSpec(name, replace(SMALL, rectify_every=2, min_blocks=1))
-    case = replace(
-        CASE, config=models._model.decoder.config, lengths=(1, 3), prompt=70, summary=1, page_size=64  # type: ignore[union-attr]
-    )  # fmt: skip
-    run = started(models, case, spec)
+    spec = make_spec(name, SMALL, rectify_every=2, min_blocks=1)
+    case = replace(CASE, config=replace(TINY, layers=1), lengths=(1, 3), prompt=70, summary=1, page_size=64)
+    run = started(make_bench(layers=1), case, spec)
     assert run.layout(spec)
     state = run.candidates(True)
     cache = state.caches[0]
@@ -149,11 +152,10 @@ def test_candidates_on_shared_pages_say_what_each_says_alone(
     assert before[0].any()
     bound, bind = [], run.bind
     monkeypatch.setattr(run, "bind", lambda *given: bound.append(bind(*given)) or bound[-1])
-    timed = run.full(spec, state, 70, run.script, True, "candidates")
-    assert timed.paged
+    run.full(spec, "candidates", state, 70, run.script)
     assert state.lengths.tolist() == [73, 71]
     if name == "resa":
-        whole, part = (one.layers[0].summaries.data for one in bound)  # type: ignore[attr-defined]
+        whole, part = (b.engine.layers[0].summaries.data for b in bound)
         assert whole.shape[0] == cache.k.shape[0]
         assert part.data_ptr() == whole.data_ptr()
     assert torch.equal(cache.k[shared], before[0])
@@ -237,12 +239,12 @@ def one(rows: list[Row], method: str, stage: str) -> Row:
 
 
 @pytest.mark.parametrize("how", ["full", "sampled"])
-def test_rows_whose_times_add_up(models: Loader, how: str) -> None:
+def test_rows_whose_times_add_up(bench: Bench, how: str) -> None:
     case = replace(CASE, run=how, points=2)
-    rows = run_case(case, [DENSE, RESA], BENCH, models)
+    rows = run_case(case, [DENSE, RESA], bench)
     assert {r.status for r in rows} == {"ok"}, [r.reason for r in rows]
     for method in ("torch-dense", "resa-torch"):
-        first, second, answer = (one(rows, method, stage) for stage in suite.STAGES)
+        first, second, answer = (one(rows, method, stage) for stage in STAGES)
         prefills = [r.value or 0.0 for r in rows if (r.method, r.stage) == (method, "prefill")]
         assert len(prefills) == 2
         assert answer.value == pytest.approx(sum(prefills) + (first.value or 0) + (second.value or 0), rel=1e-4)
@@ -255,7 +257,7 @@ def test_rows_whose_times_add_up(models: Loader, how: str) -> None:
         if how == "full":  # the mean steps of the segments are the phase
             took = sum((r.mean_us or 0) * s.steps for r, s in zip(steps, segments(CASE.lengths), strict=True))
             assert took * 1e-6 == pytest.approx(first.value, rel=1e-4)
-    for stage in suite.STAGES:
+    for stage in STAGES:
         dense, resa = one(rows, "torch-dense", stage), one(rows, "resa-torch", stage)
         assert resa.best_dense == "torch-dense"
         assert dense.speedup_vs_best_dense == 1
@@ -269,7 +271,7 @@ def test_rows_whose_times_add_up(models: Loader, how: str) -> None:
     assert "copied" in text
 
 
-def test_a_wrong_kernel_gets_no_time(models: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_kernel_gets_no_time(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     kind = get_method("resa-torch")
     original = kind.prepare
 
@@ -279,36 +281,37 @@ def test_a_wrong_kernel_gets_no_time(models: Loader, monkeypatch: pytest.MonkeyP
         return layer
 
     monkeypatch.setattr(kind, "prepare", prepare)
-    rows = run_case(replace(CASE, lengths=(8, 9), answer=4), [DENSE, RESA], BENCH, models)
+    rows = run_case(replace(CASE, lengths=(8, 9), answer=4), [DENSE, RESA], bench)
     assert [(r.status, r.mean_us) for r in rows if r.method == "resa-torch"] == [("failed", None)]
     assert one(rows, "torch-dense", "answer").status == "ok"
 
 
-def test_what_fixes_its_length_is_not_run_in_full(models: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_fixes_its_length_is_not_run_in_full(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(get_method("torch-dense"), "fixes_length", True)
-    [row] = run_case(CASE, [DENSE], BENCH, models)
+    [row] = run_case(CASE, [DENSE], bench)
     assert (row.status, row.final) == ("skipped", True)
     assert "--run sampled times it" in (row.reason or "")
-    rows = run_case(replace(CASE, run="sampled", points=2, lengths=(40,)), [DENSE], BENCH, models)
+    rows = run_case(replace(CASE, run="sampled", points=2, lengths=(40,)), [DENSE], bench)
     assert one(rows, "torch-dense", "answer").status == "ok"
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--lengths", "100", "9000"], "9256 tokens at the longest"),
-        (["--lengths", "100", "-5"], "must be at least 1 token each"),
+        (["--lengths", "100", "9000"], "lengths: 9256 tokens, over the 8192"),
+        (["--lengths", "100", "-5"], "--lengths: got -5, must be 1 to"),
         (["--lengths", "100", "200", "--candidates", "3"], "2 lengths for 3 candidates"),
         (["--lengths", "100", "200", "--summary-tokens", "150"], "the shortest candidate has 100"),
         (["--lengths", *["3000"] * 4, "--summary-tokens", "2000"], "at most 6144; take shorter summaries"),
         (["--answer", "9K"], "over the 8192 that smollm2-135m handles"),
-        (["--scale", "0"], "--scale: got 0.0, must be above 0"),
+        (["--scale", "0"], "--scale: got 0, must be above 0"),
         (["--page-size", "48"], "must be a multiple of 64"),
         (["--method", "nonsense"], "unknown; known are"),
     ],
 )
 def test_wrong_flags(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["gsr", "--plan", "--device", "cpu", *arguments]) == 2
+    with suppress(SystemExit):  # argparse's own way out, with the same status
+        assert main(["gsr", "--plan", "--device", "cpu", *arguments]) == 2
     assert message in " ".join(capsys.readouterr().err.split())
 
 
@@ -319,3 +322,27 @@ def test_plan(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["gsr", "--plan", "--device", "cpu", "--model", "qwen2.5-14b", "--scale", "1", "--run", "sampled"]) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "gsr-qwen2.5-14b-fp32-n4-p256-a52000-m18000-r4160-b8192-sampled" in text
+
+
+def test_a_name_means_the_same_as_everywhere() -> None:
+    """Quest per head with two dense layers, RetroAttention by the group's sum, whatever the command."""
+    given = {"method": ("quest", "retro"), "block_size": (16, 32)}
+    specs = suite.choose_specs(options(suite.FLAGS, given), CPU)
+    assert specs == [make_spec(name, block_size=b) for name in ("quest", "retro") for b in (16, 32)]
+    assert [spec.config.gqa_policy for spec in specs] == ["per-head"] * 2 + ["group-sum"] * 2
+    assert [spec.dense_layers for spec in specs] == [2, 2, None, None]
+
+
+def test_candidates_of_equal_lengths_are_candidates_each() -> None:
+    case = suite.choose_case(options(suite.FLAGS, {"lengths": [100, 100, 90]}), CPU)
+    assert case.lengths == (100, 100, 90)
+
+
+@pytest.mark.slow
+def test_quest_keeps_its_first_layers_dense(bench: Bench) -> None:
+    spec = make_spec("quest", SMALL, dense_layers=1)
+    run = started(bench, CASE, spec)
+    bound = run.bind(spec, at_work(run.candidates(False), 1), CASE.prompt)
+    first, *rest = (layer.selection() for layer in bound.engine.layers)
+    assert first is None
+    assert all(selection is not None for selection in rest)

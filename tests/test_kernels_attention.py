@@ -28,7 +28,8 @@ from resa_bench.kernels.attention.merge import merge_reference
 from resa_bench.kernels.attention.sparse_decode import sparse_reference
 from resa_bench.kernels.config import ceil_div
 from resa_bench.kernels.exact import UNIT_ROUNDOFF
-from resa_bench.suites.engine.gate import CheckFailed, compare
+from resa_bench.suites.core.failure import CheckFailed
+from resa_bench.suites.engine.gate import compare
 from torch import Tensor
 
 INF = float("inf")

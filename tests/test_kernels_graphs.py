@@ -10,7 +10,7 @@ import torch
 from kernel_cases import NAN, random
 from method_cases import make, run
 from resa_bench.kernels import Unsupported, build_summaries, chunk_kernels
-from resa_bench.suites.engine.gate import check_rectify, check_step, dense_exact
+from resa_bench.suites.micro.checks import check_rectify, check_step, dense_exact
 
 GRAPH_METHODS = ("resa", "resa-fused", "quest", "sink-window", "triton-dense")
 
@@ -78,7 +78,7 @@ def test_graph_replay_of_rectification(kernel: str, dtype: torch.dtype, stream) 
         inputs.chunk.out.fill_(NAN)
         graph.replay()
         replayed = captured.clone()
-        check_rectify(layer, inputs)
+        check_rectify(layer, inputs.chunk)
         assert torch.equal(replayed, layer.rectified(inputs.chunk))
 
 

@@ -161,9 +161,9 @@ def test_linear_on_a_cpu_is_the_reference(group: int) -> None:
     x, weight = torch.randn(2, 128, generator=generator), torch.randn(24, 128, generator=generator)
     packed = quantise(weight, group=group) if group else DenseWeight(weight)
     norm, residual = Norm(torch.ones(128), 1e-6), torch.randn(2, 12, generator=generator)
-    found = linear(x, packed, norm=norm, residual=residual, swiglu=True)
+    result = linear(x, packed, norm=norm, residual=residual, swiglu=True)
     plain = DenseWeight(dequantise(packed)) if isinstance(packed, Int4Weight) else packed
-    assert torch.equal(found, linear_reference(x, plain, norm=norm, residual=residual, swiglu=True))
+    assert torch.equal(result, linear_reference(x, plain, norm=norm, residual=residual, swiglu=True))
 
 
 @pytest.mark.gpu
@@ -174,11 +174,11 @@ def test_linear_on_a_gpu(group: int, dtype: torch.dtype) -> None:
     small = int4_small_linear if group else small_linear
     assert torch.equal(linear(few.x, few.weight, **few.fused), small(few.x, few.weight, **few.fused))
     many = make_linear(40, 48, 256, dtype, group=group, fused="bias+residual")
-    found = linear(many.x, many.weight, residual=many.residual)
+    result = linear(many.x, many.weight, residual=many.residual)
     if group:
-        assert torch.equal(found, many.residual + int4_linear(many.x, many.weight))
+        assert torch.equal(result, many.residual + int4_linear(many.x, many.weight))
     else:
-        assert torch.equal(found, linear_reference(many.x, many.weight, residual=many.residual))
+        assert torch.equal(result, linear_reference(many.x, many.weight, residual=many.residual))
 
 
 @pytest.mark.sanitizer
@@ -197,16 +197,16 @@ def test_rope(rows: int, q_heads: int, kv_heads: int, dim: int, normed: bool, dt
         heads = (q_heads, kv_heads, kv_heads)
         return [torch.full((rows, h, dim), NAN, dtype=kind, device=DEVICE) for h in heads]
 
-    found, exact = outputs(dtype), outputs(torch.float64)
-    rope_kernel(qkv, cos, sin, *found, **norms)
+    rotated, exact = outputs(dtype), outputs(torch.float64)
+    rope_kernel(qkv, cos, sin, *rotated, **norms)
     wide = {name: Norm(norm.weight.double(), norm.eps) for name, norm in norms.items()}
     exact_rope(qkv.double(), cos.double(), sin.double(), *exact, **wide)
-    for ours, theirs in zip(found[:2], exact[:2], strict=True):
-        size = theirs.unflatten(-1, (2, -1)).square().sum(-2, keepdim=True).sqrt().expand(-1, -1, 2, -1).flatten(2)
+    for actual, expected in zip(rotated[:2], exact[:2], strict=True):
+        size = expected.unflatten(-1, (2, -1)).square().sum(-2, keepdim=True).sqrt().expand(-1, -1, 2, -1).flatten(2)
         floor = 2.0**-25 if dtype == torch.float16 else 0.0
-        budget = UNIT_ROUNDOFF[dtype] * theirs.abs() + (dim + 16 if normed else 8) * U32 * size + floor
-        assert bool(((ours.double() - theirs).abs() <= budget).all())
-    assert torch.equal(found[2].double(), exact[2])
+        budget = UNIT_ROUNDOFF[dtype] * expected.abs() + (dim + 16 if normed else 8) * U32 * size + floor
+        assert bool(((actual.double() - expected).abs() <= budget).all())
+    assert torch.equal(rotated[2].double(), exact[2])
 
 
 def exact_rope(qkv, cos, sin, q, k, v, *, q_norm=None, k_norm=None) -> None:  # type: ignore[no-untyped-def]
@@ -223,10 +223,10 @@ def exact_rope(qkv, cos, sin, q, k, v, *, q_norm=None, k_norm=None) -> None:  # 
 def test_rope_reference_and_split_agree(dtype: torch.dtype) -> None:
     """`rope_split` takes the reference on a CPU, the kernel on a GPU; the two differ by two roundings at the most."""
     qkv, angle = random(2, 6 * 64, dtype=dtype, seed=1), random(2, 32, dtype=torch.float32, seed=2)
-    one, two = ([torch.empty(2, h, 64, dtype=dtype, device=DEVICE) for h in (4, 1, 1)] for _ in range(2))
-    rope_split(qkv, angle.cos(), angle.sin(), *one)
-    rope_reference(qkv, angle.cos(), angle.sin(), *two)
-    for a, b in zip(one, two, strict=True):
+    first, second = ([torch.empty(2, h, 64, dtype=dtype, device=DEVICE) for h in (4, 1, 1)] for _ in range(2))
+    rope_split(qkv, angle.cos(), angle.sin(), *first)
+    rope_reference(qkv, angle.cos(), angle.sin(), *second)
+    for a, b in zip(first, second, strict=True):
         assert same(a, b) or bool(((a - b).abs() <= 4 * UNIT_ROUNDOFF[dtype] * b.abs() + 16 * U32).all())
 
 

@@ -41,8 +41,9 @@ from resa_bench.kernels.config import ceil_div
 from resa_bench.kernels.exact import UNIT_ROUNDOFF
 from resa_bench.kernels.method import DenseLayer
 from resa_bench.kernels.pipeline import SparseLayer
-from resa_bench.suites.engine.gate import check_rectify, check_step, compare
+from resa_bench.suites.engine.gate import compare
 from resa_bench.suites.micro.cases import ModelShape
+from resa_bench.suites.micro.checks import check_rectify, check_step
 
 SPARSE = {
     "resa": ("resa", {}),
@@ -182,13 +183,13 @@ def test_oracle_scores_are_exact_masses() -> None:
 @pytest.mark.parametrize("name", ["resa", "resa-torch"])
 def test_rectify(name: str, dtype: torch.dtype) -> None:
     layer, inputs = make(name, dtype)
-    check = check_rectify(layer, inputs)
+    check = check_rectify(layer, inputs.chunk)
     assert 0 < check.budget_used <= 1
 
 
 def test_rectify_of_more_tokens_than_there_are(dtype: torch.dtype) -> None:
     layer, inputs = make("resa", dtype, (38, 2))
-    check_rectify(layer, inputs)
+    check_rectify(layer, inputs.chunk)
     assert not layer.rectified(inputs.chunk)[1, : CHUNK - 2].any()
 
 

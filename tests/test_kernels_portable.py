@@ -23,8 +23,10 @@ from resa_bench.kernels.attention.selection import selection_reference
 from resa_bench.kernels.attention.summaries import Summaries
 from resa_bench.kernels.pipeline import SparseLayer, SparseMethod
 from resa_bench.kernels.portable import TorchSparseLayer, refresh_torch
-from resa_bench.suites.engine.gate import CheckFailed, check_rectify, check_selection, check_step, dense_exact
+from resa_bench.suites.core.failure import CheckFailed
+from resa_bench.suites.engine.gate import check_selection
 from resa_bench.suites.micro.cases import Case, ModelShape
+from resa_bench.suites.micro.checks import check_rectify, check_step, dense_exact
 from resa_bench.suites.micro.inputs import Inputs, make_inputs
 
 CONFIG = SparseConfig(active_ratio=0.3, min_blocks=3)
@@ -238,7 +240,7 @@ def test_rectification_after_portable_steps(dtype: torch.dtype) -> None:
     inputs = make_inputs(case, DEVICE, 40)  # more than two blocks
     inputs.cache.lengths.copy_(torch.tensor((101, 20), dtype=torch.int32))
     layer = make_method("resa-torch", SHAPE, CONFIG, dtype).prepare(inputs.cache)
-    check_rectify(layer, inputs)
+    check_rectify(layer, inputs.chunk)
     for stage in layer.stages(inputs.step):
         stage.run()
     check_selection(layer, inputs.step.q)

@@ -20,7 +20,7 @@ from resa_bench.kernels import (
 from resa_bench.kernels.attention.scores import scores_reference
 from resa_bench.kernels.config import GQA_POLICIES, SUMMARY_KINDS
 from resa_bench.kernels.portable import refresh_torch
-from resa_bench.suites.micro.cases import SUMMARIES, summary_settings
+from resa_bench.suites.core.settings import SUMMARIES, summary_settings
 from torch import Tensor
 
 

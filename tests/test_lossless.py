@@ -190,6 +190,7 @@ def test_rounds_before_the_start_change_nothing_that_stands(decoder: Decoder, de
     assert torch.equal(engine.generate(TOKENS), dense.history.t())
 
 
+@pytest.mark.slow
 def test_text_through_the_kernels() -> None:
     """The kernels' path, interpreted on a CPU, where rollback has a kernel of its own."""
     if CUDA:
@@ -229,6 +230,7 @@ def test_captured_rounds_are_eager_ones(sampling: Sampling) -> None:
         assert torch.equal(*texts)
 
 
+@pytest.mark.slow
 def test_smollm_text_is_that_of_dense_decoding() -> None:
     """A real model, two prompts."""
     try:
@@ -270,6 +272,7 @@ def test_too_little_room_is_told_before_anything_is_written(decoder: Decoder, to
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
+@pytest.mark.slow
 def test_all_the_room_there_is(decoder: Decoder, dense: State) -> None:
     state = start(decoder, history=128)
     lossless(decoder, state, sparse(), CAPACITY - max(LENGTHS) - 61).generate(60)
@@ -393,6 +396,7 @@ def test_zero_probabilities() -> None:
     assert accept(torch.tensor([[0]]), apart[:, :1], apart[:, 1:].expand(1, 2, -1)).following.tolist() == [1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampling", [Sampling(0.8), Sampling(1.0, 0.8)], ids=["t0.8", "top-p"])
 def test_sampled_text_is_distributed_as_dense_sampling(sampling: Sampling) -> None:
     """The engine's own rounds: pairs of tokens after one prompt, against their exact probabilities."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from benches import make_bench
 from resa_bench import baselines  # noqa: F401  (registers the rivals)
 from resa_bench.kernels import (
     AttentionShape,
@@ -19,38 +19,25 @@ from resa_bench.kernels import (
     Stage,
     StepTensors,
     TorchDense,
-    method,
     register,
 )
 from resa_bench.profiling.ceilings import Ceilings
 from resa_bench.profiling.clocks import ClockReader, ClockState
-from resa_bench.profiling.device import describe
 from resa_bench.profiling.stats import Summary, summarize
-from resa_bench.profiling.timing import CpuTimer, Plan, Timer
-from resa_bench.suites import micro, speedups
+from resa_bench.suites.core import speedups
+from resa_bench.suites.core.bench import Bench
 from resa_bench.suites.core.rows import Row
-from resa_bench.suites.micro.cases import (
-    PRESETS,
-    Case,
-    MethodSpec,
-    ModelShape,
-)
-from resa_bench.suites.micro.suite import WHOLE_STEPS, Bench, amortise, run_case, step_us
+from resa_bench.suites.core.spec import MethodSpec
+from resa_bench.suites.core.stages import WHOLE_STEPS
+from resa_bench.suites.micro import run as micro_run
+from resa_bench.suites.micro.cases import PRESETS, Case, ModelShape
+from resa_bench.suites.micro.run import amortise, run_case, step_us
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 QWEN = PRESETS["qwen2.5-7b"]
 TINY = Case("tiny", ModelShape(4, 2, 16), 1, 256, dtype="fp32")
 SPARSE = SparseConfig(min_blocks=4, active_ratio=0.25)
 DENSE_SPEC, RESA_SPEC = MethodSpec("torch-dense"), MethodSpec("resa-torch", SPARSE)
-
-
-@pytest.fixture
-def registry() -> Iterator[None]:
-    """Forget afterwards the methods that a test registers."""
-    before = dict(method._registry)
-    yield
-    method._registry.clear()
-    method._registry.update(before)
 
 
 def only(rows: list[Row], **wanted: Any) -> Row:
@@ -62,19 +49,9 @@ def only(rows: list[Row], **wanted: Any) -> Row:
 # --- one case measured ------------------------------------------------------------------------------------------------
 
 
-class SmallTimer(CpuTimer):
-    """The CPU's timer with a small flush, for quick tests."""
-
-    def __init__(self) -> None:
-        Timer.__init__(self, CPU, 2**16)
-
-
-PLAN = Plan(precision=0.5, budget_s=0.2, min_samples=5, max_samples=10, warmup_s=0.0)
-
-
 @pytest.fixture
 def bench() -> Bench:
-    return Bench(CPU, SmallTimer(), Ceilings(1e6, 1e6, 1e6), describe(CPU), PLAN, "resa-bench test")
+    return make_bench()
 
 
 def test_a_case_end_to_end(bench: Bench) -> None:
@@ -147,7 +124,7 @@ def test_amortised_row_adds_a_share_of_rectification(bench: Bench) -> None:
 
 
 def test_without_warm_rows(bench: Bench) -> None:
-    rows = run_case(TINY, [DENSE_SPEC], replace(bench, warm=False))
+    rows = run_case(TINY, [DENSE_SPEC], replace(bench, plan=replace(bench.plan, warm=False)))
     assert {row.cache_state for row in rows} == {"cold"}
 
 
@@ -272,7 +249,7 @@ def test_inputs_that_do_not_fit_fail_every_available_method(bench: Bench, monkey
     def make_inputs(*_: object) -> None:
         raise torch.OutOfMemoryError("too big")
 
-    monkeypatch.setattr(micro, "make_inputs", make_inputs)
+    monkeypatch.setattr(micro_run, "make_inputs", make_inputs)
     rows = run_case(TINY, [DENSE_SPEC, RESA_SPEC], bench)
     assert [(row.method, row.status, row.reason) for row in rows] == [
         ("torch-dense", "oom", "too big"),

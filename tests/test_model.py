@@ -95,6 +95,8 @@ def test_old_rope_keys_mean_the_same(saved: tuple[Any, Path]) -> None:
         pytest.param("llama", dict(partial_rotary_factor=0.5), "only a part of each head", id="partial-rotary"),
         pytest.param("llama", dict(rope_scaling={"type": "dynamic", "factor": 2.0}), "'dynamic', allowed are linear",
                      id="scaling"),
+        pytest.param("llama", dict(rope_scaling={"type": "longrope", "long_factor": [1.0], "short_factor": [1.0]}),
+                     "'longrope', allowed are linear", id="longrope"),
         pytest.param("qwen2", dict(rope_scaling=dict(YARN, truncate=False)), "without truncation", id="truncation"),
     ],
 )  # fmt: skip
@@ -131,6 +133,7 @@ def test_missing_files_and_tensors_are_told(tmp_path: Path) -> None:
     safetensors.save_file({"model.embed_tokens.weight": torch.zeros(96, 64)}, weights)
     with pytest.raises(ValueError, match=r"no tensor 'model\.layers\.0\.input_layernorm\.weight'"):
         load_checkpoint(tmp_path, **FP32)
+    weights.unlink()
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "model-2.safetensors"}}))
     with pytest.raises(ValueError, match=r"lacks model-2\.safetensors"):
         load_checkpoint(tmp_path, **FP32)
@@ -145,6 +148,29 @@ def test_a_tensor_without_use_is_told(tmp_path: Path) -> None:
     safetensors.save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=r"no use for: model\.layers\.0\.self_attn\.q_norm\.weight"):
         load_checkpoint(tmp_path, **FP32)
+
+
+YARN_4K = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024}
+LLAMA3_32 = {"rope_type": "llama3", "factor": 32.0, "original_max_position_embeddings": 8192}
+
+
+@pytest.mark.parametrize(
+    ("stated", "scaling", "usable"),
+    [
+        pytest.param(1024, YARN_4K, 4096, id="yarn-added-by-hand"),
+        pytest.param(4096, YARN_4K, 4096, id="yarn-stated"),
+        pytest.param(1024, {"type": "yarn", "factor": 2.5}, 2560, id="yarn-without-original"),
+        pytest.param(1024, {"type": "linear", "factor": 4.0}, 4096, id="linear"),
+        pytest.param(131072, LLAMA3_32, 131072, id="llama3-states-it"),
+        pytest.param(2048, None, 2048, id="none"),
+    ],
+)
+def test_context_is_what_the_scaling_makes_usable(
+    tmp_path: Path, stated: int, scaling: dict[str, Any] | None, usable: int
+) -> None:
+    raw = {"model_type": "qwen2", **SMALL, "max_position_embeddings": stated, "rope_scaling": scaling}
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    assert read_config(tmp_path).context == usable
 
 
 TINY = ModelConfig("tiny", 2, 256, 4, 2, 64, 384, 100, qkv_bias=True, qk_norm=True)

@@ -10,18 +10,25 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.colors import rgb_to_hsv, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from resa_bench import baselines  # noqa: F401  (registers the rivals)
 from resa_bench.plots.caption import caption, title
-from resa_bench.plots.data import FigureSet, NotDrawn, best_dense, figure_sets, variants
-from resa_bench.plots.figures import FIGURES, draw_all
+from resa_bench.plots.data import FigureSet, NotDrawn, best_dense, lines_of, micro_sets
+from resa_bench.plots.figures import NoFigure, draw_all
+from resa_bench.plots.floors import floors
 from resa_bench.plots.latency import latency
-from resa_bench.plots.roofline import roofline
+from resa_bench.plots.registry import figures_of
 from resa_bench.plots.speedup import speedup, speedup_amortised
 from resa_bench.plots.stages import stages
-from resa_bench.plots.style import SMALL_PT, context_axis, labels, looks, paper, tokens
-from resa_bench.suites.core.rows import Row, append_case
+from resa_bench.plots.style import SMALL_PT, context_axis, names_of, paper, tokens
+from resa_bench.suites.core.looks import LOOKS, look_of, looks
+from resa_bench.suites.core.results import append
+from resa_bench.suites.core.rows import Row
 
 K = 1024
+FIGURES = figures_of("micro")
 STAGES = {"append": 2.0, "score": 4.0, "select": 6.0, "attend": 9.0, "merge": 3.0}  # microseconds
 
 
@@ -53,13 +60,13 @@ def run_of(
         rows += [make("sdpa-cudnn", stage, median_us=dense_us, **shape) for stage in ("attend", "total")]
         rows += [make("flash-attn-2", median_us=dense_us + 5, **shape)]
         for block in (16, 32):
-            known = shape | {"block_size": block, "active_ratio": 0.1, "gqa_policy": "group-mean"}
+            known = shape | {"block_size": block, "active_ratio": 0.1, "gqa_policy": "group-mean", "rectify_every": 32}
             rows += [make(resa, stage, median_us=us, **known) for stage, us in STAGES.items()]
             against = {"speedup_vs_best_dense": dense_us / 12, "best_dense": "sdpa-cudnn", "floor_speedup": 6.0}
             rows.append(make(resa, median_us=12.0, **known | against))
-            amortised = known | against | {"speedup_vs_best_dense": dense_us / 15, "rectify_every": 32}
+            amortised = known | against | {"speedup_vs_best_dense": dense_us / 15}
             rows.append(make(resa, "total_amortised", median_us=15.0, **amortised))
-        policy = shape | {"gqa_policy": "per-head", "budget_tokens": context // 10, "active_ratio": 0.1}
+        policy = shape | {"gqa_policy": "per-head", "active_ratio": 0.1}
         rows.append(make("quest", block_size=16, median_us=20.0, speedup_vs_best_dense=dense_us / 20, **policy))
     return rows
 
@@ -79,14 +86,13 @@ def with_fused(rows: list[Row]) -> list[Row]:
 
 
 def only_set(rows: list[Row]) -> FigureSet:
-    sets, _ = figure_sets(rows)
-    assert len(sets) == 1
-    return sets[0]
+    (figures,) = micro_sets(rows)
+    return figures
 
 
 def write(path: Path, rows: list[Row]) -> Path:
     for case in dict.fromkeys(row.case for row in rows):
-        append_case(path, [row for row in rows if row.case == case])
+        append(path, [row for row in rows if row.case == case])
     return path
 
 
@@ -151,7 +157,7 @@ def test_a_single_context_makes_bars_but_no_curve(tmp_path: Path, capsys: pytest
     written = draw_all([write(tmp_path / "a.jsonl", run_of(contexts=(8 * K,)))], tmp_path / "out")
     assert {path.name for path in written} == {"stages-qwen2.5-7b.png", "stages-qwen2.5-7b.svg"}
     printed = capsys.readouterr().out
-    for name in ("speedup", "speedup-amortised", "latency", "roofline"):
+    for name in ("speedup", "speedup-amortised", "latency", "floors"):
         assert re.search(rf"skipped {name}-qwen2.5-7b: .*single context", printed)
 
 
@@ -169,9 +175,9 @@ def test_a_figure_without_its_rows_says_why(draw, dropped, reason: str) -> None:
         draw(only_set([row for row in run_of() if not dropped(row)]))
 
 
-def test_roofline_without_floors_says_why() -> None:
+def test_floors_without_floors_says_why() -> None:
     with pytest.raises(NotDrawn, match="floor_fraction"):
-        roofline(only_set([replace(row, floor_fraction=None) for row in run_of()]))
+        floors(only_set([replace(row, floor_fraction=None) for row in run_of()]))
 
 
 @pytest.mark.parametrize(
@@ -184,7 +190,7 @@ def test_roofline_without_floors_says_why() -> None:
 )
 def test_no_main_rows_is_an_error_that_names_what_is_needed(tmp_path: Path, changes: dict[str, Any]) -> None:
     path = write(tmp_path / "a.jsonl", run_of(**changes))
-    with pytest.raises(ValueError, match=r"no figure from \d+ rows.*'micro'.*'cold'"):
+    with pytest.raises(NoFigure, match=r"no figure from \d+ rows.*'micro'.*'cold'"):
         draw_all([path], tmp_path / "out")
 
 
@@ -212,9 +218,9 @@ def test_missing_path_and_empty_folder_are_errors(tmp_path: Path) -> None:
 
 def test_a_repeated_measurement_is_drawn_as_last_measured() -> None:
     late = [replace(row, median_us=99.0, started_at="2026-12-01T00:00:00Z") for row in run_of()]
-    sets, notes = figure_sets(late + run_of())
-    assert {row.median_us for row in sets[0].rows} == {99.0}
-    assert notes == [f"{len(late)} rows were measured again later: the latest is drawn"]
+    figures = only_set(late + run_of())
+    assert {row.median_us for row in figures.rows} == {99.0}
+    assert figures.notes == (f"qwen2.5-7b: {len(late)} micro rows were measured again later: the latest is drawn",)
 
 
 # Titles and captions
@@ -222,7 +228,7 @@ def test_a_repeated_measurement_is_drawn_as_last_measured() -> None:
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_cpu_rows_put_the_cpu_in_the_title_and_use_eager_rows(name: str) -> None:
-    figures = only_set(run_of(resa="resa-torch", launch="eager", device="AMD EPYC", dtype="fp32"))
+    figures = only_set(run_of(resa="resa-torch", launch="eager", device="CPU AMD EPYC", dtype="fp32"))
     fig = FIGURES[name](figures)
     assert "portable torch path on CPU" in " ".join(fig.get_suptitle().split())
     assert "eager" in texts(fig)
@@ -236,8 +242,7 @@ def test_gpu_rows_do_not_say_cpu(name: str) -> None:
 
 def test_cpu_by_device_name_without_resa() -> None:
     rows = [make("torch-dense", device="Intel CPU @ 2 GHz"), make("torch-dense", device="NVIDIA H100")]
-    sets, _ = figure_sets(rows)
-    assert [("CPU" in title(figures, "x")) for figures in sets] == [True, False]
+    assert [("CPU" in title(figures, "x")) for figures in micro_sets(rows)] == [True, False]
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -277,7 +282,7 @@ def test_throttled_points_are_hollow_and_counted() -> None:
         for rows in (steady, hot)
     ]
     assert [len(lines) for lines in hollow] == [0, 2]
-    assert "measured under throttling (2 points)" in texts(latency(only_set(hot)))
+    assert "hollow (2 points): measured under throttling" in texts(latency(only_set(hot)))
     assert "throttling" not in texts(latency(only_set(steady)))
 
 
@@ -320,7 +325,7 @@ def test_speedup_draws_the_column_the_floor_and_the_line_at_one() -> None:
     assert (1.0, 1.0) in drawn
     words = texts(fig)
     assert "what ReSA's floor allows" in words
-    assert "Quest per-head" in words
+    assert "Quest b16 per-head" in words
     assert "cuDNN (SDPA)" not in words
 
 
@@ -334,34 +339,36 @@ def test_amortised_shows_resa_only_beside_the_step_alone() -> None:
 
 def test_one_kernel_stands_in_panels_of_its_own_beside_the_amortised_chain() -> None:
     fig = speedup_amortised(only_set(with_fused(run_of(batches=(1, 4)))))
-    assert [ax.get_title() for ax in fig.axes] == ["batch 1", "batch 4", "batch 1, one kernel", "batch 4, one kernel"]
+    assert [ax.get_title() for ax in fig.axes] == [
+        *(f"batch {n}" for n in (1, 4)),
+        *(f"batch {n}, ReSA (one kernel)" for n in (1, 4)),
+    ]
     chain, fused = ({(round(a, 3), round(b, 3)) for a, b in heights(fig, panel)} for panel in (0, 2))
     for us in (12, 15):
         own, faster = ((round(8 / us / f, 3), round(32 / us / f, 3)) for f in (1, 0.9))
         assert own in chain
         assert own not in fused
         assert faster in fused
-    for name in ("ReSA b=16", "ReSA (one kernel) b=16", "ReSA (one kernel) b=32", "step alone", "with rectification"):
+    for name in ("ReSA b16", "ReSA (one kernel) b16", "ReSA (one kernel) b32", "step alone", "with rectification"):
         assert name in texts(fig)
 
 
 def test_one_kernel_is_a_line_where_steps_are_whole_and_no_bar_where_stages_are_apart() -> None:
     alone, beside = only_set(run_of()), only_set(with_fused(run_of()))
-    for draw in (speedup, latency, roofline):
-        for name in ("ReSA b=32", "ReSA (one kernel) b=32", "ReSA (one kernel) b=16 summaries in fp8"):
+    for draw in (speedup, latency, floors):
+        for name in ("ReSA b32", "ReSA (one kernel) b32", "ReSA (one kernel) b16 fp8"):
             assert name in texts(draw(beside))
-    attention, step = ([heights(roofline(f), panel).count((0.5, 0.5)) for f in (alone, beside)] for panel in (0, 1))
+    attention, step = ([heights(floors(f), panel).count((0.5, 0.5)) for f in (alone, beside)] for panel in (0, 1))
     assert attention == [3, 3]  # it is not timed apart
     assert step == [5, 9]  # three in one kernel, and the chain with fp8
     ticks = [[t.get_text() for t in ax.get_xticklabels()] for ax in stages(beside).axes]
     assert ticks == [[t.get_text() for t in ax.get_xticklabels()] for ax in stages(alone).axes]
 
 
-def test_one_kernel_keeps_its_star_where_the_line_stands_for_something_else() -> None:
-    styles = looks(only_set(with_fused(run_of())).lines)
-    sparse = [(style.colour, style.marker) for variant, style in styles.items() if not variant.dense]
+def test_variants_can_be_told_apart_where_the_line_stands_for_something_else() -> None:
+    styles = only_set(with_fused(run_of())).looks
+    sparse = [(look.colour, look.marker) for variant, look in styles.items() if not variant.is_dense]
     assert len(set(sparse)) == len(sparse)
-    assert {style.marker for variant, style in styles.items() if variant.method == "resa-fused"} == {"*"}
 
 
 def test_latency_draws_the_dense_floor_and_a_band_for_each_method() -> None:
@@ -379,7 +386,7 @@ def test_stages_stack_to_their_sum_and_mark_the_total() -> None:
     tops = {round(bar.get_x() + bar.get_width() / 2): bar.get_y() + bar.get_height() for bar in ax.patches}
     assert tops == pytest.approx({0: 8.0, 1: sum(STAGES.values()), 2: sum(STAGES.values())})
     assert sorted(heights(fig)) == [(8.0,), (12.0,), (12.0,)]
-    assert [label.get_text() for label in ax.get_xticklabels()] == ["dense", "b=16", "b=32"]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["dense", "b16", "b32"]
 
 
 def test_a_fused_stage_is_hatched_and_never_counted_twice() -> None:
@@ -394,10 +401,10 @@ def test_a_fused_stage_is_hatched_and_never_counted_twice() -> None:
     assert "score+select" in texts(fig)
 
 
-def test_roofline_shows_attention_fused_or_not_and_counts_rows_above_one() -> None:
+def test_floors_show_attention_fused_or_not_and_counts_rows_above_one() -> None:
     rows = [replace(row, stage="attend+merge") if row.stage == "attend" else row for row in run_of()]
     rows = [replace(r, floor_fraction=1.25) if (r.method, r.stage) == ("quest", "total") else r for r in rows]
-    fig = roofline(only_set(rows))
+    fig = floors(only_set(rows))
     assert [ax.get_title() for ax in fig.axes] == ["attention alone", "whole step"]
     assert heights(fig).count((0.5, 0.5)) == 3  # cuDNN, and ReSA with two block sizes
     assert heights(fig, 1).count((1.25, 1.25)) == 1
@@ -410,32 +417,45 @@ def test_roofline_shows_attention_fused_or_not_and_counts_rows_above_one() -> No
 # Variants, looks, labels
 
 
-def test_a_budget_that_follows_from_the_ratio_does_not_break_the_line() -> None:
-    rows = [make("quest", block_size=16, context=c, active_ratio=0.1, budget_tokens=c // 10) for c in (8 * K, 16 * K)]
-    assert len(variants(rows)) == 1
-
-
 @pytest.mark.parametrize(
     ("column", "values", "names"),
     [
-        pytest.param("block_size", (16, 32), ["ReSA b=16", "ReSA b=32"], id="block"),
-        pytest.param("active_ratio", (0.1, 0.2), ["ReSA r=0.1", "ReSA r=0.2"], id="ratio"),
-        pytest.param("rectify_every", (32, 64), ["ReSA f=32", "ReSA f=64"], id="period"),
-        pytest.param("paged", (False, True), ["ReSA paged=False", "ReSA paged=True"], id="paged"),
+        pytest.param("block_size", (16, 32), ["ReSA b16", "ReSA b32"], id="block"),
+        pytest.param("active_ratio", (0.1, 0.2), ["ReSA r0.1", "ReSA r0.2"], id="ratio"),
+        pytest.param("rectify_every", (32, 64), ["ReSA f32", "ReSA f64"], id="period"),
         pytest.param("budget_tokens", (512, 1024), ["ReSA 512 tokens", "ReSA 1024 tokens"], id="budget"),
     ],
 )
 def test_rows_at_the_same_point_are_lines_that_differ_in_name_and_look(column: str, values: tuple, names: list) -> None:
-    lines = variants([make("resa", **{column: value}) for value in values])
-    assert sorted(labels(lines).values()) == sorted(names)
+    rows = [make("resa", **{column: value}) for value in values]
+    lines = lines_of(rows, lambda row: row.context)
+    assert [names_of(rows).of(variant) for variant in lines] == names
     assert len(set(looks(lines).values())) == 2
 
 
-def test_a_look_does_not_depend_on_what_is_beside_it() -> None:
-    everything = only_set(run_of()).lines
-    for variant in everything:
-        assert looks(everything)[variant] == looks([variant])[variant]
-    assert len(set(looks(everything).values())) == len(everything)
+def test_caches_that_lie_another_way_are_sets_of_their_own_and_say_so() -> None:
+    plain, paged = micro_sets(run_of(kv_layout="head-major", paged=False) + run_of(kv_layout="head-major", paged=True))
+    assert (plain.slug, paged.slug) == ("qwen2.5-7b", "qwen2.5-7b-paged-k-v")
+    assert list(plain.lines) == list(paged.lines)
+    assert "paged K/V" in texts(latency(paged))
+    assert "paged" not in texts(latency(plain))
+
+
+def test_a_methods_variants_are_shades_of_one_colour_in_every_figure() -> None:
+    everything = only_set(with_fused(run_of()))
+    hues = {v: hue(look.colour) for v, look in everything.looks.items()}
+    assert all(hues[v] == pytest.approx(hue(look_of(v.method).colour), abs=0.02) for v in hues)
+    assert len(set(everything.looks.values())) == len(everything.lines)
+    first = next(v for v in everything.lines if v.method == "quest")
+    assert everything.looks[first] == LOOKS["quest"]
+
+
+def hue(colour: str) -> float:
+    return float(rgb_to_hsv(to_rgb(colour))[0])
+
+
+def test_every_marker_can_be_hollow() -> None:
+    assert {look.marker for look in LOOKS.values()} <= set(Line2D.filled_markers)
 
 
 def test_a_method_not_known_here_is_drawn_too() -> None:
@@ -460,7 +480,7 @@ def test_context_names(context: int, name: str) -> None:
 
 def test_context_axis_is_log2_and_names_the_longest() -> None:
     contexts = [4 * K << i for i in range(7)]
-    ax = Figure().subplots()
+    ax = Figure(figsize=(2.3, 2)).subplots()
     context_axis(ax, contexts)
     assert ax.get_xscale() == "log"
     assert list(ax.get_xticks()) == contexts

@@ -12,19 +12,24 @@ from typing import Any
 import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from resa_bench.kernels.fused.method import STAGE
-from resa_bench.plots.data import FigureSet, NotDrawn
+from resa_bench import baselines  # noqa: F401  (registers the rivals)
+from resa_bench.plots.data import FigureSet, NotDrawn, without_varied
 from resa_bench.plots.decode_attention import PAPER, decode_attention
 from resa_bench.plots.decode_curves import decode_speedup, decode_tokens
-from resa_bench.plots.decode_data import decode_sets, drawn_and_alike, fastest_dense, settings
+from resa_bench.plots.decode_data import decode_sets, fastest_dense, settings
 from resa_bench.plots.decode_periods import decode_periods
 from resa_bench.plots.decode_stages import decode_stages
-from resa_bench.plots.decode_style import fill, names, rank
-from resa_bench.plots.figures import DECODE_FIGURES, FIGURES, draw_all
-from resa_bench.plots.style import SMALL_PT, STAGE_COLOURS, paper
-from resa_bench.suites.core.rows import Row, append_case
+from resa_bench.plots.figures import draw_all
+from resa_bench.plots.registry import figures_of
+from resa_bench.plots.stage_style import STAGE_COLOURS, bar_place, fill
+from resa_bench.plots.style import SMALL_PT, names_of, paper
+from resa_bench.suites.core.results import append
+from resa_bench.suites.core.rows import Row
+from resa_bench.suites.core.spec import PINNED
+from resa_bench.suites.core.stages import ATTENTION, FUSED
 
 K = 1024
+DECODE_FIGURES, FIGURES = figures_of("decode"), figures_of("micro")
 LINEAR = {"project": 800.0, "ffn": 4000.0, "head": 400.0, "sample": 9.0, "other": 6.0}  # microseconds of a step
 RESA = {"block_size": 16, "active_ratio": 0.1, "gqa_policy": "group-mean", "summary_kind": "minmax"}
 QUEST = RESA | {"gqa_policy": "group-sum", "dense_layers": 2}
@@ -37,7 +42,7 @@ def stages_of(method: str, context: int, every: int = 32) -> dict[str, float]:
         return LINEAR | {"append": 60.0, "attend": dense_us * (1.1 if method == "triton-dense" else 1.0), "gap": 50.0}
     sparse = {"append": 60.0, "score": dense_us / 16, "select": 120.0, "attend": dense_us / 8, "merge": 90.0}
     if method == "resa-fused":
-        sparse = {STAGE: 0.8 * sum(sparse.values())}
+        sparse = {FUSED: 0.8 * sum(sparse.values())}
     if method.startswith("resa"):
         sparse |= {"rectify": 2 * dense_us / every, "rectify+project+ffn": 8000 / every}
     return LINEAR | sparse | {"gap": 50.0}
@@ -92,7 +97,7 @@ def run_of(**columns: Any) -> list[Row]:
     rows = [row for c in (4, 32, 256) for row in case(c * K, **columns)]
     rows += [row for c in (4, 32, 256) for row in case(c * K, weight_dtype="int4", **columns)]
     rows += [row for c in (16, 64, 256) for row in case(c * K, batch=8, shared_kv=True, **columns)]
-    return rows + study(weight_dtype="int4", **columns)
+    return in_own_run(rows + study(weight_dtype="int4", **columns))
 
 
 @cache
@@ -114,13 +119,13 @@ def cpu_run() -> list[Row]:
 
 
 def only_set(rows: list[Row]) -> FigureSet:
-    (figures,), _ = decode_sets(rows)
+    (figures,) = decode_sets(rows)
     return figures
 
 
 def write(path: Path, rows: list[Row]) -> Path:
     for name in dict.fromkeys(row.case for row in rows):
-        append_case(path, [row for row in rows if row.case == name])
+        append(path, [row for row in rows if row.case == name])
     return path
 
 
@@ -153,6 +158,7 @@ def _paper_settings():
 # What is written
 
 
+@pytest.mark.slow
 def test_decode_and_micro_rows_in_one_call_draw_both(tmp_path: Path) -> None:
     micro = [
         replace(row, suite="micro", case=f"micro-{row.context}", selection_pattern=None, speedup_vs_best_dense=2.0)
@@ -217,15 +223,15 @@ def test_eager_rows_stay_out_beside_graphs_and_a_method_without_graph_is_named()
     eager = [row for row in run_of(launch="eager") if row.stage == "total"]
     alone, beside = only_set(run_of()), only_set(run_of() + eager)
     assert beside.lines == alone.lines
-    _, notes = decode_sets(run_of() + method_rows("oracle", 4 * K, launch="eager", **RESA))
-    assert notes == ["qwen2.5-7b: oracle ran eagerly only and is left out"]
+    notes = only_set(run_of() + method_rows("oracle", 4 * K, launch="eager", **RESA)).notes
+    assert notes == ("qwen2.5-7b: oracle ran eagerly only and is left out",)
 
 
 def test_a_repeated_measurement_is_drawn_as_last_measured() -> None:
     late = [replace(row, mean_us=1.0, started_at="2026-12-01T00:00:00Z") for row in run_of()]
-    sets, notes = decode_sets(late + run_of())
-    assert {row.mean_us for row in sets[0].rows} == {1.0}
-    assert notes == [f"{len(late)} decode rows were measured again later: the latest is drawn"]
+    figures = only_set(late + run_of())
+    assert {row.mean_us for row in figures.rows} == {1.0}
+    assert figures.notes == (f"qwen2.5-7b: {len(late)} decode rows were measured again later: the latest is drawn",)
 
 
 # Titles, captions, sizes
@@ -302,10 +308,69 @@ def test_tokens_draws_a_line_a_method_the_best_dense_area_and_the_ratio() -> Non
     (ratio,) = [text.get_text() for text in ax.texts]
     assert re.fullmatch(r"\d\.\d\dx", ratio)
     words = texts(fig)
-    for name in ("best dense", "cuDNN (SDPA)", "ReSA b=16", "Quest group-sum", "what the floor allows"):
+    for name in ("best dense", "cuDNN (SDPA)", "ReSA b16", "Quest b16 group-sum", "what the floor allows"):
         assert name in words
     assert "5 variants timed at one context only: not drawn" in words
-    assert "f=64" not in words
+    assert "f64" not in words
+
+
+def test_a_ratio_is_that_of_the_rows_own_run(tmp_path: Path) -> None:
+    """A dense method measured again, slower, in a later run is drawn; ReSA's ratio stays that of its own run."""
+    rows = in_own_run(run_of())
+    late = [
+        replace(row, tokens_per_s=0.5 * row.tokens_per_s, mean_us=2 * row.mean_us, started_at="2026-12-01T00:00:00Z")
+        for row in rows
+        if row.stage == "total" and row.variant.is_dense and row.tokens_per_s and row.mean_us
+    ]
+    figures = only_set(rows + late)
+    words = [[text.get_text() for text in ax.texts] for ax in decode_tokens(figures).axes]
+    own = [[text.get_text() for text in ax.texts] for ax in decode_tokens(only_set(rows)).axes]
+    last = next(r for r in rows if (r.method, r.stage, r.context, r.weight_dtype) == ("resa", "total", 256 * K, "bf16"))
+    assert words == own
+    assert words[0] == [f"{last.speedup_vs_best_dense:.2f}x"]
+    with pytest.raises(NotDrawn, match="in one run"):
+        decode_attention(figures)
+    assert decode_attention(only_set(rows)).axes
+
+
+def in_own_run(rows: list[Row]) -> list[Row]:
+    """Speed-ups over cuDNN as the rows' times have them."""
+    rival = {row.case: row.mean_us or 0.0 for row in rows if (row.method, row.stage) == ("sdpa-cudnn", "total")}
+    return [
+        replace(row, speedup_vs_best_dense=rival[row.case] / row.mean_us)
+        if row.stage == "total" and row.mean_us
+        else row
+        for row in rows
+    ]
+
+
+def test_sampled_decoding_has_panels_of_its_own() -> None:
+    greedy = [row for c in (4, 32) for row in case(c * K)]
+    sampled = [replace(row, case=row.case + "-t0.6-p0.95") for row in greedy]
+    assert titles(decode_tokens(only_set(greedy + sampled))) == [
+        "bf16 weights, batch 1",
+        "bf16 weights, batch 1, sampled (t 0.6, p 0.95)",
+    ]
+
+
+def test_throttled_rows_are_hollow_points_or_starred_bars_and_nothing_else_is_said_to_be() -> None:
+    hot = [replace(row, status="throttled") if row.method == "quest" else row for row in run_of()]
+    fig = decode_tokens(only_set(hot))
+    hollow = [line for ax in fig.axes for line in ax.lines if line.get_markerfacecolor() == "white"]
+    assert {line.get_marker() for line in hollow} == {"v"}  # Quest's own
+    assert f"hollow ({len(hollow)} points): measured under throttling" in texts(fig)
+    bars = decode_stages(only_set(hot))
+    names = [tick.get_text() for ax in bars.axes for tick in ax.get_xticklabels()]
+    assert "hollow" not in texts(bars)
+    assert f"* ({names.count('Quest*')} bars): measured under throttling" in texts(bars)
+    for draw in (decode_attention, decode_periods):  # without Quest
+        assert "throttling" not in texts(draw(only_set(in_own_run(hot))))
+
+
+def test_floors_that_are_drawn_lie_within_their_panel() -> None:
+    for ax in whole("decode-tokens").axes:
+        lines = [line for line in ax.lines if ax.get_visible()]
+        assert max((max(line.get_ydata()) for line in lines), default=0.0) <= ax.get_ylim()[1]  # type: ignore[type-var]
 
 
 def test_floors_far_above_are_left_out_of_tokens() -> None:
@@ -316,7 +381,9 @@ def test_floors_far_above_are_left_out_of_tokens() -> None:
 def test_speedup_draws_the_column_its_limit_and_the_line_at_one() -> None:
     fig = whole("decode-speedup")
     drawn = [list(line.get_ydata()) for line in fig.axes[0].lines]
-    for ys in ([1, 1], [2.0] * 3, [2.5] * 3):
+    rows = [row for row in run_of() if (row.method, row.stage, row.weight_dtype) == ("quest", "total", "bf16")]
+    column = [row.speedup_vs_best_dense for row in rows if row.batch == 1]
+    for ys in ([1, 1], column, [2.5] * 3):
         assert ys in drawn
     assert "what ReSA's floor allows" in texts(fig)
     assert "cuDNN (SDPA)" not in texts(fig)
@@ -330,7 +397,7 @@ def test_stages_sum_to_the_step_in_the_colours_of_the_micro_suite() -> None:
     assert list(tops(fig).values()) == pytest.approx(steps)
     assert [t.get_text() for t in fig.axes[0].get_xticklabels()] == ["dense", "ReSA", "Quest"]
     filled = {to_hex(bar.get_facecolor()).upper() for bar in fig.axes[0].patches if not bar.get_hatch()}
-    assert {colour.upper() for colour in STAGE_COLOURS.values()} <= filled
+    assert {STAGE_COLOURS[stage].upper() for stage in ATTENTION} <= filled
     words = texts(fig)
     for name in ("gap", "rectify: linear layers", "sampling, other", "feed-forward"):
         assert name in words
@@ -355,14 +422,14 @@ def test_one_kernel_has_a_bar_of_its_own_beside_the_chain() -> None:
     rows = case(32 * K)
     rows += fused(rows)
     fig = decode_stages(only_set(rows))
-    assert [t.get_text() for t in fig.axes[0].get_xticklabels()] == ["dense", "ReSA", "one kernel", "Quest"]
+    assert [t.get_text() for t in fig.axes[0].get_xticklabels()] == ["dense", "ReSA", "ReSA (one kernel)", "Quest"]
     steps = {r.method: r.mean_us / 1e3 for r in rows if r.stage == "total" and r.mean_us}
     drawn = ("sdpa-cudnn", "resa", "resa-fused", "quest")
     assert list(tops(fig).values()) == pytest.approx([steps[name] for name in drawn])
     assert "sparse step in one kernel" in texts(fig)
-    assert STAGE not in texts(fig)
-    assert sorted(["rectify", STAGE, "attend", "merge"], key=rank) == ["attend", "merge", STAGE, "rectify"]
-    fills = [fill(stage) for stage in (STAGE, "append+score", "score+select", "attend+merge", "attend")]
+    assert FUSED not in texts(fig)
+    assert sorted(["rectify", FUSED, "attend", "ffn"], key=bar_place) == ["ffn", "attend", FUSED, "rectify"]
+    fills = [fill(stage) for stage in (FUSED, "append+score", "score+select", "attend+merge", "attend")]
     assert all(fills[0] != other for other in fills[1:])
 
 
@@ -373,7 +440,7 @@ def test_several_variants_in_one_kernel_are_named_by_their_settings() -> None:
         for row in method_rows("resa-fused", 32 * K, rectify_every=32, **RESA | {"block_size": block})
     ]
     ticks = [t.get_text() for t in decode_stages(only_set(rows)).axes[0].get_xticklabels()]
-    assert ticks == ["dense", "ReSA", "one kernel b=16", "one kernel b=32", "Quest"]
+    assert ticks == ["dense", "ReSA", "ReSA (one kernel) b16", "ReSA (one kernel) b32", "Quest"]
 
 
 def test_one_kernel_is_a_line_of_tokens_and_the_ratio_stays_the_chains() -> None:
@@ -381,8 +448,8 @@ def test_one_kernel_is_a_line_of_tokens_and_the_ratio_stays_the_chains() -> None
     for ax, more in zip(chain.axes, beside.axes, strict=True):
         assert [t.get_text() for t in ax.texts] == [t.get_text() for t in more.texts]
         assert len(more.lines) == len(ax.lines) + (1 if ax.get_visible() else 0)
-    assert "ReSA (one kernel) b=16" in texts(beside)
-    assert "ratio: ReSA b=16 over the best dense" in texts(beside)
+    assert "ReSA (one kernel) b16" in texts(beside)
+    assert "ratio: ReSA b16 over the best dense of its run" in texts(beside)
 
 
 @pytest.mark.parametrize("name", ["decode-attention", "decode-periods"])
@@ -418,7 +485,7 @@ def test_the_papers_parts_sum_to_its_totals(context: int, total: float) -> None:
 
 def test_periods_and_block_sizes_at_their_case() -> None:
     fig = whole("decode-periods")
-    assert titles(fig) == ["int4 weights, batch 1, 256K, b=16", "int4 weights, batch 1, 256K, f=32"]
+    assert titles(fig) == ["int4 weights, batch 1, 256K, b16", "int4 weights, batch 1, 256K, f32"]
     ticks = [[t.get_text() for t in ax.get_xticklabels()] for ax in fig.axes]
     assert ticks == [["16", "32", "64", "128"], ["16", "32", "64"]]
     shares = [text.get_text() for text in fig.axes[0].texts if "%" in text.get_text()]
@@ -430,37 +497,26 @@ def test_periods_and_block_sizes_at_their_case() -> None:
 
 def test_periods_alone_make_one_panel() -> None:
     fig = decode_periods(only_set([row for row in run_of() if row.block_size in (None, 16)]))
-    assert titles(fig) == ["int4 weights, batch 1, 256K, b=16"]
+    assert titles(fig) == ["int4 weights, batch 1, 256K, b16"]
 
 
-# Names
+# Lines
 
 
-def test_a_period_is_named_where_it_is_not_the_usual_one() -> None:
-    assert {"ReSA b=16", "ReSA b=16 f=16", "ReSA b=16 f=128", "ReSA b=32"} <= set(
-        names(only_set(run_of()).lines).values()
-    )
-    alone = names(only_set(method_rows("resa", 4 * K, rectify_every=64, **RESA)).lines)
-    assert list(alone.values()) == ["ReSA b=16 f=64"]
-
-
-def test_periods_are_ordered_by_number_after_the_usual_one() -> None:
-    named = names(only_set(run_of()).lines).values()
-    assert [n for n in named if "b=16" in n] == [f"ReSA b=16{x}" for x in ("", " f=16", " f=64", " f=128")]
-
-
-def test_quest_names_its_dense_layers_only_beside_others() -> None:
-    assert list(names(only_set(method_rows("quest", 4 * K, **QUEST)).lines).values()) == ["Quest group-sum"]
-    rows = method_rows("quest", 4 * K, **QUEST) + method_rows("quest", 4 * K, **QUEST | {"dense_layers": 0})
-    found = set(names(only_set(rows).lines).values())
-    assert found == {"Quest group-sum dense_layers=0", "Quest group-sum dense_layers=2"}
+def test_periods_are_lines_ordered_by_number_after_the_usual_one() -> None:
+    figures = only_set(run_of())
+    names = [names_of(figures.rows).of(variant) for variant in figures.lines]
+    assert [n for n in names if "ReSA b16" in n] == [f"ReSA b16 f{every}" for every in (32, 16, 64, 128)]
 
 
 def test_other_selections_of_a_method_are_left_to_the_figure_of_quality() -> None:
     """Pinned blocks, mean/std, fp8 summaries: lines keep their names and points, the rows stay at hand."""
     plain = method_rows("resa", 4096, block_size=16, summary_kind="minmax")
-    others = [replace(plain[0], pinned_blocks=1), replace(plain[0], summary_kind="meanstd", spread_weight=0.5)]
+    others = [replace(plain[0], **PINNED), replace(plain[0], summary_kind="meanstd", spread_weight=0.5)]
     others.append(replace(plain[0], summary_dtype="fp8"))
-    drawn, alike = drawn_and_alike([*plain, *others])
-    assert (drawn, alike) == (plain, others)
-    assert drawn_and_alike(others[1:]) == (others[1:], [])
+    both = only_set([*plain, *others])
+    assert both.rows == plain
+    assert sorted(map(repr, both.alike)) == sorted(map(repr, others))
+    alone = only_set(others[1:])
+    assert (len(alone.rows), alone.alike) == (2, ())
+    assert without_varied(alone) == alone

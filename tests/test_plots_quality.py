@@ -11,13 +11,16 @@ from resa_bench import baselines  # noqa: F401  (registers the rivals)
 from resa_bench.plots.data import NotDrawn
 from resa_bench.plots.decode_data import decode_sets
 from resa_bench.plots.figures import draw_all
-from resa_bench.plots.quality_data import QualitySet, looks, quality_sets, usual
+from resa_bench.plots.quality_data import QualitySet, plain, quality_sets
 from resa_bench.plots.quality_drift import _curves, quality_drift
 from resa_bench.plots.quality_methods import quality_methods
 from resa_bench.plots.quality_recall import quality_recall
-from resa_bench.plots.quality_speed import Point, front, pair, quality_speed
-from resa_bench.plots.style import GREY, paper
-from resa_bench.suites.core.rows import Row, append_case
+from resa_bench.plots.quality_speed import Point, SpeedSet, front, pair, quality_speed
+from resa_bench.plots.style import names_of, paper
+from resa_bench.suites.core.looks import GREY, look_of
+from resa_bench.suites.core.results import append
+from resa_bench.suites.core.rows import Row
+from resa_bench.suites.core.spec import PINNED
 
 SELECTED: dict[str, Any] = {"block_size": 16, "active_ratio": 0.1, "min_blocks": 16}
 SCORED = SELECTED | {"gqa_policy": "group-mean", "summary_kind": "minmax"}
@@ -80,30 +83,42 @@ def decode_rows() -> list[Row]:
 
 @pytest.fixture
 def figures(quality_rows: list[Row]) -> QualitySet:
-    (found,) = quality_sets(quality_rows)
-    return found
+    (quality,) = quality_sets(quality_rows)
+    return quality
 
 
 def test_a_repeated_measurement_counts_once(quality_rows: list[Row]) -> None:
     again = quality_row("oracle", SELECTED, metric="kl", step=32, value=0.5, started_at="2030-01-01")
-    (found,) = quality_sets([again, *quality_rows])
-    kept = [r.value for r in found.rows if (r.method, r.metric, r.step) == ("oracle", "kl", 32)]
+    (quality,) = quality_sets([again, *quality_rows])
+    kept = [r.value for r in quality.rows if (r.method, r.metric, r.step) == ("oracle", "kl", 32)]
     assert kept == [0.5]
 
 
+def by_name(figures: QualitySet) -> dict[str, Any]:
+    """Variants by what figures call them."""
+    names = names_of(figures.rows)
+    return {names.of(variant): variant for variant in figures.lines}
+
+
+def excess_of(figures: QualitySet) -> dict[str, Any]:
+    names = names_of(figures.rows)
+    return {names.of(v): points for v, points in _curves(figures.rows, figures.lines, "excess").items()}
+
+
 def test_excess_is_over_the_level_of_the_same_selection(figures: QualitySet) -> None:
-    excess = _curves(figures.rows, figures.lines, "excess")
-    assert set(excess) == {"sparse b16", "resa-torch b16 f32", "resa-torch b16 f128"}  # not Quest's, nor the oracle's
-    assert [y for _, y in excess["sparse b16"]] == pytest.approx([0.09] * 3)
-    assert [x for x, _ in excess["sparse b16"]] == [16, 48, 80]
+    excess = excess_of(figures)
+    assert set(excess) == {"sparse only b16", "ReSA (torch) b16 f32", "ReSA (torch) b16 f128"}  # not Quest's
+    assert [y for _, y in excess["sparse only b16"]] == pytest.approx([0.09] * 3)
+    assert [x for x, _ in excess["sparse only b16"]] == [16, 48, 80]
     with paper():
         words = [ax.get_title() for ax in quality_drift(figures).axes if ax.get_visible()]
     assert words == ["KL(dense || method), nats", "KL over that of f = 1, nats", "error of new K and V"]
 
 
-def test_the_level_is_grey_and_periods_have_colours(figures: QualitySet) -> None:
-    styles = looks(figures.lines)
-    assert styles["resa-torch b16 f1"].colour == GREY
+def test_the_level_is_grey_and_other_looks_are_their_methods(figures: QualitySet) -> None:
+    styles = figures.looks
+    assert styles[by_name(figures)["ReSA (torch) b16 f1"]].colour == GREY
+    assert styles[by_name(figures)["oracle top-k b16"]] == look_of("oracle")
     assert len(set(styles.values())) == len(METHODS)
 
 
@@ -125,18 +140,19 @@ def test_no_recall_no_figure(quality_rows: list[Row]) -> None:
 
 
 def test_points_are_paired_by_settings(figures: QualitySet, decode_rows: list[Row]) -> None:
-    ((decode,), _) = decode_sets(decode_rows)
+    (decode,) = decode_sets(decode_rows)
     where, context, points = pair(figures, decode)
     assert (str(where), context) == ("int4 weights, batch 1", 262144)
-    assert [(p.name, p.tokens_per_s, pytest.approx(p.kl)) for p in points] == [
-        ("dense", 100.0, 0.0),
-        ("quest b16 group-sum 2 dense", 170.0, 0.11),
-        ("resa-torch b16 f32", 180.0, 0.12),
-        ("resa-torch b16 f128", 190.0, 0.14),
-        ("sparse b16", 200.0, 0.15),
+    names = names_of(p.row for p in points)
+    assert [(names[p.row], p.tokens_per_s, pytest.approx(p.kl)) for p in points] == [
+        ("Triton dense", 100.0, 0.0),
+        ("Quest b16 group-sum", 170.0, 0.11),
+        ("ReSA b16 f32", 180.0, 0.12),
+        ("ReSA b16 f128", 190.0, 0.14),
+        ("sparse only b16", 200.0, 0.15),
     ]  # f = 64 has no KL, Quest without dense layers and the oracle no time
     with paper():
-        (ax,) = quality_speed(figures, decode).axes
+        (ax,) = quality_speed(SpeedSet(figures, decode)).axes
     assert len(ax.lines) == len(points) + 2  # the front, and f = 1
     assert ax.get_xlabel() == "tokens/s, large shape at 256K (int4 weights, batch 1)"
     assert ax.get_ylabel() == "KL(dense || method) on\nsmall, nats a token"
@@ -150,33 +166,34 @@ def test_one_kernel_is_a_point_with_the_quality_of_the_chain(
     quality_rows: list[Row], figures: QualitySet, decode_rows: list[Row]
 ) -> None:
     fused = in_one_kernel([r for r in decode_rows if r.rectify_every == 32], tokens_per_s=210.0)
-    ((decode,), _) = decode_sets([*decode_rows, *fused])
+    (decode,) = decode_sets([*decode_rows, *fused])
     _, _, points = pair(figures, decode)
-    assert [(p.name, p.row.method, p.tokens_per_s) for p in points if p.row.rectify_every == 32] == [
-        ("resa-torch b16 f32", "resa", 180.0),
-        ("resa-torch b16 f32", "resa-fused", 210.0),
+    assert [(p.row.method, p.kl, p.tokens_per_s) for p in points if p.row.rectify_every == 32] == [
+        ("resa", pytest.approx(0.12), 180.0),
+        ("resa-fused", pytest.approx(0.12), 210.0),
     ]
     with paper():
-        fig = quality_speed(figures, decode)
+        fig = quality_speed(SpeedSet(figures, decode))
     names = [text.get_text() for text in fig.legends[0].get_texts()]
     assert len(set(names)) == len(names) == len(points)
-    assert "resa-torch b16 f32 (resa-fused)" in names
+    assert "ReSA (one kernel) b16" in names
     assert [line.get_marker() for line in fig.axes[0].lines].count("*") == 1
     (own,) = quality_sets(in_one_kernel(quality_rows))  # its quality was measured itself
     with paper():
-        names = [text.get_text() for text in quality_speed(own, decode).legends[0].get_texts()]
-    assert "resa-fused b16 f32" in names
+        names = [text.get_text() for text in quality_speed(SpeedSet(own, decode)).legends[0].get_texts()]
+    assert "ReSA (one kernel) b16" in names
 
 
 def test_one_kernel_beside_the_chain_has_its_own_line_and_level(quality_rows: list[Row], figures: QualitySet) -> None:
     fused = [replace(row, value=(row.value or 0.0) + 0.01) for row in in_one_kernel(quality_rows)]
     (both,) = quality_sets([*quality_rows, *fused])
-    excess, alone = (_curves(found.rows, found.lines, "excess") for found in (both, figures))
+    excess, alone = (excess_of(quality) for quality in (both, figures))
     assert {name: excess[name] for name in alone} == alone
-    assert [y for _, y in excess["resa-fused b16 f32"]] == pytest.approx([0.06] * 3)
-    styles = looks(both.lines)
-    assert len(set(styles.values())) == len(METHODS) + 3
-    assert styles["resa-fused b16 f32"].colour == styles["resa-torch b16 f32"].colour
+    assert [y for _, y in excess["ReSA (one kernel) b16 f32"]] == pytest.approx([0.06] * 3)
+    styles, variants = both.looks, by_name(both)
+    assert len(set(styles.values())) == len(METHODS) + 2  # the level is one line, whoever computed it
+    names = [f"ReSA ({form}) b16 f32" for form in ("one kernel", "torch")]
+    assert len({styles[variants[name]].colour for name in names}) == 1
     with paper():
         assert quality_drift(both).legends
 
@@ -186,38 +203,38 @@ def test_a_ratio_that_the_least_number_of_blocks_overrules_is_no_pair(
 ) -> None:
     """At 4K 64 blocks of 16 tokens are far more than a tenth; at 256K they are not."""
     short = [replace(r, min_blocks=64) if r.rectify_every == 32 else r for r in quality_rows]
-    (figures,), ((decode,), _) = quality_sets(short), decode_sets(decode_rows)
-    names = [p.name for p in pair(figures, decode)[2]]
-    assert "resa-torch b16 f128" in names
-    assert "resa-torch b16 f32" not in names
+    (figures,), (decode,) = quality_sets(short), decode_sets(decode_rows)
+    periods = [p.row.rectify_every for p in pair(figures, decode)[2]]
+    assert 128 in periods
+    assert 32 not in periods
 
 
 def test_front(decode_rows: list[Row]) -> None:
     def point(speed: float, kl: float) -> Point:
-        return Point("x", speed, kl, decode_rows[0])
+        return Point(speed, kl, decode_rows[0])
 
     slow, worse, fast = point(1, 0.0), point(2, 0.5), point(3, 0.2)
     assert front([worse, fast, slow]) == [slow, fast]
 
 
 def test_other_settings_are_no_pairs(figures: QualitySet, decode_rows: list[Row]) -> None:
-    ((decode,), _) = decode_sets([r for r in decode_rows if r.rectify_every == 64 or r.method == "triton-dense"])
+    (decode,) = decode_sets([r for r in decode_rows if r.rectify_every == 64 or r.method == "triton-dense"])
     with pytest.raises(NotDrawn, match="0 of its methods"):
         pair(figures, decode)
 
 
 def test_all_methods_side_by_side(figures: QualitySet) -> None:
-    """The least KL on top, ReSA's own in one colour, f = 1 in grey; other selections are in no curve of drift."""
+    """The least KL on top, each in its method's colour, f = 1 in grey; other selections are in no curve of drift."""
     with paper():
         left, right = quality_methods(figures).axes
     names = [text.get_text() for text in left.get_yticklabels()]
-    assert (names[-1], len(names)) == ("oracle b16", len(METHODS))
+    assert (names[-1], len(names)) == ("oracle top-k b16", len(METHODS))
     widths = [bar.get_width() for bar in left.patches]  # type: ignore[attr-defined]
     assert widths == sorted(widths, reverse=True)
     assert widths[-1] == pytest.approx(0.01)
     assert len(right.lines) == len(METHODS)
-    other = replace(figures.rows[0], pinned_blocks=1)
-    assert len(usual(QualitySet("small", "case", "CPU", [*figures.rows, other]).lines)) == len(METHODS)
+    other = replace(figures.rows[0], **PINNED)
+    assert len(plain(QualitySet("small", "case", "CPU", [*figures.rows, other]).lines)) == len(METHODS)
     with pytest.raises(NotDrawn, match="compared in the table"):
         quality_methods(QualitySet("small", "case", "CPU", [r for r in figures.rows if r.method == "sparse"]))
 
@@ -225,9 +242,9 @@ def test_all_methods_side_by_side(figures: QualitySet) -> None:
 def test_files_of_both_suites_bring_all_figures(
     quality_rows: list[Row], decode_rows: list[Row], tmp_path: Path
 ) -> None:
-    append_case(tmp_path / "quality.jsonl", quality_rows)
+    append(tmp_path / "quality.jsonl", quality_rows)
     for case in {row.case for row in decode_rows}:
-        append_case(tmp_path / "decode.jsonl", [row for row in decode_rows if row.case == case])
+        append(tmp_path / "decode.jsonl", [row for row in decode_rows if row.case == case])
     names = {p.name for p in draw_all([tmp_path], tmp_path / "plots") if p.suffix == ".png"}
     wanted = {
         "drift-small-b2-4k-96-text",

@@ -10,16 +10,15 @@ import torch
 from resa_bench import baselines  # noqa: F401  (registers the rivals)
 from resa_bench.baselines.oracle import TorchOracleLayer
 from resa_bench.baselines.sink_window import TorchSinkWindowLayer
-from resa_bench.kernels import DecodeMethod, SparseConfig, get_method
+from resa_bench.kernels import DecodeMethod, SparseConfig, get_method, registered
 from resa_bench.kernels.portable import TorchSparseLayer, TorchSparseMethod
-from resa_bench.suites.decode.cases import rectifies
+from resa_bench.suites.core.spec import MethodSpec, make_spec
 from resa_bench.suites.engine.engine import Engine, State, bind_layers
 from resa_bench.suites.engine.prompt import prefill
-from resa_bench.suites.micro.cases import MethodSpec
 from resa_bench.suites.quality import forced_attention, parallel
 from resa_bench.suites.quality.forced import Forced, Reference, record_dense, run_forced
 from resa_bench.suites.quality.forced_attention import ForcedAttention, Sequences, tiles
-from resa_bench.suites.quality.parallel import SELECTORS, dense_parallel, run_parallel
+from resa_bench.suites.quality.parallel import dense_parallel, run_parallel
 from resa_bench.suites.quality.selectors import best
 from tiny_model import TINY, tiny_decoder
 
@@ -49,7 +48,7 @@ class Bench:
         self.tokens = text[:, PROMPT:]
         self.state = State.allocate(self.decoder, BATCH, 320, STEPS + 1)
         prefill(self.decoder, self.state, text[:, :PROMPT])
-        engine = self.engine(MethodSpec("torch-dense"))
+        engine = self.engine(make_spec("torch-dense"))
         self.stepwise = record_dense(engine, engine.step, PROMPT, self.tokens[:, 0], self.tokens, STEPS)
         self.at_once = dense_parallel(self.decoder, self.state, PROMPT, self.tokens)
 
@@ -57,9 +56,8 @@ class Bench:
         dense = get_method("torch-dense")(TINY.attention(BATCH), spec.config, dtype=torch.float32, device=CPU)
         self.state.start(PROMPT, torch.zeros(BATCH, dtype=torch.int64))
         layers = bind_layers(self.state, portable(spec), dense, spec.dense_layers or 0)
-        return Engine(
-            self.decoder, self.state, layers, rectify_every=spec.config.rectify_every if rectifies(spec) else None
-        )
+        every = spec.config.rectify_every if spec.rectifies else None
+        return Engine(self.decoder, self.state, layers, rectify_every=every)
 
     def step_by_step(self, spec: MethodSpec) -> tuple[Forced, torch.Tensor, torch.Tensor]:
         """Metrics, logits `[T, B, vocab]`, and each layer's keys and values as their steps wrote them."""
@@ -77,7 +75,7 @@ class Bench:
 
     def together(self, spec: MethodSpec, monkeypatch: pytest.MonkeyPatch) -> tuple[Forced, torch.Tensor, torch.Tensor]:
         logits, written = [], []
-        head, compare = self.decoder.logits, parallel._errors
+        head, compare = self.decoder.logits, parallel.kv_errors
 
         def keep_logits(x: torch.Tensor) -> torch.Tensor:
             logits.append(head(x))
@@ -88,7 +86,7 @@ class Bench:
             return compare(cells, exact)
 
         monkeypatch.setattr(self.decoder, "logits", keep_logits)
-        monkeypatch.setattr(parallel, "_errors", keep_written)
+        monkeypatch.setattr(parallel, "kv_errors", keep_written)
         forced = run_parallel(self.decoder, self.state, spec, PROMPT, self.at_once)
         monkeypatch.undo()
         return forced, torch.cat(logits).view(STEPS, BATCH, -1), torch.stack(written, 1)
@@ -102,7 +100,7 @@ def bench() -> Bench:
 
 def spec(name: str, dense_layers: int | None = None, **settings: Any) -> MethodSpec:
     config: dict[str, Any] = {"block_size": 8, "active_ratio": 0.15, "min_blocks": 2} | settings
-    return MethodSpec(name, SparseConfig(**config), dense_layers)
+    return make_spec(name, **config, dense_layers=dense_layers)
 
 
 SPECS = [
@@ -133,21 +131,20 @@ def name_of(value: MethodSpec) -> str:
 def test_equals_decoding_step_by_step(bench: Bench, method: MethodSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     """Logits, K and V to rounding. Another selection anywhere would be off by a thousand times the tolerance."""
     with torch.inference_mode():
-        one, logits, written = bench.step_by_step(method)
+        stepwise, logits, written = bench.step_by_step(method)
         all_at_once = bench.together(method, monkeypatch)
     torch.testing.assert_close(all_at_once[1], logits, atol=3e-5, rtol=1e-4)
     torch.testing.assert_close(all_at_once[2], written, atol=3e-5, rtol=1e-4)
-    torch.testing.assert_close(all_at_once[0].kv_error, one.kv_error, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(all_at_once[0].kv_error, stepwise.kv_error, atol=1e-5, rtol=1e-4)
     for name in ("kl", "top1", "loss", "extra_loss", "kv_error"):
-        mine, theirs = (torch.stack([getattr(s, name) for s in x.steps]) for x in (all_at_once[0], one))
-        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-3)
-    assert torch.stack([s.kl for s in one.steps]).mean() > 1e-3  # selecting blocks did make a difference
+        torch.testing.assert_close(all_at_once[0].values[name], stepwise.values[name], atol=1e-5, rtol=1e-3)
+    assert stepwise.values["kl"].mean() > 1e-3  # selecting blocks did make a difference
 
 
 def test_dense_equals_decoding_step_by_step(bench: Bench) -> None:
-    for name in ("logits", "keys", "values"):
-        mine, theirs = (getattr(x, name) for x in (bench.at_once, bench.stepwise))
-        torch.testing.assert_close(mine, theirs, atol=3e-5, rtol=1e-4)
+    for name in ("logits", "kv"):
+        at_once, stepwise = (getattr(x, name) for x in (bench.at_once, bench.stepwise))
+        torch.testing.assert_close(at_once, stepwise, atol=3e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("every", [1, 4, None], ids=lambda f: f"f{f}")
@@ -233,6 +230,8 @@ def test_tiles_end_with_long_periods() -> None:
 
 def test_a_method_without_a_parallel_form_is_refused(bench: Bench) -> None:
     reference: Reference = bench.at_once
-    with pytest.raises(KeyError, match="torch-dense"):
-        run_parallel(bench.decoder, bench.state, MethodSpec("torch-dense"), PROMPT, reference)
-    assert set(SELECTORS) <= {"resa", "resa-torch", "sparse", "quest", "oracle", "sink-window"}
+    with pytest.raises(ValueError, match="torch-dense: has no form for all steps at once"):
+        run_parallel(bench.decoder, bench.state, make_spec("torch-dense"), PROMPT, reference)
+    parallel_forms = {name for name, kind in registered().items() if kind.ranks_by is not None}
+    assert {"resa", "resa-torch", "sparse", "quest", "oracle", "sink-window"} <= parallel_forms
+    assert parallel_forms.isdisjoint({"resa-fused", "retro", "retro-cached", "resa-authors"})

@@ -11,7 +11,7 @@ from resa_bench.kernels import AttentionShape, KVCache, ResaTorch, SparseConfig,
 from resa_bench.profiling import nvtx_ranges
 from resa_bench.profiling.attached import attached
 from resa_bench.profiling.ranges import heard, listening, mark, span
-from resa_bench.suites.micro.suite import run_all
+from resa_bench.suites.micro.run import run_all
 
 
 class FakeDomain:

@@ -13,11 +13,12 @@ import pytest
 import torch
 from resa_bench import kernels
 from resa_bench.kernels import method as registry
-from resa_bench.suites.core.rows import read_rows
-from resa_bench.suites.engine.gate import dense_exact
-from resa_bench.suites.micro.cases import Case, MethodSpec, ModelShape
+from resa_bench.suites.core.results import read_rows
+from resa_bench.suites.core.spec import MethodSpec
+from resa_bench.suites.micro.cases import Case, ModelShape
+from resa_bench.suites.micro.checks import dense_exact
 from resa_bench.suites.micro.inputs import make_inputs
-from resa_bench.suites.micro.suite import prepare
+from resa_bench.suites.micro.run import prepare
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from benches import make_bench
 from kernel_cases import DEVICE, DTYPES, make_cache, make_method, random
 from resa_bench import baselines  # noqa: F401  (registers the rivals)
 from resa_bench.baselines import retro
@@ -25,23 +26,26 @@ from resa_bench.kernels.attention.window_decode import window_reference
 from resa_bench.kernels.launch import INTERPRET
 from resa_bench.kernels.portable import TorchSparseMethod
 from resa_bench.profiling.ceilings import Ceilings
-from resa_bench.profiling.device import describe
-from resa_bench.suites import micro
-from resa_bench.suites.decode import suite as decode_suite
+from resa_bench.suites.core.failure import CheckFailed
+from resa_bench.suites.core.metrics import step_metrics
+from resa_bench.suites.core.spec import MethodSpec
 from resa_bench.suites.decode.cases import DecodeCase
-from resa_bench.suites.decode.suite import DecodeBench, DecodePlan
+from resa_bench.suites.decode.run import run_case as decode_case_rows
 from resa_bench.suites.engine.checks import check_attention
 from resa_bench.suites.engine.costs import plan_costs
 from resa_bench.suites.engine.engine import Engine, State, bind_layers
-from resa_bench.suites.engine.gate import CheckFailed, check_window, compare, dense_exact
+from resa_bench.suites.engine.gate import compare
 from resa_bench.suites.engine.loader import Loader
-from resa_bench.suites.micro.cases import Case, MethodSpec, ModelShape
+from resa_bench.suites.engine.measure import DecodePlan
+from resa_bench.suites.micro.cases import Case, ModelShape
+from resa_bench.suites.micro.checks import check_window, dense_exact
 from resa_bench.suites.micro.inputs import make_inputs, make_window
+from resa_bench.suites.micro.run import prepare as prepare_micro
 from resa_bench.suites.model.decoder import Cells, Decoder
 from resa_bench.suites.model.load import LoadedModel
-from resa_bench.suites.quality import suite as quality
 from resa_bench.suites.quality.cases import QualityCase
 from resa_bench.suites.quality.exposure import exposure
+from resa_bench.suites.quality.run import run_case as quality_rows
 from resa_bench.suites.quality.table import case_table
 from rich.console import Console
 from tiny_model import TINY, Letters, tiny_decoder
@@ -448,12 +452,12 @@ def portable(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_micro_gate_takes_every_row(portable: None, w: int) -> None:
     spec = MethodSpec("retro", settings(w))
     inputs = make_inputs(SHORT, CPU, 1)
-    one = micro.prepare(spec, SHORT, inputs, dense_exact(inputs), CPU)
-    assert 0 < one.check.budget_used <= 1
-    assert [s.name for s in one.stages] == ["append", "score", "select", "attend"]
-    quest = micro.prepare(MethodSpec("quest", settings(w)), SHORT, inputs, dense_exact(inputs), CPU)
-    assert one.traffic["total"].bytes > quest.traffic["total"].bytes
-    assert one.traffic["attend"].flops == w * quest.traffic["attend"].flops
+    repairing = prepare_micro(spec, SHORT, inputs, dense_exact(inputs), CPU)
+    assert 0 < repairing.check.budget_used <= 1
+    assert [s.name for s in repairing.stages] == ["append", "score", "select", "attend"]
+    quest = prepare_micro(MethodSpec("quest", settings(w)), SHORT, inputs, dense_exact(inputs), CPU)
+    assert repairing.traffic["total"].bytes > quest.traffic["total"].bytes
+    assert repairing.traffic["attend"].flops == w * quest.traffic["attend"].flops
     assert inputs.cache.lengths.tolist() == [200, 200]
 
 
@@ -511,16 +515,21 @@ def test_exposure_counts_what_a_query_has_seen() -> None:
 def test_rows_of_the_suites(monkeypatch: pytest.MonkeyPatch, portable: None) -> None:
     """A quality row at each window, with its exposure; the decode suite's total, at its own count of rows."""
     decoder = tiny_decoder()
-    models = Loader()
+    bench = make_bench(DecodePlan(periods=1, seconds=0, breakdown=False), Ceilings(1e5, 1e5, 1e3))
+    models = bench.held(Loader)
     models._key = ("tiny", "fp32", "fp32", 0)
     models._model = LoadedModel(decoder, Letters(), "tiny")  # type: ignore[arg-type]
     specs = [MethodSpec("retro", settings(w)) for w in (2, 4)]
     case = QualityCase("tiny", TINY, prompt=200, steps=12)
-    rows = quality.run_case(case, specs, quality.QualityBench(CPU, describe(CPU), "test"), models)
+    rows = quality_rows(case, specs, bench)
     assert [r.reason for r in rows if r.status != "ok"] == []
     for spec in specs:
         mine = [r for r in rows if r.method == "retro" and r.window == spec.config.window]
-        assert {r.metric for r in mine} == {*quality.METRICS, "kv_exposure", "kv_error_repaired"}
+        assert {r.metric for r in mine} == {
+            *(metric.name for metric in step_metrics()),
+            "kv_exposure",
+            "kv_error_repaired",
+        }
         (seen,) = [r.value for r in mine if r.metric == "kv_exposure"]
         assert seen is not None
         assert 1 <= seen < spec.config.window
@@ -529,11 +538,9 @@ def test_rows_of_the_suites(monkeypatch: pytest.MonkeyPatch, portable: None) -> 
         assert f"{seen:.2f}x" in text.export_text()
     assert [spec.label for spec in specs] == ["retro b16 w2", "retro b16 w4"]
     decode_case = DecodeCase("tiny", TINY, 1, 192, "fp32", "fp32")
-    one, two = (plan_costs(decode_case, spec, False) for spec in specs)
+    one, two = (plan_costs(decode_case, spec) for spec in specs)
     assert two.flops > one.flops
     assert (one.bytes, one.weights.bytes) == (two.bytes, two.weights.bytes)
-    plan = DecodePlan(periods=1, seconds=0, breakdown=False)
-    bench = DecodeBench(CPU, Ceilings(1e5, 1e5, 1e3), describe(CPU), plan, "test")
-    (row,) = decode_suite.run_case(decode_case, specs[1:], bench, models)
+    (row,) = decode_case_rows(decode_case, specs[1:], bench)
     assert (row.status, row.window) == ("ok", 4), row.reason
     assert row.error_budget_used is not None

@@ -11,17 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from resa_bench.suites.core.rows import (
-    COLUMNS,
-    IDENTITY,
-    Row,
-    append_case,
-    identity,
-    read_rows,
-    rewrite,
-    to_frame,
-    write_csv,
-)
+from resa_bench.suites.core.results import append, read_file, read_rows, rewrite, write_csv
+from resa_bench.suites.core.rows import COLUMNS, IDENTITY, PARTS, Row, identity, to_frame, to_record
 
 
 def make(**changes: Any) -> Row:
@@ -35,6 +26,11 @@ def make(**changes: Any) -> Row:
 
 def untimed(status: str, **changes: Any) -> Row:
     return make(**({"status": status, "median_us": None, "n_samples": None, "reason": "why"} | changes))
+
+
+def append_case(path: Path, rows: list[Row]) -> None:
+    """As a run writes a case."""
+    append(path, [replace(row, case_rows=len(rows)) for row in rows])
 
 
 def without_count(rows: list[Row]) -> list[Row]:
@@ -131,15 +127,17 @@ def test_a_cut_anywhere_leaves_whole_cases(path: Path, tmp_path: Path) -> None:
     around_breaks = {i + d for i, byte in enumerate(data) if byte == ord("\n") for d in (0, 1)}
     for cut in sorted({*range(0, len(data), 13), *around_breaks}):
         torn.write_bytes(data[:cut])
-        whole = sum(end <= cut for end in ends) - 1
+        whole = sum(end <= cut + 1 for end in ends[1:])  # the last newline is not missed
         assert without_count(read_rows(torn)) == [row for rows in cases[:whole] for row in rows], f"cut at byte {cut}"
 
 
-def test_a_line_without_its_newline_is_torn(path: Path) -> None:
-    """Even where it could be parsed: the next append would glue to it."""
+def test_a_last_line_without_its_newline_is_a_row(path: Path) -> None:
+    """Its row counts all the same, and the next append begins a line of its own."""
     append_case(path, [make()])
     path.write_bytes(path.read_bytes().removesuffix(b"\n"))
-    assert read_rows(path) == []
+    assert without_count(read_rows(path)) == [make()]
+    append_case(path, [make(case="next")])
+    assert [row.case for row in read_rows(path)] == [make().case, "next"]
 
 
 def test_an_incomplete_case_in_the_middle_is_left_out(path: Path) -> None:
@@ -161,7 +159,8 @@ def test_one_suite_does_not_complete_anothers_case(path: Path) -> None:
     [
         pytest.param("{broken", "Expecting property name", id="not-json"),
         pytest.param('{"suite": "micro"}', "missing", id="columns-missing"),
-        pytest.param('{"no_such_column": 1}', "no_such_column", id="unknown-column"),
+        pytest.param(json.dumps(asdict(make()) | {"median_us": math.nan}), "not a finite number", id="nan"),
+        pytest.param(json.dumps(asdict(make()) | {"median_us": "fast"}), "expected a number", id="text-for-a-number"),
         pytest.param(json.dumps(asdict(make()) | {"status": "failed"}), "carries no time", id="contradiction"),
         pytest.param("[1, 2]", "not a result row", id="no-object"),
     ],
@@ -243,3 +242,52 @@ def test_a_torn_group_beside_a_whole_one_of_the_same_second(path: Path) -> None:
     assert len(read_rows(path)) == 6
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
     assert [row.stage for row in read_rows(path)] == ["a", "b", "c"]
+
+
+def test_columns_of_a_later_version_are_left_out(path: Path) -> None:
+    path.parent.mkdir()
+    path.write_text(json.dumps(to_record(make()) | {"later_column": 1, "schema": 99}) + "\n")
+    contents = read_file(path)
+    assert contents.unknown == {"later_column"}
+    assert [row.schema for row in contents.rows] == [99]
+
+
+def test_rows_of_the_first_version_have_its_number(path: Path) -> None:
+    path.parent.mkdir()
+    path.write_text(json.dumps({n: v for n, v in to_record(make()).items() if n != "schema"}) + "\n")
+    assert [row.schema for row in read_rows(path)] == [1]
+
+
+def test_a_torn_gz_is_one_error(tmp_path: Path) -> None:
+    packed = tmp_path / "micro.jsonl.gz"
+    append_case(tmp_path / "micro.jsonl", [make() for _ in range(50)])
+    packed.write_bytes(gzip.compress((tmp_path / "micro.jsonl").read_bytes())[:-20])
+    with pytest.raises(ValueError, match=r"micro.jsonl.gz: the .gz file is torn or damaged"):
+        read_rows(packed)
+
+
+def test_a_rewrite_keeps_what_it_cannot_read(path: Path) -> None:
+    append_case(path, [make()])
+    with path.open("a") as file:
+        file.write("{broken\n")
+    contents = read_file(path)
+    assert [(number, line) for number, line, _ in contents.unreadable] == [(2, "{broken")]
+    rewrite(path, contents.rows, contents.unreadable)
+    assert path.with_name("micro.jsonl.unreadable").read_text() == "{broken\n"
+    assert len(read_rows(path)) == 1
+
+
+def test_a_link_stays_a_link(path: Path, tmp_path: Path) -> None:
+    append_case(path, [make()])
+    link = tmp_path / "link.jsonl"
+    link.symlink_to(path)
+    rewrite(link, [make(case="other")])
+    assert link.is_symlink()
+    assert [row.case for row in read_rows(path)] == ["other"]
+
+
+def test_parts_hold_every_column_once() -> None:
+    columns = [name for part in PARTS for name in make().part(part)]
+    assert sorted(columns) == sorted(COLUMNS)
+    assert tuple(columns) == COLUMNS
+    assert make().part("setting")["block_size"] == 16

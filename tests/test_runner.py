@@ -6,25 +6,24 @@ import io
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
 import pytest
 import torch
-from resa_bench.kernels import AttentionShape, SparseConfig, TorchDense, method, register
+from resa_bench.kernels import AttentionShape, SparseConfig, TorchDense, register
 from resa_bench.profiling.device import COMMIT_VARIABLE
-from resa_bench.profiling.timing import Plan
-from resa_bench.suites.core.rows import Row, identity, read_rows
+from resa_bench.suites.core.results import append, read_file, read_rows
+from resa_bench.suites.core.rows import Row, identity
 from resa_bench.suites.core.runner import Outcome, default_folder, is_done, run_cases
+from resa_bench.suites.core.spec import MethodSpec
 from resa_bench.suites.core.worker import Settings, Worker, WorkerDied
-from resa_bench.suites.micro.cases import Case, MethodSpec, ModelShape
-from resa_bench.suites.quality.cases import QualityCase
+from resa_bench.suites.micro.cases import Case, ModelShape
 from rich.console import Console
-from tiny_model import TINY
 
 CPU = torch.device("cpu")
 HEADS = ModelShape(4, 2, 16)
@@ -90,15 +89,6 @@ class Run:
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
     return Run(tmp_path / "runs" / "micro.jsonl")
-
-
-@pytest.fixture
-def registry() -> Iterator[None]:
-    """Forget afterwards the methods that a test registers."""
-    before = dict(method._registry)
-    yield
-    method._registry.clear()
-    method._registry.update(before)
 
 
 def test_all_cases_are_measured_and_written(run: Run) -> None:
@@ -322,7 +312,7 @@ def stillborn(pipe: Connection, settings: Settings) -> None:
 
 
 def new_worker(target: Callable[[Connection, Settings], None]) -> Worker:
-    return Worker(Settings("cpu", Plan(), "test"), target)
+    return Worker(Settings("cpu", "test"), target)
 
 
 def test_a_process_that_dies_costs_its_case(run: Run) -> None:
@@ -393,7 +383,15 @@ def test_rows_of_a_kind_that_is_missing_are_measured(run: Run) -> None:
 
 # --- cases whose methods are independent ------------------------------------------------------------------------------
 
-TEXT = QualityCase("tiny", TINY, prompt=40, steps=8)
+
+@dataclass(frozen=True, slots=True)
+class GroupCase(Case):
+    """A case whose methods are measured and written eight at a time."""
+
+    at_a_time: ClassVar[int | None] = 8
+
+
+TEXT = GroupCase("m", HEADS, 1, 4096, dtype="fp32")
 MANY = [MethodSpec("resa-torch", SparseConfig(rectify_every=f)) for f in range(1, 20)]
 
 
@@ -403,7 +401,7 @@ class GroupWorker:
     def __init__(self, does: Callable[[int], None] = lambda group: None) -> None:
         self.does, self.measured = does, list[list[int]]()
 
-    def run(self, case: QualityCase, specs: list[MethodSpec], on_step: Callable[[str], None]) -> list[Row]:
+    def run(self, case: GroupCase, specs: list[MethodSpec], on_step: Callable[[str], None]) -> list[Row]:
         self.does(len(self.measured))
         self.measured.append([spec.config.rectify_every for spec in specs])
         common: dict[str, Any] = {**case.columns(), "stage": "forced", "status": "ok", "metric": "loss"}
@@ -471,3 +469,66 @@ def test_fresh_measures_all_groups_again(run: Run) -> None:
     run(worker, [TEXT], MANY, fresh=True)
     assert sum(map(len, worker.measured)) == 19
     assert len(read_rows(run.path)) == 21
+
+
+# --- good rows stay ---------------------------------------------------------------------------------------------------
+
+
+def test_a_failure_never_replaces_good_rows(run: Run) -> None:
+    """Measured again, the process dies: the rows that were there stay, and the run says that it failed."""
+    run()
+    before = read_rows(run.path)
+    outcome = run(FakeWorker({A: raising(WorkerDied("exit code -9"))}), fresh=True)
+    assert outcome.exit_status == 1
+    assert [row.reason for row in outcome.lost] == ["exit code -9"] * 2
+    assert {identity(row) for row in read_rows(run.path)} == {identity(row) for row in before}
+    assert {row.status for row in read_rows(run.path)} == {"ok"}
+
+
+def test_one_method_that_fails_leaves_the_others_new_rows(run: Run) -> None:
+    run()
+    outcome = run(FakeWorker({A: with_status("resa-torch", "failed")}), cases=CASES[:1], fresh=True)
+    assert [row.method for row in outcome.lost] == ["resa-torch"]
+    assert sorted(row.method for row in read_rows(run.path) if row.case == A) == ["resa-torch", "torch-dense"]
+
+
+def test_a_value_that_is_no_number_becomes_a_failed_row(run: Run) -> None:
+    def does(case: Case, specs: list[MethodSpec]) -> list[Row]:
+        return [row_of(case, specs[0], gbps=float("nan")), row_of(case, specs[1])]
+
+    outcome = run(FakeWorker({A: does}), cases=CASES[:1])
+    assert [(row.status, row.reason) for row in read_rows(run.path)] == [
+        ("failed", "not a finite number: gbps"), ("ok", None),
+    ]  # fmt: skip
+    assert outcome.exit_status == 1
+
+
+def test_rows_that_another_process_wrote_meanwhile_stay(run: Run) -> None:
+    """Two runs share a file: each adds its own rows to what is there when it writes."""
+
+    def does(case: Case, specs: list[MethodSpec]) -> list[Row]:
+        append(run.path, [row_of(CASES[1], spec) for spec in specs])
+        return [row_of(case, spec) for spec in specs]
+
+    outcome = run(FakeWorker({A: does}), cases=CASES[:1], fresh=True)
+    assert {row.case for row in read_rows(run.path)} == {A, B} == {row.case for row in outcome.rows}
+    assert set(pd.read_csv(run.path.with_suffix(".csv"))["case"]) == {A, B}
+
+
+def test_what_cannot_be_read_is_kept_when_another_case_is_written(run: Run) -> None:
+    """A line of the first case is gone, another is no JSON: an unrelated case removes neither."""
+    run(cases=CASES[:1])
+    lines = run.path.read_text().splitlines()
+    run.path.write_text(lines[1] + "\n{torn")
+    run(cases=CASES[1:2])
+    held = read_file(run.path)
+    assert [row.case for row in held.partial] == [A]
+    assert [row.case for row in held.rows] == [B, B]
+    assert run.path.with_name("micro.jsonl.unreadable").read_text() == "{torn\n"
+
+
+@pytest.mark.parametrize("change", [{"torch": "0.1"}, {"triton": "0.1"}, {"model_fingerprint": "another"}], ids=str)
+def test_another_model_or_library_is_measured_again(run: Run, change: dict[str, str]) -> None:
+    run(FakeWorker({A: lambda case, specs: [row_of(case, spec, **change) for spec in specs]}), cases=CASES[:1])
+    run(cases=CASES[:1])
+    assert run.worker.measured == [A]

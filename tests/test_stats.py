@@ -38,21 +38,21 @@ def test_no_samples_is_an_error(function) -> None:
 
 
 def test_one_sample_is_every_statistic() -> None:
-    one = summarize([7.0])
-    assert one.n_samples == 1
+    single = summarize([7.0])
+    assert single.n_samples == 1
     fields = ("median_us", "ci_low_us", "ci_high_us", "q20_us", "q80_us", "min_us", "mean_us", "p50_us", "p99_us")
-    assert {getattr(one, name) for name in fields} == {7.0}
+    assert {getattr(single, name) for name in fields} == {7.0}
     assert half_width([7.0]) == 0
 
 
 def test_summary_of_known_samples() -> None:
     """0 to 100 in no order: every quantile is its own percentage."""
     samples = [float(v) for v in np.random.default_rng(0).permutation(101)]
-    found = summarize(samples)
-    assert (found.n_samples, found.median_us, found.p50_us, found.mean_us) == (101, 50, 50, 50)
-    assert (found.min_us, found.q20_us, found.q80_us, found.p99_us) == (0, 20, 80, 99)
+    summary = summarize(samples)
+    assert (summary.n_samples, summary.median_us, summary.p50_us, summary.mean_us) == (101, 50, 50, 50)
+    assert (summary.min_us, summary.q20_us, summary.q80_us, summary.p99_us) == (0, 20, 80, 99)
     # n / 2 -+ 1.96 sqrt(n) / 2 = 40.65 and 60.35, taken outwards
-    assert (found.ci_low_us, found.ci_high_us) == (40, 61)
+    assert (summary.ci_low_us, summary.ci_high_us) == (40, 61)
 
 
 def test_summary_leaves_the_samples_in_order() -> None:

@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 import torch
+from benches import make_bench
 from resa_bench import baselines  # noqa: F401  (registers the rivals)
 from resa_bench.kernels import get_method, method, registered
-from resa_bench.profiling.ceilings import Ceilings
-from resa_bench.profiling.device import describe
-from resa_bench.profiling.timing import CpuTimer, Plan, Timer
+from resa_bench.suites.core.report import BreakEven, main_launch
 from resa_bench.suites.core.rows import Row
-from resa_bench.suites.micro.cases import Case, MethodSpec, ModelShape
-from resa_bench.suites.micro.suite import Bench, run_case
-from resa_bench.suites.micro.table import break_even, case_table, label, main_launch, print_report, whole_steps
+from resa_bench.suites.core.spec import MethodSpec, Names
+from resa_bench.suites.micro.cases import Case, ModelShape
+from resa_bench.suites.micro.run import run_case
+from resa_bench.suites.micro.table import case_table, crossings, print_report, whole_steps
 from rich.console import Console
 from rich.table import Table
 
@@ -27,7 +27,8 @@ CPU = torch.device("cpu")
 
 def row(name: str, median: float | None = 10.0, **changes: Any) -> Row:
     context = changes.get("context", 8192)
-    settings: dict[str, Any] = {n: v for n, v in RESA.items() if n in get_method(name).uses}
+    kind = registered().get(name)
+    settings: dict[str, Any] = {n: v for n, v in SETTINGS.items() if kind is not None and n in kind.uses}
     defaults: dict[str, Any] = {
         "suite": "micro", "model": "m", "case": f"m-b1-{context}", "method": name, "stage": "total",
         "context": context, "batch": 1, "q_heads": 28, "kv_heads": 4, "head_dim": 128, "cache_state": "cold",
@@ -36,7 +37,7 @@ def row(name: str, median: float | None = 10.0, **changes: Any) -> Row:
     return Row(**(defaults | settings | changes))
 
 
-RESA = {"block_size": 16, "active_ratio": 0.1, "gqa_policy": "group-mean", "summary_kind": "minmax"}
+SETTINGS = {"block_size": 16, "active_ratio": 0.1, "gqa_policy": "group-mean", "summary_kind": "minmax"}
 
 
 def failed(name: str, status: str, reason: str, **changes: Any) -> Row:
@@ -63,18 +64,20 @@ def report(rows: list[Row]) -> str:
         pytest.param(row("resa", block_size=64, gqa_policy="group-sum"), "resa b64 group-sum", id="policy"),
         pytest.param(row("quest", gqa_policy="per-head"), "quest b16 per-head", id="quest"),
         pytest.param(row("quest", summary_kind="meanstd"), "quest b16 group-mean meanstd", id="meanstd"),
+        pytest.param(row("no-longer-here", block_size=32), "no-longer-here b32", id="method-that-is-gone"),
         pytest.param(failed("resa", "oom", "x", block_size=32), "resa b32", id="without-a-time"),
     ],
 )
 def test_label(one: Row, expected: str) -> None:
-    assert label(one) == expected
+    assert Names([one])[one] == expected
 
 
 def test_label_is_the_specs() -> None:
     """Tables name a method as the command line does."""
     for name in registered():
         spec = MethodSpec(name)
-        assert label(row(name, **spec.columns())) == spec.label
+        named = row(name, **spec.columns())
+        assert Names([named])[named] == spec.label
 
 
 def test_graphs_come_first() -> None:
@@ -95,7 +98,7 @@ def points(*speedups: tuple[int, float], name: str = "resa", **changes: Any) -> 
     return [row(name, context=context, speedup_vs_best_dense=speedup, **changes) for context, speedup in speedups]
 
 
-KEY = ("m", 1, "resa b16")
+KEY = ("m", "1", "resa b16")
 
 
 @pytest.mark.parametrize(
@@ -110,42 +113,41 @@ KEY = ("m", 1, "resa b16")
         pytest.param(points((4096, 1.5), (8192, 0.5), (32768, 1.5)), 16384.0, id="a-win-must-last"),
         pytest.param(points((4096, 2.0), (8192, 0.5)), None, id="loses-in-the-end"),
         pytest.param(points((4096, 1.0), (16384, 1.5)), 4096.0, id="even-at-the-first"),
-        pytest.param(points((8192, 3.0)), 8192.0, id="one-context"),
+        pytest.param(points((8192, 3.0)), None, id="one-context"),
     ],
 )
 def test_break_even(rows: list[Row], expected: float | None) -> None:
-    found = break_even(rows)
-    assert found == ({} if expected is None else {KEY: pytest.approx(expected)})
+    tokens = {key: point.tokens for key, point in crossings(rows).items()}
+    assert tokens == ({} if expected is None else {KEY: pytest.approx(expected)})
 
 
 @pytest.mark.parametrize(
     "rows",
     [
         pytest.param([], id="no-rows"),
-        pytest.param(points((4096, 2.0), name="sdpa-flash"), id="dense"),
-        pytest.param(points((4096, 2.0), cache_state="warm"), id="warm"),
-        pytest.param(points((4096, 2.0), stage="total_amortised"), id="another-stage"),
-        pytest.param(points((4096, 2.0), selection_pattern="recent"), id="another-pattern"),
+        pytest.param(points((4096, 2.0), (8192, 3.0), name="sdpa-flash"), id="dense"),
+        pytest.param(points((4096, 2.0), (8192, 3.0), cache_state="warm"), id="warm"),
+        pytest.param(points((4096, 2.0), (8192, 3.0), stage="total_amortised"), id="another-stage"),
+        pytest.param(points((4096, 2.0), (8192, 3.0), selection_pattern="recent"), id="another-pattern"),
         pytest.param([row("resa")], id="no-rival"),
-        pytest.param([*points((4096, 2.0), launch="eager"), row("sdpa-cudnn")], id="eager-beside-graphs"),
+        pytest.param([*points((4096, 2.0), (8192, 3.0), launch="eager"), row("sdpa-cudnn")], id="eager-beside-graphs"),
     ],
 )
 def test_break_even_leaves_out(rows: list[Row]) -> None:
-    assert break_even(rows) == {}
+    assert crossings(rows) == {}
 
 
 def test_break_even_of_each_model_batch_and_variant() -> None:
     rows = [
         *points((4096, 0.5), (16384, 1.5)),
         *points((4096, 0.9), (8192, 1.3), batch=4),
-        *points((4096, 2.0), block_size=64),
+        *points((4096, 2.0), (8192, 3.0), block_size=64),
     ]
-    assert break_even(rows) == {
-        KEY: pytest.approx(8192),
-        ("m", 4, "resa b16"): pytest.approx(4096 * 2**0.25),
-        ("m", 1, "resa b64"): 4096,
+    assert crossings(rows) == {
+        KEY: BreakEven(pytest.approx(8192), False),  # type: ignore[arg-type]
+        ("m", "4", "resa b16"): BreakEven(pytest.approx(4096 * 2**0.25), False),  # type: ignore[arg-type]
+        ("m", "1", "resa b64"): BreakEven(4096, True),
     }
-    assert break_even(points((8192, 2.0), stage="total_amortised"), "total_amortised") == {KEY: 8192}
 
 
 def test_case_table_is_sorted_and_complete() -> None:
@@ -254,16 +256,8 @@ def my_method(tmp_path: Path) -> Iterator[str]:
     method._registry.pop("my-method")
 
 
-class SmallTimer(CpuTimer):
-    """The CPU's timer with a small flush, for quick tests."""
-
-    def __init__(self) -> None:
-        Timer.__init__(self, CPU, 2**16)
-
-
 def test_a_method_added_in_one_file_is_measured_and_shown(my_method: str) -> None:
-    plan = Plan(precision=0.5, budget_s=0.2, min_samples=5, max_samples=10, warmup_s=0.0)
-    bench = Bench(CPU, SmallTimer(), Ceilings(1e6, 1e6, 1e6), describe(CPU), plan, "test")
+    bench = make_bench()
     case = Case("tiny", ModelShape(4, 2, 16), 1, 256, dtype="fp32")
     rows = run_case(case, [MethodSpec("torch-dense"), MethodSpec(my_method)], bench)
     mine = [r for r in rows if r.method == my_method]

@@ -10,26 +10,33 @@ from typing import Any
 import pytest
 import torch
 from resa_bench import baselines  # noqa: F401  (registers the rivals)
-from resa_bench.kernels import SparseConfig, Unsupported
+from resa_bench.kernels import Unsupported
 from resa_bench.plots.figures import draw_all
-from resa_bench.plots.tasks import _looks
+from resa_bench.profiling.ceilings import Ceilings
 from resa_bench.profiling.device import describe
+from resa_bench.profiling.timing import make_timer
 from resa_bench.suites.cli import main
-from resa_bench.suites.core.rows import Row, append_case, identity, read_rows
+from resa_bench.suites.core.analysis import share_error
+from resa_bench.suites.core.bench import Bench
+from resa_bench.suites.core.flags import options
+from resa_bench.suites.core.looks import looks
+from resa_bench.suites.core.results import append, read_rows
+from resa_bench.suites.core.rows import Row, identity
+from resa_bench.suites.core.spec import MethodSpec, make_spec
 from resa_bench.suites.engine.engine import State
 from resa_bench.suites.engine.loader import Loader
 from resa_bench.suites.engine.prompt import prefill
-from resa_bench.suites.micro.cases import MethodSpec
 from resa_bench.suites.model.load import LoadedModel
-from resa_bench.suites.tasks import needle, suite
+from resa_bench.suites.tasks import needle
 from resa_bench.suites.tasks.cases import CopyCase, DivergenceCase, NeedleCase, TaskCase, dense_spec
 from resa_bench.suites.tasks.contender import Contender
 from resa_bench.suites.tasks.copy import copy_prompt
-from resa_bench.suites.tasks.divergence import CommonNoise, agreeing, share_error, survival
-from resa_bench.suites.tasks.needle import found, needle_prompts
+from resa_bench.suites.tasks.divergence import CommonNoise, agreeing, survival
+from resa_bench.suites.tasks.needle import holds_number, needle_prompts
 from resa_bench.suites.tasks.prompt import prefill_rows
-from resa_bench.suites.tasks.suite import TaskBench, run_case
-from resa_bench.suites.tasks.table import case_table, label, pick
+from resa_bench.suites.tasks.run import run_case
+from resa_bench.suites.tasks.suite import FLAGS, choose_specs
+from resa_bench.suites.tasks.table import case_table, pick
 from resa_bench.suites.tasks.text import of_one_length, place, stretches, text_tokenizer
 from rich.console import Console
 from tiny_model import TINY, tiny_decoder
@@ -52,7 +59,7 @@ LETTERS: Any = Letters()
 
 
 def resa(every: int, ratio: float = 0.1) -> MethodSpec:
-    return MethodSpec("resa-torch", SparseConfig(rectify_every=every, active_ratio=ratio, min_blocks=2))
+    return make_spec("resa-torch", rectify_every=every, active_ratio=ratio, min_blocks=2)
 
 
 EVERYTHING, SPARSE = resa(8, 1.0), resa(NEVER)
@@ -91,13 +98,13 @@ def _room_for_letters(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def measure(models: Loader, case: TaskCase, specs: list[MethodSpec]) -> list[Row]:
-    return run_case(case, specs, TaskBench(CPU, describe(CPU), "test"), models)
+    bench = Bench(CPU, describe(CPU), "test", None, make_timer(CPU), Ceilings(10.0, 10.0, 0.1))
+    bench._held[Loader] = models
+    return run_case(case, specs, bench)
 
 
 def of(rows: list[Row], spec: MethodSpec, stage: str = "free") -> list[Row]:
-    columns = spec.columns()
-    mine = [r for r in rows if r.method == spec.name and r.stage == stage]
-    return [r for r in mine if all(getattr(r, k) == v for k, v in columns.items())]
+    return [row for row in rows if row.variant == spec.variant and row.stage == stage]
 
 
 def value(rows: list[Row], metric: str, **which: Any) -> float:
@@ -112,8 +119,13 @@ def value(rows: list[Row], metric: str, **which: Any) -> float:
 
 def test_the_first_difference_is_found() -> None:
     dense = torch.tensor([[1, 2, 3, 4]] * 4)
-    said = torch.tensor([[1, 2, 3, 4], [9, 2, 3, 4], [1, 2, 9, 4], [1, 2, 3, 9]])
-    assert agreeing(said, dense).tolist() == [4, 0, 2, 3]
+    decoded = torch.tensor([[1, 2, 3, 4], [9, 2, 3, 4], [1, 2, 9, 4], [1, 2, 3, 9]])
+    assert agreeing(decoded, dense).tolist() == [4, 0, 2, 3]
+
+
+def test_the_error_of_a_share() -> None:
+    assert share_error(0.5, 100) == pytest.approx(0.05, rel=0.02)
+    assert share_error(1.0, 10) == share_error(0.0, 10) > 0.04
 
 
 def test_survival_falls_where_sequences_leave() -> None:
@@ -123,18 +135,13 @@ def test_survival_falls_where_sequences_leave() -> None:
     assert dict(survival(torch.tensor([2, 5]), 5)) == {1: 1.0, 2: 1.0, 3: 0.5, 4: 0.5, 5: 0.5}
 
 
-def test_the_error_of_a_share() -> None:
-    assert share_error(0.5, 100) == pytest.approx(0.05, rel=0.02)
-    assert share_error(1.0, 10) == share_error(0.0, 10) > 0.04
-
-
 def test_noise_is_common_and_samples_the_softmax() -> None:
     logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]]).expand(2000, 4)
-    one, other = (CommonNoise(2000, 4, 0.5, 7, CPU) for _ in range(2))
-    one.draw(3)
+    noise, other = (CommonNoise(2000, 4, 0.5, 7, CPU) for _ in range(2))
+    noise.draw(3)
     other.draw(2)
     other.draw(3)
-    tokens = one(logits)
+    tokens = noise(logits)
     assert torch.equal(tokens, other(logits))
     shares = torch.bincount(tokens, minlength=4) / 2000
     torch.testing.assert_close(shares, (logits[0] / 0.5).softmax(-1), atol=0.03, rtol=0)
@@ -191,12 +198,12 @@ def test_haystacks_differ_in_the_needle_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "right"),
+    ("answer", "right"),
     [(" 48213.", True), (' "48213".', True), ("It is 48213", True), (" 482131", False), (" 4821", False),
      ("148213 48213", True), ("", False)],
 )  # fmt: skip
-def test_an_answer_is_right_or_wrong(said: str, right: bool) -> None:
-    assert found(said, "48213") is right
+def test_an_answer_is_right_or_wrong(answer: str, right: bool) -> None:
+    assert holds_number(answer, "48213") is right
 
 
 def test_a_copy_prompt_holds_its_pairs_and_asks_each_once() -> None:
@@ -228,13 +235,13 @@ def test_prompts_that_begin_alike_are_prefilled_as_if_alone(tiny: LoadedModel) -
     tokens[1, :60] = tokens[2, :60]
     tokens[0] = tokens[1]
     with torch.inference_mode():
-        mine, theirs = (State.allocate(decoder, 3, 128, 1) for _ in range(2))
-        logits = prefill_rows(decoder, mine, tokens)
-        torch.testing.assert_close(logits, prefill(decoder, theirs, tokens), atol=1e-4, rtol=1e-4)
-        for a, b in zip(mine.caches, theirs.caches, strict=True):
+        shared, alone = (State.allocate(decoder, 3, 128, 1) for _ in range(2))
+        logits = prefill_rows(decoder, shared, tokens)
+        torch.testing.assert_close(logits, prefill(decoder, alone, tokens), atol=1e-4, rtol=1e-4)
+        for a, b in zip(shared.caches, alone.caches, strict=True):
             torch.testing.assert_close(a.k[:, :, :90], b.k[:, :, :90], atol=1e-4, rtol=1e-4)
         with pytest.raises(ValueError, match="do not fit the capacity"):
-            prefill_rows(decoder, mine, torch.zeros(3, 129, dtype=torch.int64))
+            prefill_rows(decoder, shared, torch.zeros(3, 129, dtype=torch.int64))
 
 
 @pytest.mark.parametrize("spec", [dense_spec(CPU), SPARSE, resa(8)], ids=lambda s: s.label)
@@ -319,6 +326,7 @@ def test_a_method_equal_to_dense_never_diverges(models: Loader, temperature: flo
     assert len({identity(row) for row in rows}) == len(rows)
 
 
+@pytest.mark.slow
 def test_needles_by_depth(models: Loader) -> None:
     rows = measure(models, needles(groups=2), [EVERYTHING, SPARSE])
     dense, whole, sparse = of(rows, dense_spec(CPU)), of(rows, EVERYTHING), of(rows, SPARSE)
@@ -337,9 +345,9 @@ def test_an_oracle_of_answers_scores_everything(models: Loader, monkeypatch: pyt
 
     def say(contender: Contender, count: int, reference: Any = None) -> torch.Tensor:
         answers = [LETTERS.encode(f" {n}") for n in made[0].numbers]
-        said = [[*a, *[0] * count][:count] for a in answers]
-        said[1] = [0] * count
-        return torch.tensor(said)
+        decoded = [[*a, *[0] * count][:count] for a in answers]
+        decoded[1] = [0] * count
+        return torch.tensor(decoded)
 
     made: list[Any] = []
     real = needle_prompts
@@ -352,6 +360,7 @@ def test_an_oracle_of_answers_scores_everything(models: Loader, monkeypatch: pyt
     assert pick(whole, "needle_kept", depth=0.5) is None
 
 
+@pytest.mark.slow
 def test_copies(models: Loader, tiny: LoadedModel) -> None:
     case = copies(groups=2)
     rows = measure(models, case, [EVERYTHING, SPARSE])
@@ -365,24 +374,24 @@ def test_copies(models: Loader, tiny: LoadedModel) -> None:
     exact = []
     with torch.inference_mode():
         state = State.allocate(tiny.decoder, 1, 512, 1)
-        for one in made:
-            for script in one.script:
-                for span in one.answers:
+        for asked in made:
+            for script in asked.script:
+                for span in asked.answers:
                     for t in range(span.start, span.stop):
-                        ids = torch.tensor([one.prompt + script[:t]])
+                        ids = torch.tensor([asked.prompt + script[:t]])
                         exact.append(float(prefill(tiny.decoder, state, ids).log_softmax(-1)[0, script[t]]))
     assert value(dense, "copy_logp") == pytest.approx(sum(exact) / len(exact), abs=1e-3)
 
 
 def test_a_method_that_fails_costs_its_own_rows(models: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = suite.Contender.__init__
+    real = Contender.__init__
 
     def init(self: Any, decoder: Any, state: Any, spec: MethodSpec, *rest: Any) -> None:
         if spec == broken:
             raise torch.OutOfMemoryError("none left")
         real(self, decoder, state, spec, *rest)
 
-    monkeypatch.setattr(suite.Contender, "__init__", init)
+    monkeypatch.setattr(Contender, "__init__", init)
     broken = SPARSE
     rows = measure(models, divergence(groups=2, steps=8), [SPARSE, EVERYTHING])
     assert [(r.status, r.reason) for r in of(rows, SPARSE)] == [("oom", "none left")]
@@ -394,7 +403,7 @@ def test_a_method_that_fails_costs_its_own_rows(models: Loader, monkeypatch: pyt
 
 
 def test_one_kernel_on_a_cpu_is_skipped_with_its_reason(models: Loader) -> None:
-    fused = MethodSpec("resa-fused")
+    fused = make_spec("resa-fused")
     rows = of(measure(models, divergence(steps=8), [fused]), fused)
     assert [(r.status, r.reason) for r in rows] == [("skipped", "needs a CUDA device, got cpu")]
 
@@ -415,37 +424,35 @@ def test_questions_that_take_too_long_are_refused(models: Loader, monkeypatch: p
     assert "50 are allowed" in (rows[0].reason or "")
 
 
+@pytest.mark.slow
 def test_tables(models: Loader, tmp_path: Path) -> None:
     rows: list[Row] = []
     for case in (divergence(steps=16), needles(depths=1), copies()):
-        mine = measure(models, case, [EVERYTHING])
-        append_case(tmp_path / "tasks.jsonl", mine)
-        rows += mine
-    assert [label(r) for r in read_rows(tmp_path / "tasks.jsonl")] == [label(r) for r in rows]
+        of_case = measure(models, case, [EVERYTHING])
+        append(tmp_path / "tasks.jsonl", of_case)
+        rows += of_case
+    assert [r.variant for r in read_rows(tmp_path / "tasks.jsonl")] == [r.variant for r in rows]
     console = Console(width=160, record=True)
     for case_name in dict.fromkeys(r.case for r in rows):
         console.print(case_table(case_name, rows))
     text = console.export_text()
-    for words in ("torch-dense in chunks", "never in 16", "at 0.5", "copied", "resa-torch b16 f8", "its own"):
+    for words in ("torch-dense in chunks", "never in 16", "at 0.5", "copied", "resa-torch b16 r1 f8", "its own"):
         assert words in text
     lines = [line for line in text.splitlines() if "│" in line]
     assert "torch-dense" in lines[0]
-    last = sorted(mine, key=lambda row: row.method == "torch-dense")  # as after a rerun of dense decoding alone
+    last = sorted(of_case, key=lambda row: row.method == "torch-dense")  # as after a rerun of dense decoding alone
     again = Console(width=160, record=True)
     again.print(case_table(case_name, last))
     assert again.export_text() in text
     drawn = draw_all([tmp_path / "tasks.jsonl"], tmp_path)
     assert [p.name for p in drawn] == ["tasks-tiny.png", "tasks-tiny.svg"]
     words = drawn[1].read_text()
-    for name in ("still equal to dense", "values copied exactly", "needles found", "resa-torch b16 f8"):
+    for name in ("still equal to dense", "values copied exactly", "needles found", "resa-torch b16 r1 f8"):
         assert name in words
 
 
 def test_one_kernel_is_told_from_the_chain_of_its_period() -> None:
-    case = divergence(steps=8)
-    specs = [MethodSpec(name, EVERYTHING.config) for name in ("resa", "resa-fused")]
-    rows = [Row(**case.columns(), method=s.name, stage="free", status="ok", **s.columns()) for s in specs]
-    chain, fused = _looks(rows, False).values()
+    chain, fused = looks(make_spec(name).variant for name in ("resa", "resa-fused")).values()
     assert chain.colour == fused.colour
     assert (chain.marker, chain.linestyle) != (fused.marker, fused.linestyle)
 
@@ -457,15 +464,19 @@ def test_one_kernel_is_told_from_the_chain_of_its_period() -> None:
     ("arguments", "message"),
     [
         (["--model", "qwen2.5-7b"], "random weights find no needle"),
-        (["--context", "8K"], "are over the 8192 that smollm2-135m handles"),
+        (["--context", "8K"], "over the 8192 that smollm2-135m handles"),
         (["--method", "torch-dense"], "is measured anyway"),
         (["--method", "nonsense"], "unknown; known are"),
-        (["--samples", "0"], "must be at least 1"),
-        (["--temperature", "-1"], "must be 0 (greedy) or more"),
+        (["--samples", "0"], "must be 1 to"),
+        (["--temperature", "-1"], "must be 0 to"),
     ],
 )
 def test_wrong_flags(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["tasks", "--plan", "--device", "cpu", *arguments]) == 2
+    try:
+        status = main(["tasks", "--plan", "--device", "cpu", *arguments])
+    except SystemExit as error:  # argparse, of values out of range
+        status = error.code  # type: ignore[assignment]
+    assert status == 2
     assert message in " ".join(capsys.readouterr().err.split())
 
 
@@ -477,6 +488,16 @@ def test_plan(capsys: pytest.CaptureFixture[str]) -> None:
         assert f"tasks-smollm2-135m-{name}" in text
     for name in ("torch-dense", "sparse b16", "resa-torch b16 f16", "quest b16 per-head", "sink-window", "oracle b16"):
         assert name in text
+
+
+def test_a_name_means_here_what_it_means_everywhere() -> None:
+    dense, *named = choose_specs(options(FLAGS, {"method": ("quest", "retro", "resa-torch")}), CPU)
+    assert dense == dense_spec(CPU)
+    assert [s.variant for s in named] == [make_spec(name).variant for name in ("quest", "retro", "resa-torch")]
+    swept = choose_specs(options(FLAGS, {"block_size": (16, 32), "dense_layers": (0, 2)}), CPU)
+    assert {(s.config.block_size, s.dense_layers) for s in swept if s.name == "quest"} == {
+        (16, 0), (16, 2), (32, 0), (32, 2),
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

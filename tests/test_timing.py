@@ -1,4 +1,4 @@
-"""The measuring loop under a fake clock: order, flushes, warm-up, when it stops; the CPU's flush; ceilings."""
+"""The measuring loop under a fake clock: order, flushes, warm-up, when it stops; the CPU's flush."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from resa_bench.profiling import timing
-from resa_bench.profiling.ceilings import Ceilings, measure_ceilings
 from resa_bench.profiling.timing import CpuTimer, CudaTimer, Op, Plan, Samples, Timer, make_timer, measure, warm_up
 
 CPU = torch.device("cpu")
@@ -18,7 +17,7 @@ NOISY = (1e-3, 2e-3, 3e-3)
 
 
 class Clock:
-    """Seconds that pass only when told."""
+    """Seconds that pass only when rounds."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -64,9 +63,9 @@ def timer() -> LoggingTimer:
 def taken(timer: LoggingTimer, ops: list[Op], **plan: float) -> dict[str, Samples]:
     """Measure without a warm-up loop; every op still runs once before (and that run is not in the log)."""
     settings = {"precision": 0.005, "budget_s": 1e9, "warmup_s": 0.0} | plan
-    found = measure(ops, timer, Plan(**settings), clock=timer.clock)  # type: ignore[arg-type]
+    samples = measure(ops, timer, Plan(**settings), clock=timer.clock)  # type: ignore[arg-type]
     del timer.log[: 2 * len(ops)]
-    return found
+    return samples
 
 
 def test_one_round_of_a_cold_and_a_warm_op(timer: LoggingTimer) -> None:
@@ -93,8 +92,8 @@ def test_ops_are_interleaved_round_by_round(timer: LoggingTimer) -> None:
 def test_samples_stay_in_order_and_whole(timer: LoggingTimer) -> None:
     """Microseconds, outlier included, as they were taken; the untimed first run is not among them."""
     times = [5e-6, 3e-6, 9e-6, 1e-6, 4000e-6, 2e-6]
-    found = taken(timer, [timer.op("a", chain([7.0], times)), timer.op("b", cycle(NOISY))], max_samples=6)
-    assert found["a"].times_us == pytest.approx([5, 3, 9, 1, 4000, 2])
+    samples = taken(timer, [timer.op("a", chain([7.0], times)), timer.op("b", cycle(NOISY))], max_samples=6)
+    assert samples["a"].times_us == pytest.approx([5, 3, 9, 1, 4000, 2])
 
 
 def test_the_flush_is_not_in_the_time(timer: LoggingTimer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,8 +101,8 @@ def test_the_flush_is_not_in_the_time(timer: LoggingTimer, monkeypatch: pytest.M
         timer.clock.now += 1.0
 
     monkeypatch.setattr(timer, "flush", flush)
-    found = taken(timer, [timer.op("a")], max_samples=5)
-    assert found["a"].times_us == pytest.approx([1000] * 5)
+    samples = taken(timer, [timer.op("a")], max_samples=5)
+    assert samples["a"].times_us == pytest.approx([1000] * 5)
 
 
 @pytest.mark.parametrize(
@@ -111,17 +110,17 @@ def test_the_flush_is_not_in_the_time(timer: LoggingTimer, monkeypatch: pytest.M
     [pytest.param(20, 20, id="at-the-least"), pytest.param(7, 10, id="looked-at-every-fifth-round")],
 )
 def test_a_steady_op_stops_by_precision(timer: LoggingTimer, min_samples: int, expected: int) -> None:
-    found = taken(timer, [timer.op("a")], min_samples=min_samples)["a"]
-    assert (len(found.times_us), found.stopped_by) == (expected, "precision")
+    samples = taken(timer, [timer.op("a")], min_samples=min_samples)["a"]
+    assert (len(samples.times_us), samples.stopped_by) == (expected, "precision")
 
 
 def test_a_noisy_op_goes_on_alone_until_the_time_is_up(timer: LoggingTimer) -> None:
     """The steady op stops at 10; the noisy one takes 1, 2, 3, 1, ... ms until the budget is spent."""
-    found = taken(timer, [timer.op("steady"), timer.op("noisy", cycle(NOISY))], min_samples=10, budget_s=0.060)
-    assert (len(found["steady"].times_us), found["steady"].stopped_by) == (10, "precision")
-    assert found["noisy"].stopped_by == "time"
+    samples = taken(timer, [timer.op("steady"), timer.op("noisy", cycle(NOISY))], min_samples=10, budget_s=0.060)
+    assert (len(samples["steady"].times_us), samples["steady"].stopped_by) == (10, "precision")
+    assert samples["noisy"].stopped_by == "time"
     # 10 rounds of both take 10 + 20 ms; every later round 2 ms on the average, until past 60 ms
-    assert len(found["noisy"].times_us) == 10 + 15
+    assert len(samples["noisy"].times_us) == 10 + 15
     tail = [entry for entry in timer.log if entry in ("steady", "noisy")][20:]
     assert set(tail) == {"noisy"}
 
@@ -139,15 +138,15 @@ def test_precision_decides_when_it_is_reached(timer: LoggingTimer) -> None:
     [pytest.param(20, 5, id="five-rounds-at-least"), pytest.param(3, 3, id="fewer-where-the-plan-says-so")],
 )
 def test_a_spent_budget_still_leaves_some_samples(timer: LoggingTimer, min_samples: int, expected: int) -> None:
-    found = taken(timer, [timer.op("slow", 100.0)], min_samples=min_samples, budget_s=1.0)["slow"]
-    assert (len(found.times_us), found.stopped_by) == (expected, "time")
+    samples = taken(timer, [timer.op("slow", 100.0)], min_samples=min_samples, budget_s=1.0)["slow"]
+    assert (len(samples.times_us), samples.stopped_by) == (expected, "time")
 
 
 def test_the_warm_up_is_not_in_the_budget(timer: LoggingTimer) -> None:
     """A first run of 1000 s (a compilation), then 1 s a sample."""
     durations = chain([1000.0], cycle((1.0, 2.0, 3.0)))
-    found = taken(timer, [timer.op("a", durations)], budget_s=20.0)["a"]
-    assert len(found.times_us) == 11  # 1 + 2 + 3 + ... passes 20 s with the eleventh
+    samples = taken(timer, [timer.op("a", durations)], budget_s=20.0)["a"]
+    assert len(samples.times_us) == 11  # 1 + 2 + 3 + ... passes 20 s with the eleventh
 
 
 def test_most_samples(timer: LoggingTimer) -> None:
@@ -155,10 +154,10 @@ def test_most_samples(timer: LoggingTimer) -> None:
 
 
 def test_rounds_are_told(timer: LoggingTimer) -> None:
-    told: list[int] = []
+    rounds: list[int] = []
     plan = Plan(budget_s=1e9, max_samples=4, warmup_s=0.0)
-    measure([timer.op("a", cycle(NOISY))], timer, plan, clock=timer.clock, on_round=told.append)
-    assert told == [1, 2, 3, 4]
+    measure([timer.op("a", cycle(NOISY))], timer, plan, clock=timer.clock, on_round=rounds.append)
+    assert rounds == [1, 2, 3, 4]
 
 
 def test_two_ops_of_one_key_are_refused(timer: LoggingTimer) -> None:
@@ -247,41 +246,6 @@ def test_make_timer(small_cache: int) -> None:
         make_timer(torch.device("meta"))
 
 
-def test_floor_is_the_longer_of_bytes_and_flops() -> None:
-    ceilings = Ceilings(read_gbps=2000.0, copy_gbps=1500.0, matrix_tflops=500.0)
-    assert ceilings.floor_us(2_000_000, 0) == pytest.approx(1.0)  # 2 MB at 2 TB/s
-    assert ceilings.floor_us(2_000_000, 5_000_000_000) == pytest.approx(10.0)  # 5 GFLOP at 500 TFLOP/s
-    assert ceilings.floor_us(0, 0) == 0
-
-
-def test_ceilings_from_known_times(timer: LoggingTimer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every sample takes a millisecond: rates follow from the sizes."""
-
-    def stamp() -> float:
-        timer.clock.now += 1e-3
-        return timer.clock.now
-
-    monkeypatch.setattr(timer, "stamp", stamp)
-    found = measure_ceilings(timer, stream_bytes=2**20, matrix=64)
-    assert found.read_gbps == pytest.approx(2**20 / 1e-3 / 1e9)
-    assert found.copy_gbps == pytest.approx(2 * found.read_gbps)  # bytes read and written
-    assert found.matrix_tflops == pytest.approx(2 * 64**3 / 1e-3 / 1e12)
-
-
-def test_a_ceiling_is_the_best_rate_and_not_the_middle_one(
-    timer: LoggingTimer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Times cycle through 1, 2, 3 ms: the 5th percentile is 1 ms."""
-    seconds = cycle([0.0, 1e-3, 0.0, 1e-3, 0.0, 1e-3, 0.0, 2e-3, 0.0, 2e-3, 0.0, 2e-3, 0.0, 3e-3, 0.0, 3e-3, 0.0, 3e-3])
-
-    def stamp() -> float:
-        timer.clock.now += next(seconds)
-        return timer.clock.now
-
-    monkeypatch.setattr(timer, "stamp", stamp)
-    assert measure_ceilings(timer, stream_bytes=2**20, matrix=64).read_gbps == pytest.approx(2**20 / 1e-3 / 1e9)
-
-
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_timer() -> None:
@@ -295,7 +259,7 @@ def test_cuda_timer() -> None:
     y = torch.empty_like(x)
     run = timer.captured(lambda: torch.add(x, 1, out=y))
     y.zero_()
-    found = measure([Op("cold", run), Op("warm", run, cold=False)], timer, Plan(budget_s=2.0))
+    samples = measure([Op("cold", run), Op("warm", run, cold=False)], timer, Plan(budget_s=2.0))
     assert torch.equal(y, x + 1)
     assert torch.equal(timer._buffer, before)
-    assert all(0.5 < time < 1e5 for samples in found.values() for time in samples.times_us)
+    assert all(0.5 < time < 1e5 for timed in samples.values() for time in timed.times_us)

@@ -38,13 +38,13 @@ EVENTS = [
 
 
 def test_kernels_take_the_mark_around_their_launch() -> None:
-    found = [kernel for kernel, _ in staged_kernels(timeline_of(EVENTS))]
-    assert [(k.name, k.stage) for k in found] == [
+    staged = [kernel for kernel, _ in staged_kernels(timeline_of(EVENTS))]
+    assert [(k.name, k.stage) for k in staged] == [
         ("_score_kernel", "score"),
         ("attend_kernel", "attend"),
         ("Memset", UNMARKED),
     ]
-    assert (found[1].start_us, found[1].end_us) == (32, 52)
+    assert (staged[1].start_us, staged[1].end_us) == (32, 52)
 
 
 def test_no_tracing_beside_another_tool(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,9 +63,9 @@ def test_short_names() -> None:
 
 def test_charges_and_gaps_sum_to_the_span() -> None:
     """B starts while A still runs (dependent launch): it is charged from A's end on."""
-    one = [Kernel("a", 0, 10, "score"), Kernel("b", 4, 25, "attend"), Kernel("c", 30, 31, "merge")]
-    again = [Kernel(k.name, k.start_us + 100, k.end_us + 100, k.stage) for k in one]
-    result = charge([*one, *again], 2)
+    first = [Kernel("a", 0, 10, "score"), Kernel("b", 4, 25, "attend"), Kernel("c", 30, 31, "merge")]
+    again = [Kernel(k.name, k.start_us + 100, k.end_us + 100, k.stage) for k in first]
+    result = charge([*first, *again], 2)
     assert result.stages_us == {"score": 10, "attend": 15, "merge": 1}
     assert result.gap_us == 5
     assert result.kernels == 3

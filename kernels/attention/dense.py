@@ -94,8 +94,6 @@ def _dense_kernel(
     batch = tl.program_id(2) // kv_heads
     kv_head = tl.program_id(2) % kv_heads
     length = tl.load(lengths + batch)
-    held = held_tokens(length, token_capacity)
-    scale_log2 = checked_scale(scale_log2, length, token_capacity)
 
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     dims = tl.arange(0, D)
@@ -107,6 +105,8 @@ def _dense_kernel(
     query = tl.load(q + q_rows[:, None] + dims[None, :], mask=row_valid[:, None], other=0.0)
     if CAST_FP32:
         query = query.to(tl.float32)
+    held = held_tokens(length, token_capacity)
+    scale_log2 = checked_scale(scale_log2, length, token_capacity)
 
     first_token = tl.program_id(1) * ROWS // G
     last_token = tl.minimum((tl.program_id(1) * ROWS + ROWS - 1) // G, q_tokens - 1)

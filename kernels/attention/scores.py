@@ -49,7 +49,7 @@ def _dot_slots(first, second, q_first, q_second):
     return tl.sum(first * q_first[None, :] + second * q_second[None, :], axis=1)
 
 
-@triton.jit(do_not_specialize=["token_capacity", "pages", "kv_heads", "local_blocks", "pinned_blocks"])
+@triton.jit(do_not_specialize=["token_capacity", "pages", "kv_heads", "local_blocks", "first_blocks"])
 def _score_kernel(
     q,  # [B, Hq, D]
     summaries,  # [B or P, Hkv, blocks, 2, D]
@@ -64,7 +64,7 @@ def _score_kernel(
     pages,  # P
     kv_heads,
     local_blocks,
-    pinned_blocks,
+    first_blocks,
     spread_weight,
     q_batch_stride,
     q_head_stride,
@@ -117,7 +117,7 @@ def _score_kernel(
 
     index = start + tl.arange(0, TILE)
     valid = index < blocks
-    always = (index >= blocks - local_blocks) | (index < pinned_blocks)
+    always = (index >= blocks - local_blocks) | (index < first_blocks)
     dims = tl.arange(0, D)
     outer, inside, _ = locate(batch, index, valid, table, table_stride, pages, PAGE_BLOCKS, PAGED)
     rows = summaries + (outer * summary_outer_stride + strided(inside, 2 * D))[:, None] + dims[None, :]
@@ -167,7 +167,7 @@ def score_blocks(
     append: tuple[Tensor, Tensor] | None = None,
     check_values: bool = False,
 ) -> None:
-    """Score every valid block of every sequence; the newest `local_blocks` and the first `pinned_blocks` get +inf.
+    """Score every valid block of every sequence; those that are always selected get +inf.
 
     Args:
         q: `[B, Hq, D]` queries of the cache's dtype.
@@ -219,7 +219,7 @@ def score_blocks(
         pages=cache.k.shape[0],
         kv_heads=cache.kv_heads,
         local_blocks=config.local_blocks,
-        pinned_blocks=config.pinned_blocks,
+        first_blocks=config.always[1],
         spread_weight=float(config.spread_weight),
         q_batch_stride=q.stride(0),
         q_head_stride=q.stride(1),
@@ -286,7 +286,7 @@ def scores_reference(q: Tensor, summaries: Tensor, config: SparseConfig) -> tupl
     elif config.gqa_policy == "all-heads":
         terms, sizes = terms.sum((0, 1), keepdim=True), sizes.sum((0, 1), keepdim=True)
     scores, sizes = terms.flatten(0, 1).clone(), sizes.flatten(0, 1)
-    scores[:, max(blocks - config.local_blocks, 0) :] = float("inf")
-    scores[:, : config.pinned_blocks] = float("inf")
+    index = torch.arange(blocks, device=scores.device)
+    scores.masked_fill_(config.always_selected(index, blocks), float("inf"))
     additions = 2 * dim + group + (kv_heads if config.gqa_policy == "all-heads" else 0) + 4
     return scores, additions * 2.0**-24 * sizes

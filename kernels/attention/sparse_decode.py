@@ -81,8 +81,6 @@ def _sparse_decode_kernel(
     first_head = program * HEADS
     kv_head = first_head // G
     given = tl.load(lengths + batch)
-    length = held_tokens(given, token_capacity)
-    scale_log2 = checked_scale(scale_log2, given, token_capacity)
     row = tl.arange(0, ROWS)
     dims = tl.arange(0, D)
     row_valid = row < HEADS
@@ -91,8 +89,12 @@ def _sparse_decode_kernel(
     if CAST_FP32:
         query = query.to(tl.float32)
     if COUNTED:
-        count = tl.load(counts + strided(batch, count_batch_stride) + strided(program, count_row_stride))
-        count = tl.minimum(count, list_capacity)
+        counted = tl.load(counts + strided(batch, count_batch_stride) + strided(program, count_row_stride))
+    # What is made of loaded numbers waits for them: after the loads, which are all under way by then.
+    length = held_tokens(given, token_capacity)
+    scale_log2 = checked_scale(scale_log2, given, token_capacity)
+    if COUNTED:
+        count = tl.minimum(counted, list_capacity)
     else:
         count = selected_blocks(tl.cdiv(length, BLOCK), ratio_numerator, ratio_denominator, floor_blocks)
         await_previous(PDL)

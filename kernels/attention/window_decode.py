@@ -80,11 +80,13 @@ def _window_decode_kernel(
     batch = tl.program_id(1) // kv_heads
     kv_head = tl.program_id(1) % kv_heads
     length = tl.load(lengths + batch)
+    count = tl.load(counts + strided(batch, count_batch_stride) + strided(kv_head, count_row_stride))
+    now = tl.load(clock)
+    first_fed = tl.load(starts + batch)
+    # What is made of loaded numbers waits for them: after the loads, which are all under way by then.
     held = held_tokens(length, token_capacity)
     scale_log2 = checked_scale(scale_log2, length, token_capacity)
-    count = tl.load(counts + strided(batch, count_batch_stride) + strided(kv_head, count_row_stride))
     count = tl.minimum(count, list_capacity)
-    now = tl.load(clock)
 
     BLOCKS: tl.constexpr = TILE // BLOCK
     start, end = tile_range(count, split, splits)
@@ -96,7 +98,7 @@ def _window_decode_kernel(
     head = kv_head * G + row % G
     position = length - 1 - age
     in_tile = row < TOKENS * G
-    row_valid = in_tile & (position >= tl.maximum(tl.load(starts + batch), 0))
+    row_valid = in_tile & (position >= tl.maximum(first_fed, 0))
     # What a row of this age has not seen was loaded before its own step; the newest row has seen nothing.
     before = tl.where(age == 0, 0x7FFFFFFF, now - age)
     m = tl.full([ROWS], float("-inf"), dtype=tl.float32)

@@ -46,6 +46,9 @@ class ResaFused(Resa):
     """The steps of `resa`, the same selection and the same rectification, each step one CUDA kernel."""
 
     layer_class = FusedLayer
+    steps_like = "resa"
+    ranks_by = None  # quality is to be that of its own kernel, step by step
+    joins = ("micro",)
 
     @classmethod
     def unavailable(cls, shape: AttentionShape, dtype: torch.dtype, device: torch.device) -> str | None:

@@ -45,7 +45,7 @@ struct Arguments {
   // Strides in elements, all of 64 bits, for a cache may hold more than 2^31: a product with one is of 64 bits, too.
   i64 q_batch, q_head, summary_outer, summary_head, score_batch, score_row, list_batch, list_row, table_batch;
   i64 cache_outer, cache_head, cache_token, new_batch, new_head;
-  int kv_heads, local_blocks, pinned_blocks, ratio_numerator, ratio_denominator, floor_blocks;
+  int kv_heads, local_blocks, first_blocks, ratio_numerator, ratio_denominator, floor_blocks;
   int list_capacity, key_capacity;  // N; blocks that a CTA scores at most
   int token_capacity, pages;        // tokens a sequence has room for; P
   float spread_weight, scale_log2;
@@ -121,10 +121,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
   const u32 barriers = shared_address(s.barriers);
 
   // ---- what does not wait for the length: the queries and the new token
-  // A sequence longer than its cache: its token has no place and is not written, and its output is NaN.
-  const int given = load4(a.lengths + batch), length = min(max(given, 0), a.token_capacity);
-  const bool fits = given <= a.token_capacity;
-  const float scale_log2 = fits ? a.scale_log2 : __uint_as_float(WARP);
+  const int given = load4(a.lengths + batch);
   const char* q = a.q + 2 * (batch * a.q_batch + i64(head) * GROUP * a.q_head);
   u32 query[HEADS], k_new[ROW_WORDS], v_new[ROW_WORDS];
   if (tid < HEAD_DIM / 2)
@@ -138,6 +135,11 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
       v_new[w] = load4(a.v_new + at);
     }
 
+  // A sequence longer than its cache: its token has no place and is not written, and its output is NaN. Asked after all
+  // loads are under way: what reads the length waits for it, and so would they.
+  const int length = min(max(given, 0), a.token_capacity);
+  const bool fits = given <= a.token_capacity;
+  const float scale_log2 = fits ? a.scale_log2 : __uint_as_float(WARP);
   const int blocks = (length + BLOCK - 1) / BLOCK;
   int* out_list = a.lists + batch * a.list_batch + head * a.list_row;
   u16* out = reinterpret_cast<u16*>(a.out) + i64(row) * GROUP * HEAD_DIM;
@@ -256,7 +258,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
         const int block = tile * TILE + (which * left + i) * BLOCKS_A_LOAD + lane / BLOCK_LANES;
         const bool mine = BLOCK_LANES <= LOADS || lane % (BLOCK_LANES / LOADS) == 0;
         if (mine && block < blocks) {
-          const bool always = block >= blocks - a.local_blocks || block < a.pinned_blocks;
+          const bool always = block >= blocks - a.local_blocks || block < a.first_blocks;
           const float value = always ? __uint_as_float(INFINITE) : score[i];
           const u32 key = order_key(value);
           scores[block] = value;

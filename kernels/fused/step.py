@@ -99,7 +99,7 @@ class _Arguments(ctypes.Structure):
             "table_batch", "cache_outer", "cache_head", "cache_token", "new_batch", "new_head",
         )),
         *((name, ctypes.c_int) for name in (
-            "kv_heads", "local_blocks", "pinned_blocks", "ratio_numerator", "ratio_denominator", "floor_blocks",
+            "kv_heads", "local_blocks", "first_blocks", "ratio_numerator", "ratio_denominator", "floor_blocks",
             "list_capacity", "key_capacity", "token_capacity", "pages",
         )),
         ("spread_weight", ctypes.c_float),
@@ -205,7 +205,7 @@ def bind(
         new_head=step.k.stride(1),
         kv_heads=cache.kv_heads,
         local_blocks=config.local_blocks,
-        pinned_blocks=config.pinned_blocks,
+        first_blocks=config.always[1],
         ratio_numerator=config.ratio.numerator,
         ratio_denominator=config.ratio.denominator,
         floor_blocks=config.floor_blocks,

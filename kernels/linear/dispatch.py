@@ -27,12 +27,17 @@ def linear(
     """`residual + swiglu(norm(x) W^T + bias)`, each part only where it is given.
 
     Args:
-        x: `[rows, K]`.
+        x: `[rows, K]`, floating; bf16 and fp16 on a GPU go through kernels, everything else through torch.
+        weight: `[N, K]`, with its bias `[N]`.
+        norm: of x, before the product.
         residual: `[rows, N]` (or N/2 with `swiglu`), added at the end.
         swiglu: the product's first half is the gate: silu(gate) * up.
 
     Returns:
         `[rows, N]`, or `[rows, N/2]` with `swiglu`, of x's dtype.
+
+    Raises:
+        TypeError, ValueError: on a GPU: a tensor's dtype, shape, device or strides.
     """
     if x.is_cuda and x.dtype in (torch.bfloat16, torch.float16):
         few = x.shape[0] <= MAX_SMALL_ROWS

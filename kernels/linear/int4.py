@@ -29,7 +29,10 @@ class Int4Weight:
         words: int16 `[N, blocks * group]`.
         scales: `[blocks * 4, N, 2]` of the activations' dtype: scale and zero of each group.
         depth: K.
-        group: 32, 64, 128 or 256.
+        group: 32, 64, 128 or 256; divides K.
+
+    Raises:
+        TypeError, ValueError: a tensor's dtype, shape, device or strides; the group.
     """
 
     words: Tensor
@@ -48,6 +51,7 @@ class Int4Weight:
 
     @property
     def shape(self) -> tuple[int, int]:
+        """(N, K)."""
         return self.words.shape[0], self.depth
 
     @property
@@ -65,6 +69,7 @@ def check_group(depth: int, group: int) -> None:
 
 
 def count_blocks(depth: int, group: int) -> int:
+    """Blocks of four groups that a row of K = `depth` takes, the last one filled up."""
     return -(-depth // (NIBBLES * group))
 
 
@@ -83,7 +88,7 @@ def quantise(
     """
     check_tensor("weight", weight, (None, None), last_contiguous=False)
     if not weight.is_floating_point():
-        raise TypeError(f"weight: got dtype {weight.dtype}, expected a floating one")
+        raise TypeError(f"weight: got dtype {weight.dtype}, expected a floating-point dtype")
     rows, depth = weight.shape
     check_group(depth, group)
     dtype = dtype or weight.dtype

@@ -67,13 +67,13 @@ def _int4_small_kernel(
     squares = tl.zeros((SPLIT, 16, R), dtype=tl.float32)
     square_ones = tl.full((SPLIT, 16, J), 1.0, tl.float32 if INTERPRETED else tl.bfloat16)
     for start in tl.range(0, W, SPLIT * J, num_stages=STAGES):
-        mine = start + part  # [SPLIT]
-        group = mine // GROUP * 4  # of nibble 0
-        k = (group * GROUP + mine % GROUP)[:, None] + word[None, :]  # [SPLIT, J], of nibble 0
+        place = start + part  # [SPLIT], each warp's first word
+        group = place // GROUP * 4  # of nibble 0
+        k = (group * GROUP + place % GROUP)[:, None] + word[None, :]  # [SPLIT, J], of nibble 0
         if EVEN:
             quads = tl.load(base + start + w_offsets)
         else:
-            within = (mine < W)[:, None, None]
+            within = (place < W)[:, None, None]
             group = tl.minimum(group, W // GROUP * 4 - 4)
             quads = tl.load(base + start + w_offsets, mask=within, other=0)
         values = unpack_nibbles(quads, BF16, INTERPRETED)
@@ -134,7 +134,10 @@ def check_int4(x: Tensor, weight: Int4Weight) -> None:
 
 
 def paired(scales: Tensor) -> Tensor:
-    """Scales as the kernels read them: pairs of 16 bits as one word, except in the interpreter."""
+    """Scales `[groups, N, 2]` as the kernels read them: pairs of 16 bits as one word, int32 `[groups, N, 1]`.
+
+    The interpreter reads them as they are.
+    """
     return scales if INTERPRET else scales.view(torch.int32)
 
 
@@ -161,7 +164,10 @@ def int4_small_linear(
 def launch_small(
     x: Tensor, weight: Int4Weight, norm: Norm | None, residual: Tensor | None, swiglu: bool, out: Tensor
 ) -> None:
-    """The launch alone, of up to 32 rows; above 16 the weights are scaled, not the products."""
+    """The launch alone, of up to 32 rows, into `out` `[rows, N]` (N/2 with `swiglu`); arguments as `linear` has them.
+
+    They were checked before. Above 16 rows the weights are scaled, not the products.
+    """
     rows, depth = x.shape
     width = weight.words.shape[1]
     tile, warps, step, stages = _tiles(rows, out.shape[1], depth, swiglu)

@@ -108,7 +108,7 @@ def _dequantise_kernel(
 
 
 def dequantise_kernel(weight: Int4Weight, out: Tensor | None = None) -> Tensor:
-    """`dequantise` by a kernel, into `[N, K]` of the scales' dtype, each weight rounded once.
+    """`dequantise` by a kernel, into `out` `[N, K]` of the scales' dtype, each weight rounded once.
 
     Raises:
         TypeError, ValueError: `out` does not match, or kernels cannot run there.
@@ -141,10 +141,10 @@ def dequantise_kernel(weight: Int4Weight, out: Tensor | None = None) -> Tensor:
 
 
 def int4_linear(x: Tensor, weight: Int4Weight, *, out: Tensor | None = None) -> Tensor:
-    """`x W^T + bias` of any number of rows with 4-bit weights. Some row counts take a scratch tensor `[N, K]`.
+    """`x W^T + bias` of up to 65,536 rows with 4-bit weights. Some row counts take a scratch tensor `[N, K]`.
 
     Args:
-        x: `[rows, K]`.
+        x: `[rows, K]` of the scales' dtype.
         out: `[rows, N]` to write into.
 
     Raises:

@@ -136,7 +136,11 @@ def rope_kernel(
     q_norm: Norm | None = None,
     k_norm: Norm | None = None,
 ) -> None:
-    """`rope_split` by the kernel, where kernels can run."""
+    """`rope_split` by the kernel, for the dtypes that kernels take.
+
+    Raises:
+        TypeError, ValueError: as there; kernels cannot run where `qkv` lies.
+    """
     _check(qkv, cos, sin, q, k, v, q_norm, k_norm)
     check_tensor("qkv", qkv, (None, None), dtypes=kernel_dtypes())
     check_device("qkv", qkv)
@@ -176,10 +180,10 @@ def rope_reference(
     q_norm: Norm | None = None,
     k_norm: Norm | None = None,
 ) -> None:
-    """`rope_split` in plain torch."""
+    """`rope_split` in plain torch, of any floating dtype, rotating in float32. The arguments are not checked."""
     rows, q_heads, dim = q.shape
     kv_heads = k.shape[1]
-    queries, keys, values = qkv.view(rows, -1, dim).split((q_heads, kv_heads, kv_heads), dim=1)
+    queries, keys, values = torch.split(qkv.view(rows, -1, dim), [q_heads, kv_heads, kv_heads], dim=1)
     v.copy_(values)
     for part, norm, out in ((queries, q_norm, q), (keys, k_norm, k)):
         if norm is not None:

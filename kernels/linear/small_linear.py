@@ -152,7 +152,19 @@ def check_small(
     out: Tensor | None,
     max_rows: int,
 ) -> Tensor:
-    """Check everything but the weight itself; returns the output, allocated if need be."""
+    """Check everything but the weight itself.
+
+    Args:
+        shape: of the weight, (N, K).
+        out: `[rows, N]` (N/2 with `swiglu`), or None.
+
+    Returns:
+        `out`, or a new tensor for it.
+
+    Raises:
+        TypeError, ValueError: a tensor's dtype, shape, device or strides; more than `max_rows` rows; kernels cannot
+            run where x lies.
+    """
     total, depth = shape
     check_tensor("x", x, (None, depth), dtypes=kernel_dtypes())
     if not 1 <= x.shape[0] <= max_rows:

@@ -9,7 +9,11 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Norm:
-    """RMSNorm before a linear layer: x / rms(x) * weight, `weight` `[K]`."""
+    """RMSNorm before a linear layer: x / sqrt(mean(x^2) + eps) * weight.
+
+    Attributes:
+        weight: `[K]` in the activations' dtype.
+    """
 
     weight: Tensor
     eps: float
@@ -24,6 +28,7 @@ class DenseWeight:
 
     @property
     def shape(self) -> tuple[int, int]:
+        """(N, K)."""
         return self.weight.shape[0], self.weight.shape[1]
 
     @property
@@ -33,4 +38,5 @@ class DenseWeight:
 
 
 def tensor_bytes(*tensors: Tensor | None) -> int:
+    """Bytes of the elements of those that are there."""
     return sum(t.numel() * t.element_size() for t in tensors if t is not None)

@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from hashlib import sha1
 from pathlib import Path
 from typing import Any
 
 import torch
+import triton
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from ...kernels import get_method, registered
-from ...profiling.device import device_name, source_state
-from ..micro.cases import MethodSpec
-from .rows import Row, append_case, identity, read_rows, rewrite, write_csv
-from .worker import AnyCase, Worker, WorkerDied
+from ...profiling.device import device_name, source_state, source_tag
+from .bench import Case, Report
+from .failure import unavailable
+from .results import Contents, append, locked, read_file, rewrite, write_csv
+from .rows import FAILED, Row, from_record, identity, not_finite, to_record
+from .spec import MethodSpec
+from .worker import Worker, WorkerDied
 
-FAILED = ("failed", "oom")
 INTERRUPTED = 130  # exit status
 
 
@@ -34,68 +34,58 @@ class Outcome:
 
     path: Path
     rows: list[Row] = field(default_factory=list)
-    resumed: int = 0  # cases found done
+    cases: int = 0  # asked for
+    resumed: int = 0  # of these, found done
+    lost: list[Row] = field(default_factory=list)  # failures that did not take the place of good rows
     interrupted: bool = False
     seconds: float = 0.0
 
     @property
     def failures(self) -> list[Row]:
-        return [row for row in self.rows if row.status in FAILED]
+        """Rows that failed."""
+        return [*(row for row in self.rows if row.status in FAILED), *self.lost]
 
     @property
     def exit_status(self) -> int:
+        """0 fine, 1 something failed, 130 interrupted."""
         return INTERRUPTED if self.interrupted else int(bool(self.failures))
 
 
 def default_folder(device: torch.device) -> Path:
-    """`runs/<device>/<commit>`: another commit or device starts a file of its own, so resuming never mixes trees."""
-    commit, dirty = source_state()
-    tag = commit[:10] if commit else "unversioned"
-    if dirty:
-        tag += f"-dirty-{_changes()}"
+    """`runs/<device>/<sources>`: other sources or another device start a file of their own, so no run mixes trees."""
     slug = re.sub(r"[^a-z0-9]+", "-", device_name(device).lower()).strip("-")
-    return Path("runs") / slug / tag
+    return Path("runs") / slug / source_tag()
 
 
-def _changes() -> str:
-    """A short hash of what the tree holds beyond its commit, new files included."""
-    root = Path(__file__).resolve().parent.parent
+def belongs(row: Row, case: Case) -> bool:
+    """Whether a row is of this case: the same inputs, by the same libraries."""
+    columns = case.columns()
+    same = all(getattr(row, name) == columns.get(name) for name in ("suite", "case", "dtype", "seed"))
+    return same and row.model_fingerprint == columns.get("model_fingerprint")
 
-    def git(*arguments: str) -> bytes:
-        return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, check=False).stdout
 
-    digest = sha1(git("diff", "HEAD"))
-    for name in git("ls-files", "--others", "--exclude-standard", "-z", "*.py").split(b"\0"):
-        path = root / name.decode()
-        if name and path.is_file():
-            digest.update(name + path.read_bytes())
-    return digest.hexdigest()[:6]
+def same_libraries(row: Row) -> bool:
+    """Whether a row was measured with the torch and Triton of this process."""
+    return row.torch in (None, torch.__version__) and row.triton in (None, triton.__version__)
 
 
 def is_done(
-    case: AnyCase,
-    specs: Sequence[MethodSpec],
-    rows: Sequence[Row],
-    device: torch.device,
-    kinds: Sequence[str] = (),
+    case: Case, specs: Sequence[MethodSpec], rows: Sequence[Row], device: torch.device, kinds: Sequence[str] = ()
 ) -> bool:
     """True if every method asked for has its rows in this case, none failed, and none skipped could run by now.
 
     Args:
         kinds: cache states, launches and stages that every timed method must have a row of: "warm", "eager", "gap".
     """
-    mine = [row for row in rows if _belongs(row, case)]
-    for spec in specs:
-        columns = spec.columns()
-        found = [r for r in mine if r.method == spec.name and all(getattr(r, k) == v for k, v in columns.items())]
-        if not found or any(row.status in FAILED for row in found):
+    of_case = [row for row in rows if belongs(row, case) and same_libraries(row)]
+    for spec, reason in unavailable(specs, case, device):
+        own = [row for row in of_case if row.variant == spec.variant]
+        if not own or any(row.status in FAILED for row in own):
             return False
-        present = {kind for row in found if row.timed for kind in (row.cache_state, row.launch, row.stage)}
+        present = {kind for row in own if row.timed for kind in (row.cache_state, row.launch, row.stage)}
         if present and not present.issuperset(kinds):
             return False
-        if any(row.status == "skipped" and not row.final for row in found) and not get_method(spec.name).unavailable(
-            case.shape, case.torch_dtype, device
-        ):
+        if any(row.status == "skipped" and not row.final for row in own) and not reason:
             return False
     return True
 
@@ -104,12 +94,12 @@ def is_done(
 class Job:
     """Methods of one case that are measured and written together; `name` says which."""
 
-    case: AnyCase
+    case: Case
     specs: list[MethodSpec]
     name: str
 
 
-def jobs_of(case: AnyCase, specs: Sequence[MethodSpec], is_left: Callable[[Sequence[MethodSpec]], bool]) -> list[Job]:
+def jobs_of(case: Case, specs: Sequence[MethodSpec], is_left: Callable[[Sequence[MethodSpec]], bool]) -> list[Job]:
     """What is left of a case: all its methods, or only those that are left where methods are independent.
 
     Args:
@@ -129,7 +119,7 @@ def jobs_of(case: AnyCase, specs: Sequence[MethodSpec], is_left: Callable[[Seque
 
 
 def run_cases(
-    cases: Sequence[AnyCase],
+    cases: Sequence[Case],
     specs: Sequence[MethodSpec],
     worker: Worker,
     path: Path,
@@ -144,99 +134,106 @@ def run_cases(
     """Measure what `path` does not hold yet (with `fresh`: all that is asked for); write each job's rows as they come.
 
     A job is a case, or some methods of a case whose methods are independent (`at_a_time`). Rows that are measured again
-    give way when their successors are there; all others stay. Ctrl-C stops with all finished jobs written (exit status
-    130). A job that kills the measuring process becomes failed rows.
+    give way when their successors are there, and a failure never takes the place of good rows. Ctrl-C stops with all
+    finished jobs written (exit status 130). A job that kills the measuring process becomes failed rows.
 
     Args:
         further: methods that only some cases run, by the case's slug.
     """
     start = clock()
-    kept = read_rows(path) if path.exists() else []
-    wanted = {case.slug: [*specs, *(further or {}).get(case.slug, ())] for case in cases}
+    held = read_file(path).rows if path.exists() else []
     jobs: list[Job] = []
-    done = 0
+    resumed = 0
     for case in cases:
-        mine = [row for row in kept if _belongs(row, case)]
+        wanted = [*specs, *(further or {}).get(case.slug, ())]
 
-        def is_left(specs: Sequence[MethodSpec], case: AnyCase = case, mine: Sequence[Row] = mine) -> bool:
-            return fresh or not is_done(case, specs, mine, device, kinds)
+        def is_left(some: Sequence[MethodSpec], case: Case = case) -> bool:
+            return fresh or not is_done(case, some, held, device, kinds)
 
-        found = jobs_of(case, wanted[case.slug], is_left)
-        done += not found
-        jobs += found
-    if path.exists():
-        rewrite(path, kept)  # without what a run cut short left at its end
-    outcome = Outcome(path, kept, done)
+        left = jobs_of(case, wanted, is_left)
+        resumed += not left
+        jobs += left
+    outcome = Outcome(path, held, len(cases), resumed)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TextColumn("{task.fields[step]}"),
+        TextColumn("{task.fields[step]}", markup=False),
     )
     try:
         with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-            what = "cases" if done + len(jobs) == len(cases) else "groups of methods"
-            task = progress.add_task(what, total=done + len(jobs), completed=done, step="starting")
+            what = "cases" if resumed + len(jobs) == len(cases) else "groups of methods"
+            task = progress.add_task(what, total=resumed + len(jobs), completed=resumed, step="starting")
             for job in jobs:
                 began = clock()
-                rows = _attempt(job.case, job.specs, worker, device, partial(_show, progress, task, job.name))
-                _keep(outcome, job, rows)
+                rows = _attempt(job, worker, device, partial(_show, progress, task, job.name))
+                rows = [finite(row) for row in rows]
+                outcome.lost += keep(path, job, rows)
                 progress.advance(task)
                 if not console.is_terminal:
-                    console.print(f"{job.name}: {_digest(rows)} in {clock() - began:.0f} s", highlight=False)
+                    text = f"{job.name}: {_digest(rows)} in {clock() - began:.0f} s"
+                    console.print(text, highlight=False, markup=False)
     except KeyboardInterrupt:
         outcome.interrupted = True
     finally:
         worker.stop()
-    if outcome.rows:
-        write_csv(outcome.rows, path.with_suffix(".csv"))
+    if path.exists():
+        with locked(path):
+            outcome.rows = read_file(path).rows
+            write_csv(outcome.rows, path.with_suffix(".csv"))
     outcome.seconds = clock() - start
     return outcome
 
 
-def _keep(outcome: Outcome, job: Job, rows: list[Row]) -> None:
-    """Write a job's rows; those of an earlier run of its methods give way.
+def finite(row: Row) -> Row:
+    """The row, or a failed one that says which columns are not finite numbers: JSON has none."""
+    record = to_record(row)
+    names = not_finite(record)
+    if not names:
+        return row
+    kept = {name: value for name, value in record.items() if name not in names and not name.endswith("_us")}
+    return from_record(kept | {"status": "failed", "reason": f"not a finite number: {', '.join(names)}"})[0]
 
-    Rows that nobody asked for (dense decoding's, which come with each group of methods) take the place of the earlier
-    ones of the same measurement.
+
+def keep(path: Path, job: Job, rows: Sequence[Row]) -> list[Row]:
+    """Write a job's rows into a file that other processes may write, too; the rows that were not taken.
+
+    Rows of an earlier run of its methods give way. Rows that nobody asked for (dense decoding's, which come with each
+    group of methods) take the place of the earlier ones of the same measurement. A failed row never takes the place of
+    good ones: it is returned instead.
     """
-    asked = {(spec.name, *sorted(spec.columns().items())) for spec in job.specs}
-    newer = {identity(row): row for row in rows if _settings(row) not in asked}
-    had = {identity(row) for row in outcome.rows}
-    others = [row for row in outcome.rows if not (_belongs(row, job.case) and _settings(row) in asked)]
-    if len(others) == len(outcome.rows) and had.isdisjoint(newer):
-        append_case(outcome.path, rows)
-        outcome.rows += rows
-        return
-    others = [replace(row, case_rows=None) if _belongs(row, job.case) else row for row in others]
-    added = [row for row in rows if _settings(row) in asked or identity(row) not in had]
-    added = [replace(row, case_rows=len(added)) for row in added]
-    outcome.rows = [*(newer.get(identity(row), row) for row in others), *added]
-    rewrite(outcome.path, outcome.rows)  # at once, so that nothing is ever missing from the file
-
-
-def _belongs(row: Row, case: AnyCase) -> bool:
-    return (row.suite, row.case, row.dtype, row.seed) == (case.suite, case.slug, case.dtype, case.seed)
-
-
-def _settings(row: Row) -> tuple[Any, ...]:
-    names = get_method(row.method).uses if row.method in registered() else ()
-    columns = {name: getattr(row, name) for name in names}
-    columns |= {n: getattr(row, n) for n in ("dense_layers", "draft_length") if getattr(row, n) is not None}
-    return (row.method, *sorted(columns.items()))
+    with locked(path):
+        contents = read_file(path) if path.exists() else Contents()
+        asked = {spec.variant for spec in job.specs}
+        good = {row.variant for row in contents.rows if belongs(row, job.case) and row.measured}
+        failed = {v for v in asked if v in good and not any(row.measured for row in rows if row.variant == v)}
+        taken = [row for row in rows if row.variant not in failed]
+        replaced = asked - failed
+        newer = {identity(row): row for row in taken if row.variant not in asked}
+        held = {identity(row) for row in contents.rows}
+        others = [row for row in contents.rows if not (belongs(row, job.case) and row.variant in replaced)]
+        partial_rows = [row for row in contents.partial if not (belongs(row, job.case) and row.variant in replaced)]
+        cut = len(partial_rows) < len(contents.partial) or contents.unreadable
+        if len(others) == len(contents.rows) and held.isdisjoint(newer) and not cut:
+            append(path, [replace(row, case_rows=len(taken)) for row in taken])
+        else:
+            others = [replace(row, case_rows=None) if belongs(row, job.case) else row for row in others]
+            added = [row for row in taken if row.variant in asked or identity(row) not in held]
+            added = [replace(row, case_rows=len(added)) for row in added]
+            merged = [*(newer.get(identity(row), row) for row in others), *added, *partial_rows]
+            rewrite(path, merged, contents.unreadable)  # at once, so that nothing is ever missing from the file
+    return [row for row in rows if row.variant in failed and row.status in FAILED]
 
 
 def _show(progress: Progress, task: TaskID, name: str, text: str) -> None:
     progress.update(task, step=f"{name}: {text}")
 
 
-def _attempt(
-    case: AnyCase, specs: Sequence[MethodSpec], worker: Worker, device: torch.device, on_step: Callable[[str], None]
-) -> list[Row]:
-    """Rows of a case; failed rows if the measuring process does not survive it."""
+def _attempt(job: Job, worker: Worker, device: torch.device, on_step: Report) -> list[Row]:
+    """Rows of a job; failed rows if the measuring process does not survive it."""
     try:
-        return worker.run(case, list(specs), on_step)
+        return worker.run(job.case, job.specs, on_step)
     except WorkerDied as error:
         reason = str(error)
     except Exception as error:
@@ -244,26 +241,19 @@ def _attempt(
         traceback.print_exc(file=sys.stderr)
     commit, dirty = source_state()
 
-    def verdict(spec: MethodSpec) -> dict[str, str]:
-        unavailable = get_method(spec.name).unavailable(case.shape, case.torch_dtype, device)
-        return {"status": "skipped", "reason": unavailable} if unavailable else {"status": "failed", "reason": reason}
+    def row(spec: MethodSpec, missing: str | None) -> Row:
+        verdict: dict[str, Any] = {"status": "skipped", "reason": missing} if missing else {
+            "status": "failed", "reason": reason,
+        }  # fmt: skip
+        common = {"method": spec.name, "stage": "total", "commit": commit, "dirty": dirty}
+        return Row(**(job.case.columns() | common | spec.columns() | verdict))
 
-    return [
-        Row(
-            **case.columns(),
-            method=spec.name,
-            stage="total",
-            commit=commit,
-            dirty=dirty,
-            **spec.columns(),
-            **verdict(spec),  # type: ignore[arg-type]
-        )
-        for spec in specs
-    ]
+    return [row(spec, missing) for spec, missing in unavailable(job.specs, job.case, device)]
 
 
 def _digest(rows: Sequence[Row]) -> str:
-    timed = sum(row.timed or row.value is not None for row in rows)
+    measured = sum(row.measured for row in rows)
     failed = sum(row.status in FAILED for row in rows)
     skipped = sum(row.status == "skipped" for row in rows)
-    return f"{timed} measured" + (f", {skipped} skipped" if skipped else "") + (f", {failed} FAILED" if failed else "")
+    tail = (f", {skipped} skipped" if skipped else "") + (f", {failed} FAILED" if failed else "")
+    return f"{measured} measured{tail}"

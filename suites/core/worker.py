@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import multiprocessing as mp
 import signal
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -19,60 +19,44 @@ from ...profiling.attached import ranges_for_tool
 from ...profiling.ceilings import Ceilings, measure_ceilings
 from ...profiling.device import describe
 from ...profiling.energy import EnergyCounter
-from ...profiling.timing import Plan, make_timer
-from .. import micro
-from ..decode import suite as decode
-from ..decode.cases import DecodeCase
-from ..gsr import suite as gsr
-from ..gsr.cases import GsrCase
-from ..lossless import suite as lossless
-from ..lossless.cases import LosslessCase, ReplayCase
-from ..lossless.replayed import ReplayRun
-from ..micro.cases import Case, MethodSpec
-from ..quality import suite as quality
-from ..quality.cases import QualityCase
-from ..tasks import suite as tasks
-from ..tasks.cases import TaskCase
+from ...profiling.timing import make_timer
+from .bench import Bench, Case, Report
+from .plugins import load_plugins
+from .registry import get_suite
 from .rows import Row
-
-AnyCase = Case | DecodeCase | GsrCase | LosslessCase | QualityCase | TaskCase
+from .spec import MethodSpec
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a worker needs to set itself up."""
+    """What a worker needs to set itself up; `plan` is the suite's (`Plan.measure`)."""
 
     device: str
-    plan: Plan
     command: str
-    warm: bool = True
-    eager: bool = True
-    decode: decode.DecodePlan = field(default_factory=decode.DecodePlan)
+    plan: Any = None
 
 
 class WorkerDied(Exception):
     """The worker ended while it had a case in hand."""
 
 
-def _serve(pipe: Connection, settings: Settings) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
-    from ... import baselines  # noqa: F401  (registers the rivals)
-
+def make_bench(settings: Settings) -> Bench:
+    """Measure the device's ceilings, and gather what rows say about where they come from."""
     device = torch.device(settings.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     idle_watts = EnergyCounter(device).idle_watts()
     timer = make_timer(device)
-    ceilings = measure_ceilings(timer)
-    environment = describe(device)
-    kernels = micro.Bench(
-        device, timer, ceilings, environment, settings.plan, settings.command, settings.warm, settings.eager
-    )
-    models = decode.DecodeBench(device, ceilings, environment, settings.decode, settings.command, idle_watts)
-    loader = decode.Loader()
-    fidelity = quality.QualityBench(device, environment, settings.command)
-    looking_up = tasks.TaskBench(device, environment, settings.command)
-    pipe.send(("ready", (ceilings, environment.device)))
+    return Bench(device, describe(device), settings.command, settings.plan, timer, measure_ceilings(timer), idle_watts)
+
+
+def _serve(pipe: Connection, settings: Settings) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
+    from ... import baselines  # noqa: F401  (registers the rivals)
+
+    load_plugins()
+    bench = make_bench(settings)
+    pipe.send(("ready", (bench.ceilings, bench.environment.device)))
     while True:
         task = pipe.recv()
         if task is None:
@@ -83,22 +67,11 @@ def _serve(pipe: Connection, settings: Settings) -> None:
             pipe.send(("step", text))
 
         with ranges_for_tool():
-            if isinstance(case, QualityCase):
-                rows = quality.run_case(case, specs, fidelity, loader, on_step)
-            elif isinstance(case, GsrCase):
-                rows = gsr.run_case(case, specs, models, loader, on_step)
-            elif isinstance(case, LosslessCase):
-                rows = lossless.run_case(case, specs, models, loader, on_step)
-            elif isinstance(case, ReplayCase):
-                rows = decode.run_case(case, specs, models, loader, on_step, ReplayRun)
-            elif isinstance(case, TaskCase):
-                rows = tasks.run_case(case, specs, looking_up, loader, on_step)
-            elif isinstance(case, DecodeCase):
-                rows = decode.run_case(case, specs, models, loader, on_step)
-            else:
-                rows = micro.run_case(case, specs, kernels, on_step)
+            run = get_suite(case.suite).run
+            assert run is not None
+            rows = run(case, specs, bench, on_step)
         pipe.send(("rows", rows))
-        if device.type == "cuda":
+        if bench.device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.synchronize()  # a broken context raises here and ends the worker before the next case
 
@@ -113,15 +86,15 @@ class Worker:
 
     def _start(self) -> None:
         context = mp.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=self._target, args=(theirs, self._settings), daemon=True)
+        self._pipe, far_end = context.Pipe()
+        self._process = context.Process(target=self._target, args=(far_end, self._settings), daemon=True)
         self._process.start()
-        theirs.close()
+        far_end.close()
         self.ceilings = self._receive()[1][0]
 
     def _receive(self) -> tuple[str, Any]:
         try:
-            return self._pipe.recv()
+            return self._pipe.recv()  # type: ignore[no-any-return]
         except (EOFError, ConnectionError):
             self._process.join()
             code, self._process = self._process.exitcode, None
@@ -132,21 +105,21 @@ class Worker:
         if self._process is None or not self._process.is_alive():
             self._start()
 
-    def run(self, case: AnyCase, specs: list[MethodSpec], on_step: Callable[[str], None]) -> list[Row]:
+    def run(self, case: Case, specs: Sequence[MethodSpec], on_step: Report) -> list[Row]:
         """Rows of one case. Raises WorkerDied."""
         self.start()
         try:
-            self._pipe.send((case, specs))
+            self._pipe.send((case, list(specs)))
             kind, content = self._receive()
         except (WorkerDied, ConnectionError):  # broke after its last case, before it began this one: take a new one
             self._process = None
             self.start()
-            self._pipe.send((case, specs))
+            self._pipe.send((case, list(specs)))
             kind, content = self._receive()
         while kind != "rows":
             on_step(content)
             kind, content = self._receive()
-        return content
+        return content  # type: ignore[no-any-return]
 
     def stop(self) -> None:
         """End the process, measuring or not."""

@@ -1,383 +1,182 @@
-"""The decode suite's measuring: every method of a case decodes from the same caches; rows with times and floors."""
+"""`resa-bench decode`: its flags, its cases and methods, its plan."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
-from typing import Any
+from dataclasses import replace
 
 import torch
+from rich.console import Console
 
-from ...kernels import DecodeMethod, Traffic, Unsupported, get_method
-from ...profiling.ceilings import Ceilings
-from ...profiling.clocks import ClockReader, ClockState, worst
-from ...profiling.device import Environment
-from ...profiling.energy import EnergyCounter
-from ...profiling.ranges import StageClock, listening
-from ...profiling.stats import mean_interval
-from ...profiling.timeline import TraceMismatch
-from ...profiling.trace import break_down
-from ..core.rows import Row, digits
-from ..core.speedups import with_speedups
-from ..engine.checks import check_attention, check_rectified, check_replay
-from ..engine.costs import Costs, TokenCosts, rectification, step_weights, too_large
-from ..engine.drift import DriftMeter
-from ..engine.engine import Engine, State, bind_layers
-from ..engine.gate import Check
-from ..engine.loader import Loader, copy_tokens, prompt_ids, release
-from ..engine.measure import EAGER_STEPS, Timing, time_decoding, time_period
-from ..engine.methods import run_methods
-from ..engine.prompt import fill_synthetic
-from ..micro.cases import MethodSpec
-from .cases import TEXT_PERIODS, DecodeCase, capacity, period, prompt_tokens, rectifies, window
+from ...profiling.attached import attached
+from ...profiling.ceilings import measure_ceilings
+from ...profiling.timing import make_timer
+from ..core import flags
+from ..core.flags import Flag, Options
+from ..core.registry import Plan, Suite
+from ..core.report import new_table
+from ..core.spec import MethodSpec, unique
+from ..core.sweep import Sweep
+from ..engine.case import config_of, default_dtype
+from ..engine.costs import memory_bytes, plan_costs
+from ..engine.measure import EAGER_STEPS, DecodePlan
+from ..engine.sampling import Sampling
+from ..micro.cases import DEFAULT_MODEL
+from ..model.config import MODELS
+from ..model.smollm import NAME as SMOLLM
+from .cases import TEXT_PERIODS, DecodeCase, default_list, default_specs, is_study, matching, study_specs
+from .run import run_case
+from .table import print_report
 
-TRACED_STEPS = 2
-CLOCKED_STEPS = 8  # of a breakdown by the wall clock
-ENERGY_SECONDS = 2.0
-TEXT_CHARS = 600  # of a continuation kept in its row
+EXAMPLES = f"""examples:
+  resa-bench decode                                    the default list: on a GPU {DEFAULT_MODEL} with random weights,
+                                                       4K to 256K; on a CPU SmolLM2-135M on real text, 1K to 8K
+  resa-bench decode --plan                             memory and floor of each case, without measuring
+  resa-bench decode --context 256K --batch 1 4 --weights bf16 int4 --method resa sdpa-cudnn triton-dense
+  resa-bench decode --model llama-3.1-8b --context 128K
+  resa-bench decode --model ./checkpoint --prompt text --context 8K    a Hugging Face folder or a .gguf file
+  resa-bench decode --batch 8 --context 256K --shared-kv               one K/V cache for all layers, as in the paper
+  resa-bench decode --rectify-every 16 32 64 128 --method resa triton-dense --context 256K
 
+A rerun goes on where the last one stopped (same device, commit and output folder); --fresh starts over."""
 
-@dataclass(frozen=True, slots=True)
-class DecodePlan:
-    """How long to decode, and what to measure beside the time."""
-
-    periods: int = 2  # whole periods at least, after one of warm-up
-    seconds: float = 2.0  # at least, so that the energy counter has something to count
-    eager: bool = True  # on a GPU: some steps launched eagerly beside
-    breakdown: bool = True
-    drift: bool = False  # of methods that rectify: what each rectification says about the steps before it
-
-
-@dataclass(frozen=True, slots=True)
-class DecodeBench:
-    """What a run measures with, the same for all its cases."""
-
-    device: torch.device
-    ceilings: Ceilings
-    environment: Environment
-    plan: DecodePlan
-    command: str
-    idle_watts: float | None = None
+DRIFT = Flag(
+    names=("--drift",), constant=True, default=False, help="ReSA: what each rectification says about the steps before"
+)
+NO_BREAKDOWN = Flag(names=("--no-breakdown",), constant=True, default=False, help="leave out the stages")
+FLAGS = (
+    flags.QUICK, flags.FULL, flags.CASE, flags.CONTEXT, flags.BATCH,
+    flags.MODEL.but(help=f"{', '.join((*MODELS, SMOLLM))}, a Hugging Face folder or a .gguf file (presets have random "
+                    "weights)"),
+    flags.WEIGHTS, flags.DTYPE, flags.SHARED_KV, flags.PROMPT, flags.TEMPERATURE, flags.TOP_P, flags.SEED,
+    *flags.METHOD_FLAGS, *flags.RUN_FLAGS, flags.SECONDS, flags.NO_EAGER, DRIFT, NO_BREAKDOWN,
+)  # fmt: skip
 
 
-@dataclass(slots=True)
-class Contender:
-    """A method bound to a case, checked, and how its steps are launched."""
-
-    spec: MethodSpec
-    method: DecodeMethod
-    engine: Engine
-    check: Check
-    step: Callable[[], object]
-    rectify: Callable[[], object] | None
-    launch: str
+def choose_model(options: Options, device: torch.device) -> str:
+    """The model asked for, by name or path."""
+    return options.model or (DEFAULT_MODEL if device.type == "cuda" else SMOLLM)
 
 
-class CaseRun:
-    """One case in hand: its model, its caches, and the rows so far."""
+def choose_prompt(options: Options, device: torch.device) -> str:
+    """What the caches hold: text where the model can read it, unless it was said."""
+    return options.prompt or ("synthetic" if choose_model(options, device) in MODELS else "text")
 
-    def __init__(
-        self, case: DecodeCase, specs: Sequence[MethodSpec], bench: DecodeBench, on_step: Callable[[str], None]
-    ) -> None:
-        self.case, self.specs, self.bench, self.on_step = case, list(specs), bench, on_step
-        self.started_at = datetime.now(UTC).isoformat(timespec="seconds")
 
-    def row(self, spec: MethodSpec, **columns: Any) -> Row:
-        common = {
-            **self.case.columns(),
-            "read_ceiling_gbps": round(self.bench.ceilings.read_gbps, 1),
-            "started_at": self.started_at,
-            "command": self.bench.command,
-            "idle_watts": self.bench.idle_watts,
-            **asdict(self.bench.environment),
-            "method": spec.name,
-            "stage": "total",
-            **spec.columns(),
-        }
-        return Row(**(common | columns))
+def choose_cases(options: Options, device: torch.device, period: int) -> list[DecodeCase]:
+    """The list asked for. Contexts, batches and weights that are not on it are added rather than refused.
 
-    def prepare(self, loader: Loader) -> None:
-        """Model, caches and what they hold."""
-        case = self.case
-        self.on_step("model")
-        self.loaded = loader.model(case, {case.batch, *self.chunk_rows()}, self.bench.device)
-        decoder = self.decoder = self.loaded.decoder
-        self.prompt = prompt_tokens(case, self.specs)
-        history = max([TEXT_PERIODS * period(spec) for spec in self.specs] + [2 * EAGER_STEPS])
-        history = max([history, *(window(spec) for spec in self.specs)])
-        self.on_step("caches")
-        self.state = State.allocate(decoder, case.batch, capacity(case), history, shared_kv=case.shared_kv)
-        if case.prompt == "synthetic":
-            fill_synthetic(self.state, case.seed)
-            self.pending = torch.arange(1, case.batch + 1, device=decoder.device)
-            return
-        copy_tokens(loader.prefilled(self.loaded, self.prompt, self.on_step), self.state, self.prompt)
-        self.pending = prompt_ids(self.loaded, self.prompt + 1)[-1:].repeat(case.batch)
+    Args:
+        period: tokens of the longest period, or window.
 
-    def chunk_rows(self) -> set[int]:
-        """Rows of the passes that take several tokens of each sequence."""
-        rows = {spec.config.rectify_every for spec in self.specs if rectifies(spec)}
-        rows |= {window(spec) for spec in self.specs}
-        return {self.case.batch * n for n in rows}
-
-    def restart(self, tokens: int) -> None:
-        """Stand at the start of so many tokens: a text's follow its prompt, synthetic ones end at the context."""
-        text = self.case.prompt == "text"
-        self.state.start(self.prompt if text else self.case.context - tokens, self.pending)
-
-    def at_period_end(self, tokens: int) -> None:
-        """Stand where a period of `tokens` ends, as rectification finds it."""
-        text = self.case.prompt == "text"
-        self.state.start(self.prompt + tokens if text else self.case.context, self.pending)
-        self.state.count.fill_(tokens)
-
-    def contend(self, spec: MethodSpec) -> Contender:
-        """Bind a method to the case, check it, and capture it where it can be. Raises CheckFailed, Unsupported."""
-        case, decoder = self.case, self.decoder
-        kind = get_method(spec.name)
-        if kind.fixes_length and case.prompt == "text":
-            raise Unsupported("fixes its length when it is bound; a text grows")
-        shape, dtype, device = case.shape, case.torch_dtype, self.bench.device
-        self.restart(0)
-        method = kind(shape, spec.config, dtype=dtype, device=device)
-        dense = None
-        if spec.dense_layers:
-            name = "triton-dense" if device.type == "cuda" else "torch-dense"
-            dense = get_method(name)(shape, spec.config, dtype=dtype, device=device)
-        layers = bind_layers(self.state, method, dense, spec.dense_layers or 0)
-        every = spec.config.rectify_every if rectifies(spec) else None
-        engine = Engine(decoder, self.state, layers, rectify_every=every, sampling=case.sampling)
-        self.restart(engine.window)
-        check = check_attention(engine, {0, spec.dense_layers or 0, case.config.layers - 1})
-        graph = can_capture(engine, device)
-        step: Callable[[], object] = engine.step
-        rectify: Callable[[], object] | None = engine.rectify if every else None
-        if graph:
-            self.restart(1)
-            step = engine.capture(engine.step)
-            self.restart(engine.window)
-            check = check.worst(check_replay(engine, step))
-        if every:
-            self.at_period_end(every)
-            if graph:
-                rectify = engine.capture(engine.rectify)
-            check_rectified(engine, rectify if graph else None)
-        return Contender(spec, method, engine, check, step, rectify, "graph" if graph else "eager")
-
-    def costs(self, one: Contender) -> Costs:
-        """Costs at the lists that the last step selected."""
-        case, every = self.case, one.engine.rectify_every
-        self.state.lengths.fill_(case.context)
-        attention = sum((layer.traffic()["total"] for layer in one.engine.layers), Traffic(0))
-        weights = replace(step_weights(case, one.engine.window), bytes=self.decoder.weight_bytes)
-        return Costs(weights, attention, rectification(case, every) if every else Traffic(0), every)
-
-    def measure(self, spec: MethodSpec) -> Iterator[Row]:
-        """Rows of one method, as they come: what fails late leaves what was measured before."""
-        bench, case, device = self.bench, self.case, self.bench.device
-        cuda = device.type == "cuda"
-        self.on_step(f"check {spec.label}")
-        one = self.contend(spec)
-        if cuda:
-            release(device)
-            torch.cuda.reset_peak_memory_stats(device)  # the gate's fp64 references are not the method's
-        tokens = period(spec)
-        text = case.prompt == "text"
-        self.on_step(f"time {spec.label}")
-        reader = ClockReader(device)
-        self.restart(tokens)
-        time_decoding(one.step, one.rectify, tokens, device, periods=1)  # warm-up
-        states = [reader.read()]
-        timing = time_decoding(
-            one.step,
-            one.rectify,
-            tokens,
-            device,
-            restart=(lambda: None) if text else (lambda: self.restart(tokens)),
-            periods=TEXT_PERIODS - 1 if text else bench.plan.periods,
-            seconds=0.0 if text else bench.plan.seconds,
-            energy=EnergyCounter(device),
-            context=None if text else case.context,
-        )
-        states.append(reader.read())
-        written = self.text() if text else None
-        clocks = worst(states)
-        costs = self.costs(one)
-        peak = torch.cuda.max_memory_allocated(device) if cuda else None
-        total = self.total(one, timing, costs, clocks, one.launch, text=written, peak_memory_bytes=peak)
-        yield total
-        if bench.plan.breakdown and total.timed:
-            self.on_step(f"break down {spec.label}")
-            yield from self.stage_rows(one, timing, clocks)
-        if bench.plan.eager and one.launch == "graph":
-            self.on_step(f"eager {spec.label}")
-            yield self.eager(one, costs, clocks)
-        if bench.plan.drift and one.engine.rectify_every:
-            yield from self.drift_rows(one)
-
-    def eager(self, one: Contender, costs: Costs, clocks: ClockState) -> Row:
-        """The row of steps launched eagerly: some steps, and one rectification timed apart."""
-        device = self.bench.device
-        self.restart(2 * EAGER_STEPS)
-        time_period(one.engine.step, None, EAGER_STEPS, device)
-        timing = Timing(*time_period(one.engine.step, None, EAGER_STEPS, device))
-        every = one.engine.rectify_every
-        if every:
-            self.at_period_end(every)
-            one.engine.rectify()
-            _, wall_us = time_period(one.engine.rectify, None, 1, device)
-            timing.apart_us = wall_us / every
-        return self.total(one, timing, costs, clocks, "eager")
-
-    def drift_rows(self, one: Contender) -> Iterator[Row]:
-        """Decode some periods again under the drift meter: rows of what each rectification found."""
-        every = one.engine.rectify_every or 0
-        meter = DriftMeter(one.engine, lambda drift: self.on_step(f"{one.spec.label}, {drift}"))
-        self.restart(TEXT_PERIODS * every)
-        for _ in range(TEXT_PERIODS):
-            for _ in range(every):
-                meter.step()
-            meter.rectify()
-        for drift in meter.readings:
-            common = {"stage": "rectify", "launch": "eager", "step": drift.tokens, "status": "ok"}
-            yield self.row(one.spec, **common, metric="kl", value=digits(drift.kl))
-            yield self.row(one.spec, **common, metric="top1", value=digits(drift.same_top))
-            for layer, value in enumerate(drift.change):
-                yield self.row(one.spec, **common, metric="kv_change", layer=layer, value=digits(value))
-
-    def text(self) -> str:
-        """What was decoded so far, the first sequence."""
-        assert self.loaded.tokenizer is not None
-        count = int(self.state.count)
-        return self.loaded.tokenizer.decode(self.state.history[:count, 0].tolist())[:TEXT_CHARS]
-
-    def total(
-        self, one: Contender, timing: Timing, costs: TokenCosts, clocks: ClockState, launch: str, **columns: Any
-    ) -> Row:
-        """The row of a whole step, rectification amortised in."""
-        case = self.case
-        mean, floor = timing.mean_us, costs.floor_us(self.bench.ceilings)
-        common = {
-            "launch": launch,
-            "cache_state": "cold",
-            "chunk_kernel": one.engine.layers[-1].chunk_kernel,
-            "fixed_length": one.method.fixes_length,
-            **asdict(clocks),
-            **columns,
-        }
-        beaten = floor > mean
-        if beaten and firm_ceilings(self.bench.device):
-            return self.row(
-                one.spec, **common, status="failed", reason=f"{mean:.0f} us a step beats the floor of {floor:.0f} us"
-            )
-        floors = {} if beaten else {"floor_us": digits(floor), "floor_fraction": digits(floor / mean)}
-        interval = mean_interval(timing.period_us)
-        joules = None  # the counter is too coarse for less than two seconds
-        if timing.joules is not None and timing.seconds >= ENERGY_SECONDS:
-            joules = digits(timing.joules / (len(timing.token_us) * case.batch), 4)
-        return self.row(
-            one.spec,
-            **common,
-            n_samples=len(timing.token_us),
-            ci_low_us=digits(interval[0]) if interval else None,
-            ci_high_us=digits(interval[1]) if interval else None,
-            median_us=digits(timing.quantile_us(0.5)),
-            p50_us=digits(timing.quantile_us(0.5)),
-            p99_us=None if timing.apart_us else digits(timing.quantile_us(0.99)),  # without rectification, no tail
-            q20_us=digits(timing.quantile_us(0.2)),
-            q80_us=digits(timing.quantile_us(0.8)),
-            min_us=digits(min(timing.token_us)),
-            mean_us=digits(mean),
-            wall_mean_us=digits(timing.wall_mean_us),
-            tokens_per_s=digits(case.batch / mean * 1e6),
-            joules_per_token=joules,
-            bytes=costs.bytes,
-            flops=costs.flops,
-            **floors,
-            gbps=digits(costs.bytes / mean / 1e3),
-            max_rel_error=digits(one.check.max_rel_error, 3),
-            error_budget_used=digits(one.check.budget_used, 3),
-            status="throttled" if clocks.throttle_reasons else "ok",
-            reason=clocks.throttle_reasons,
-        )
-
-    def breakdown(self, one: Contender) -> tuple[dict[str, float], dict[str, float]]:
-        """Microseconds by stage of one step, and of one rectification."""
-        engine, every = one.engine, one.engine.rectify_every
-        if self.bench.device.type != "cuda":
-            self.restart(CLOCKED_STEPS)
-            clock = StageClock()
-            with listening(clock):
-                for _ in range(CLOCKED_STEPS):
-                    engine.step()
-            step = {k: v * 1e6 / CLOCKED_STEPS for k, v in clock.seconds.items()}
-            if not every:
-                return step, {}
-            clock = StageClock()
-            self.at_period_end(every)
-            with listening(clock):
-                engine.rectify()
-            return step, {k: v * 1e6 for k, v in clock.seconds.items()}
-        graph = one.launch == "graph"
-        self.restart(4 * TRACED_STEPS)
-        step = break_down(engine.step, one.step if graph else None, TRACED_STEPS).stages_us
-        if not every:
-            return step, {}
-        self.at_period_end(every)
-        return step, break_down(engine.rectify, one.rectify if graph else None, 1).stages_us
-
-    def stage_rows(self, one: Contender, timing: Timing, clocks: ClockState) -> list[Row]:
-        """Where the step's time goes: stages, rectification's share, and the gap up to the mean step."""
-        try:
-            step, rectified = self.breakdown(one)
-        except TraceMismatch as error:
-            return [self.row(one.spec, stage="gap", launch=one.launch, status="failed", reason=str(error))]
-        every = one.engine.rectify_every or 1
-        parts = dict(step)
-        if rectified:
-            parts["rectify"] = rectified.pop("rectify", 0.0) / every
-            parts["rectify+project+ffn"] = sum(rectified.values()) / every
-        parts["gap"] = timing.mean_us - sum(parts.values())
-        common = {"launch": one.launch, "cache_state": "cold", **asdict(clocks)}
-        return [
-            self.row(
-                one.spec,
-                **common,
-                stage=name,
-                median_us=digits(value),
-                mean_us=digits(value),
-                status="throttled" if clocks.throttle_reasons else "ok",
-                reason=clocks.throttle_reasons,
-            )
-            for name, value in parts.items()
+    Raises:
+        ValueError: options that do not go together, or contexts shorter than what is timed.
+    """
+    model, prompt = choose_model(options, device), choose_prompt(options, device)
+    config = config_of(model)
+    dtype = options.dtype or default_dtype(device)
+    if prompt == "text" and model in MODELS:
+        raise ValueError(f"--prompt text: {model} has random weights and no tokenizer; give --model a checkpoint")
+    if options.shared_kv and prompt == "text":
+        raise ValueError("--shared-kv: layers that share a cache overwrite each other's text; use --prompt synthetic")
+    sampling = Sampling(options.temperature, options.top_p)
+    listed = default_list(device, options.scale, model, config, dtype=dtype, prompt=prompt, seed=options.seed)
+    if options.context or options.batch or options.shared_kv:
+        contexts = options.context or sorted({c.context for c in listed})
+        cases = [
+            DecodeCase(model, config, b, c, w, dtype, options.shared_kv, prompt, seed=options.seed)
+            for w in options.weights or [dtype]
+            for b in options.batch or [1]
+            for c in contexts
         ]
+    else:
+        cases = [c for c in listed if not options.weights or c.weights in options.weights]
+    cases = matching([replace(c, sampling=sampling) for c in cases], options.case)
+    least = least_context(prompt, period)
+    for case in cases:
+        if case.context < least:
+            raise ValueError(f"--context {case.context}: periods of {period} tokens need a context of {least} at least")
+        if prompt == "text" and case.context > config.context:
+            raise ValueError(
+                f"--context {case.context}: {config.name} handles texts of at most {config.context} tokens"
+            )
+    return cases
 
 
-def step_us(row: Row) -> float | None:
-    """What steps are compared by: the amortised mean."""
-    return row.mean_us if row.tokens_per_s else None
+def least_context(prompt: str, period: int) -> int:
+    """The shortest context that holds what is timed."""
+    return (TEXT_PERIODS * period if prompt == "text" else max(period, 2 * EAGER_STEPS)) + 1
 
 
-def firm_ceilings(device: torch.device) -> bool:
-    """Whether a step faster than its floor is an error. A CPU's ceilings move with whatever else it does."""
-    return device.type == "cuda"
+def choose_specs(options: Options, device: torch.device, prompt: str) -> list[MethodSpec]:
+    """The default methods at the settings given; with --method those named, each as its name means everywhere."""
+    sweep = Sweep.of(options)
+    if sweep.names:
+        return sweep.named()
+    specs = []
+    for every in sweep.values("rectify_every"):
+        base = replace(sweep.base(), rectify_every=every)
+        specs += default_specs(
+            device, base, sweep.values("block_size"), prompt, sweep.values("gqa_policy", "group-sum"),
+            sweep.values("window"), sweep.values("dense_layers", 2),
+        )  # fmt: skip
+    return unique(specs)
 
 
-def can_capture(engine: Engine, device: torch.device) -> bool:
-    """Whether steps and rectifications can be graphs."""
-    return device.type == "cuda" and engine.graph_safe
+def plan(options: Options, device: torch.device) -> Plan:
+    """What `resa-bench decode` measures. Raises ValueError."""
+    specs = choose_specs(options, device, choose_prompt(options, device))
+    cases = choose_cases(options, device, max(max(spec.period, spec.window) for spec in specs))
+    tool = attached()
+    cuda = device.type == "cuda"
+    hidden = tool is not None and cuda and not options.no_breakdown
+    measure = DecodePlan(
+        seconds=options.seconds, eager=not options.no_eager, breakdown=not options.no_breakdown and not hidden,
+        drift=options.drift,
+    )  # fmt: skip
+    kinds = [*(["eager"] if measure.eager and cuda else []), *(["gap"] if measure.breakdown else [])]
+    narrowed = options.case or options.context or options.batch or options.weights or options.shared_kv
+    study = cuda and options.scale == "default" and not narrowed and Sweep.of(options).plain
+    note = f"under {tool}: stages are left out, since two tracers cannot share the GPU"
+    return Plan(
+        cases,
+        specs,
+        further={case.slug: study_specs(specs) for case in cases if study and is_study(case)},
+        kinds=kinds,
+        measure=measure,
+        fresh=options.drift,
+        notes=[note] if hidden else [],
+    )
 
 
-def run_case(
-    case: DecodeCase,
-    specs: Sequence[MethodSpec],
-    bench: DecodeBench,
-    loader: Loader,
-    on_step: Callable[[str], None] = lambda _: None,
-    kind: type[CaseRun] = CaseRun,
-) -> list[Row]:
-    """Decode with every method of `specs`; a method that fails costs its own rows alone."""
-    run = kind(case, specs, bench, on_step)
-    rows = run_methods(run, specs, bench.device, loader, lambda able: too_large(case, able, bench.device))
-    return with_speedups(rows, step_us)
+def show_plan(plan: Plan, device: torch.device, console: Console) -> None:
+    """Memory and floors of every case, from shapes and this device's ceilings."""
+    console.print("measuring the device's ceilings ...", highlight=False)
+    ceilings = measure_ceilings(make_timer(device))
+    total = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+    title = f"floors at {ceilings.read_gbps:.0f} GB/s read, {ceilings.matrix_tflops:.3g} TFLOP/s"
+    columns = ("case", "memory GB", "method", "floor ms a token", "tokens/s at most", "speed-up")
+    table = new_table(f"{title}; speed-up: what they allow over dense", columns)
+    dense = next((spec for spec in plan.specs if spec.is_dense), None)
+    for case in plan.cases:
+        assert isinstance(case, DecodeCase)
+        need = memory_bytes(case, list(plan.specs))
+        fits = total is None or need <= total
+        dense_us = plan_costs(case, dense).floor_us(ceilings) if dense else None
+        for i, spec in enumerate(plan.specs):
+            if spec.is_dense and spec != dense:
+                continue  # all dense methods have the same floor
+            us = plan_costs(case, spec).floor_us(ceilings)
+            table.add_row(
+                case.slug if i == 0 else "",
+                (f"{need / 1e9:.1f}" if fits else f"[red]{need / 1e9:.1f}[/]") if i == 0 else "",
+                "dense" if spec.is_dense else spec.label,
+                f"{us / 1e3:.2f}",
+                f"{case.batch / us * 1e6:.0f}",
+                f"{dense_us / us:.2f}x" if dense_us else "",
+            )
+    console.print(table)
+    if total is not None:
+        console.print(f"the device has {total / 1e9:.1f} GB; cases in red do not fit and are skipped", highlight=False)
+
+
+SUITE = Suite("decode", "a whole transformer, token by token", EXAMPLES, FLAGS, plan, run_case, print_report, show_plan)

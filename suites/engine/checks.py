@@ -28,6 +28,8 @@ LINEAR_TOLERANCE = {torch.bfloat16: 1e-2, torch.float16: 2e-3, torch.float32: 1e
 def check_attention(engine: Engine, layers: Collection[int]) -> Check:
     """Run one step; compare the attention of these layers with fp64 as soon as each has run, their selection too.
 
+    In the end, look at the logits.
+
     (Later would be too late where layers share a cache: the next one overwrites the newest token.)
 
     With a window of w tokens, w steps: of the last, the older tokens' repaired outputs are compared, too.
@@ -55,7 +57,25 @@ def check_attention(engine: Engine, layers: Collection[int]) -> Check:
             engine.step()
     finally:
         engine.observe = None
+    check_logits(engine.logits)
     return check
+
+
+def check_logits(logits: Tensor) -> None:
+    """What the user gets, `[..., vocab]`: finite, and not the same for every token.
+
+    Attention that is right on both sides says nothing about broken weights, or about 16 bits that overflow.
+
+    Raises:
+        CheckFailed: it is not.
+    """
+    broken = int((~logits.isfinite()).sum())
+    if broken:
+        raise CheckFailed(
+            f"logits: {broken} of {logits.numel()} are not finite; weights hold NaN, or {logits.dtype} overflows"
+        )
+    if bool((logits.amax(-1) == logits.amin(-1)).any()):
+        raise CheckFailed("logits: a sequence has the same for every token; are the weights those of the model?")
 
 
 def ring_of(layer: Layer) -> Ring:
@@ -135,8 +155,9 @@ def check_replay(engine: Engine, replay: Callable[[], object]) -> Check:
     engine.cells.out.fill_(float("nan"))
     had = ring_of(layer).copy() if engine.window > 1 else None
     replay()
+    check_logits(engine.logits)
     check = check_layer(name, layer, engine.cells)
-    if had is not None and engine.window_cells is not None and sum(one is layer for one in engine.layers) == 1:
+    if had is not None and engine.window_cells is not None and sum(other is layer for other in engine.layers) == 1:
         check = check.worst(check_repairs(name, layer, engine.window_cells, had))
     return check
 

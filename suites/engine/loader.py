@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from ...kernels import Unsupported
-from ..decode.cases import ModelCase
 from ..model.load import LoadedModel, load_decoder
+from .case import ModelCase
 from .checks import check_linears
 from .engine import State
 from .prompt import english_text, prefill

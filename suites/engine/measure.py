@@ -16,6 +16,17 @@ from ...profiling.stats import quantile
 EAGER_STEPS = 8  # timed after as many of warm-up: an eager step costs the host tens of milliseconds
 
 
+@dataclass(frozen=True, slots=True)
+class DecodePlan:
+    """How long to decode, and what to measure beside the time."""
+
+    periods: int = 2  # whole periods at least, after one of warm-up
+    seconds: float = 2.0  # at least, so that the energy counter has something to count
+    eager: bool = True  # on a GPU: some steps launched eagerly beside
+    breakdown: bool = True
+    drift: bool = False  # of methods that rectify: what each rectification says about the steps before it
+
+
 @dataclass(slots=True)
 class Timing:
     """Token intervals in the order they were taken, in microseconds; the wall clock beside them.

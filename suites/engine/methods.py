@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Protocol
 
 import torch
 
-from ...kernels import Unsupported, get_method
+from ..core.bench import Bench, RowMaker
+from ..core.failure import failure, unavailable
 from ..core.rows import Row
-from ..decode.cases import ModelCase
-from ..micro.cases import MethodSpec
-from ..micro.suite import failure
-from ..model.smollm import ModelNotHere
+from ..core.spec import MethodSpec
+from .case import ModelCase
 from .loader import Loader, release
 
 
@@ -20,55 +19,62 @@ class MethodRun(Protocol):
     """A case in hand: prepared once for the methods of `specs`, then measured method by method."""
 
     specs: list[MethodSpec]
+    row: RowMaker
 
     @property
     def case(self) -> ModelCase: ...
-    def row(self, spec: MethodSpec, **columns: Any) -> Row: ...
-    def prepare(self, loader: Loader) -> None: ...
-    def measure(self, spec: MethodSpec) -> Iterator[Row]: ...
+    def prepare(self, loader: Loader) -> None:
+        """Load the model, and make what all methods share."""
+
+    def measure(self, spec: MethodSpec) -> Iterator[Row]:
+        """Rows of one method, as they come: what fails late leaves what was measured before."""
 
 
 def run_methods(
     run: MethodRun,
     specs: Sequence[MethodSpec],
-    device: torch.device,
-    loader: Loader,
+    bench: Bench,
     too_large: Callable[[list[MethodSpec]], str | None] = lambda able: None,
+    shared: Callable[[], Iterable[Row]] = tuple,
 ) -> list[Row]:
     """Rows of all methods: skipped or failed ones with their reason, the others as far as they came.
 
     Args:
         too_large: why the case does not fit the device with the methods that can run, or None.
+        shared: rows that belong to no method of `specs`, asked for once all were measured.
     """
-    case = run.case
     rows: list[Row] = []
-    able = []
-    for spec in specs:
-        reason = get_method(spec.name).unavailable(case.shape, case.torch_dtype, device)
+    able: list[MethodSpec] = []
+    for spec, reason in unavailable(specs, run.case, bench.device):
         if reason:
             rows.append(run.row(spec, status="skipped", reason=reason))
         else:
             able.append(spec)
     run.specs = able
-    reason = too_large(able)
-    if reason:
+    if not able:
+        return rows
+    if reason := too_large(able):
         return rows + [run.row(spec, status="skipped", reason=reason, final=True) for spec in able]
     with torch.inference_mode():
         try:
-            if able:
-                run.prepare(loader)
-        except ModelNotHere as error:
-            return rows + [run.row(spec, status="skipped", reason=str(error)) for spec in able]
+            run.prepare(bench.held(Loader))
         except Exception as error:
-            status, reason = failure(error)
-            return rows + [run.row(spec, status=status, reason=reason) for spec in able]
+            return rows + [run.row(spec, **failure(error)) for spec in able]
         for spec in able:
             try:
-                for row in run.measure(spec):
-                    rows.append(row)
-                release(device)
+                rows.extend(run.measure(spec))
+                release(bench.device)
             except Exception as error:
-                status, reason = failure(error)
-                final = True if isinstance(error, Unsupported) else None
-                rows.append(run.row(spec, status=status, reason=reason, final=final))
+                rows.append(run.row(spec, **failure(error)))
+        rows.extend(shared())
     return rows
+
+
+def chunk_rows(batch: int, specs: Iterable[MethodSpec]) -> set[int]:
+    """Rows of the passes of `batch` sequences: one token of each, a period's, a window's, a verification's."""
+    rows = {1}
+    for spec in specs:
+        rows.add(spec.window)
+        rows |= {spec.config.rectify_every} if spec.rectifies else set()
+        rows |= {spec.draft_length + 1} if spec.draft_length is not None else set()
+    return {batch * count for count in rows}

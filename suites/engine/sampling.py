@@ -23,6 +23,11 @@ class Sampling:
         if self.top_p < 1 and self.temperature == 0:
             raise ValueError(f"top_p: got {self.top_p} beside temperature 0, which is greedy; give a temperature")
 
+    @property
+    def word(self) -> str:
+        """`-t0.6-p0.95`, the end of a case's name that tells its sampling; empty for greedy decoding."""
+        return f"-t{self.temperature:g}-p{self.top_p:g}" if self.temperature else ""
+
     def probabilities(self, logits: Tensor) -> Tensor:
         """float32 `[B, vocab]` from logits `[B, vocab]`; needs a temperature above 0."""
         scaled = logits.float() / self.temperature

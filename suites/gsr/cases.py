@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
 
-from ...kernels import SparseConfig
-from ..decode.cases import WEIGHTS, ModelCase
+from ..core.spec import resa_here
+from ..engine.case import ModelCase, check_context, check_counts, check_types
 from ..engine.sampling import Sampling
-from ..micro.cases import DTYPES, MethodSpec
 from ..model.config import ModelConfig
 
 LENGTHS = (9000, 11000, 14000, 18000)  # tokens of four candidates: ragged, 13K on average as on AIME
@@ -59,15 +59,10 @@ class GsrCase(ModelCase):
     def __post_init__(self) -> None:
         if not self.lengths or min(self.lengths) < 1:
             raise ValueError(f"lengths: got {self.lengths}, must be at least 1 token each, of 1 candidate or more")
-        if min(self.prompt, self.summary, self.answer, self.points) < 1:
-            given = f"{self.prompt}, {self.summary}, {self.answer}, {self.points}"
-            raise ValueError(f"prompt, summary, answer, points: got {given}, must be at least 1")
+        check_counts(prompt=self.prompt, summary=self.summary, answer=self.answer, points=self.points)
         if self.run not in RUNS:
             raise ValueError(f"run: got {self.run!r}, allowed are {', '.join(RUNS)}")
-        if self.weights not in WEIGHTS or self.dtype not in DTYPES or self.weights not in ("int4", self.dtype):
-            raise ValueError(
-                f"weights: got {self.weights} beside {self.dtype} activations, allowed int4 or {self.dtype}"
-            )
+        check_types(self.weights, self.dtype)
         if self.page_size is not None and (self.page_size < 64 or self.page_size % 64):
             raise ValueError(f"page size: got {self.page_size}, must be a multiple of 64 tokens")
         if self.run == "full" and self.summary > min(self.lengths):
@@ -77,11 +72,8 @@ class GsrCase(ModelCase):
                 f"refine prompt: {self.refine} tokens ({INSTRUCTION} of instruction, {self.prompt} of the problem, "
                 f"{len(self.lengths)} summaries of {self.summary}), at most {REFINE_MOST}; take shorter summaries"
             )
-        if self.context > self.config.context:
-            raise ValueError(
-                f"lengths: {self.context} tokens at the longest ({self.prompt} of prompt and {max(self.lengths)} more, "
-                f"or {self.refine} and {self.answer}), over the {self.config.context} that {self.config.name} handles"
-            )
+        phase_a, phase_b = f"{self.prompt} of prompt and {max(self.lengths)} more", f"{self.refine} and {self.answer}"
+        check_context(self, "lengths", f"the longest has {phase_a}, or {phase_b}")
 
     @property
     def batch(self) -> int:
@@ -121,6 +113,7 @@ class Segment:
 
     @property
     def steps(self) -> int:
+        """Tokens of each candidate."""
         return self.last - self.first
 
 
@@ -130,11 +123,9 @@ def segments(lengths: Sequence[int]) -> list[Segment]:
     All start together, so those at work have equally many tokens; the first `active` rows of a batch whose candidates
     are ordered longest first are those at work.
     """
-    found, at = [], 0
-    for end in sorted(set(lengths)):
-        found.append(Segment(sum(length >= end for length in lengths), at, end))
-        at = end
-    return found
+    ends = sorted(set(lengths))
+    pairs = pairwise((0, *ends))
+    return [Segment(sum(length >= end for length in lengths), first, end) for first, end in pairs]
 
 
 def scaled(lengths: Sequence[int], scale: float) -> tuple[int, ...]:
@@ -142,9 +133,8 @@ def scaled(lengths: Sequence[int], scale: float) -> tuple[int, ...]:
     return tuple(max(round(length * scale), 1) for length in lengths)
 
 
-def default_specs(device: torch.device, base: SparseConfig) -> list[MethodSpec]:
+def default_methods(device: torch.device) -> tuple[str, ...]:
     """Dense methods and ReSA."""
     if device.type != "cuda":
-        return [MethodSpec("torch-dense"), MethodSpec("resa-torch", base)]
-    dense = ("sdpa-cudnn", "triton-dense", "flashinfer", "flash-attn-3", "flash-attn-2")
-    return [*(MethodSpec(name) for name in dense), MethodSpec("resa", base)]
+        return "torch-dense", resa_here(device)
+    return "sdpa-cudnn", "triton-dense", "flashinfer", "flash-attn-3", "flash-attn-2", resa_here(device)

@@ -47,13 +47,13 @@ def run_in_full(
     """
     seconds = []
     for part in script:
-        one = launches[part.active]
+        launch = launches[part.active]
         synchronize(device)
         start = clock()
         for token in range(part.first + 1, part.last + 1):
-            one.step()
-            if one.rectify is not None and one.rectify_every and token % one.rectify_every == 0:
-                one.rectify()
+            launch.step()
+            if launch.rectify is not None and launch.rectify_every and token % launch.rectify_every == 0:
+                launch.rectify()
             if token % 64 == 0:
                 on_steps(token)
         synchronize(device)
@@ -62,6 +62,7 @@ def run_in_full(
 
 
 def synchronize(device: torch.device) -> None:
+    """Wait for a GPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -74,10 +75,10 @@ def contexts(part: Segment, prompt: int, points: int) -> list[int]:
     return sorted({first + round((last - first) * i / (points - 1)) for i in range(points)})
 
 
-def integrate(part: Segment, found: Sequence[Point]) -> float:
+def integrate(part: Segment, timed: Sequence[Point]) -> float:
     """Seconds of a segment whose step time is linear in the context between points, and constant beyond them."""
-    if len(found) == 1:
-        return part.steps * found[0].step_us * 1e-6
-    ordered = sorted(found, key=lambda point: point.context)
+    if len(timed) == 1:
+        return part.steps * timed[0].step_us * 1e-6
+    ordered = sorted(timed, key=lambda point: point.context)
     area = sum((b.context - a.context) * (a.step_us + b.step_us) / 2 for a, b in pairwise(ordered))
     return part.steps * area / (ordered[-1].context - ordered[0].context) * 1e-6

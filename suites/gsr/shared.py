@@ -7,6 +7,8 @@ since its first tokens go there. Contiguous caches hold a copy of the prompt eac
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from ...kernels import KVCache, Layer
@@ -74,12 +76,12 @@ def at_work(state: State, active: int) -> State:
     )
 
 
-def share_summaries(layers: list[Layer], whole: list[Layer]) -> None:
+def share_summaries(layers: Sequence[Layer], whole: Sequence[Layer]) -> None:
     """Make layers of the candidates at work use the summaries of all candidates' layers (before stages are bound)."""
-    for mine, all_of_them in zip(layers, whole, strict=True):
-        if isinstance(mine, BlockSparseLayer) and mine.summaries is not None:
-            assert isinstance(all_of_them, BlockSparseLayer)
-            assert all_of_them.summaries is not None
-            found = all_of_them.summaries
-            data = found.data if mine.cache.paged else found.data[: mine.cache.batch]
-            mine.summaries = Summaries(data, found.kind, found.block_size)
+    for layer, whole_layer in zip(layers, whole, strict=True):
+        if isinstance(layer, BlockSparseLayer) and layer.summaries is not None:
+            assert isinstance(whole_layer, BlockSparseLayer)
+            assert whole_layer.summaries is not None
+            summaries = whole_layer.summaries
+            data = summaries.data if layer.cache.paged else summaries.data[: layer.cache.batch]
+            layer.summaries = Summaries(data, summaries.kind, summaries.block_size)

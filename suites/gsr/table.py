@@ -8,90 +8,70 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ..core.report import failed_lines, new_table, number, print_untimed, speedup, titled
 from ..core.rows import Row
-from ..micro.table import label, number, speedup
+from ..core.spec import Names
 
 STEPS = ("candidates_step", "refine_step")
+COLUMNS = (
+    "method", "prompt", "A tokens/s", "A s", "vs dense", "B ms a token", "B s", "vs dense", "answer s", "vs dense",
+)  # fmt: skip
 
 
-def _of(rows: Sequence[Row], name: str, stage: str) -> Row | None:
-    return next((r for r in rows if label(r) == name and r.stage == stage and r.timed), None)
-
-
-def _value(row: Row | None, name: str) -> float | None:
-    return None if row is None else getattr(row, name)
-
-
-def case_table(case: str, rows: Sequence[Row]) -> Table:
+def case_table(case: str, rows: Sequence[Row], names: Names | None = None) -> Table:
     """One case: a line per method, the earliest answer first."""
-    mine = [r for r in rows if r.case == case]
-    first = mine[0]
+    names = names or Names(rows)
+    of_case = [r for r in rows if r.case == case]
+    first = of_case[0]
     prefills = [
-        f"{r.context} tokens {r.value:.2f} s" for r in mine if r.stage == "prefill" and label(r) == label(first)
+        f"{r.context} tokens {r.value:.2f} s" for r in of_case if r.stage == "prefill" and r.variant == first.variant
     ]
     how = "every token decoded" if first.selection_pattern == "prompt" else "steps timed at points, integrated"
     prefilled = f"; prefills (in the time to the answer of all): {', '.join(prefills)}" if prefills else ""
     title = f"{case}: {first.batch} candidates, {first.weight_dtype} weights, {how}{prefilled}"
-    table = Table(title=title, title_justify="left")
-    names = (
-        "method",
-        "prompt",
-        "A tokens/s",
-        "A s",
-        "vs dense",
-        "B ms a token",
-        "B s",
-        "vs dense",
-        "answer s",
-        "vs dense",
-    )
-    for name in names:
-        table.add_column(name, justify="left" if name in ("method", "prompt") else "right")
-    done = [r for r in mine if r.stage == "answer" and r.timed]
-    for row in sorted(done, key=lambda r: r.value or 0.0):
-        name = label(row)
-        one, two = _of(mine, name, "candidates"), _of(mine, name, "refine")
-        best = row.best_dense == row.method
+    table = new_table(title, COLUMNS, ("method", "prompt"))
+    timed = {(r.variant, r.stage): r for r in of_case if r.timed}
+    answers = [r for r in of_case if r.stage == "answer" and r.timed]
+    for row in sorted(answers, key=lambda r: r.value or 0.0):
+        a, b = (timed.get((row.variant, stage)) for stage in ("candidates", "refine"))
         table.add_row(
-            f"[bold]{name}[/] (best dense)" if best else name,
+            titled(row, names),
             "shared" if row.paged else "copied",
-            number(_value(one, "tokens_per_s"), ".1f"),
-            number(_value(one, "value"), ".1f"),
-            speedup(_value(one, "speedup_vs_best_dense")),
-            number(_value(two, "mean_us"), ".2f", 1e-3),
-            number(_value(two, "value"), ".1f"),
-            speedup(_value(two, "speedup_vs_best_dense")),
+            number(a.tokens_per_s if a else None, ".1f"),
+            number(a.value if a else None, ".1f"),
+            speedup(a.speedup_vs_best_dense if a else None),
+            number(b.mean_us if b else None, ".2f", 1e-3),
+            number(b.value if b else None, ".1f"),
+            speedup(b.speedup_vs_best_dense if b else None),
             number(row.value, ".1f"),
             speedup(row.speedup_vs_best_dense),
         )
-    for row in mine:
-        if row.status in ("failed", "oom"):
-            table.add_row(f"[red]{label(row)}: {row.status}[/]")
+    failed_lines(table, of_case, names)
     return table
 
 
-def steps_table(case: str, rows: Sequence[Row]) -> Table | None:
+def steps_table(case: str, rows: Sequence[Row], names: Names | None = None) -> Table | None:
     """Milliseconds a step by candidates at work and context, a column a method."""
-    mine = [r for r in rows if r.case == case and r.stage in STEPS and r.mean_us]
-    if not mine:
+    names = names or Names(rows)
+    steps = [r for r in rows if r.case == case and r.stage in STEPS and r.mean_us]
+    if not steps:
         return None
-    names = list(dict.fromkeys(label(r) for r in mine))
-    table = Table(title=f"{case}: milliseconds a step, rectification amortised in", title_justify="left")
-    for name in ("phase", "at work", "context", *names):
-        table.add_column(name, justify="left" if name == "phase" else "right")
-    for stage, batch, context in dict.fromkeys((r.stage, r.batch, r.context) for r in mine):
-        here = {label(r): r.mean_us for r in mine if (r.stage, r.batch, r.context) == (stage, batch, context)}
+    variants = list(dict.fromkeys(r.variant for r in steps))
+    columns = ("phase", "at work", "context", *(escape(names.of(variant)) for variant in variants))
+    table = new_table(f"{case}: milliseconds a step, rectification amortised in", columns, ("phase",))
+    for stage, batch, context in dict.fromkeys((r.stage, r.batch, r.context) for r in steps):
+        means = {r.variant: r.mean_us for r in steps if (r.stage, r.batch, r.context) == (stage, batch, context)}
         phase = "A" if stage == STEPS[0] else "B"
-        table.add_row(phase, str(batch), str(context), *(number(here.get(name), ".2f", 1e-3) for name in names))
+        table.add_row(phase, str(batch), str(context), *(number(means.get(v), ".2f", 1e-3) for v in variants))
     return table
 
 
 def print_report(rows: Sequence[Row], console: Console) -> None:
+    """All tables of a run."""
+    names = Names(rows)
     for case in dict.fromkeys(row.case for row in rows):
-        console.print(case_table(case, rows))
-        steps = steps_table(case, rows)
+        console.print(case_table(case, rows, names))
+        steps = steps_table(case, rows, names)
         if steps is not None:
             console.print(steps)
-    unmeasured = dict.fromkeys((label(r), r.status, r.reason) for r in rows if r.status in ("failed", "oom", "skipped"))
-    for name, status, reason in unmeasured:
-        console.print(f"[red]{status}[/] {name}: {escape(reason or '')}", highlight=False)
+    print_untimed(rows, console)

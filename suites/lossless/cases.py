@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 
-from ...kernels import SparseConfig
 from ...kernels.config import ceil_div
-from ..decode.cases import GPU_DENSE, GPU_TEXT_DENSE, DecodeCase, ModelCase
+from ..core.flags import size_word
+from ..core.spec import MethodSpec, make_spec
+from ..decode.cases import DecodeCase
+from ..engine.case import GPU_DENSE, GPU_TEXT_DENSE, ModelCase, check_counts, check_types
 from ..engine.sampling import Sampling
-from ..micro.cases import DTYPES, K, MethodSpec
 from ..model.config import ModelConfig
-from .method import NAME
 from .replay import Acceptance
-
-DRAFTS = (2, 4, 8, 16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +39,8 @@ class LosslessCase(ModelCase):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.prompt, self.tokens, self.batch) < 1:
-            given = f"{self.prompt}, {self.tokens}, {self.batch}"
-            raise ValueError(f"prompt, tokens, prompts: got {given}, must be at least 1")
-        if self.dtype not in DTYPES:
-            raise ValueError(f"dtype: got {self.dtype!r}, allowed are {', '.join(DTYPES)}")
+        check_counts(prompt=self.prompt, tokens=self.tokens, prompts=self.batch)
+        check_types(self.weights, self.dtype)
 
     @property
     def context(self) -> int:
@@ -55,13 +49,14 @@ class LosslessCase(ModelCase):
 
     @property
     def weights(self) -> str:
+        """Of the activations' type."""
         return self.dtype
 
     @property
     def slug(self) -> str:
         """`lossless-smollm2-135m-b8-1k-64`: prompts, tokens of each, tokens decoded, the sampling."""
-        prompt, tokens = (f"{n // K}k" if n % K == 0 else str(n) for n in (self.prompt, self.tokens))
-        return f"lossless-{self.config.name}-b{self.batch}-{prompt}-{tokens}{sampled(self.sampling)}"
+        sizes = f"{size_word(self.prompt)}-{size_word(self.tokens)}"
+        return f"lossless-{self.config.name}-b{self.batch}-{sizes}{self.sampling.word}"
 
     def columns(self) -> dict[str, Any]:
         """What a row says about its case."""
@@ -93,44 +88,20 @@ class ReplayCase(DecodeCase):
     @property
     def slug(self) -> str:
         """`lossless-qwen2.5-7b-int4-b1-256k-replayed`, with `-shared` and the sampling where they apply."""
-        length = f"{self.context // K}k" if self.context % K == 0 else str(self.context)
-        parts = ["lossless", self.config.name, self.weights, f"b{self.batch}", length]
+        parts = ["lossless", self.config.name, self.weights, f"b{self.batch}", size_word(self.context)]
         parts += ["shared"] if self.shared_kv else []
-        return "-".join([*parts, "replayed"]) + sampled(self.sampling)
+        return "-".join([*parts, "replayed"]) + self.sampling.word
 
     def acceptance(self, spec: MethodSpec) -> Acceptance:
         """What `spec` replays. Raises ValueError where the case has none for it."""
-        for one in self.acceptances:
-            if one.fits(spec):
-                return one
+        for acceptance in self.acceptances:
+            if acceptance.variant == spec.variant:
+                return acceptance
         raise ValueError(f"replay: no acceptance for {spec.label}")
-
-
-def sampled(sampling: Sampling) -> str:
-    """The end of a case's name that tells its sampling; empty for greedy decoding."""
-    return f"-t{sampling.temperature:g}-p{sampling.top_p:g}" if sampling.temperature else ""
-
-
-def lossless_specs(
-    base: SparseConfig, drafts: Sequence[int], sizes: Sequence[int], ratios: Sequence[float]
-) -> list[MethodSpec]:
-    """Lossless decoding at every draft length, block size and active ratio.
-
-    Raises:
-        ValueError: a draft length below 1.
-    """
-    if min(drafts) < 1:
-        raise ValueError(f"draft length: got {min(drafts)}, must be at least 1 token")
-    return [
-        MethodSpec(NAME, replace(base, block_size=b, active_ratio=r, rectify_every=m + 1), draft_length=m)
-        for b in dict.fromkeys(sizes)
-        for r in dict.fromkeys(ratios)
-        for m in dict.fromkeys(drafts)
-    ]
 
 
 def dense_specs(device: torch.device, *, text: bool) -> list[MethodSpec]:
     """The dense methods that lossless decoding is compared with; first the one whose texts it must repeat."""
     if device.type != "cuda":
-        return [MethodSpec("torch-dense")]
-    return [MethodSpec(name) for name in (GPU_TEXT_DENSE if text else GPU_DENSE)]
+        return [make_spec("torch-dense")]
+    return [make_spec(name) for name in (GPU_TEXT_DENSE if text else GPU_DENSE)]

@@ -2,36 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 import torch
 
 from ...kernels import AttentionShape, DecodeMethod, KVCache, Layer, Unsupported, get_method, register
-from ...kernels.portable import SELECTS
-from ..decode.cases import ModelCase
-from ..micro.cases import MethodSpec
+from ...kernels.config import SELECTS
+from ..core.spec import resa_here
 
 NAME = "resa-lossless"
 
 
-def steps_of(device: torch.device) -> str:
-    """The registered method whose steps draft and whose rectification verifies."""
-    return "resa" if device.type == "cuda" else "resa-torch"
-
-
 @register(NAME)
 class ResaLossless(DecodeMethod):
-    """Sparse steps draft, a dense pass verifies (suites/decode/lossless.py)."""
+    """Sparse steps draft, a dense pass verifies (suites/engine/rounds.py)."""
 
     in_default = False
+    joins = ()
     uses = SELECTS
+    defaults: ClassVar[Mapping[str, Any]] = {"draft_length": 8}
+    named = ("block_size", "draft_length")
 
     @classmethod
     def unavailable(cls, shape: AttentionShape, dtype: torch.dtype, device: torch.device) -> str | None:
-        return get_method(steps_of(device)).unavailable(shape, dtype, device)
+        """Why ReSA cannot run here, or None."""
+        return get_method(resa_here(device)).unavailable(shape, dtype, device)
 
     def prepare(self, cache: KVCache) -> Layer:
+        """Raises Unsupported: ReSA's layers draft and verify in its place."""
         raise Unsupported("drafts and verifies tokens of a whole model: run `resa-bench lossless`")
-
-
-def bare(case: ModelCase, spec: MethodSpec, device: torch.device) -> DecodeMethod:
-    """The method that drafts and verifies for `spec`, bound to no cache yet."""
-    return get_method(steps_of(device))(case.shape, spec.config, dtype=case.torch_dtype, device=device)

@@ -6,6 +6,7 @@ that stand is taken from a list instead, drawn once from the measured shares; wh
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...kernels import SparseConfig
-from ..core.rows import Row, read_rows
+from ..core.results import read_rows
+from ..core.rows import Row
+from ..core.spec import MethodSpec, Names, Variant
 from ..engine.rounds import LosslessEngine, Verdict
-from ..micro.cases import MethodSpec
 
 ACCEPTANCE = "acceptance"  # the metric of a measured share; `step` is the number of accepted drafts
 REPLAYED = "replayed_acceptance"  # of one that was not measured but replayed
@@ -26,30 +27,26 @@ ROUNDS = 256  # drawn; then they repeat
 
 @dataclass(frozen=True, slots=True)
 class Acceptance:
-    """In `shares[a]` of all rounds, a of the m drafts stood: of these settings, on this model.
+    """In `shares[a]` of all rounds, a of the m drafts stood: of this variant, on one model.
 
     Attributes:
+        variant: lossless decoding with every setting that changes which blocks drafts read, and how many they are.
         source: where it was measured, in words.
     """
 
-    block_size: int
-    active_ratio: float
+    variant: Variant
     shares: tuple[float, ...]
     source: str
 
     @property
     def drafts(self) -> int:
+        """m."""
         return len(self.shares) - 1
 
     @property
     def mean(self) -> float:
         """Drafts accepted a round."""
-        return sum(a * share for a, share in enumerate(self.shares))
-
-    def fits(self, spec: MethodSpec) -> bool:
-        config = spec.config
-        wanted = (spec.draft_length, config.block_size, config.active_ratio)
-        return wanted == (self.drafts, self.block_size, self.active_ratio)
+        return mean_accepted(self.shares)
 
     def draws(self, rounds: int, batch: int, seed: int) -> Tensor:
         """Accepted drafts of every round, int64 `[rounds, B]`: the shares as exactly as rounds allow, in any order."""
@@ -58,6 +55,11 @@ class Acceptance:
         drawn = torch.searchsorted(edges / edges[-1], places)
         generator = torch.Generator().manual_seed(seed)
         return torch.stack([drawn[torch.randperm(rounds, generator=generator)] for _ in range(batch)], dim=1)
+
+
+def mean_accepted(shares: Sequence[float]) -> float:
+    """Drafts accepted a round, of shares of rounds by accepted drafts."""
+    return sum(a * share for a, share in enumerate(shares))
 
 
 class ReplayedEngine(LosslessEngine):
@@ -81,66 +83,55 @@ class ReplayedEngine(LosslessEngine):
 
     def _judge(self, drafts: Tensor, logits: Tensor) -> Verdict:
         """The comparison is made, so that its time is in; its result gives way to the list's."""
-        found = super()._judge(drafts, logits)
+        verdict = super()._judge(drafts, logits)
         accepted = self._draws.index_select(0, self._turn.remainder(len(self._draws)))[0]
         self._turn.add_(1)
-        return Verdict(accepted, found.following)
+        return Verdict(accepted, verdict.following)
 
 
-def read_acceptances(path: Path, specs: Sequence[MethodSpec], ending: str = "") -> tuple[Acceptance, ...]:
-    """What a result file holds for these settings.
+def read_acceptances(path: Path, specs: Sequence[MethodSpec], sampling: str = "") -> tuple[Acceptance, ...]:
+    """What a result file holds for these settings; of several cases, the longest.
 
     Args:
-        specs: lossless ones; a row fits with the same draft length, block size and active ratio.
-        ending: of the case's name, which tells a sampling; empty for greedy decoding.
+        specs: lossless ones; a row fits where its variant is the same.
+        sampling: the word of it in the case's name; empty for greedy decoding.
 
     Raises:
         FileNotFoundError, ValueError: no such file; no row that fits one of the specs (those that are there are named).
     """
     rows = [
         r for r in read_rows(path)
-        if r.suite == "lossless" and r.metric == ACCEPTANCE and r.status == "ok" and _sampling(r.case) == ending
+        if r.suite == "lossless" and r.metric == ACCEPTANCE and r.status == "ok" and sampling_word(r.case) == sampling
     ]  # fmt: skip
-    found = []
+    acceptances = []
     for spec in specs:
-        config = spec.config
-        wanted = (spec.draft_length, config.block_size, config.active_ratio)
-        mine = [r for r in rows if (r.draft_length, r.block_size, r.active_ratio) == wanted]
-        if not mine:
-            held = sorted({f"m {r.draft_length} b {r.block_size} r {r.active_ratio:g}" for r in rows})
+        fitting = [r for r in rows if r.variant == spec.variant]
+        if not fitting:
+            names = Names([spec, *rows])
+            held = dict.fromkeys(names[row] for row in rows)
             raise ValueError(
-                f"--replay {path}: no {'sampled' if ending else 'greedy'} acceptance of m {spec.draft_length} "
-                f"b {config.block_size} r {config.active_ratio:g}; it holds {', '.join(held) or 'none'}. "
-                "`resa-bench lossless` on a real model measures it"
+                f"--replay {path}: no {'sampled' if sampling else 'greedy'} acceptance of {names[spec]}; "
+                f"it holds {', '.join(held) or 'none'}. `resa-bench lossless` on a real model measures it"
             )
-        longest = max(mine, key=lambda r: r.context)
-        found.append(
-            _acceptance(path, [r for r in mine if (r.case, r.min_blocks) == (longest.case, longest.min_blocks)])
-        )
-    return tuple(found)
+        longest = max(fitting, key=lambda r: r.context)
+        acceptances.append(_acceptance(path, spec, [r for r in fitting if r.case == longest.case]))
+    return tuple(acceptances)
 
 
-def _sampling(case: str) -> str:
-    """`-t0.6-p0.95` of a case's name, or nothing."""
-    at = case.rfind("-t")
-    return case[at:] if at >= 0 and "-p" in case[at:] else ""
+def sampling_word(case: str) -> str:
+    """`-t0.6-p0.95` at the end of a case's name, or nothing (`Sampling.word`)."""
+    match = re.search(r"-t[\d.]+(e[+-]\d+)?-p[\d.]+(e[+-]\d+)?$", case)
+    return match[0] if match else ""
 
 
-def _acceptance(path: Path, rows: Sequence[Row]) -> Acceptance:
-    first = rows[0]
-    assert first.block_size is not None
-    assert first.active_ratio is not None
-    assert first.draft_length is not None
-    shares = [0.0] * (first.draft_length + 1)
+def _acceptance(path: Path, spec: MethodSpec, rows: Sequence[Row]) -> Acceptance:
+    shares = [0.0] * ((spec.draft_length or 0) + 1)
     for row in rows:
         shares[row.step or 0] = row.value or 0.0
-    config = SparseConfig(
-        block_size=first.block_size, active_ratio=first.active_ratio, min_blocks=first.min_blocks or 1
-    )
+    first, config = rows[0], spec.config
     read = config.selected(first.context) / config.blocks(first.context)
-    mean = sum(a * share for a, share in enumerate(shares))
     source = (
         f"acceptance replayed from {path.name}: {first.model} at {first.context} tokens, where steps read {read:.0%} "
-        f"of the blocks, accepted {mean:.2f} of {first.draft_length} drafts"
+        f"of the blocks, accepted {mean_accepted(shares):.2f} of {spec.draft_length} drafts"
     )
-    return Acceptance(first.block_size, first.active_ratio, tuple(shares), source)
+    return Acceptance(spec.variant, tuple(shares), source)

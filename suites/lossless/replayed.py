@@ -3,51 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ...kernels import Traffic
-from ...profiling.ceilings import Ceilings
-from ...profiling.clocks import ClockReader, worst
+from ...profiling.clocks import ClockReader
 from ...profiling.energy import EnergyCounter
+from ..core.bench import clock_columns
+from ..core.failure import CheckFailed
 from ..core.rows import Row, digits
-from ..decode.suite import CaseRun, Contender, can_capture
+from ..core.spec import MethodSpec, resa_here
+from ..decode.run import CaseRun
+from ..engine.bind import Bound, can_capture, layers_of
 from ..engine.checks import MODEL_TOLERANCE, check_attention, check_rectified, relative_distance
-from ..engine.costs import dense_attention, weight_traffic
-from ..engine.engine import bind_layers
-from ..engine.gate import CheckFailed
+from ..engine.costs import Costs, dense_attention, weight_traffic
 from ..engine.loader import release
 from ..engine.measure import Timing, time_decoding
-from ..micro.cases import MethodSpec
 from .cases import ReplayCase
-from .method import NAME, bare
-from .replay import REPLAYED, Acceptance, ReplayedEngine
+from .method import NAME
+from .replay import REPLAYED, ReplayedEngine
 
 ROUNDS = 16  # of a period; the context is set back between periods, so that all end near it
 
 
-@dataclass(frozen=True, slots=True)
-class RoundCosts:
-    """What a round moves and multiplies, by the token that it yields."""
+def round_costs(step: Traffic, verified: Traffic, drafts: int, yielded: float) -> Costs:
+    """What a token takes where a round of sparse steps and one dense pass yields so many of each sequence."""
 
-    draft: Traffic  # one sparse step
-    verification: Traffic  # one dense pass of m + 1 rows a sequence
-    drafts: int
-    yielded: float  # tokens a round, of each sequence
+    def share(traffic: Traffic, times: float) -> Traffic:
+        return Traffic(int(traffic.bytes * times / yielded), int(traffic.flops * times / yielded))
 
-    def floor_us(self, ceilings: Ceilings) -> float:
-        step, dense = (ceilings.floor_us(x.bytes, x.flops) for x in (self.draft, self.verification))
-        return (self.drafts * step + dense) / self.yielded
-
-    @property
-    def bytes(self) -> int:
-        return int((self.drafts * self.draft.bytes + self.verification.bytes) / self.yielded)
-
-    @property
-    def flops(self) -> int:
-        return int((self.drafts * self.draft.flops + self.verification.flops) / self.yielded)
+    return Costs(share(step, drafts), Traffic(0), share(verified, 1), 1)
 
 
 def verification(case: ReplayCase, drafts: int) -> Traffic:
@@ -59,13 +46,9 @@ def verification(case: ReplayCase, drafts: int) -> Traffic:
 
 def by_token(timing: Timing, yielded: float) -> Timing:
     """Times of rounds as times of the tokens that they yield."""
-    return Timing(
-        token_us=[us / yielded for us in timing.token_us],
-        wall_us=timing.wall_us / yielded,
-        period_us=[us / yielded for us in timing.period_us],
-        joules=None if timing.joules is None else timing.joules / yielded,
-        seconds=timing.seconds,
-    )
+    joules = None if timing.joules is None else timing.joules / yielded
+    tokens, periods = ([us / yielded for us in values] for values in (timing.token_us, timing.period_us))
+    return replace(timing, token_us=tokens, period_us=periods, wall_us=timing.wall_us / yielded, joules=joules)
 
 
 class ReplayRun(CaseRun):
@@ -73,11 +56,8 @@ class ReplayRun(CaseRun):
 
     case: ReplayCase
 
-    def chunk_rows(self) -> set[int]:
-        drafts = {spec.draft_length for spec in self.specs if spec.draft_length is not None}
-        return {self.case.batch * (m + 1) for m in drafts}
-
     def measure(self, spec: MethodSpec) -> Iterator[Row]:
+        """Rows of one method: of lossless decoding, times by the token, and what was replayed."""
         if spec.name != NAME:
             yield from super().measure(spec)
             return
@@ -85,78 +65,86 @@ class ReplayRun(CaseRun):
         cuda = device.type == "cuda"
         acceptance = case.acceptance(spec)
         self.on_step(f"check {spec.label}")
-        one, engine, length, room = self.contend_by_rounds(spec, acceptance)
+        bound, engine = self.bind_rounds(spec)
         if cuda:
             release(device)
             torch.cuda.reset_peak_memory_stats(device)
-
-        def restart() -> None:
-            self.state.start(length, self.pending)
-            engine.start(room)
-
         self.on_step(f"time {spec.label}")
         reader = ClockReader(device)
-        restart()
-        time_decoding(one.step, None, ROUNDS, device, periods=1)  # warm-up
+        self.begin(engine)
+        time_decoding(bound.step, None, ROUNDS, device, periods=1)  # warm-up
         states = [reader.read()]
         timing = time_decoding(
-            one.step, None, ROUNDS, device, restart=restart, periods=bench.plan.periods, seconds=bench.plan.seconds,
-            energy=EnergyCounter(device),
+            bound.step, None, ROUNDS, device, restart=lambda: self.begin(engine), periods=bench.plan.periods,
+            seconds=bench.plan.seconds, energy=EnergyCounter(device),
         )  # fmt: skip
         states.append(reader.read())
         yielded = 1 + acceptance.mean
         self.state.lengths.fill_(case.context)
-        attention = sum((layer.traffic()["total"] for layer in engine.engine.layers), Traffic(0))
+        attention = sum((layer.traffic()["total"] for layer in bound.engine.layers), Traffic(0))
         weights = replace(weight_traffic(case, case.batch), bytes=self.decoder.weight_bytes)
-        costs = RoundCosts(weights + attention, verification(case, engine.drafts), engine.drafts, yielded)
-        said = {"accepted_length": digits(acceptance.mean), "selection_pattern": "replayed"}
+        costs = round_costs(weights + attention, verification(case, engine.drafts), engine.drafts, yielded)
+        replayed = {"accepted_length": digits(acceptance.mean), "selection_pattern": "replayed"}
         total = self.total(
-            one, by_token(timing, yielded), costs, worst(states), one.launch, **said,
+            bound, by_token(timing, yielded), costs, clock_columns(states), bound.launch, **replayed,
             peak_memory_bytes=torch.cuda.max_memory_allocated(device) if cuda else None,
         )  # fmt: skip
         reason = "; ".join(filter(None, (acceptance.source, total.reason)))
         yield replace(total, reason=reason, p50_us=None, p99_us=None)  # a round's tokens come together
         for accepted, share in enumerate(acceptance.shares):
             yield self.row(
-                spec, **said, stage="text", metric=REPLAYED, step=accepted, value=digits(share), status="ok",
+                spec, **replayed, stage="text", metric=REPLAYED, step=accepted, value=digits(share), status="ok",
                 reason=acceptance.source,
             )  # fmt: skip
 
-    def contend_by_rounds(self, spec: MethodSpec, acceptance: Acceptance) -> tuple[Contender, ReplayedEngine, int, int]:
-        """The method bound, checked and captured; where a period begins, and the tokens that it may take.
+    def first_length(self, engine: ReplayedEngine) -> int:
+        """Tokens where a period of rounds begins, so that all that they may take ends at the case's context.
+
+        Raises:
+            ValueError: the context is shorter than that.
+        """
+        taken, context = engine.room + engine.drafts + 1, self.case.context
+        if context <= taken:
+            raise ValueError(
+                f"draft length {engine.drafts}: {ROUNDS} rounds take {taken} tokens, more than the context of "
+                f"{context}; take fewer drafts or a longer context"
+            )
+        return context - taken
+
+    def begin(self, engine: ReplayedEngine) -> None:
+        """Stand where a period of rounds begins."""
+        self.state.start(self.first_length(engine), self.place.pending)
+        engine.start(engine.room)
+
+    def bind_rounds(self, spec: MethodSpec) -> tuple[Bound, ReplayedEngine]:
+        """The method bound, checked and captured; a step of it is a round.
 
         Raises:
             CheckFailed: attention of a draft or a verification is wrong, or the graph advances otherwise.
-            ValueError: the context is shorter than a period.
+            ValueError: the context is shorter than a period, or the case has no acceptance for the method.
         """
         case, device = self.case, self.bench.device
-        drafts = acceptance.drafts
-        room = ROUNDS * (drafts + 1)
-        length = case.context - room - (drafts + 1)
-        if length < 1:
-            raise ValueError(
-                f"draft length {drafts}: {ROUNDS} rounds take {room + drafts + 1} tokens, more than the context of "
-                f"{case.context}; take fewer drafts or a longer context"
-            )
-        self.restart(0)
-        method = bare(case, spec, device)
-        layers = bind_layers(self.state, method, None, 0)
+        acceptance = case.acceptance(spec)
+        rows = acceptance.drafts + 1
+        self.place.before(0)
+        layers = layers_of(self.decoder, self.state, spec, resa_here(device))
         engine = ReplayedEngine(
-            self.decoder, self.state, layers, drafts=drafts, room=room, sampling=case.sampling,
+            self.decoder, self.state, layers, drafts=acceptance.drafts, room=ROUNDS * rows, sampling=case.sampling,
             acceptance=acceptance, seed=case.seed,
         )  # fmt: skip
-        self.restart(1)
+        length = self.first_length(engine)
+        self.place.before(1)
         check = check_attention(engine.engine, {0, case.config.layers - 1})
-        self.at_period_end(drafts + 1)
+        self.place.after(rows)
         check_rectified(engine.engine, None)
         if not can_capture(engine.engine, device):
-            return Contender(spec, method, engine.engine, check, engine.round, None, "eager"), engine, length, room
-        self.state.start(length, self.pending)
+            return Bound(spec, engine.engine, check, engine.round, None, "eager"), engine
+        self.state.start(length, self.place.pending)  # before the first start a round changes nothing that stands
         replay = engine.engine.capture(engine.round)
-        self.check_rounds(engine, replay, length, room)
-        return Contender(spec, method, engine.engine, check, replay, None, "graph"), engine, length, room
+        self.check_rounds(engine, replay)
+        return Bound(spec, engine.engine, check, replay, None, "graph"), engine
 
-    def check_rounds(self, engine: ReplayedEngine, replay: Callable[[], object], length: int, room: int) -> None:
+    def check_rounds(self, engine: ReplayedEngine, replay: Callable[[], object]) -> None:
         """A round eagerly, then replayed over poisoned keys: it must advance as far, and verify the first row alike.
 
         (Later rows are drafts, which random weights choose by differences smaller than a rounding.)
@@ -164,16 +152,15 @@ class ReplayRun(CaseRun):
         Raises:
             CheckFailed: it does not.
         """
-        cache = engine.engine.layers[-1].cache
+        cache, first = engine.engine.layers[-1].cache, self.first_length(engine)
         seen: list[tuple[list[int], Tensor]] = []
         for run in (engine.round, replay):
             engine.rewind()
-            self.state.start(length, self.pending)
-            engine.start(room)
-            cache.k[:, :, length] = 0.0
-            cache.v[:, :, length] = 0.0
+            self.begin(engine)
+            for data in (cache.k, cache.v):
+                data[:, :, first] = 0.0
             run()
-            written = torch.stack([data[:, :, length] for data in (cache.k, cache.v)])
+            written = torch.stack([data[:, :, first] for data in (cache.k, cache.v)])
             seen.append((engine.counts.tolist(), written))
         (advance, eager), (replayed, graph) = seen
         distance = relative_distance(graph, eager)

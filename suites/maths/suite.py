@@ -1,221 +1,288 @@
-"""The maths suite's running: a model bound to each method in turn, its answers judged and recorded as they end."""
+"""`resa-bench maths`: its flags, its problems and methods, the run, the table."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
 
 import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from ...kernels import Unsupported, get_method
-from ..decode.cases import ModelCase, rectifies
-from ..decode.suite import can_capture
-from ..engine.checks import check_attention, check_rectified, check_replay
-from ..engine.engine import Engine, State, bind_layers
-from ..engine.loader import Loader, release
-from ..engine.prompt import fill_synthetic
+from ...profiling.device import describe
+from ..core import flags
+from ..core.command import result_path
+from ..core.failure import failure
+from ..core.flags import CASES, Flag, Options
+from ..core.registry import Plan, Suite
+from ..core.results import read_rows, rewrite, write_csv
+from ..core.runner import INTERRUPTED
+from ..core.spec import MethodSpec, dense_here, joining, resa_here
+from ..core.sweep import Sweep
+from ..engine.case import default_dtype, real_model
 from ..engine.sampling import Sampling
-from ..micro.cases import QUEST_DENSE_LAYERS, MethodSpec
-from ..model.config import ModelConfig
-from ..model.load import LoadedModel
-from .generate import Answer, Batch, places_needed
-from .judge import Judge
-from .problems import Problem
-from .prompting import prompt_ids
-from .records import REFUSED, Record, RecordFile, Setting
-from .sampling import StreamSampling
-from .work import Item
+from ..model.smollm import NAME as SMOLLM
+from .judge import LIMIT_S, Judge, unavailable
+from .problems import GSM_PACKAGE, Problem, gsm_symbolic, load_problems, sums
+from .prompting import STYLES
+from .records import REFUSED, Record, RecordFile, read_records
+from .run import MathsCase, MathsRun, encode, load
+from .table import print_report, result_rows
+from .work import Item, Rank, repeat
 
-PERIOD = 32  # steps between looks at the tokens, of methods that do not rectify
-CHECK_TOKENS = 1024  # that methods are checked at
-TEXT_CHARS = 4000  # of an answer's end kept in its record
+EXAMPLES = f"""examples:
+  resa-bench maths                                     SmolLM2-135M on plain sums: shows that it works
+  resa-bench maths --quick                             two problems, two methods
+  resa-bench maths --gsm-symbolic 100 --model ./checkpoint --max-tokens 2048 --batch 16
+  resa-bench maths --problems mine.jsonl --samples 4   an object a line: problem (or question), answer, id
+  torchrun --nproc-per-node 8 -m resa_bench.suites maths --problems ... --model ... --output runs/maths
+                                                       the same on 8 GPUs, each with its share of the answers
+  resa-bench maths --table runs/maths                  the table of what is there so far
 
+the paper's table (arXiv 2506.04108): its five sets lie in ReSA/math_data of github.com/microsoft/unilm as
+gaokao2023en, minerva_math, olympiadbench, aime24, amc23, each with test.jsonl; its authors repeat the problems of a
+set until there are 512 answers, with up to 16,384 new tokens at T 0.6, top-p 0.9:
+  torchrun --nproc-per-node 8 -m resa_bench.suites maths --model DeepSeek-R1-Distill-Qwen-1.5B --limit 512 \\
+    --answers 512 --problems math_data/{{gaokao2023en,minerva_math,olympiadbench,aime24,amc23}}/test.jsonl \\
+    --output runs/r1-distill-qwen-1.5b
 
-@dataclass(frozen=True, slots=True)
-class MathsCase(ModelCase):
-    """A model, and how it is asked."""
+Answers are judged by math-verify in a process of its own, and are on the disk as soon as they are judged: the same
+command goes on where it was stopped, with any number of GPUs. An answer depends on seed, problem and sample alone, up
+to rounding, and all methods draw the same random numbers. Needs pip install 'resa-bench[maths]', which is math-verify
+and {GSM_PACKAGE}."""
 
-    suite: ClassVar[str] = "maths"
-
-    model: str  # `smollm2-135m`, or the path of a checkpoint
-    config: ModelConfig
-    batch: int = 8
-    max_tokens: int = 16384
-    sampling: Sampling = field(default_factory=lambda: Sampling(0.6, 0.9))
-    prompt: str = "chat"
-    weights: str = "bf16"
-    dtype: str = "bf16"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.batch < 1 or self.max_tokens < 1:
-            raise ValueError(f"batch, max_tokens: got {self.batch}, {self.max_tokens}, must be at least 1")
-
-    @property
-    def context(self) -> int:
-        """New tokens of the longest answer; prompts come on top."""
-        return min(self.max_tokens, self.config.context)
-
-    @property
-    def setting(self) -> Setting:
-        sampling = self.sampling
-        return Setting(
-            self.config.name, self.dtype, self.weights, self.prompt, sampling.temperature, sampling.top_p,
-            self.max_tokens, self.seed,
-        )  # fmt: skip
-
-    @property
-    def slug(self) -> str:
-        return f"maths-{self.setting.slug}"
+CPU_TOKENS, QUICK_TOKENS, PAPER_TOKENS = 192, 96, 16384
+CPU_SUMS, QUICK_SUMS, GPU_SUMS = 8, 4, 200
+LOG_S = 60.0  # between lines of progress where there is no terminal
 
 
-def default_specs(device: torch.device, base: MethodSpec) -> list[MethodSpec]:
-    """The rows of the paper's table: dense, sparse, ReSA, at the settings of `base`."""
-    cuda = device.type == "cuda"
-    names = ("triton-dense", "sparse", "resa") if cuda else ("torch-dense", "sparse", "resa-torch")
-    return [replace(base, name=name) for name in names]
+MODEL = "which model, and how it is asked"
 
 
-def named_spec(name: str, base: MethodSpec) -> MethodSpec:
-    """A method at the settings of `base`; Quest with its dense first layers. Raises ValueError, KeyError."""
-    if get_method(name).fixes_length:
-        raise ValueError(f"--method {name}: serves only the length that it is bound at, but answers grow")
-    return replace(base, name=name, dense_layers=QUEST_DENSE_LAYERS if name == "quest" else None)
+def _count(name: str, help: str, default: int | None = None) -> Flag:
+    return Flag(names=(name,), kind=flags.whole(), group=CASES, metavar="N", default=default, help=help)
 
 
-def encode(problems: Sequence[Problem], loaded: LoadedModel, style: str) -> dict[Problem, list[int]]:
-    """Every problem's prompt. Raises ValueError for a model without tokenizer or template."""
-    if loaded.tokenizer is None:
-        raise ValueError(f"the model ({loaded.source}) has no tokenizer, so that it cannot be asked")
-    tokenizer = loaded.tokenizer
-    return {problem: prompt_ids(tokenizer, problem.text, style) for problem in problems}
+FLAGS = (
+    flags.QUICK.but(help="well under a minute"),
+    Flag(names=("--problems",), many=True, kind=flags.path, default=(), group=CASES, metavar="FILE",
+         help="JSON Lines, a set each"),
+    _count("--gsm-symbolic", "N problems drawn from its 100 templates"),
+    _count("--sums", "N sums, differences, products (the default)"),
+    _count("--limit", "the first N problems of each file"),
+    _count("--samples", "answers to each problem (default 1)", 1),
+    _count("--answers", "samples such that each set gets at least N answers"),
+    flags.MODEL.but(group=MODEL, default=SMOLLM, help="SmolLM2, a folder or a .gguf file"),
+    flags.DTYPE.but(group=MODEL, help="default bf16, on a CPU fp32"),
+    Flag(names=("--int4",), constant=True, default=False, group=MODEL, help="4-bit weights"),
+    flags.PROMPT.but(choices=STYLES, default="chat", group=MODEL, help="plain: the authors' text, without a template"),
+    Flag(names=("--max-tokens",), kind=flags.tokens, group=MODEL, metavar="TOKENS",
+         help="new tokens (default 16K, on a CPU 192)"),
+    flags.TEMPERATURE.but(group=MODEL, default=0.6, help="default 0.6; 0 is greedy"),
+    flags.TOP_P.but(group=MODEL, default=None, help="default 0.9"),
+    flags.SEED.but(group=MODEL),
+    *flags.METHOD_FLAGS,
+    flags.BATCH.but(many=False, default=8, group=flags.RUN, help="answers decoded together on each device (default 8)"),
+    Flag(names=("--judge-s",), kind=flags.number(0.0, 3600.0, above=0.0), default=LIMIT_S, metavar="S",
+         help="most seconds to judge an answer"),
+    flags.DEVICE, flags.OUTPUT, flags.PLAN.but(names=("--plan",), help="print problems and methods, and stop"),
+    Flag(names=("--table",), kind=flags.path, metavar="DIR", help="print the table of a run's output, and stop"),
+)  # fmt: skip
 
 
-class MathsRun:
-    """A model with caches that every method answers in."""
-
-    def __init__(
-        self, case: MathsCase, specs: Sequence[MethodSpec], items: Sequence[Item], loaded: LoadedModel,
-        device: torch.device,
-    ) -> None:  # fmt: skip
-        """`items`: all there may be to answer; the caches have room for the longest."""
-        self.case, self.device, self.loaded = case, device, loaded
-        fitting = [item for item in items if not self.refusal(item)]
-        longest = max((period(spec) for spec in specs), default=PERIOD)
-        self.state: State | None = None
-        if fitting:
-            capacity = places_needed(fitting, case.max_tokens, case.config.context, longest)
-            self.state = State.allocate(loaded.decoder, case.batch, capacity, longest)
-            fill_synthetic(self.state, case.seed)  # something to check methods on
-
-    def refusal(self, item: Item) -> str | None:
-        """Why a problem cannot be asked, or None if it can."""
-        if item.room(self.case.max_tokens, self.case.config.context) >= 1:
-            return None
-        limit = f"{self.case.config.name} handles {self.case.config.context}"
-        return f"the prompt takes {len(item.prompt)} tokens and leaves none for an answer: {limit}"
-
-    def bind(self, spec: MethodSpec) -> Batch:
-        """A method on the caches, checked against fp64, captured on a GPU. Raises CheckFailed, Unsupported."""
-        case, device, state = self.case, self.device, self.state
-        assert state is not None
-        ones = torch.ones(case.batch, dtype=torch.int64, device=device)
-        every, steps = (spec.config.rectify_every if rectifies(spec) else None), period(spec)
-        length = min(CHECK_TOKENS, state.capacity - steps)
-        state.start(length, ones)
-        options: Any = {"dtype": case.torch_dtype, "device": device}
-        method = get_method(spec.name)(case.shape, spec.config, **options)
-        dense = None
-        if spec.dense_layers:
-            name = "triton-dense" if device.type == "cuda" else "torch-dense"
-            dense = get_method(name)(case.shape, spec.config, **options)
-        layers = bind_layers(state, method, dense, spec.dense_layers or 0)
-        sampling = StreamSampling(case.sampling, len(state.history), case.batch, state.count)
-        engine = Engine(self.loaded.decoder, state, layers, rectify_every=every, sampling=sampling)
-        check_attention(engine, {0, spec.dense_layers or 0, len(layers) - 1})
-        step: Callable[[], object] = engine.step
-        rectify: Callable[[], object] | None = engine.rectify if every else None
-        graph = can_capture(engine, device)
-        if graph:
-            state.start(length, ones)
-            step = engine.capture(engine.step)
-            state.start(length, ones)
-            check_replay(engine, step)
-        if every:
-            state.start(length, ones)
-            state.count.fill_(every)
-            if graph:
-                rectify = engine.capture(engine.rectify)
-            check_rectified(engine, rectify if graph else None)
-        assert self.loaded.tokenizer is not None
-        return Batch(
-            engine, sampling, steps, max_tokens=case.max_tokens, ends=self.loaded.tokenizer.eos, seed=case.seed,
-            step=step, rectify=rectify,
-        )  # fmt: skip
-
-    def answer(
-        self,
-        spec: MethodSpec,
-        items: Sequence[Item],
-        judge: Judge,
-        file: RecordFile,
-        on_period: Callable[[int], None] = lambda _: None,
-    ) -> Iterator[list[Record]]:
-        """Answer `items` under a method; records as they come, written before they are handed on.
-
-        Raises:
-            Unsupported, CheckFailed, and what else ends a method; what it has answered is in the file.
-        """
-        refused = [self.record(spec, item, REFUSED, reason=self.refusal(item)) for item in items if self.refusal(item)]
-        if refused:
-            file.append(refused)
-            yield refused
-        left = [item for item in items if not self.refusal(item)]
-        if not left:
-            return
-        reason = get_method(spec.name).unavailable(self.case.shape, self.case.torch_dtype, self.device)
-        if reason:
-            raise Unsupported(reason)
-        with torch.inference_mode():
-            batch = self.bind(spec)
-            for answers in batch.run(left, on_period):
-                records = [self.judged(spec, answer, judge) for answer in answers]
-                file.append(records)
-                yield records
-        release(self.device)
-
-    def judged(self, spec: MethodSpec, answer: Answer, judge: Judge) -> Record:
-        assert self.loaded.tokenizer is not None
-        text = self.loaded.tokenizer.decode(answer.ids, special=False)
-        verdict = judge(answer.item.problem.answer, text)
-        return self.record(
-            spec, answer.item, verdict.outcome, extracted=verdict.extracted, finished=answer.finished,
-            tokens=len(answer.ids), seconds=round(answer.seconds, 3), text=text[-TEXT_CHARS:],
-        )  # fmt: skip
-
-    def record(self, spec: MethodSpec, item: Item, outcome: str, **more: Any) -> Record:
-        return Record(
-            setting=self.case.setting,
-            method=spec.name,
-            columns=spec.columns(),
-            set=item.problem.set,
-            problem=item.problem.id,
-            digest=item.problem.digest,
-            sample=item.sample,
-            expected=item.problem.answer,
-            prompt_tokens=len(item.prompt),
-            outcome=outcome,
-            **more,
-        )
+def choose_problems(options: Options, device: torch.device) -> list[Problem]:
+    """Those of the files and of the generators; sums by default. Raises ValueError."""
+    problems, count = load_problems(options.problems, options.limit), options.sums
+    if count is None and options.gsm_symbolic is None and not options.problems:
+        count = QUICK_SUMS if options.scale == "quick" else GPU_SUMS if device.type == "cuda" else CPU_SUMS
+    problems += sums(count, options.seed) if count is not None else []
+    return problems + (gsm_symbolic(options.gsm_symbolic, options.seed) if options.gsm_symbolic is not None else [])
 
 
-def period(spec: MethodSpec) -> int:
-    return spec.config.rectify_every if rectifies(spec) else PERIOD
+def choose_case(options: Options, device: torch.device) -> MathsCase:
+    """Raises ValueError for a model without text, or of another architecture."""
+    config = real_model(options.model, "random weights solve nothing")
+    max_tokens = PAPER_TOKENS if device.type == "cuda" or options.problems else CPU_TOKENS
+    if options.scale == "quick":
+        max_tokens = QUICK_TOKENS
+    dtype = options.dtype or default_dtype(device)
+    top_p = options.top_p if options.top_p is not None else 0.9 if options.temperature else 1.0
+    return MathsCase(
+        options.model, config, options.batch, options.max_tokens or max_tokens,
+        Sampling(options.temperature, top_p), options.prompt, "int4" if options.int4 else dtype, dtype, options.seed,
+    )  # fmt: skip
 
 
-def load(case: MathsCase, specs: Sequence[MethodSpec], device: torch.device) -> LoadedModel:
-    """The model, its linear layers checked at the numbers of rows that decoding has. Raises CheckFailed."""
-    chunks = {case.batch * spec.config.rectify_every for spec in specs if rectifies(spec)}
-    with torch.inference_mode():
-        return Loader().model(case, {case.batch, *chunks}, device)
+def choose_specs(options: Options, device: torch.device) -> list[MethodSpec]:
+    """The rows of the paper's table (dense, sparse, ReSA) at the settings given; with --method those named.
+
+    Raises:
+        ValueError: a method that is unknown, or that answers would outgrow.
+    """
+    sweep = Sweep.of(options)
+    if not sweep.names:
+        names = (dense_here(device), *(() if options.scale == "quick" else ("sparse",)), resa_here(device))
+        listed = replace(sweep, names=names).named()
+        return [*listed, *joining("maths", device, listed, sweep.base())]
+    for spec in (specs := sweep.named()):
+        if spec.kind.fixes_length:
+            raise ValueError(f"--method {spec.name}: serves only the length that it is bound at, but answers grow")
+    return specs
+
+
+def plan(options: Options, device: torch.device) -> Plan:
+    """The case, and the methods that answer in it. Raises ValueError."""
+    return Plan([choose_case(options, device)], choose_specs(options, device))
+
+
+@dataclass(slots=True)
+class Tally:
+    """What the line of progress says."""
+
+    right: int = 0
+    answers: int = 0
+    tokens: int = 0
+    began: float = 0.0
+
+    def text(self) -> str:
+        """`3 of 8 right, 40 tokens/s`."""
+        rate = self.tokens / max(time.monotonic() - self.began, 1e-9)
+        return f"{self.right} of {self.answers} right, {rate:.0f} tokens/s"
+
+
+def act(options: Options, device: torch.device, command: str, console: Console) -> int:
+    """Answer what is not answered yet, judge, record, print the table. Exit status as `resa-bench`."""
+    if options.table is not None:
+        return show_table(options.table, console)
+    rank = Rank.from_environment()
+    device = rank.device(device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    missing_package = unavailable()
+    if missing_package:
+        raise ValueError(missing_package)
+    case, specs = choose_case(options, device), choose_specs(options, device)
+    problems = choose_problems(options, device)
+    path = result_path("maths", options, device)
+    folder = path.with_suffix("")
+    if rank.rank == 0:
+        sets = list(dict.fromkeys(p.set for p in problems))
+        counted = ", ".join(f"{name} ({sum(p.set == name for p in problems)})" for name in sets)
+        console.print(f"{case.config.name}, {case.dtype}, on {rank.world} x {device.type}: {counted}", highlight=False)
+        console.print(f"methods: {', '.join(s.label for s in specs)}; answers in {folder}", highlight=False)
+    if options.plan:
+        return 0
+    meets = rank.meet()
+    asked = repeat(problems, options.samples, options.answers)
+    case = replace(case, batch=min(case.batch, len(rank.share(asked)) or 1))  # more places would stay empty
+    loaded = load(case, specs, device)
+    prompts = encode(problems, loaded, case.prompt)
+    items = [Item(problem, sample, tuple(prompts[problem])) for problem, sample in asked]
+    run = MathsRun(case, specs, items, loaded, device)
+    file = RecordFile(folder, rank.rank, rank.world)
+    try:
+        failures = answer_all(run, specs, rank, items, options.judge_s, file, console)
+    except KeyboardInterrupt:
+        console.print("[yellow]interrupted:[/] judged answers are kept; the same command goes on from here")
+        return INTERRUPTED
+    rank.wait()
+    if rank.rank == 0:
+        known = {(p.set, p.id, p.digest) for p in problems}
+        records = [
+            r for r in read_records(folder) if r.setting == case.setting and (r.set, r.problem, r.digest) in known
+        ]
+        wanted = {run.record(spec, item, REFUSED).key for spec in specs for item in items}
+        missing = len(wanted - {record.key for record in records})
+        print_report(records, console)
+        write_rows(path, records, case, device, command)
+        console.print(f"{len(records)} answers in {folder}, accuracies in {path}")
+        if not meets:
+            console.print(f"other ranks may not be done: resa-bench maths --table {folder.parent} once they are")
+        elif missing:
+            console.print(f"[yellow]{missing} of {len(wanted)} answers are missing:[/] the same command goes on")
+    return int(bool(failures))
+
+
+def answer_all(
+    run: MathsRun, specs: Sequence[MethodSpec], rank: Rank, items: Sequence[Item], judge_s: float, file: RecordFile,
+    console: Console,
+) -> list[str]:  # fmt: skip
+    """This rank's share under every method; a method that fails costs its own answers alone. What failed, in words."""
+    done = {record.key for record in read_records(file.path.parent)}
+    share = rank.share(items)
+    failures: list[str] = []
+    left = {spec: [i for i in share if run.record(spec, i, REFUSED).key not in done] for spec in specs}
+    count = sum(map(len, left.values()))
+    resumed = len(share) * len(specs) - count
+    if resumed and rank.rank == 0:
+        console.print(f"{resumed} of {len(share) * len(specs)} answers were there already", highlight=False)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    quiet = not console.is_terminal or rank.rank != 0
+    with (
+        Judge(judge_s) as judge,
+        Progress(*columns, TextColumn("{task.fields[step]}"), console=console, disable=quiet) as progress,
+    ):
+        task = progress.add_task("answers", total=count, step="")
+        for spec in specs:
+            tally, printed = Tally(began=time.monotonic()), time.monotonic()
+
+            def on_period(brought: int, tally: Tally = tally, name: str = spec.label) -> None:
+                tally.tokens += brought
+                progress.update(task, step=f"{name}: {tally.text()}")
+
+            try:
+                for records in run.answer(spec, left[spec], judge, file, on_period):
+                    tally.answers += sum(r.outcome != REFUSED for r in records)
+                    tally.right += sum(r.outcome == "right" for r in records)
+                    progress.advance(task, len(records))
+                    report_refused(records, spec, specs, console)
+                    if not console.is_terminal and time.monotonic() - printed > LOG_S:
+                        printed = time.monotonic()
+                        console.print(f"rank {rank.rank}, {spec.label}: {tally.text()}", highlight=False)
+            except Exception as error:
+                outcome = failure(error)
+                failures += [outcome["reason"]] if outcome["status"] != "skipped" else []
+                console.print(f"[red]{spec.label} {outcome['status']}:[/] {escape(outcome['reason'])}", highlight=False)
+                continue
+            if left[spec] and not console.is_terminal:
+                console.print(f"rank {rank.rank}, {spec.label}: {tally.text()}", highlight=False)
+    return failures
+
+
+def report_refused(records: Sequence[Record], spec: MethodSpec, specs: Sequence[MethodSpec], console: Console) -> None:
+    """Say once, under the first method, which problems cannot be asked."""
+    if spec == specs[0]:
+        for record in records:
+            if record.outcome == REFUSED and record.sample == 0:
+                console.print(f"[yellow]refused:[/] {record.set}/{record.problem}: {record.reason}", highlight=False)
+
+
+def write_rows(path: Path, records: Sequence[Record], case: MathsCase, device: torch.device, command: str) -> None:
+    """The result rows of this setting, in place of older ones; other settings' stay."""
+    common = case.columns() | asdict(describe(device)) | {"command": command}
+    common["started_at"] = datetime.now(UTC).isoformat(timespec="seconds")
+    rows = result_rows(records, common)
+    cases = {row.case for row in rows}
+    rows += [row for row in (read_rows(path) if path.exists() else []) if row.case not in cases]
+    if rows:
+        rewrite(path, rows)
+        write_csv(rows, path.with_suffix(".csv"))
+
+
+def show_table(folder: Path, console: Console) -> int:
+    """The table of a run's output folder. Raises ValueError where there are no records."""
+    records = read_records(folder / "maths" if (folder / "maths").is_dir() else folder)
+    if not records:
+        raise ValueError(f"--table {folder}: no records there; give the --output of a run")
+    print_report(records, console)
+    return 0
+
+
+SUITE = Suite(
+    "maths", "problems solved under each method: accuracy and length", EXAMPLES, FLAGS, plan, act=act,
+    extra="maths",
+)  # fmt: skip

@@ -22,9 +22,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ...kernels import SparseConfig, get_method, registered
+from ..core.report import new_table
 from ..core.rows import Row, digits
-from ..micro.cases import MethodSpec
+from ..core.spec import Names, Variant, is_dense
 from .records import REFUSED, Record, Setting
 
 METRICS = ("accuracy", "accuracy_error", "length", "finished")
@@ -61,6 +61,7 @@ class Score:
 
     @classmethod
     def of(cls, records: Iterable[Record]) -> Score:
+        """Of a method's records of a set; refused ones are left out."""
         answered = tuple(r for r in records if r.outcome != REFUSED)
         by_problem: dict[tuple[str, str], list[float]] = {}
         for record in answered:
@@ -69,6 +70,7 @@ class Score:
 
     @property
     def accuracy(self) -> Figure:
+        """The mean over problems."""
         return figure(list(self.shares.values()))
 
     @property
@@ -87,32 +89,19 @@ class Score:
         return figure(common) if common else None
 
 
-def label(record: Record) -> str:
-    """`resa-torch b16 f32 r0.1`: the method variant as a person reads it."""
-    if record.method not in registered():
-        return record.method
-    names = {n: record.columns[n] for n in get_method(record.method).uses if record.columns.get(n) is not None}
-    name = MethodSpec(record.method, SparseConfig(**names), record.columns.get("dense_layers")).label
-    if "rectify_every" in names and f" f{names['rectify_every']}" not in name:
-        name += f" f{names['rectify_every']}"
-    return name + (f" r{names['active_ratio']:g}" if "active_ratio" in names else "")
-
-
-def scores(records: Sequence[Record]) -> dict[str, dict[str, Score]]:
-    """By method's label and set, both in order of appearance, dense methods first. Only what has answers."""
-    groups: dict[tuple[str, str], list[Record]] = {}
-    for record in sorted(records, key=lambda r: not _is_dense(r)):
-        groups.setdefault((label(record), record.set), []).append(record)
-    found: dict[str, dict[str, Score]] = {}
-    for each in dict.fromkeys(r.set for r in records):
-        for (name, of), mine in groups.items():
-            if of == each and (score := Score.of(mine)).records:
-                found.setdefault(name, {})[each] = score
-    order = list(dict.fromkeys(name for name, _ in groups))
-    return {name: found[name] for name in order if name in found}
+def scores(records: Sequence[Record]) -> dict[Variant, dict[str, Score]]:
+    """By variant and set, both in order of appearance, dense methods first. Only what has answers."""
+    sets = list(dict.fromkeys(r.set for r in records))
+    by_variant: dict[Variant, dict[str, Score]] = {}
+    for variant in sorted(dict.fromkeys(r.variant for r in records), key=lambda v: not is_dense(v.method)):
+        by_set = {name: Score.of(r for r in records if (r.variant, r.set) == (variant, name)) for name in sets}
+        if any(score.records for score in by_set.values()):
+            by_variant[variant] = {name: score for name, score in by_set.items() if score.records}
+    return by_variant
 
 
 def percent(value: Figure | None, *, sign: bool = False) -> str:
+    """A cell: mean and error in per cent; empty for no value."""
     if value is None:
         return ""
     return f"{100 * value.mean:{'+' if sign else ''}.1f} ± {100 * value.error:.1f}"
@@ -120,26 +109,23 @@ def percent(value: Figure | None, *, sign: bool = False) -> str:
 
 def setting_table(setting: Setting, records: Sequence[Record]) -> Table:
     """A row a method, a column a set, then average, gain over dense, length, and the share cut."""
-    found = scores(records)
-    sets = list(dict.fromkeys(name for by_set in found.values() for name in by_set))
-    sizes = {name: max(len(by_set[name].shares) for by_set in found.values() if name in by_set) for name in sets}
-    most = {name: max(len(by_set[name].records) for by_set in found.values() if name in by_set) for name in sets}
+    names, by_variant = Names(records), scores(records)
+    sets = list(dict.fromkeys(name for by_set in by_variant.values() for name in by_set))
+    sizes = {name: max(len(by_set[name].shares) for by_set in by_variant.values() if name in by_set) for name in sets}
+    most = {name: max(len(by_set[name].records) for by_set in by_variant.values() if name in by_set) for name in sets}
     sampling = f"T {setting.temperature:g}, top-p {setting.top_p:g}" if setting.temperature else "greedy"
     title = f"{setting.model}, {setting.dtype}: accuracy in %, {sampling}, up to {setting.max_tokens} new tokens"
-    table = Table(title=title, title_justify="left", caption=caption(records), caption_justify="left")
-    table.add_column("method")
-    for name in sets:
-        table.add_column(f"{name}\n{sizes[name]} problems\n{most[name]} answers", justify="right")
-    baseline = next((found[label(r)] for r in records if _is_dense(r) and label(r) in found), None)
-    for heading in ("average", "over dense", "tokens", "cut"):
-        table.add_column(heading, justify="right")
-    for name, by_set in found.items():
-        cells = [_cell(by_set.get(each), most[each]) for each in sets]
+    headings = (f"{escape(name)}\n{sizes[name]} problems\n{most[name]} answers" for name in sets)
+    columns = ("method", *headings, "average", "over dense", "tokens", "cut")
+    table = new_table(title, columns, caption=caption(records), caption_justify="left")
+    baseline = next((by_set for variant, by_set in by_variant.items() if is_dense(variant.method)), None)
+    for variant, by_set in by_variant.items():
+        cells = [_cell(by_set.get(name), most[name]) for name in sets]
         complete = len(by_set) == len(sets)
-        gains = [by_set[s].over(baseline[s]) for s in by_set if s in baseline] if baseline else []
+        gains = [by_set[name].over(baseline[name]) for name in by_set if name in baseline] if baseline else []
         known = [gain for gain in gains if gain is not None]
         table.add_row(
-            name,
+            escape(names.of(variant)),
             *cells,
             percent(average([score.accuracy for score in by_set.values()])) if complete else "",
             percent(average(known), sign=True) if len(known) == len(sets) and by_set is not baseline else "",
@@ -147,10 +133,6 @@ def setting_table(setting: Setting, records: Sequence[Record]) -> Table:
             f"{1 - sum(score.finished for score in by_set.values()) / len(by_set):.0%}",
         )
     return table
-
-
-def _is_dense(record: Record) -> bool:
-    return record.method in registered() and get_method(record.method).is_dense
 
 
 def _cell(score: Score | None, most: int) -> str:
@@ -171,8 +153,8 @@ def caption(records: Sequence[Record]) -> str:
         few = min(len(score.shares) for score in extreme)
         parts.append(f"± 0 is no certainty: {few} alike fit a rate up to {100 * min(3 / few, 1):.0f} points off, too.")
     counts = Counter(record.outcome for record in records)
-    names = {"timeout": "judging took too long", "crashed": "judging crashed", REFUSED: "prompt over the context"}
-    odd = [f"{counts[outcome]} {text}" for outcome, text in names.items() if counts[outcome]]
+    words = {"timeout": "judging took too long", "crashed": "judging crashed", REFUSED: "prompt over the context"}
+    odd = [f"{counts[outcome]} {text}" for outcome, text in words.items() if counts[outcome]]
     if odd:
         parts.append(f"Of {len(records)} answers: {', '.join(odd)} (refused ones are left out, others count as wrong).")
     return " ".join(parts)
@@ -181,11 +163,11 @@ def caption(records: Sequence[Record]) -> str:
 def print_report(records: Sequence[Record], console: Console) -> None:
     """A table for each setting that there are answers of."""
     for setting in dict.fromkeys(r.setting for r in records):
-        mine = [r for r in records if r.setting == setting]
-        if scores(mine):
-            console.print(setting_table(setting, mine), highlight=False)
+        of_setting = [r for r in records if r.setting == setting]
+        if scores(of_setting):
+            console.print(setting_table(setting, of_setting), highlight=False)
         else:
-            console.print(f"{escape(setting.slug)}: all {len(mine)} prompts are over the model's context")
+            console.print(f"{escape(setting.slug)}: all {len(of_setting)} prompts are over the model's context")
 
 
 def result_rows(records: Sequence[Record], common: dict[str, Any]) -> list[Row]:

@@ -56,12 +56,12 @@ class Rank:
         Raises:
             ValueError: they are no numbers, or the rank is outside the world.
         """
-        told = [os.environ.get(name, default) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1"))]
-        told.append(os.environ.get("LOCAL_RANK", told[0]))
+        words = [os.environ.get(name, default) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1"))]
+        words.append(os.environ.get("LOCAL_RANK", words[0]))
         try:
-            rank, world, local = map(int, told)
+            rank, world, local = map(int, words)
         except ValueError:
-            raise ValueError(f"RANK, WORLD_SIZE, LOCAL_RANK: got {', '.join(told)}, expected numbers") from None
+            raise ValueError(f"RANK, WORLD_SIZE, LOCAL_RANK: got {', '.join(words)}, expected numbers") from None
         if not 0 <= rank < world:
             raise ValueError(f"RANK: got {rank} with WORLD_SIZE {world}, must be 0 to {world - 1}")
         return cls(rank, world, local)

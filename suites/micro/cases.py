@@ -4,25 +4,19 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 
-from ...kernels import AttentionShape, SparseConfig, get_method, registered
-from ...kernels.config import SUMMARY_DTYPES, SUMMARY_KINDS, ceil_div
+from ...kernels import AttentionShape, SparseConfig, registered
+from ...kernels.config import DTYPES, ceil_div
+from ..core.flags import K, size_word
+from ..core.spec import MethodSpec, make_spec, runs_by_default, unique
 
 QUEST_POLICIES = ("per-head", "group-sum")  # as published, and the cheapest way to share its lists
+BLOCK_SIZES = (16, 32, 64)  # of ReSA in the default list
 PATTERNS = ("random", "clustered", "recent")
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-SUMMARIES = (*SUMMARY_KINDS, *(f"{kind}-{dtype}" for dtype in SUMMARY_DTYPES for kind in SUMMARY_KINDS))
-SUMMARY_HELP = "what a block is scored by; -fp8: half the bytes of 16-bit summaries, rounded (docs/notes/quality.md)"
-
-
-def summary_settings(name: str) -> dict[str, Any]:
-    """One of SUMMARIES as settings of `SparseConfig`."""
-    kind, _, dtype = name.partition("-")
-    return {"summary_kind": kind, "summary_dtype": dtype or None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +35,6 @@ PRESETS = {
     "r1-distill-qwen-1.5b": ModelShape(12, 2, 128),
 }
 DEFAULT_MODEL = "qwen2.5-7b"
-DEFAULTS = SparseConfig()
-QUEST_DENSE_LAYERS = 2  # Quest leaves a model's first two layers dense (arXiv 2406.10774, section 4.1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +66,7 @@ class Case:
     @property
     def slug(self) -> str:
         """`qwen2.5-7b-b1-256k`, with the pattern and page size where they are not the default."""
-        length = f"{self.context // 1024}k" if self.context % 1024 == 0 else str(self.context)
-        parts = [self.model, f"b{self.batch}", length]
+        parts = [self.model, f"b{self.batch}", size_word(self.context)]
         if self.pattern != "random":
             parts.append(self.pattern)
         if self.page_size:
@@ -102,10 +93,12 @@ class Case:
 
     @property
     def shape(self) -> AttentionShape:
+        """Batch and heads."""
         return AttentionShape(self.batch, self.heads.q_heads, self.heads.kv_heads, self.heads.head_dim)
 
     @property
     def torch_dtype(self) -> torch.dtype:
+        """Of queries, keys and values."""
         return DTYPES[self.dtype]
 
     @property
@@ -121,91 +114,28 @@ class Case:
         return 2 * self.batch * self.heads.kv_heads * self.capacity * self.heads.head_dim * size
 
 
-@dataclass(frozen=True, slots=True)
-class MethodSpec:
-    """A method by its registered name, with the settings it runs at."""
-
-    name: str
-    config: SparseConfig = field(default_factory=SparseConfig)
-    dense_layers: int | None = None  # first layers of a model that stay dense, where the method has such
-    draft_length: int | None = None  # tokens that lossless decoding drafts a round
-
-    def columns(self) -> dict[str, Any]:
-        """The columns that tell this variant from others: only settings that the method uses."""
-        columns = {name: getattr(self.config, name) for name in get_method(self.name).uses}
-        if "spread_weight" in columns and self.config.summary_kind != "meanstd":
-            columns["spread_weight"] = None
-        if not columns.get("pinned_blocks", True):
-            columns["pinned_blocks"] = None
-        further = {"dense_layers": self.dense_layers, "draft_length": self.draft_length}
-        return columns | {name: value for name, value in further.items() if value is not None}
-
-    @property
-    def label(self) -> str:
-        """`resa b16`, `quest b16 per-head`: what a person reads."""
-        columns = self.columns()
-        words = [self.name]
-        if "block_size" in columns:
-            words.append(f"b{columns['block_size']}")
-        policy = columns.get("gqa_policy")
-        if policy and (self.name == "quest" or policy != usual_policy(self.name)):
-            words.append(str(policy))
-        if "window" in columns:
-            words.append(f"w{columns['window']}")
-        if columns.get("summary_kind") == "meanstd":
-            words.append("meanstd")
-            if self.config.spread_weight != DEFAULTS.spread_weight:
-                words.append(f"c{self.config.spread_weight:g}")
-        if columns.get("summary_dtype"):
-            words.append(str(columns["summary_dtype"]))
-        if columns.get("pinned_blocks"):
-            words.append(f"pin{columns['pinned_blocks']}")
-        if self.dense_layers not in (None, QUEST_DENSE_LAYERS):
-            words.append(f"{self.dense_layers} dense layers")
-        if columns.get("rectify_every", DEFAULTS.rectify_every) != DEFAULTS.rectify_every:
-            words.append(f"f{columns['rectify_every']}")
-        if self.draft_length is not None:
-            words.append(f"m{self.draft_length}")
-        return " ".join(words)
-
-
-def default_methods(device: torch.device, base: SparseConfig, block_sizes: Sequence[int]) -> list[MethodSpec]:
+def default_methods(
+    device: torch.device, base: SparseConfig, block_sizes: Sequence[int], policies: Sequence[str] = QUEST_POLICIES,
+    windows: Sequence[int] = (2,),
+) -> list[MethodSpec]:  # fmt: skip
     """Every registered method that is not kept for asking by name, dense ones first.
 
-    ReSA runs at each block size, as a chain and as one kernel (in plain torch on a CPU), Quest under two GQA policies,
-    RetroAttention under the one of them that it can share, any other sparse method at the first block size.
+    ReSA runs at each block size, as a chain and as one kernel (in plain torch on a CPU), Quest under each policy,
+    RetroAttention at each window, any other sparse method at the first block size.
     """
-    left_out = ("resa-torch", "torch-dense") if device.type == "cuda" else ("resa", "resa-fused")
-    methods = {n: m for n, m in registered().items() if m.in_default and n not in left_out}
-    specs = [MethodSpec(name) for name, method in methods.items() if method.is_dense]
+    methods = {name: kind for name, kind in registered().items() if runs_by_default(kind, "micro", device)}
+    specs = [MethodSpec(name) for name, kind in methods.items() if kind.is_dense]
     first = replace(base, block_size=block_sizes[0])
-    for name, method in methods.items():
-        if method.is_dense:
-            continue
+    for name in (name for name, kind in methods.items() if not kind.is_dense):
         if name in ("resa", "resa-fused", "resa-torch"):
-            specs += [MethodSpec(name, replace(base, block_size=b)) for b in block_sizes]
+            specs += [make_spec(name, base, block_size=b) for b in block_sizes]
         elif name == "quest":
-            specs += [MethodSpec(name, replace(first, gqa_policy=policy)) for policy in QUEST_POLICIES]
+            specs += [make_spec(name, first, gqa_policy=policy, dense_layers=None) for policy in policies]
         elif name == "retro":
-            specs.append(retro_spec(first, first.window))
+            specs += [make_spec(name, first, window=window) for window in windows]
         else:
-            specs.append(MethodSpec(name, first))
-    return specs
-
-
-def usual_policy(name: str) -> str:
-    """How a method's lists are shared unless it is said: RetroAttention's by Quest's sum, as it takes none per head."""
-    return "group-sum" if name.startswith("retro") else DEFAULTS.gqa_policy
-
-
-def named_spec(name: str, config: SparseConfig) -> MethodSpec:
-    """A method asked for by name, under its usual policy."""
-    return MethodSpec(name, replace(config, gqa_policy=usual_policy(name)))
-
-
-def retro_spec(base: SparseConfig, window: int) -> MethodSpec:
-    """RetroAttention with a window of so many tokens."""
-    return named_spec("retro", replace(base, window=window))
+            specs.append(replace(make_spec(name, first), dense_layers=None))  # a layer stands alone
+    return unique(specs)
 
 
 def further_methods(case: Case, base: SparseConfig) -> list[MethodSpec]:
@@ -217,11 +147,8 @@ def further_methods(case: Case, base: SparseConfig) -> list[MethodSpec]:
     if case.model != DEFAULT_MODEL or case.pattern != "random" or case.context < 32 * K:
         return []
     wide = (4, 8) if case.batch == 1 and case.context >= 128 * K else ()
-    halved = [MethodSpec(name, replace(base, summary_dtype="fp8")) for name in ("resa", "resa-fused")]
-    return [*halved, *(retro_spec(base, window) for window in wide)]
-
-
-K = 1024
+    halved = [make_spec(name, base, summary_dtype="fp8") for name in ("resa", "resa-fused")]
+    return [*halved, *(make_spec("retro", base, window=window) for window in wide)]
 
 
 def default_cases(device: torch.device, scale: str, model: str = DEFAULT_MODEL) -> list[Case]:
@@ -253,22 +180,6 @@ def default_cases(device: torch.device, scale: str, model: str = DEFAULT_MODEL) 
     return cases
 
 
-def filter_cases(
-    cases: Iterable[Case], names: Sequence[str] = (), contexts: Sequence[int] = (), batches: Sequence[int] = ()
-) -> list[Case]:
-    """Cases whose slug matches any glob (or contains the text) and whose context and batch are among those given."""
-
-    def named(case: Case) -> bool:
-        return not names or any(fnmatch.fnmatch(case.slug, n) or n in case.slug for n in names)
-
-    return [
-        c for c in cases if named(c) and (not contexts or c.context in contexts) and (not batches or c.batch in batches)
-    ]
-
-
-def parse_tokens(text: str) -> int:
-    """`256K` or `262144` to tokens. Raises ValueError."""
-    try:
-        return int(text[:-1]) * K if text[-1:].lower() == "k" else int(text)
-    except ValueError:
-        raise ValueError(f"context: got {text!r}, expected tokens such as 4096 or 4K") from None
+def filter_cases(cases: Iterable[Case], names: Sequence[str] = ()) -> list[Case]:
+    """Cases whose slug matches any glob (or contains the text)."""
+    return [c for c in cases if not names or any(fnmatch.fnmatch(c.slug, n) or n in c.slug for n in names)]

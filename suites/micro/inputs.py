@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...kernels import ChunkTensors, KVCache, StepTensors, WindowTensors
+from ...kernels import ChunkTensors, KVCache, StepTensors, Unsupported, WindowTensors
 from .cases import Case
 
 BOOST = 8.0  # length of what is added to a favoured key along the group's mean query; the scores' spread is about 2
@@ -26,6 +26,15 @@ class Inputs:
     cache: KVCache
     step: StepTensors
     chunk: ChunkTensors
+
+    def period(self, tokens: int) -> ChunkTensors:
+        """The chunk of a rectification of the last `tokens` tokens. Raises Unsupported where there are fewer."""
+        if tokens > self.chunk.q.shape[1]:
+            raise Unsupported(f"rectify_every: {tokens} tokens do not fit a context of {self.chunk.q.shape[1]}")
+        if tokens == self.chunk.q.shape[1]:
+            return self.chunk
+        parts = (self.chunk.q, self.chunk.k, self.chunk.v, self.chunk.out)
+        return ChunkTensors(*(x[:, -tokens:].contiguous() for x in parts))
 
 
 def favoured_tokens(pattern: str, context: int) -> Tensor:

@@ -26,7 +26,27 @@ class RopeScaling:
 
     def __post_init__(self) -> None:
         if self.kind not in ("linear", "llama3", "yarn"):
-            raise ValueError(f"rope scaling: got {self.kind!r}, allowed are linear, llama3, yarn")
+            raise ValueError(f"rope scaling: got {self.kind[:60]!r}, allowed are linear, llama3, yarn")
+        if not (math.isfinite(self.factor) and self.factor > 0 and self.original_context > 0):
+            got = f"factor {self.factor}, original context {self.original_context}"
+            raise ValueError(f"rope scaling: got {got}, must be above 0")
+        if not 0 < self.low_freq_factor < self.high_freq_factor:
+            got = f"{self.low_freq_factor}, {self.high_freq_factor}"
+            raise ValueError(f"rope scaling: low_freq_factor, high_freq_factor: got {got}, expected 0 < low < high")
+        if not 0 < self.beta_slow < self.beta_fast:
+            got = f"{self.beta_fast}, {self.beta_slow}"
+            raise ValueError(f"rope scaling: beta_fast, beta_slow: got {got}, expected fast > slow > 0")
+
+
+def usable_context(stated: int, scaling: RopeScaling | None) -> int:
+    """Tokens a model handles: what its file states, or what its scaling stretches the original context to.
+
+    Qwen's way to long texts is to add YaRN to the file and leave the stated context as it was; linear scaling is given
+    in that way too. Files with llama3's scaling state the stretched context.
+    """
+    if scaling is None or scaling.kind == "llama3":
+        return stated
+    return max(stated, int(scaling.original_context * scaling.factor))
 
 
 @dataclass(frozen=True, slots=True)

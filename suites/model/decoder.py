@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding
 
-from ...kernels.linear.dispatch import DenseWeight, Norm, Weight, linear
+from ...kernels.linear.dispatch import Weight, linear
 from ...kernels.linear.rope import rope_split
+from ...kernels.linear.weights import DenseWeight, Norm
 from ...profiling.ranges import mark, span
 from .config import ModelConfig
 

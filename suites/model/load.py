@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from . import smollm
-from .checkpoint import load_checkpoint, read_config
+from .checkpoint import checkpoint_config, load_checkpoint
 from .config import MODELS, ModelConfig
 from .decoder import Decoder
-from .tokenizer import Tokenizer, folder_tokenizer
+from .schema import one_line, shown
+from .tokenizer import Tokenizer, UnsupportedTokenizer, folder_tokenizer
 from .weights import random_decoder
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ class LoadedModel:
     decoder: Decoder
     tokenizer: Tokenizer | None
     source: str
+    no_tokenizer: str = ""  # why there is none, where a file has one that is not supported
 
 
 def load_decoder(
@@ -46,7 +48,7 @@ def load_decoder(
         seed: of random weights.
 
     Raises:
-        ValueError: nothing of that name, or a model that `Decoder` does not compute.
+        ValueError: nothing of that name, malformed files, or a model that `Decoder` does not compute.
         ModelNotHere: SmolLM2 is not in the cache and cannot be fetched.
     """
     if name_or_path in MODELS:
@@ -56,9 +58,14 @@ def load_decoder(
     model, source = _locate(name_or_path)
     if isinstance(model, Path):
         decoder = load_checkpoint(model, dtype=dtype, device=device, weight_dtype=weight_dtype)
-        return LoadedModel(decoder, folder_tokenizer(model), source)
+        tokenizer = folder_tokenizer(model)
+        return LoadedModel(decoder, tokenizer and tokenizer.embedded_in(decoder.config.vocab, model), source)
     decoder = model.decoder(dtype=dtype, device=device, weight_dtype=weight_dtype)
-    return LoadedModel(decoder, model.tokenizer(), source)
+    try:
+        tokenizer = model.tokenizer()
+    except UnsupportedTokenizer as error:  # which costs what asks in words, not what measures speed
+        return LoadedModel(decoder, None, source, str(error))
+    return LoadedModel(decoder, tokenizer and tokenizer.embedded_in(decoder.config.vocab, name_or_path), source)
 
 
 def model_config(name_or_path: str) -> ModelConfig:
@@ -70,7 +77,7 @@ def model_config(name_or_path: str) -> ModelConfig:
     if name_or_path in MODELS:
         return MODELS[name_or_path]
     model, _ = _locate(name_or_path)
-    return read_config(model) if isinstance(model, Path) else model.config
+    return checkpoint_config(model) if isinstance(model, Path) else model.config
 
 
 def _locate(name_or_path: str) -> tuple[Path | GGUFModel, str]:
@@ -78,12 +85,16 @@ def _locate(name_or_path: str) -> tuple[Path | GGUFModel, str]:
     if name_or_path == smollm.NAME:
         return _gguf(smollm.smollm_gguf(), smollm.NAME), f"{smollm.GGUF} of {smollm.PACKAGE}"
     path = Path(name_or_path)
-    if path.is_dir():
+    try:
+        is_folder = path.is_dir()
+    except (OSError, ValueError) as error:  # a name that is too long, or no name
+        raise ValueError(f"model: got {shown(name_or_path)}: {one_line(error)}") from None
+    if is_folder:
         return path, f"Hugging Face folder {path.resolve().name}"
     if path.suffix == ".gguf":
         return _gguf(path), f"GGUF file {path.name}"
     raise ValueError(
-        f"model: got {name_or_path!r}, allowed are {', '.join((*MODELS, smollm.NAME))}, "
+        f"model: got {shown(name_or_path)}, allowed are {', '.join((*MODELS, smollm.NAME))}, "
         "a folder with config.json and *.safetensors, a .gguf file"
     )
 

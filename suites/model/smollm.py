@@ -14,6 +14,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from ...kernels import NotHere
 from .config import ModelConfig
 
 NAME = "smollm2-135m"
@@ -26,7 +27,7 @@ GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 CACHE_VARIABLE = "RESA_BENCH_CACHE"
 
 
-class ModelNotHere(RuntimeError):
+class ModelNotHere(NotHere):
     """The model is not in the cache and could not be fetched."""
 
 

@@ -11,9 +11,10 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from ...kernels.linear.dispatch import DenseWeight, Norm, Weight
+from ...kernels.config import DTYPES
+from ...kernels.linear.dispatch import Weight
 from ...kernels.linear.int4 import quantise
-from ..micro.cases import DTYPES
+from ...kernels.linear.weights import DenseWeight, Norm
 from .config import ModelConfig
 from .decoder import Decoder, LayerWeights
 
@@ -134,13 +135,24 @@ class Stored:
 
     def __call__(self, name: str, out: Tensor) -> None:
         """Raises ValueError where there is no such tensor, or one of another shape."""
+        self._check(name, out)
+        self._left.discard(name)
+        out.copy_(self._read(name))
+
+    def _check(self, name: str, out: Tensor) -> None:
         if name not in self._shapes:
             raise ValueError(f"{self._where} has no tensor {name!r}")
         if self._shapes[name] != tuple(out.shape):
             has, expected = list(self._shapes[name]), list(out.shape)
             raise ValueError(f"{self._where}: {name!r} has shape {has}, the configuration says {expected}")
-        self._left.discard(name)
-        out.copy_(self._read(name))
+
+    def check_shapes(self, config: ModelConfig) -> None:
+        """Raises ValueError where a tensor is missing or of another shape than `config` says; nothing is allocated."""
+
+        def check(name: str, out: Tensor) -> None:
+            self._check(name, out)
+
+        assemble(config, check, dtype=torch.float32, device=torch.device("meta"))
 
     def check_all_read(self, *ignored: str) -> None:
         """Raises ValueError where tensors were not asked for, but for names that end in one of `ignored`."""

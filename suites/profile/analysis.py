@@ -7,13 +7,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from ...kernels.fused.method import STAGE as FUSED
 from ...profiling.timeline import Kernel, Pass, charge, check_marked, pick, with_stages
-
-STAGE_ORDER = (
-    "append", "append+score", "score", "select", "score+select", "attend", "attend+merge", "merge",
-    FUSED, "rectify", "project", "ffn", "head", "sample", "other",
-)  # fmt: skip
+from ..core.stages import place
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +34,7 @@ class Section:
 
     @property
     def wall_us(self) -> float:
+        """Stages and gap."""
         return sum(self.stages_us.values()) + self.gap_us
 
     @property
@@ -47,37 +43,30 @@ class Section:
         return self.kernels[-(len(self.kernels) // self.passes) :]
 
 
-def sections(found: Sequence[Pass], *, back_to_back: bool) -> list[Section]:
+def sections(recorded: Sequence[Pass], *, back_to_back: bool) -> list[Section]:
     """Steps and rectifications, replayed and eager. Raises TraceMismatch (profiling.timeline)."""
-    out = []
+    parts = []
     for kind in ("step", "rectification"):
-        eager = pick(found, kind, graph=False)
+        eager = pick(recorded, kind, graph=False)
         if not eager:
             continue
         marked = eager[-1].kernels
         check_marked(marked)
-        replayed = pick(found, kind, graph=True)
+        replayed = pick(recorded, kind, graph=True)
         if replayed:
-            kernels = with_stages([k for one in replayed for k in one.kernels], marked, len(replayed))
-            out.append(_section(replayed, kernels, "graph", back_to_back and kind == "step"))
-        out.append(_section(eager[-1:], marked, "eager", False))
-    return out
+            kernels = with_stages([k for a_pass in replayed for k in a_pass.kernels], marked, len(replayed))
+            parts.append(_section(replayed, kernels, "graph", back_to_back and kind == "step"))
+        parts.append(_section(eager[-1:], marked, "eager", False))
+    return parts
 
 
-def _section(found: Sequence[Pass], kernels: Sequence[Kernel], launch: str, between: bool) -> Section:
-    result = charge(kernels, len(found), between=between)
-    order = {name: i for i, name in enumerate(STAGE_ORDER)}
-    stages = sorted(result.stages_us.items(), key=lambda item: order.get(item[0], len(order)))
+def _section(alike: Sequence[Pass], kernels: Sequence[Kernel], launch: str, between: bool) -> Section:
+    result = charge(kernels, len(alike), between=between)
+    stages = sorted(result.stages_us.items(), key=lambda item: place(item[0]))
+    host_us, call_us = (sum(getattr(p, name) for p in alike) / len(alike) for name in ("host_us", "call_us"))
     return Section(
-        found[0].kind,
-        launch,
-        len(found),
-        dict(stages),
-        result.gap_us,
-        sum(one.host_us for one in found) / len(found),
-        sum(one.call_us for one in found) / len(found),
-        tuple(kernels),
-    )
+        alike[0].kind, launch, len(alike), dict(stages), result.gap_us, host_us, call_us, tuple(kernels)
+    )  # fmt: skip
 
 
 def stage_frame(parts: Sequence[Section]) -> pd.DataFrame:

@@ -17,23 +17,15 @@ def counter_frame(launches: Sequence[Counters]) -> pd.DataFrame:
     """A line a launch, in order."""
     lines = [
         {
-            "kind": one.kind,
-            "stage": one.stage,
-            "kernel": one.name,
-            "time_us": round(one.duration_ns / 1e3, 2),
-            "dram_read_mb": round(one.dram_read_bytes / 1e6, 3),
-            "dram_write_mb": round(one.dram_write_bytes / 1e6, 3),
-            "gbps": round(one.gbps, 1),
-            "dram_percent": round(one.dram_percent, 1),
-            "l2_hit_percent": round(one.l2_hit_percent, 1),
-            "occupancy_percent": round(one.occupancy_percent, 1),
-            "registers": one.registers,
-            "programs": one.programs,
-            "threads": one.threads,
-            "stalls": ", ".join(f"{name} {value:.1f}" for name, value in one.stalls if name != "selected"),
+            "kind": c.kind, "stage": c.stage, "kernel": c.name, "time_us": round(c.duration_ns / 1e3, 2),
+            "dram_read_mb": round(c.dram_read_bytes / 1e6, 3), "dram_write_mb": round(c.dram_write_bytes / 1e6, 3),
+            "gbps": round(c.gbps, 1), "dram_percent": round(c.dram_percent, 1),
+            "l2_hit_percent": round(c.l2_hit_percent, 1), "occupancy_percent": round(c.occupancy_percent, 1),
+            "registers": c.registers, "programs": c.programs, "threads": c.threads,
+            "stalls": ", ".join(f"{name} {value:.1f}" for name, value in c.stalls if name != "selected"),
         }
-        for one in launches
-    ]
+        for c in launches
+    ]  # fmt: skip
     return pd.DataFrame(lines)
 
 
@@ -44,11 +36,11 @@ def byte_frame(launches: Sequence[Counters], stage_bytes: Mapping[str, int]) -> 
     where the stage moves too little to tell or is not one that streams its data.
     """
     lines = []
-    for stage in dict.fromkeys(one.stage for one in launches if one.kind == "step"):
+    for stage in dict.fromkeys(launch.stage for launch in launches if launch.kind == "step"):
         if stage not in stage_bytes:
             continue
         model = stage_bytes[stage]
-        moved = sum(one.dram_bytes for one in launches if one.kind == "step" and one.stage == stage)
+        moved = sum(launch.dram_bytes for launch in launches if launch.kind == "step" and launch.stage == stage)
         ratio = moved / model if model else float("nan")
         verdict = "small" if model < LEAST_BYTES or stage not in TRIED else _verdict(ratio)
         lines.append((stage, round(model / 1e6, 3), round(moved / 1e6, 3), round(ratio, 4), verdict))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,16 +20,17 @@ from ...profiling.process import ToolFailed, ToolMissing, run
 from ...profiling.ranges import StageClock, listening
 from ...profiling.timeline import Timeline, TraceMismatch, passes
 from ...profiling.trace import record
+from ..core.flags import Options
 from ..core.runner import default_folder
 from .analysis import Section, kernel_frame, sections, stage_frame, timeline_frame
 from .bytes import byte_frame, counter_frame
-from .cli import flags, target
+from .cli import target, target_words
 from .tables import print_bytes, print_counters, print_sections
 from .target import Facts, facts, run_passes, run_under_tool
-from .workload import build
+from .workload import Workload, build
 
 
-def profile_run(options: argparse.Namespace, device: torch.device, console: Console) -> int:
+def profile_run(options: Options, device: torch.device, console: Console) -> int:
     """The program under the tool: `resa-bench profile run`."""
     if device.type != "cuda":
         raise ValueError("profile run: needs a CUDA device; `profile nsys` clocks the stages on a CPU")
@@ -46,94 +46,98 @@ def profile_run(options: argparse.Namespace, device: torch.device, console: Cons
     return 0
 
 
-def profile_nsys(options: argparse.Namespace, device: torch.device, console: Console) -> int:
+def profile_nsys(options: Options, device: torch.device, console: Console) -> int:
     """Nsight Systems on a case; torch's profiler where nsys cannot; the clock on a CPU."""
     if device.type != "cuda":
         return _clock(options, device, console)
     folder = _folder(options, device, "nsys")
     try:
-        found = nsys.find()
+        tool = nsys.find()
     except ToolMissing as missing:
         console.print(f"[yellow]{missing}[/]\n[yellow]torch's profiler instead[/]", highlight=False)
         timeline, known = _traced_here(options, device)
         source, command = "torch.profiler", _own_command(options, "nsys")
     else:
-        report = folder / "report.nsys-rep"
-        told = folder / "facts.json"
-        program = [*_program(options), "--steps", str(options.steps), f"--facts={told}"]
-        words = nsys.command(found, report, program)
-        console.print(shlex.join(words), highlight=False, soft_wrap=True)
+        report, facts_file, database = (folder / name for name in ("report.nsys-rep", "facts.json", "report.sqlite"))
+        program = [*_program(options), "--steps", str(options.steps), f"--facts={facts_file}"]
+        words = nsys.command(tool, report, program)
+        source, command = "nsys", shlex.join(words)
+        console.print(command, highlight=False, soft_wrap=True)
         try:
             run(words, "nsys")
-            database = folder / "report.sqlite"
-            nsys.export(found, report, database)
+            nsys.export(tool, report, database)
             timeline = nsys.read(database)
             database.unlink()
         except (ToolFailed, ValueError) as failed:
-            console.print(f"[red]{failed}[/]", highlight=False)
-            return 1
-        known = Facts(**json.loads(told.read_text()))
-        source, command = "nsys", shlex.join(words)
+            return _failed(failed, console)
+        known = Facts(**json.loads(facts_file.read_text()))
         console.print(f"report for Nsight Systems' own window: {report}", highlight=False)
     try:
         parts = sections(passes(timeline), back_to_back=known.back_to_back)
     except TraceMismatch as mismatch:
-        console.print(f"[red]no stages:[/] {mismatch}", highlight=False)
-        return 1
-    _write_sections(folder, parts, known, source, command)
-    print_sections(parts, known, source, console)
-    _draw(folder, known, console)
+        return _failed(f"no stages: {mismatch}", console)
+    kernel_frame(parts).to_csv(folder / "kernels.csv", index=False)
+    timeline_frame(parts).to_csv(folder / "timeline.csv", index=False)
+    _finish(folder, parts, known, source, command, console)
+    from ...plots.timeline import draw_timeline
+
+    for path in draw_timeline(folder / "timeline.csv", folder / "facts.json", folder / "timeline"):
+        if path.suffix == ".png":
+            console.print(f"plot {path}", highlight=False)
     return 0
 
 
-def profile_ncu(options: argparse.Namespace, device: torch.device, console: Console) -> int:
+def profile_ncu(options: Options, device: torch.device, console: Console) -> int:
     """Nsight Compute on a case. Exit status 1 if the byte model does not hold."""
     if device.type != "cuda":
         raise ValueError("profile ncu: needs a CUDA device")
     try:
-        found = ncu.find()
+        tool = ncu.find()
     except ToolMissing as missing:
-        console.print(f"[red]{missing}[/]", highlight=False)
-        return 1
+        return _failed(missing, console)
     folder = _folder(options, device, "ncu")
-    report, told = folder / "report.ncu-rep", folder / "facts.json"
-    words = ncu.command(found, report, [*_program(options), "--one-by-one", f"--facts={told}"])
-    console.print(shlex.join(words), highlight=False, soft_wrap=True)
+    report, facts_file = folder / "report.ncu-rep", folder / "facts.json"
+    words = ncu.command(tool, report, [*_program(options), "--one-by-one", f"--facts={facts_file}"])
+    command = shlex.join(words)
+    console.print(command, highlight=False, soft_wrap=True)
     try:
         run(words, "ncu")
-        text = run(ncu.listing(found, report), "ncu --import")
-        launches = ncu.parse(text)
+        launches = ncu.parse(run(ncu.listing(tool, report), "ncu --import"))
     except (ToolFailed, ValueError) as failed:
-        console.print(f"[red]{failed}[/]", highlight=False)
-        return 1
-    known = Facts(**json.loads(told.read_text()))
+        return _failed(failed, console)
+    known = Facts(**json.loads(facts_file.read_text()))
     counters, trial = counter_frame(launches), byte_frame(launches, known.stage_bytes)
     counters.to_csv(folder / "counters.csv", index=False)
     trial.to_csv(folder / "bytes.csv", index=False)
-    _write_facts(folder, known, "ncu", shlex.join(words))
+    _write_facts(folder, known, "ncu", command)
     print_counters(counters, console)
     print_bytes(trial, console)
     console.print(f"tables in {folder}; the report for Nsight Compute's own window: {report}", highlight=False)
     return int((trial.verdict == "disagrees").any())
 
 
-def _program(options: argparse.Namespace) -> list[str]:
-    return [sys.executable, "-m", "resa_bench.suites", "profile", "run", *flags(options)]
+def _failed(reason: object, console: Console) -> int:
+    console.print(f"[red]{reason}[/]", highlight=False)
+    return 1
 
 
-def _own_command(options: argparse.Namespace, tool: str) -> str:
-    return shlex.join(["resa-bench", "profile", tool, *flags(options)])
+def _program(options: Options) -> list[str]:
+    return [sys.executable, "-m", "resa_bench.suites", "profile", "run", *target_words(options)]
 
 
-def _folder(options: argparse.Namespace, device: torch.device, tool: str) -> Path:
+def _own_command(options: Options, tool: str) -> str:
+    return shlex.join(["resa-bench", "profile", tool, *target_words(options)])
+
+
+def _folder(options: Options, device: torch.device, tool: str) -> Path:
     case, spec = target(options, device)
     name = re.sub(r"[^a-z0-9.]+", "-", f"{case.slug}-{spec.label}".lower())
-    folder = options.output or default_folder(device) / "profile" / f"{name}-{tool}"
+    folder: Path = options.output or default_folder(device) / "profile" / f"{name}-{tool}"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
-def _traced_here(options: argparse.Namespace, device: torch.device) -> tuple[Timeline, Facts]:
+def _traced_here(options: Options, device: torch.device) -> tuple[Timeline, Facts]:
     """The same passes under torch's profiler, in this process."""
     if attached():
         raise ValueError(f"profile nsys: this process runs under {attached()} itself")
@@ -145,51 +149,42 @@ def _traced_here(options: argparse.Namespace, device: torch.device) -> tuple[Tim
         return record(lambda: run_passes(workload, options.steps), spans=True), known
 
 
-def _clock(options: argparse.Namespace, device: torch.device, console: Console) -> int:
+def _clock(options: Options, device: torch.device, console: Console) -> int:
     """Stages by the wall clock, on a device without a queue."""
     case, spec = target(options, device)
     console.print("[yellow]no GPU:[/] stages by the wall clock, no kernels", highlight=False)
     with torch.inference_mode():
         workload = build(case, spec, device)
         known = facts(workload, device)
-        parts = []
-        for kind, once in (("step", workload.eager_step), ("rectification", workload.eager_rectify)):
-            if once is None:
-                continue
-            workload.start(options.steps) if kind == "step" else workload.start_rectify()
-            clock, count = StageClock(), options.steps if kind == "step" else 1
-            with listening(clock):
-                for _ in range(count):
-                    if workload.flush:
-                        workload.flush()
-                    once()
-            stages = {name: seconds * 1e6 / count for name, seconds in clock.seconds.items()}
-            parts.append(Section(kind, "eager", count, stages, 0.0, sum(stages.values()), 0.0, ()))
+        workload.start(options.steps)
+        parts = [_clocked("step", workload.eager_step, options.steps, workload)]
+        if workload.eager_rectify is not None:
+            workload.start_rectify()
+            parts.append(_clocked("rectification", workload.eager_rectify, 1, workload))
     folder = _folder(options, device, "nsys")
-    stage_frame(parts).to_csv(folder / "stages.csv", index=False)
-    _write_facts(folder, known, "wall clock", _own_command(options, "nsys"))
-    print_sections(parts, known, "wall clock", console)
-    console.print(f"tables in {folder}", highlight=False)
+    _finish(folder, parts, known, "wall clock", _own_command(options, "nsys"), console)
     return 0
 
 
-def _write_sections(folder: Path, parts: Sequence[Section], known: Facts, source: str, command: str) -> None:
+def _clocked(kind: str, run: Callable[[], object], count: int, workload: Workload) -> Section:
+    clock = StageClock()
+    with listening(clock):
+        for _ in range(count):
+            if workload.flush:
+                workload.flush()
+            run()
+    stages = {name: seconds * 1e6 / count for name, seconds in clock.seconds.items()}
+    return Section(kind, "eager", count, stages, 0.0, sum(stages.values()), 0.0, ())
+
+
+def _finish(folder: Path, parts: Sequence[Section], known: Facts, source: str, command: str, console: Console) -> None:
     stage_frame(parts).to_csv(folder / "stages.csv", index=False)
-    kernel_frame(parts).to_csv(folder / "kernels.csv", index=False)
-    timeline_frame(parts).to_csv(folder / "timeline.csv", index=False)
     _write_facts(folder, known, source, command)
+    print_sections(parts, known, source, console)
+    console.print(f"tables in {folder}", highlight=False)
 
 
 def _write_facts(folder: Path, known: Facts, source: str, command: str) -> None:
     """What the tables do not say: case, method, where from, and the command."""
     own = {"source": source, "command": re.sub(r"(?<![^\s='])/\S*/", "", command)}  # folders are this machine's
     (folder / "facts.json").write_text(json.dumps(asdict(known) | own, indent=1) + "\n")
-
-
-def _draw(folder: Path, known: Facts, console: Console) -> None:
-    from ...plots.timeline import draw_timeline
-
-    for path in draw_timeline(folder / "timeline.csv", folder / "facts.json", folder / "timeline"):
-        if path.suffix == ".png":
-            console.print(f"plot {path}", highlight=False)
-    console.print(f"tables in {folder}", highlight=False)

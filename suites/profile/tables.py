@@ -8,10 +8,15 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
+from ..core.report import new_table
 from .analysis import Section, kernel_frame
 from .target import Facts
 
 MAX_GAP = 0.05  # of a replayed step
+
+
+def _table(columns: Sequence[str], left: Sequence[str]) -> Table:
+    return new_table("", columns, left, box=None, pad_edge=False)
 
 
 def print_sections(parts: Sequence[Section], known: Facts, source: str, console: Console) -> None:
@@ -21,9 +26,7 @@ def print_sections(parts: Sequence[Section], known: Facts, source: str, console:
         count = f"mean of {part.passes}, " if part.passes > 1 else ""
         title = f"{known.case}, {known.label}: one {part.kind}, {what} ({count}{source})"
         console.print(f"\n[bold]{title}", highlight=False)
-        table = Table(box=None, pad_edge=False)
-        for name in ("stage", "kernels", "us", "share"):
-            table.add_column(name, justify="left" if name == "stage" else "right")
+        table = _table(("stage", "kernels", "us", "share"), ("stage",))
         for name, value in part.stages_us.items():
             here = sum(kernel.stage == name for kernel in part.one_pass) if part.kernels else 0
             table.add_row(name, str(here or ""), f"{value:.1f}", f"{value / part.wall_us:.1%}")
@@ -57,9 +60,8 @@ def print_sections(parts: Sequence[Section], known: Facts, source: str, console:
 
 
 def _kernel_table(frame: pd.DataFrame) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for name in ("", "stage", "kernel", "a pass", "median us", "total us"):
-        table.add_column(name, justify="right" if name in ("a pass", "median us", "total us") else "left")
+    left = ("", "stage", "kernel")
+    table = _table((*left, "a pass", "median us", "total us"), left)
     for line in frame.itertuples():
         count = f"{line.count:g}"
         table.add_row(
@@ -69,26 +71,13 @@ def _kernel_table(frame: pd.DataFrame) -> Table:
 
 
 def print_counters(frame: pd.DataFrame, console: Console) -> None:
+    """A line a launch."""
     console.print("\n[bold]counters[/], one launch each, caches flushed before it")
-    table = Table(box=None, pad_edge=False)
-    names = (
-        "",
-        "stage",
-        "kernel",
-        "us",
-        "read MB",
-        "write MB",
-        "GB/s",
-        "% of DRAM",
-        "L2 hit %",
-        "warps %",
-        "regs",
-        "programs",
-        "stalls",
-    )
-    for name in names:
-        text = name in ("", "stage", "kernel", "stalls most")
-        table.add_column(name, justify="left" if text else "right", no_wrap=True)
+    left = ("", "stage", "kernel")
+    measured = ("us", "read MB", "write MB", "GB/s", "% of DRAM", "L2 hit %", "warps %", "regs", "programs", "stalls")
+    table = _table((*left, *measured), left)
+    for column in table.columns:
+        column.no_wrap = True
     for line in frame.itertuples():
         table.add_row(
             line.kind, line.stage, line.kernel[:24], f"{line.time_us:.1f}", f"{line.dram_read_mb:.2f}",
@@ -99,10 +88,9 @@ def print_counters(frame: pd.DataFrame, console: Console) -> None:
 
 
 def print_bytes(frame: pd.DataFrame, console: Console) -> None:
+    """The byte model's verdicts."""
     console.print("\n[bold]DRAM bytes[/] of one layer's attention beside the compulsory ones")
-    table = Table(box=None, pad_edge=False)
-    for name in ("stage", "model MB", "DRAM MB", "ratio", ""):
-        table.add_column(name, justify="left" if name in ("stage", "") else "right")
+    table = _table(("stage", "model MB", "DRAM MB", "ratio", ""), ("stage", ""))
     colours = {"agrees": "green", "disagrees": "red", "small": "dim"}
     for line in frame.itertuples():
         verdict = f"[{colours[line.verdict]}]{line.verdict}[/]"

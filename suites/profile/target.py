@@ -61,20 +61,13 @@ def facts(workload: Workload, device: torch.device) -> Facts:
         workload.eager_step()
     _synchronize()
     eager_us = (time.perf_counter() - begin) * 1e6 / EAGER_STEPS
+    case, spec = workload.case, workload.spec
+    idle_range_us = timeit(_idle_range, number=IDLE_RANGES) * 1e6 / IDLE_RANGES
+    stage_bytes = {stage: traffic.bytes for stage, traffic in workload.traffic().items()}
     return Facts(
-        case=workload.case.slug,
-        method=workload.spec.name,
-        label=workload.spec.label,
-        context=workload.case.context,
-        graph=workload.graph,
-        back_to_back=workload.flush is None,
-        untraced_us=untraced_us,
-        eager_us=eager_us,
-        ranges=counter.count,
-        idle_range_us=timeit(_idle_range, number=IDLE_RANGES) * 1e6 / IDLE_RANGES,
-        stage_bytes={stage: traffic.bytes for stage, traffic in workload.traffic().items()},
-        environment=asdict(describe(device)),
-    )
+        case.slug, spec.name, spec.label, case.context, workload.graph, workload.flush is None, untraced_us, eager_us,
+        counter.count, idle_range_us, stage_bytes, asdict(describe(device)),
+    )  # fmt: skip
 
 
 def warm_up(workload: Workload) -> None:

@@ -8,28 +8,31 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ...kernels import Traffic, get_method
+from ...kernels import Traffic
 from ...profiling.ceilings import measure_ceilings
 from ...profiling.device import describe
 from ...profiling.stats import summarize
 from ...profiling.timing import Op, Plan, make_timer, measure
-from ..decode.cases import WEIGHTS, DecodeCase
-from ..decode.suite import CaseRun, DecodeBench, DecodePlan
-from ..engine.gate import dense_exact
+from ..core.bench import Bench
+from ..core.flags import tokens
+from ..core.spec import MethodSpec
+from ..decode.cases import DecodeCase
+from ..decode.run import CaseRun
+from ..engine.case import WEIGHTS, config_of, default_dtype
 from ..engine.loader import Loader
-from ..engine.measure import time_period
-from ..micro.cases import PATTERNS, PRESETS, Case, MethodSpec, parse_tokens
+from ..engine.measure import DecodePlan, time_period
+from ..micro.cases import PATTERNS, PRESETS, Case
+from ..micro.checks import dense_exact
 from ..micro.inputs import make_inputs
-from ..micro.suite import prepare, run_all
+from ..micro.run import prepare, run_all
 from ..model.config import MODELS
-from ..model.load import model_config
 from ..model.smollm import NAME as SMOLLM
 
 AnyCase = Case | DecodeCase
 
 
 def nothing() -> None:
-    pass
+    """Where nothing is to be prepared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +70,7 @@ def parse_case(name: str, device: torch.device, seed: int = 0) -> AnyCase:
 
     It need not be on any list. Raises ValueError for anything else.
     """
-    cuda = device.type == "cuda"
-    dtype = "bf16" if cuda else "fp32"
+    dtype = default_dtype(device)
     tail = r"-b(?P<batch>\d+)-(?P<context>\d+k?)"
     whole = re.fullmatch(
         rf"decode-(?P<model>.+)-(?P<weights>{'|'.join(WEIGHTS)}){tail}(?P<flags>(-shared|-text)*)", name
@@ -77,41 +79,29 @@ def parse_case(name: str, device: torch.device, seed: int = 0) -> AnyCase:
         model = whole["model"]
         if model not in MODELS and model != SMOLLM:
             raise ValueError(f"case {name!r}: model {model!r} unknown, known are {', '.join((*MODELS, SMOLLM))}")
+        weights = whole["weights"]
         return DecodeCase(
-            model,
-            model_config(model),
-            int(whole["batch"]),
-            parse_tokens(whole["context"]),
-            whole["weights"],
-            whole["weights"] if whole["weights"] != "int4" else dtype,
-            "-shared" in whole["flags"],
-            "text" if "-text" in whole["flags"] else "synthetic",
-            seed=seed,
-        )
-    one = re.fullmatch(rf"(?P<model>.+?){tail}(-(?P<pattern>{'|'.join(PATTERNS)}))?(-page(?P<page>\d+))?", name)
-    if one is None:
+            model, config_of(model), int(whole["batch"]), tokens(whole["context"]), weights,
+            weights if weights != "int4" else dtype, "-shared" in whole["flags"],
+            "text" if "-text" in whole["flags"] else "synthetic", seed=seed,
+        )  # fmt: skip
+    layer = re.fullmatch(rf"(?P<model>.+?){tail}(-(?P<pattern>{'|'.join(PATTERNS)}))?(-page(?P<page>\d+))?", name)
+    if layer is None:
         raise ValueError(
             f"case {name!r}: expected MODEL-bB-CONTEXT such as qwen2.5-7b-b1-256k, or "
             "decode-MODEL-WEIGHTS-bB-CONTEXT such as decode-qwen2.5-7b-int4-b1-256k"
         )
-    if one["model"] not in PRESETS:
-        raise ValueError(f"case {name!r}: model {one['model']!r} unknown, known are {', '.join(PRESETS)}")
-    page = int(one["page"]) if one["page"] else None
-    return Case(
-        one["model"],
-        PRESETS[one["model"]],
-        int(one["batch"]),
-        parse_tokens(one["context"]),
-        dtype,
-        one["pattern"] or "random",
-        page,
-        seed,
-    )
+    model = layer["model"]
+    if model not in PRESETS:
+        raise ValueError(f"case {name!r}: model {model!r} unknown, known are {', '.join(PRESETS)}")
+    page = int(layer["page"]) if layer["page"] else None
+    pattern = layer["pattern"] or "random"
+    return Case(model, PRESETS[model], int(layer["batch"]), tokens(layer["context"]), dtype, pattern, page, seed)
 
 
 def build(case: AnyCase, spec: MethodSpec, device: torch.device) -> Workload:
     """Raises CheckFailed if the method is wrong here, ValueError with the reason if it cannot run."""
-    reason = get_method(spec.name).unavailable(case.shape, case.torch_dtype, device)
+    reason = spec.kind.unavailable(case.shape, case.torch_dtype, device)
     if reason:
         raise ValueError(f"{spec.name} cannot run here: {reason}")
     return _model(case, spec, device) if isinstance(case, DecodeCase) else _kernels(case, spec, device)
@@ -119,14 +109,14 @@ def build(case: AnyCase, spec: MethodSpec, device: torch.device) -> Workload:
 
 def _kernels(case: Case, spec: MethodSpec, device: torch.device) -> Workload:
     timer = make_timer(device)
-    inputs = make_inputs(case, device, spec.config.rectify_every)
-    one = prepare(spec, case, inputs, dense_exact(inputs), device)
-    graph = device.type == "cuda" and all(stage.graph_safe for stage in (*one.stages, *one.rectify))
+    inputs = make_inputs(case, device, spec.period)
+    prepared = prepare(spec, case, inputs, dense_exact(inputs), device)
+    graph = device.type == "cuda" and all(stage.graph_safe for stage in (*prepared.stages, *prepared.rectify))
 
     def launched(run: Callable[[], None]) -> Callable[[], object]:
         return timer.captured(run) if graph else run
 
-    eager_step, eager_rectify = run_all(one.stages), run_all(one.rectify)
+    eager_step, eager_rectify = run_all(prepared.stages), run_all(prepared.rectify)
     step = launched(eager_step)
     plan = Plan(precision=0.01, budget_s=2.0, min_samples=5)
 
@@ -135,46 +125,29 @@ def _kernels(case: Case, spec: MethodSpec, device: torch.device) -> Workload:
         return summarize(samples["step"].times_us).median_us
 
     return Workload(
-        case,
-        spec,
-        graph,
-        step,
-        launched(eager_rectify) if one.rectify else None,
-        eager_step,
-        eager_rectify if one.rectify else None,
-        untraced_us,
-        one.layer.traffic,
-        flush=timer.flush,
-    )
+        case, spec, graph, step, launched(eager_rectify) if prepared.rectify else None, eager_step,
+        eager_rectify if prepared.rectify else None, untraced_us, prepared.layer.traffic, flush=timer.flush,
+    )  # fmt: skip
 
 
 def _model(case: DecodeCase, spec: MethodSpec, device: torch.device) -> Workload:
-    ceilings = measure_ceilings(make_timer(device))
-    bench = DecodeBench(device, ceilings, describe(device), DecodePlan(), "")
+    timer = make_timer(device)
+    bench = Bench(device, describe(device), "", DecodePlan(), timer, measure_ceilings(timer))
     run = CaseRun(case, [spec], bench, lambda text: None)
     run.prepare(Loader())
-    one = run.contend(spec)
-    engine, tokens = one.engine, spec.config.rectify_every
+    bound = run.contend(spec)
+    engine, period = bound.engine, spec.period
     middle = len(engine.layers) // 2
 
     def untraced_us() -> float:
-        run.restart(tokens)
-        time_period(one.step, None, tokens, device)
-        run.restart(tokens)
-        intervals, _ = time_period(one.step, None, tokens, device)
-        return sum(intervals) / tokens
+        run.place.before(period)
+        time_period(bound.step, None, period, device)
+        run.place.before(period)
+        intervals, _ = time_period(bound.step, None, period, device)
+        return sum(intervals) / period
 
     return Workload(
-        case,
-        spec,
-        one.launch == "graph",
-        one.step,
-        one.rectify,
-        engine.step,
-        engine.rectify if engine.rectify_every else None,
-        untraced_us,
-        engine.layers[middle].traffic,
-        start=run.restart,
-        start_rectify=lambda: run.at_period_end(tokens),
-        layer=middle,
-    )
+        case, spec, bound.launch == "graph", bound.step, bound.rectify, engine.step,
+        engine.rectify if engine.rectify_every else None, untraced_us, engine.layers[middle].traffic,
+        start=run.place.before, start_rectify=lambda: run.place.after(period), layer=middle,
+    )  # fmt: skip

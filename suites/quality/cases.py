@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 
 from ...kernels import SparseConfig
-from ..decode.cases import ModelCase
-from ..micro.cases import DEFAULTS, DTYPES, K, MethodSpec, retro_spec
+from ..core.analysis import LEVEL
+from ..core.flags import size_word
+from ..core.spec import DEFAULTS, PINNED, MethodSpec, joining, make_spec, resa_here
+from ..engine.case import ModelCase, check_context, check_counts, check_types
 from ..model.config import ModelConfig
 
 SOURCES = ("text", "own")
-LEVEL = 1  # f of ReSA that shows the error of a single sparse step, which no rectification removes
+(PIN,) = PINNED  # the setting that says how many first blocks are always read
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,17 +44,11 @@ class QualityCase(ModelCase):
     stepwise: bool = False
 
     def __post_init__(self) -> None:
-        if self.prompt < 1 or self.steps < 1 or self.batch < 1:
-            raise ValueError(f"prompt, steps, batch: got {self.prompt}, {self.steps}, {self.batch}, must be at least 1")
+        check_counts(prompt=self.prompt, steps=self.steps, batch=self.batch)
+        check_types(self.weights, self.dtype)
         if self.source not in SOURCES:
             raise ValueError(f"source: got {self.source!r}, allowed are {', '.join(SOURCES)}")
-        if self.dtype not in DTYPES:
-            raise ValueError(f"dtype: got {self.dtype!r}, allowed are {', '.join(DTYPES)}")
-        if self.context > self.config.context:
-            raise ValueError(
-                f"prompt and steps: {self.prompt} + {self.steps} tokens are over the {self.config.context} that "
-                f"{self.config.name} handles"
-            )
+        check_context(self, "prompt and steps", "take fewer of either")
 
     @property
     def context(self) -> int:
@@ -62,12 +58,14 @@ class QualityCase(ModelCase):
     @property
     def slug(self) -> str:
         """`quality-smollm2-135m-b2-4k-512-text`: batch, prompt, steps, source; `-stepwise` where that was asked."""
-        prompt, steps = (f"{n // K}k" if n % K == 0 else str(n) for n in (self.prompt, self.steps))
-        name = f"quality-{self.config.name}-b{self.batch}-{prompt}-{steps}-{self.source}"
+        name = (
+            f"quality-{self.config.name}-b{self.batch}-{size_word(self.prompt)}-{size_word(self.steps)}-{self.source}"
+        )
         return f"{name}-stepwise" if self.stepwise else name
 
     @property
     def weights(self) -> str:
+        """Of the activations' type."""
         return self.dtype
 
     def columns(self) -> dict[str, Any]:
@@ -76,42 +74,43 @@ class QualityCase(ModelCase):
 
 
 def default_specs(
-    device: torch.device, base: SparseConfig, block_sizes: Sequence[int], periods: Sequence[int],
-    policies: Sequence[str], dense_layers: Sequence[int], windows: Sequence[int], spread_weights: Sequence[float],
-    pinned: Sequence[int], summary_dtypes: Sequence[str | None] = (None,), *, quick: bool = False,
-) -> list[MethodSpec]:  # fmt: skip
+    device: torch.device, base: SparseConfig, grid: Mapping[str, Sequence[Any]], *, quick: bool = False
+) -> list[MethodSpec]:
     """Sparse steps alone and ReSA: periods, block sizes, fp8; Quest, RetroAttention, mean/std, sink + window, oracle.
 
     Args:
-        block_sizes: ReSA runs at the others with its usual period, reading as many tokens at least.
-        policies, dense_layers: of Quest. Without dense layers methods differ in their selection alone; more than
-            none are tried with the last policy.
-        windows: of RetroAttention, whose selection is that of Quest under `group-sum`.
-        spread_weights: c of mean/std summaries, with each of `pinned`.
-        pinned: first blocks that are always read; more than the first are tried with sparse steps and with ReSA.
-        summary_dtypes: those that differ from the base's are tried with sparse steps and with ReSA.
+        grid: values by setting.
+            block_size: ReSA runs at all but the first with its usual period, reading as many tokens at least.
+            summary_dtype: those that differ from the base's are tried with sparse steps and with ReSA.
+            gqa_policy, dense_layers: of Quest. Without dense layers methods differ in their selection alone; more than
+                the first number are tried with the last policy.
+            window: of RetroAttention, whose selection is that of Quest under `group-sum`.
+            PIN: all but the first are tried with sparse steps and with ReSA.
+            spread_weight: c of mean/std summaries, tried with each PIN.
     """
-    resa = "resa" if device.type == "cuda" else "resa-torch"
-    base = replace(base, block_size=block_sizes[0], pinned_blocks=pinned[0])
-    specs = [MethodSpec("sparse", base), *(MethodSpec(resa, replace(base, rectify_every=f)) for f in periods)]
-    if quick:
-        return specs
-    usual = DEFAULTS.rectify_every if DEFAULTS.rectify_every in periods else periods[-1]
-    for b in block_sizes[1:]:
-        least = max(base.min_blocks * base.block_size // b, 1)
-        specs.append(MethodSpec(resa, replace(base, block_size=b, min_blocks=least, rectify_every=usual)))
-    for kept in (replace(base, summary_dtype=dtype) for dtype in summary_dtypes if dtype != base.summary_dtype):
-        specs += [MethodSpec("sparse", kept), MethodSpec(resa, replace(kept, rectify_every=usual))]
-    specs += [MethodSpec("quest", replace(base, gqa_policy=policy), dense_layers[0]) for policy in policies]
-    specs += [MethodSpec("quest", replace(base, gqa_policy=policies[-1]), n) for n in dense_layers[1:]]
-    specs += [retro_spec(base, w) for w in windows]
-    spreads = [] if base.summary_kind == "meanstd" else spread_weights
-    for p in pinned:
-        kept = replace(base, pinned_blocks=p)
-        if p != pinned[0]:
-            rectified = [replace(kept, rectify_every=f) for f in dict.fromkeys((LEVEL, usual))]
-            specs += [MethodSpec("sparse", kept), *(MethodSpec(resa, config) for config in rectified)]
-        for c in spreads:
-            config = replace(kept, summary_kind="meanstd", spread_weight=c)
-            specs += [MethodSpec("sparse", config), MethodSpec(resa, replace(config, rectify_every=usual))]
-    return [*specs, MethodSpec("sink-window", base), MethodSpec("oracle", base)]
+    resa, sizes, periods, pins = resa_here(device), grid["block_size"], grid["rectify_every"], grid[PIN]
+    policies, layers = grid["gqa_policy"], grid["dense_layers"]
+    base = replace(base, block_size=sizes[0], **{PIN: pins[0]})
+    period = DEFAULTS.rectify_every if DEFAULTS.rectify_every in periods else periods[-1]
+
+    def tried(*further: int, **settings: Any) -> list[MethodSpec]:
+        """Sparse steps alone, and ReSA at its usual period and at further ones."""
+        rectified = [{**settings, "rectify_every": f} for f in dict.fromkeys((*further, period))]
+        return [make_spec("sparse", base, **settings), *(make_spec(resa, base, **own) for own in rectified)]
+
+    specs = [make_spec("sparse", base), *(make_spec(resa, base, rectify_every=f) for f in periods)]
+    if not quick:
+        for b in sizes[1:]:
+            least = max(base.min_blocks * base.block_size // b, 1)
+            specs.append(make_spec(resa, base, block_size=b, min_blocks=least, rectify_every=period))
+        for dtype in grid["summary_dtype"]:
+            specs += tried(summary_dtype=dtype) if dtype != base.summary_dtype else []
+        pairs = [*((policy, layers[0]) for policy in policies), *((policies[-1], n) for n in layers[1:])]
+        specs += [make_spec("quest", base, gqa_policy=policy, dense_layers=n) for policy, n in pairs]
+        specs += [make_spec("retro", base, window=w) for w in grid["window"]]
+        for pin in pins:
+            specs += tried(LEVEL, **{PIN: pin}) if pin != pins[0] else []
+            for c in grid["spread_weight"] if base.summary_kind != "meanstd" else ():
+                specs += tried(summary_kind="meanstd", spread_weight=c, **{PIN: pin})
+        specs += [make_spec(name, base) for name in ("sink-window", "oracle")]
+    return [*specs, *joining("quality", device, specs, base)]

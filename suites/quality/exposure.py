@@ -35,17 +35,3 @@ def exposure(layers: Sequence[Layer]) -> Tensor:
         return (blocks * (before - start).clamp(0, size)[:, None]).sum(-1)
 
     return tokens(ring.in_window(), length - ring.slots + 1) / tokens(ring.latest(), length)
-
-
-class ExposureMeter:
-    """The mean over layers, sequences, KV heads and steps."""
-
-    def __init__(self, layers: Sequence[Layer]) -> None:
-        self._layers, self._readings = list(layers), list[Tensor]()
-
-    def read(self) -> None:
-        """Once after each step, from the w-th on."""
-        self._readings.append(exposure(self._layers).mean())
-
-    def mean(self) -> float:
-        return float(torch.stack(self._readings).mean())

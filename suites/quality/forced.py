@@ -3,54 +3,84 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from ..core.metrics import Steps, step_metrics
 from ..engine.engine import Engine, State
-from .exposure import ExposureMeter
-from .metrics import StepMetrics, compare_logits, kv_error, step_metrics
+from .exposure import exposure
 
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """What dense decoding said and left.
+    """What dense decoding wrote.
 
     Attributes:
         tokens: int64 `[B, steps + 1]`: fed at each step, and the one that would come next.
         logits: `[steps, B, vocab]` after each.
-        keys, values: of each layer, `[B, Hkv, steps, D]`, of the tokens fed.
+        kv: keys and values of the tokens fed, `[layers, 2, B, Hkv, steps, D]`.
     """
 
     tokens: Tensor
     logits: Tensor
-    keys: tuple[Tensor, ...]
-    values: tuple[Tensor, ...]
+    kv: Tensor
 
     @property
     def steps(self) -> int:
+        """Tokens fed to each sequence."""
         return self.logits.shape[0]
+
+    def compare(self, span: slice, logits: Tensor, kv_errors: Tensor) -> Tensor:
+        """Every metric of some steps of a method, float32 `[metrics, steps, B]`.
+
+        Args:
+            span: of the steps.
+            logits: the method's, `[steps, B, vocab]`.
+            kv_errors: float32 `[layers, steps, B]` (`relative_error`).
+        """
+        following = self.tokens[:, span.start + 1 : span.stop + 1].t()  # [steps, B]
+        dense, method = (x.flatten(0, 1).float().log_softmax(-1) for x in (self.logits[span], logits))
+        steps = Steps(dense, method, following.flatten(), kv_errors.flatten(1))
+        return torch.stack([metric.values(steps) for metric in step_metrics()]).unflatten(1, following.shape)
 
 
 @dataclass(frozen=True, slots=True)
 class Forced:
-    """How a method fared on the reference's tokens.
+    """How a method fared on the reference's tokens. On the CPU.
 
     Attributes:
-        steps: metrics of each.
+        values: of each metric, `[steps, B]`.
         kv_error: mean relative error of keys and values by layer, `[layers]`.
         recall: by layer and query head `[layers, Hq]`, the share of the exact attention mass that lay in the blocks
             read, mean over steps and sequences; None where it was not asked.
-        kv_exposure, kv_error_repaired: of methods with a window: what a query has seen once its window is over, over
-            what a step loads; the error of keys and values by then.
+        whole: further metrics, over all steps. Of methods with a window `kv_exposure`, what a query has seen once its
+            window is over, over what a step loads; `kv_error_repaired`, the error of keys and values by then.
     """
 
-    steps: list[StepMetrics]
+    values: dict[str, Tensor]
     kv_error: Tensor
     recall: Tensor | None = None
-    kv_exposure: float | None = None
-    kv_error_repaired: float | None = None
+    whole: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, compared: Tensor, kv_errors: Tensor, recall: Tensor | None = None) -> Forced:
+        """From what `Reference.compare` gives, and errors `[layers, steps, B]`; waits for the device."""
+        names = [metric.name for metric in step_metrics()]
+        values = dict(zip(names, compared.cpu(), strict=True))
+        return cls(values, kv_errors.mean((1, 2)).cpu(), None if recall is None else recall.cpu())
+
+
+def relative_error(written: Tensor, exact: Tensor) -> Tensor:
+    """||written - exact|| / ||exact|| over the last two dimensions (heads and their width), float32."""
+    difference = (written.float() - exact.float()).flatten(-2).norm(dim=-1)
+    return difference / exact.float().flatten(-2).norm(dim=-1).clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def written(state: State, position: int | slice) -> Tensor:
+    """Keys and values as they stand, `[layers, 2, B, Hkv, (tokens,) D]`. Caches of this suite are contiguous."""
+    return torch.stack([x[:, :, position] for cache in state.caches for x in (cache.k, cache.v)]).unflatten(0, (-1, 2))
 
 
 def record_dense(
@@ -73,18 +103,7 @@ def record_dense(
             state.pending.copy_(tokens[:, t + 1])
         fed.append(state.pending.clone())
         on_step(t + 1)
-    span = slice(prompt, prompt + steps)
-    return Reference(
-        torch.stack(fed, 1),
-        torch.stack(logits),
-        tuple(_tokens(state, i, "k", span).clone() for i in range(len(state.caches))),
-        tuple(_tokens(state, i, "v", span).clone() for i in range(len(state.caches))),
-    )
-
-
-def _tokens(state: State, layer: int, which: str, span: slice) -> Tensor:
-    """Keys or values of a layer, `[B, Hkv, tokens, D]`. Caches of this suite are contiguous."""
-    return getattr(state.caches[layer], which)[:, :, span]
+    return Reference(torch.stack(fed, 1), torch.stack(logits), written(state, slice(prompt, prompt + steps)))
 
 
 def run_forced(
@@ -102,40 +121,25 @@ def run_forced(
     """
     state, every, window = engine.state, engine.rectify_every, engine.window
     state.start(prompt, reference.tokens[:, 0])
-    compared, fed, repaired = list[Tensor](), list[Tensor](), list[Tensor]()
-    exposure = ExposureMeter(engine.layers)
+    compared, errors, repaired, exposures = list[Tensor](), list[Tensor](), list[Tensor](), list[Tensor]()
+
+    def error(t: int) -> Tensor:
+        """Of what the caches hold of a token, `[layers, 1, B]`."""
+        return relative_error(written(state, prompt + t), reference.kv[..., t, :]).mean(1)[:, None]
+
     for t in range(reference.steps):
         step()
-        following = reference.tokens[:, t + 1]
-        compared.append(torch.stack(compare_logits(reference.logits[t], engine.logits, following)))
-        fed.append(_written(state, prompt + t))
+        errors.append(error(t))
+        compared.append(reference.compare(slice(t, t + 1), engine.logits[None], errors[-1]))
         if 1 < window <= t + 1:
-            exposure.read()
-            repaired.append(_written(state, prompt + t + 1 - window))
-        state.pending.copy_(following)
+            exposures.append(exposure(engine.layers).mean())
+            repaired.append(error(t + 1 - window))
+        state.pending.copy_(reference.tokens[:, t + 1])
         if rectify is not None and every and (t + 1) % every == 0:
             rectify()
         on_step(t + 1)
-    errors = _errors(fed, reference)
-    steps = step_metrics(torch.stack(compared, 1), errors.mean(0))
-    by_layer = errors.mean((1, 2)).cpu()
-    if not repaired:
-        return Forced(steps, by_layer)
-    late = float(_errors(repaired, reference).mean())
-    return Forced(steps, by_layer, kv_exposure=exposure.mean(), kv_error_repaired=late)
-
-
-def _written(state: State, position: int) -> Tensor:
-    """Key and value of one token as they stand, of every layer in turn: `[2 layers, B, Hkv, D]`."""
-    return torch.stack([x[:, :, position] for cache in state.caches for x in (cache.k, cache.v)])
-
-
-def _errors(written: list[Tensor], reference: Reference) -> Tensor:
-    """Relative error of the keys and values of the first tokens fed, `[layers, T, B]`."""
-    found = torch.stack(written).unflatten(1, (-1, 2))  # [T, layers, 2, B, Hkv, D]
-    exact = zip(reference.keys, reference.values, strict=True)
-    errors = []
-    for i, both in enumerate(exact):
-        keys, values = (x[:, :, : len(written)].permute(2, 0, 1, 3) for x in both)  # [T, B, Hkv, D]
-        errors.append(kv_error((found[:, i, 0], found[:, i, 1]), (keys, values)))
-    return torch.stack(errors)
+    forced = Forced.of(torch.cat(compared, 1), torch.cat(errors, 1))
+    for name, readings in (("kv_error_repaired", repaired), ("kv_exposure", exposures)):
+        if readings:
+            forced.whole[name] = float(torch.stack(readings).mean())
+    return forced

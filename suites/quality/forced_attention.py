@@ -48,10 +48,12 @@ class Sequences:
 
     @property
     def steps(self) -> int:
+        """T."""
         return self.queries.shape[0]
 
     @property
     def prompt(self) -> int:
+        """P."""
         return self.keys.shape[1] - self.steps
 
 
@@ -84,6 +86,7 @@ class Tile:
 
     @property
     def rows(self) -> int:
+        """R."""
         return self.end - self.first
 
 
@@ -163,15 +166,15 @@ class ForcedAttention:
                 weights = logits.masked_fill(~chosen.repeat_interleave(size, -1), float("-inf")).softmax(-1)
             else:
                 parts.mul_(chosen[..., None])
-        found = weights.new_zeros(shape)
+        out = weights.new_zeros(shape)
         if several:
-            theirs = weights[..., at] * tile.rectified[:, None]
-            weights[..., at] -= theirs
-            found = (theirs.flatten(1, 2) @ work.exact_values(mixed)).view(shape)
-        found = found + (weights.flatten(1, 2) @ work.values[:, :width]).view(shape)
+            rectified = weights[..., at] * tile.rectified[:, None]
+            weights[..., at] -= rectified
+            out = (rectified.flatten(1, 2) @ work.exact_values(mixed)).view(shape)
+        out = out + (weights.flatten(1, 2) @ work.values[:, :width]).view(shape)
         if self.config is not None and not alone:
-            found = found / share[..., None]
-        return found.transpose(0, 1).flatten(1, 2).to(layer.queries.dtype), share.transpose(0, 1).flatten(1)
+            out = out / share[..., None]
+        return out.transpose(0, 1).flatten(1, 2).to(layer.queries.dtype), share.transpose(0, 1).flatten(1)
 
     def _choose(self, work: _Working, queries: Tensor, mass: Tensor, tile: Tile) -> Tensor:
         """The blocks that each row reads, a mask that broadcasts to `[H, R, G, M]`."""

@@ -44,8 +44,8 @@ def slots(queries: Tensor, config: SparseConfig) -> Tensor:
     """Query slots `[Hkv, R, 1 or G, 2 D]` of queries `[Hkv, R, G, D]` under the GQA policy (kernels/scores.py)."""
     if config.gqa_policy == "group-mean":
         queries = queries.mean(2, keepdim=True)
-    found = query_slots(queries.float(), config.summary_kind, config.spread_weight)
-    return found.sum(2, keepdim=True) if config.gqa_policy in ("group-sum", "all-heads") else found
+    query = query_slots(queries.float(), config.summary_kind, config.spread_weight)
+    return query.sum(2, keepdim=True) if config.gqa_policy in ("group-sum", "all-heads") else query
 
 
 def best(scores: Tensor, lengths: Tensor, config: SparseConfig) -> Tensor:
@@ -56,7 +56,7 @@ def best(scores: Tensor, lengths: Tensor, config: SparseConfig) -> Tensor:
         lengths: int64 `[R]`, tokens that each step sees; `M` blocks hold the most of them.
     """
     blocks, counts, index = _layout(scores, lengths, config)
-    always = (index >= blocks - config.local_blocks) | (index < config.pinned_blocks)
+    always = config.always_selected(index, blocks)
     scores = scores.masked_fill(always, float("inf")).masked_fill(index >= blocks, float("-inf"))
     ranked = scores.topk(config.selected(scores.shape[-1] * config.block_size), dim=-1).values
     threshold = ranked.gather(-1, (counts - 1).expand(*ranked.shape[:-1], 1))

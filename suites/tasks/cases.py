@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
 from ...kernels import SparseConfig
-from ..decode.cases import ModelCase
-from ..micro.cases import DTYPES, K, MethodSpec, retro_spec
+from ..core.flags import K, size_word
+from ..core.spec import MethodSpec, dense_here, joining, make_spec, resa_here
+from ..engine.case import ModelCase, check_context, check_counts, check_types
 from ..model.config import ModelConfig
 
-TASKS = ("divergence", "needle", "copy")
-POLICIES = ("per-head", "group-sum")  # of Quest: as published, and the cheapest to share
-WINDOWS = (2,)  # of RetroAttention
 QUESTION_ROOM = 96  # tokens for a needle's question and answer
 PAIR_ROOM = 32  # tokens for one question of the copy task and its answer
 
@@ -24,7 +22,8 @@ PAIR_ROOM = 32  # tokens for one question of the copy task and its answer
 class TaskCase(ModelCase):
     """Prompts of `prompt` tokens, prefilled densely, that a method goes on from; `groups` batches of them.
 
-    Tasks bring `rows` (prompts of a batch), `room` (tokens fed after the prompt at most) and `words` (of the slug).
+    Tasks bring `batch` (prompts that are decoded together), `room` (tokens fed after the prompt at most) and `words`
+    (what the slug says beside model, task and prompt).
     """
 
     suite: ClassVar[str] = "tasks"
@@ -39,33 +38,16 @@ class TaskCase(ModelCase):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.prompt, self.groups, self.batch, self.room) < 1:
-            raise ValueError(
-                f"{self.task}: got {self.prompt} tokens of prompt, {self.groups} groups of {self.batch} prompts, "
-                f"{self.room} tokens after them; each must be at least 1"
-            )
-        if self.dtype not in DTYPES:
-            raise ValueError(f"dtype: got {self.dtype!r}, allowed are {', '.join(DTYPES)}")
-        if self.context > self.config.context:
-            raise ValueError(
-                f"{self.task}: {self.prompt} tokens of prompt and room for {self.room} more are over the "
-                f"{self.config.context} that {self.config.name} handles; ask for a shorter context"
-            )
+        check_counts(prompt=self.prompt, groups=self.groups, batch=self.batch, room=self.room)
+        check_types(self.weights, self.dtype)
+        check_context(self, f"{self.task}, prompt and room for {self.room} more", "ask for a shorter context")
 
-    @property
-    def batch(self) -> int:  # type: ignore[override]
-        """Prompts that are decoded together."""
-        raise NotImplementedError
+    if TYPE_CHECKING:  # as in ModelCase
 
-    @property
-    def room(self) -> int:
-        """Tokens after the prompt at most."""
-        raise NotImplementedError
-
-    @property
-    def words(self) -> tuple[str, ...]:
-        """What the slug says beside model, task and prompt."""
-        raise NotImplementedError
+        @property
+        def room(self) -> int: ...
+        @property
+        def words(self) -> tuple[str, ...]: ...
 
     @property
     def context(self) -> int:
@@ -74,13 +56,13 @@ class TaskCase(ModelCase):
 
     @property
     def weights(self) -> str:
+        """Of the activations' type."""
         return self.dtype
 
     @property
     def slug(self) -> str:
         """`tasks-smollm2-135m-needle-4k-5x2`: task, prompt, then what the task says of itself."""
-        prompt = f"{self.prompt // K}k" if self.prompt % K == 0 else str(self.prompt)
-        return "-".join(("tasks", self.config.name, self.task, prompt, *self.words))
+        return "-".join(("tasks", self.config.name, self.task, size_word(self.prompt), *self.words))
 
     def columns(self) -> dict[str, Any]:
         """What a row says about its case; its context is that of the prompt."""
@@ -108,7 +90,7 @@ class DivergenceCase(TaskCase):
             raise ValueError(f"temperature: got {self.temperature}, must be 0 (greedy) or more")
 
     @property
-    def batch(self) -> int:  # type: ignore[override]
+    def batch(self) -> int:
         return self.together
 
     @property
@@ -130,7 +112,7 @@ class NeedleCase(TaskCase):
     depths: int = 5
 
     @property
-    def batch(self) -> int:  # type: ignore[override]
+    def batch(self) -> int:
         return self.depths
 
     @property
@@ -167,7 +149,7 @@ class CopyCase(TaskCase):
         TaskCase.__post_init__(self)
 
     @property
-    def batch(self) -> int:  # type: ignore[override]
+    def batch(self) -> int:
         return self.pairs // self.series
 
     @property
@@ -179,35 +161,34 @@ class CopyCase(TaskCase):
         return (f"{self.pairs}x{self.groups}",) if self.series == 4 else (f"{self.pairs}x{self.groups}s{self.series}",)
 
 
-@dataclass(frozen=True, slots=True)
-class Scale:
-    """How much of each task a list holds: prompts in tokens, then (steps, batch, groups) and so on."""
+CASES: dict[str, type[TaskCase]] = {kind.task: kind for kind in (DivergenceCase, NeedleCase, CopyCase)}
+TASKS = tuple(CASES)
 
-    divergence: tuple[int, int, int, int]  # tokens of prompt, steps, prompts a batch, batches
-    needle: tuple[tuple[int, ...], int, int]  # tokens of haystacks, depths, haystacks
-    copy: tuple[tuple[int, ...], int, int]  # tokens of lists, pairs, lists
-
-
-SCALES = {
-    "quick": Scale((512, 48, 4, 1), ((K,), 3, 1), ((K,), 8, 1)),
-    "default": Scale((2 * K, 128, 8, 1), ((4 * K,), 3, 2), ((K, 4 * K), 16, 1)),
-    "full": Scale((4 * K, 512, 16, 4), ((K, 2 * K, 4 * K, 7 * K), 9, 8), ((K, 2 * K, 4 * K, 7 * K), 32, 8)),
+SCALES: dict[str, dict[str, tuple[tuple[int, ...], dict[str, int]]]] = {
+    "quick": {
+        "divergence": ((512,), {"steps": 48, "together": 4}),
+        "needle": ((K,), {"depths": 3}),
+        "copy": ((K,), {"pairs": 8}),
+    },
+    "default": {
+        "divergence": ((2 * K,), {"steps": 128, "together": 8}),
+        "needle": ((4 * K,), {"depths": 3, "groups": 2}),
+        "copy": ((K, 4 * K), {"pairs": 16}),
+    },
+    "full": {
+        "divergence": ((4 * K,), {"steps": 512, "together": 16, "groups": 4}),
+        "needle": ((K, 2 * K, 4 * K, 7 * K), {"depths": 9, "groups": 8}),
+        "copy": ((K, 2 * K, 4 * K, 7 * K), {"pairs": 32, "groups": 8}),
+    },
 }
+"""How much of each task a list holds: tokens of its prompts, and what else its cases are."""
 
 
 def default_list(
-    scale: str,
-    model: str,
-    config: ModelConfig,
-    *,
-    tasks: Sequence[str] = TASKS,
-    contexts: Sequence[int] = (),
-    samples: int | None = None,
-    steps: int | None = None,
-    temperatures: Sequence[float] = (0.0,),
-    dtype: str = "fp32",
-    seed: int = 0,
-) -> list[TaskCase]:
+    scale: str, model: str, config: ModelConfig, *, tasks: Sequence[str] = TASKS, contexts: Sequence[int] = (),
+    samples: int | None = None, steps: int | None = None, temperatures: Sequence[float] = (0.0,),
+    dtype: str = "fp32", seed: int = 0,
+) -> list[TaskCase]:  # fmt: skip
     """The cases of `quick`, `default` or `full`.
 
     Args:
@@ -218,46 +199,45 @@ def default_list(
     Raises:
         ValueError: a context that the model does not handle.
     """
-    size, common = SCALES[scale], {"dtype": dtype, "seed": seed}
     cases: list[TaskCase] = []
-    if "divergence" in tasks:
-        prompt, listed, together, groups = size.divergence
+    for task in (task for task in TASKS if task in tasks):
+        prompts, listed = SCALES[scale][task]
+        settings: dict[str, Any] = {"model": model, "config": config, "dtype": dtype, "seed": seed, **listed}
+        settings |= {"groups": samples} if samples is not None else {}
+        variants: list[dict[str, Any]] = [{}]
+        if task == DivergenceCase.task:
+            variants = [{"temperature": t, "steps": steps or settings["steps"]} for t in temperatures]
         cases += [
-            DivergenceCase(
-                model=model, config=config, prompt=n, groups=samples or groups, steps=steps or listed,
-                together=together, temperature=t, **common,  # type: ignore[arg-type]
-            )
-            for n in contexts or (prompt,)
-            for t in temperatures
-        ]  # fmt: skip
-    if "needle" in tasks:
-        prompts, depths, groups = size.needle
-        cases += [
-            NeedleCase(model=model, config=config, prompt=n, groups=samples or groups, depths=depths, **common)  # type: ignore[arg-type]
-            for n in contexts or prompts
-        ]
-    if "copy" in tasks:
-        prompts, pairs, groups = size.copy
-        cases += [
-            CopyCase(model=model, config=config, prompt=n, groups=samples or groups, pairs=pairs, **common)  # type: ignore[arg-type]
-            for n in contexts or prompts
+            CASES[task](**(settings | variant), prompt=prompt) for prompt in contexts or prompts for variant in variants
         ]
     return cases
 
 
 def dense_spec(device: torch.device) -> MethodSpec:
     """Dense decoding, which every other method is compared with."""
-    return MethodSpec("triton-dense" if device.type == "cuda" else "torch-dense")
+    return make_spec(dense_here(device))
+
+
+GRID: dict[str, tuple[Any, ...]] = {
+    "rectify_every": (16, 32, 128),
+    "gqa_policy": ("per-head", "group-sum"),  # of Quest: as published, and the cheapest to share
+    "dense_layers": (0,),  # of Quest: methods differ in their selection alone
+    "window": (2,),  # of RetroAttention
+}
 
 
 def default_specs(
-    device: torch.device, base: SparseConfig, periods: Sequence[int], *, quick: bool = False
+    device: torch.device, base: SparseConfig, grid: Mapping[str, Sequence[Any]], *, quick: bool = False
 ) -> list[MethodSpec]:
-    """Sparse steps alone, ReSA at each period, Quest without dense layers, RetroAttention, sink + window, oracle."""
-    resa = "resa" if device.type == "cuda" else "resa-torch"
-    specs = [MethodSpec("sparse", base), *(MethodSpec(resa, replace(base, rectify_every=f)) for f in periods)]
-    if quick:
-        return specs
-    specs += [MethodSpec("quest", replace(base, gqa_policy=policy), 0) for policy in POLICIES]
-    specs += [retro_spec(base, window) for window in WINDOWS]
-    return [*specs, MethodSpec("sink-window", base), MethodSpec("oracle", base)]
+    """Sparse steps alone, ReSA at each period, Quest, RetroAttention, sink + window, oracle; `grid` as GRID."""
+    resa = resa_here(device)
+    specs = [make_spec("sparse", base), *(make_spec(resa, base, rectify_every=f) for f in grid["rectify_every"])]
+    if not quick:
+        specs += [
+            make_spec("quest", base, gqa_policy=policy, dense_layers=n)
+            for n in grid["dense_layers"]
+            for policy in grid["gqa_policy"]
+        ]
+        specs += [make_spec("retro", base, window=window) for window in grid["window"]]
+        specs += [make_spec(name, base) for name in ("sink-window", "oracle")]
+    return [*specs, *joining("tasks", device, specs, base)]

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...kernels import get_method
-from ..decode.cases import rectifies
-from ..engine.checks import check_attention
-from ..engine.engine import Engine, State, bind_layers
-from ..micro.cases import MethodSpec
+from ..core.spec import MethodSpec
+from ..engine.bind import Place, bind, layers_of
+from ..engine.engine import Engine, State
 from ..model.decoder import Decoder
 from .divergence import CommonNoise, agreeing
 
@@ -34,7 +30,7 @@ class Judged:
 
 
 class Contender:
-    """A method bound to prefilled caches, its first step checked; step and rectification are graphs on a GPU.
+    """A method bound to prefilled caches and checked; step and rectification are graphs on a GPU.
 
     Keys and values of the prompt stay as they are: `start` puts any contender of the same state back behind it.
     """
@@ -48,35 +44,16 @@ class Contender:
             noise: what the next token is chosen by.
 
         Raises:
-            CheckFailed: the attention of the first step is wrong.
+            CheckFailed: its attention or its rectification is wrong.
             Unsupported: the method does not serve such a cache.
         """
-        self.state, self.spec, self.prompt, self._noise = state, spec, prompt, noise
-        every = spec.config.rectify_every if rectifies(spec) else None
-        self.every = every if every is not None and every <= room else None  # else it would never be due
-        first = torch.ones(state.batch, dtype=torch.int64, device=decoder.device)
-        state.start(prompt, first)
-        options: Any = {"dtype": decoder.dtype, "device": decoder.device}
-        method = get_method(spec.name)(decoder.config.attention(state.batch), spec.config, **options)
-        layers = bind_layers(state, method, None, 0)
-        self._layers = list({id(layer): layer for layer in layers}.values())
-        self.engine = Engine(decoder, state, layers, rectify_every=self.every, sampling=noise)
-        check_attention(self.engine, {0, len(layers) - 1})
-        self._step: Callable[[], object] = self.engine.step
-        self._rectify: Callable[[], object] = self.engine.rectify
-        self._looks, self._fed, self._known = 1, 0, False
-        if decoder.device.type == "cuda":
-            self._looks = LOOK_EVERY
-            if self.engine.graph_safe:
-                self._capture(first)
-
-    def _capture(self, first: Tensor) -> None:
-        self.state.start(self.prompt, first)
-        self._step = self.engine.capture(self.engine.step)
-        if self.every:
-            self.state.start(self.prompt + self.every, first)
-            self.state.count.fill_(self.every)
-            self._rectify = self.engine.capture(self.engine.rectify)
+        self.state, self.prompt, self._noise = state, prompt, noise
+        place = Place(state, prompt, torch.ones_like(state.pending), ahead=True)
+        bound = bind(decoder, place, spec, sampling=noise, longest_period=room)
+        self.engine, self._step, self._rectify = bound.engine, bound.step, bound.rectify
+        self._layers = list({id(layer): layer for layer in self.engine.layers}.values())
+        self._looks = LOOK_EVERY if decoder.device.type == "cuda" else 1
+        self._fed, self._known = 0, False
 
     def start(self, pending: Tensor) -> None:
         """Stand behind the prompt with `pending` int64 `[R]` next."""
@@ -95,14 +72,14 @@ class Contender:
         self._step()
         self._fed += 1
         self._known = True
-        if rectify and self.every and self._fed % self.every == 0:
+        every = self.engine.rectify_every
+        if rectify and self._rectify is not None and every and self._fed % every == 0:
             self._rectify()
 
     def feed(self, tokens: Tensor, *, rectify: bool = True) -> Judged:
         """Feed ids int64 `[R, T]` one by one. The first of all is judged by nothing: false, NaN."""
         top, logp = [], []
-        for t in range(tokens.shape[1]):
-            token = tokens[:, t]
+        for token in tokens.unbind(1):
             if self._known:
                 logits = self.engine.logits.float()
                 top.append(logits.argmax(-1) == token)
@@ -117,14 +94,14 @@ class Contender:
     def try_answer(self, tokens: Tensor) -> Judged:
         """As `feed`, and stand where it began again. No rectification is done meanwhile."""
         fed, pending, logits = self._fed, self.state.pending.clone(), self.engine.logits.clone()
-        found = self.feed(tokens, rectify=False)
+        judged = self.feed(tokens, rectify=False)
         steps = tokens.shape[1]
         self.state.lengths.sub_(steps)
         self.state.count.sub_(steps)
         self.state.pending.copy_(pending)
         self.engine.logits.copy_(logits)
         self._stand(fed)
-        return found
+        return judged
 
     def say(self, count: int, reference: Tensor | None = None) -> Tensor:
         """Decode `count` tokens after the pending one: ids int64 `[R, count]`.
@@ -132,18 +109,18 @@ class Contender:
         Args:
             reference: ids `[R, count]`; decoding ends where every sequence has left them (the ids after that are -1).
         """
-        said = torch.full((self.state.batch, count), -1, dtype=torch.int64, device=self.state.pending.device)
+        decoded = torch.full((self.state.batch, count), -1, dtype=torch.int64, device=self.state.pending.device)
         for t in range(count):
             self._advance()
-            said[:, t] = self.state.pending
+            decoded[:, t] = self.state.pending
             if reference is None or (t + 1) % self._looks:
                 continue
-            if int(agreeing(said[:, : t + 1], reference[:, : t + 1]).max()) <= t:
+            if int(agreeing(decoded[:, : t + 1], reference[:, : t + 1]).max()) <= t:
                 break
-        return said
+        return decoded
 
 
-def said_in_chunks(
+def decoded_in_chunks(
     decoder: Decoder, state: State, spec: MethodSpec, prompt: int, tokens: Tensor, rows: int, noise: CommonNoise
 ) -> Tensor:
     """What dense decoding says through another numeric path: `rows` tokens at a time, by rectification's kernels.
@@ -158,15 +135,13 @@ def said_in_chunks(
         The token that it says after each, int64 `[R, T]`.
     """
     state.start(prompt + rows, tokens[:, 0])
-    options: Any = {"dtype": decoder.dtype, "device": decoder.device}
-    method = get_method(spec.name)(decoder.config.attention(state.batch), spec.config, **options)
-    engine = Engine(decoder, state, bind_layers(state, method, None, 0), rectify_every=rows)
+    engine = Engine(decoder, state, layers_of(decoder, state, spec), rectify_every=rows)
     state.start(prompt, tokens[:, 0])
-    said = []
+    decoded = []
     for first in range(0, tokens.shape[1], rows):
         state.lengths.add_(rows)
         logits = engine.verify(tokens[:, first : first + rows])
         for i in range(rows):
             noise.draw(first + i)
-            said.append(noise(logits[:, i]))
-    return torch.stack(said, 1)
+            decoded.append(noise(logits[:, i]))
+    return torch.stack(decoded, 1)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 
-def agreeing(said: Tensor, reference: Tensor) -> Tensor:
+def agreeing(decoded: Tensor, reference: Tensor) -> Tensor:
     """Tokens before the first that differs, int64 `[B]`; all of them where none does.
 
     Args:
-        said, reference: ids int64 `[B, T]`.
+        decoded, reference: ids int64 `[B, T]`.
     """
-    return (said == reference).long().cumprod(1).sum(1)
+    return (decoded == reference).long().cumprod(1).sum(1)
 
 
 def survival(lengths: Tensor, steps: int) -> list[tuple[int, float]]:
@@ -53,8 +51,3 @@ class CommonNoise:
         if self._noise is None:
             return logits.argmax(-1)
         return (logits.float() / self.temperature + self._noise).argmax(-1)
-
-
-def share_error(share: float, count: int) -> float:
-    """Half the width of Wilson's 68 % interval of a share of `count` samples; never 0, unlike sqrt(p (1 - p) / n)."""
-    return math.sqrt(share * (1 - share) / count + 1 / (4 * count**2)) / (1 + 1 / count)

@@ -6,6 +6,7 @@ The wording and the beginning of the answer that the model is given follow RULER
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,7 +19,7 @@ INTRODUCTION = "A special magic number is hidden in the following text. I will a
 NEEDLE = "\n\nThe special magic number for {city} is {number}.\n\n"
 QUESTION = "\n\nWhat is the special magic number for {city} mentioned in the text?"
 BEGINNING = "The special magic number for {city} mentioned in the text is"
-SAID = 12  # tokens of an answer
+ANSWER_TOKENS = 12  # that a method may say
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +77,6 @@ def needle_prompts(
     return NeedlePrompts(prompts, question, answers, numbers, starts)
 
 
-def found(said: str, number: str) -> bool:
+def holds_number(answer: str, number: str) -> bool:
     """Whether an answer holds the number: its digits, not as a part of a longer number."""
-    at = said.find(number)
-    while at >= 0:
-        around = said[max(at - 1, 0) : at] + said[at + len(number) : at + len(number) + 1]
-        if not any(c.isdigit() for c in around):
-            return True
-        at = said.find(number, at + 1)
-    return False
+    return re.search(rf"(?<!\d){number}(?!\d)", answer) is not None

@@ -35,8 +35,8 @@ def prefill_rows(decoder: Decoder, state: State, tokens: Tensor) -> Tensor:
             common = int((tokens[r] == tokens[r + 1]).long().cumprod(0).sum())
         if common < length:
             logits = prefill(decoder, alone, tokens[r : r + 1], done=common)
-        for theirs, mine in zip(alone.caches, state.caches, strict=True):
-            mine.k[r, :, :length] = theirs.k[0, :, :length]
-            mine.v[r, :, :length] = theirs.v[0, :, :length]
+        for source, target in zip(alone.caches, state.caches, strict=True):
+            target.k[r, :, :length] = source.k[0, :, :length]
+            target.v[r, :, :length] = source.v[0, :, :length]
         out.append(logits)
     return torch.cat(out[::-1])

@@ -5,14 +5,16 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 
 from ..suites.core.rows import Row
-from .caption import caption, title
+from .caption import caption, counted, title
 from .data import FigureSet, NotDrawn, points
-from .style import DOUBLE_IN, context_axis, draw_line, finish, labels, legend_line, looks
+from .registry import figure
+from .style import DOUBLE_IN, context_axis, draw_line, finish, legend_lines
 
 STAGES = ("attend", "total")
 
 
-def roofline(figures: FigureSet) -> Figure:
+@figure("floors", suite="micro")
+def floors(figures: FigureSet) -> Figure:
     """`floor_fraction` of attention alone and of the whole step: 1 is the measured ceiling. A row of panels a batch.
 
     A cold row above 1 has wrong bytes or a warm cache. It is drawn where it is, and the caption counts it.
@@ -26,19 +28,16 @@ def roofline(figures: FigureSet) -> Figure:
     fig = Figure(figsize=(DOUBLE_IN, 1.75 * len(batches)), layout="constrained")
     grid = fig.subplots(len(batches), len(stages), sharex=True, sharey=True, squeeze=False)
     drawn: list[Row] = []
-    styles = looks(figures.lines)
-    shown = []
+    styles = figures.looks
     for i, batch in enumerate(batches):
         for j, stage in enumerate(stages):
             ax = grid[i, j]
             ax.axhline(1.0, color="black", linewidth=0.8)
             for variant, rows in figures.lines.items():
-                found = [row for name in fused[stage] for row in points(rows, name, batch, "floor_fraction")]
-                found.sort(key=lambda row: row.context)
-                draw_line(ax, found, "floor_fraction", styles[variant])
-                drawn += found
-                if found:
-                    shown.append(variant)
+                reached = [row for name in fused[stage] for row in points(rows, name, batch, "floor_fraction")]
+                reached.sort(key=lambda row: row.context)
+                draw_line(ax, reached, "floor_fraction", styles[variant])
+                drawn += reached
             context_axis(ax, contexts)
             if i == 0:
                 ax.set_title("attention alone" if stage == "attend" else "whole step")
@@ -47,16 +46,15 @@ def roofline(figures: FigureSet) -> Figure:
         ax.set_xlabel("context, tokens")
     grid[0, 0].set_ylim(0, max(1.05, *(1.05 * (row.floor_fraction or 0.0) for row in drawn)))
 
-    names = labels(figures.lines)
-    legend = [legend_line(styles[variant], names[variant]) for variant in figures.lines if variant in shown]
     ceilings = sorted({round(row.read_ceiling_gbps) for row in drawn if row.read_ceiling_gbps})
     above = sum((row.floor_fraction or 0.0) > 1 for row in drawn)
     measured = " to ".join(str(gbps) for gbps in dict.fromkeys(ceilings[:1] + ceilings[-1:]))
     notes = (
         f"measured read ceiling {measured} GB/s" if ceilings else "",
-        f"{above} {'row' if above == 1 else 'rows'} above 1: wrong bytes or a warm cache" if above else "",
+        f"{counted(above, 'row')} above 1: wrong bytes or a warm cache" if above else "",
     )
-    return finish(fig, title(figures, "share of the floor reached"), legend, caption(figures, drawn, *notes))
+    heading = title(figures, "share of the floor reached")
+    return finish(fig, heading, legend_lines(styles, drawn), caption(figures, drawn, *notes))
 
 
 def _named(figures: FigureSet, stage: str) -> list[str]:

@@ -1,0 +1,23 @@
+"""The vocabulary of stages: what rows, ranges, tables and figures call the parts of a step, and their order."""
+
+from __future__ import annotations
+
+from ...kernels.fused.method import STAGE as FUSED  # the whole sparse step in one kernel: named by its parts
+
+ATTENTION = ("append", "score", "select", "attend", "merge")
+ORDER = ("project", *ATTENTION, "rectify", "ffn", "head", "sample", "other", "gap")
+"""Stages in the order of a step."""
+HEADINGS = {FUSED: "one kernel"}
+"""Of stages with a long name."""
+WHOLE_STEPS = ("total", "total_amortised")
+
+
+def place(stage: str) -> tuple[int, int]:
+    """Where a stage stands in a step, for sorting: a fused one where its last part does; unknown ones last."""
+    last = stage.split("+")[-1] if not stage.startswith("rectify") else "rectify"
+    return (ORDER.index(last) if last in ORDER else len(ORDER), len(stage))
+
+
+def heading(stage: str) -> str:
+    """What a table's column calls a stage."""
+    return HEADINGS.get(stage, stage)

@@ -1,0 +1,137 @@
+"""What cases of whole models have in common."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from ...kernels import AttentionShape, NotHere
+from ...kernels.config import DTYPES, ceil_div
+from ..model.config import MODELS, ModelConfig
+from ..model.fingerprint import fingerprint
+from ..model.load import model_config
+from ..model.smollm import CONFIG as SMOLLM_CONFIG
+from ..model.smollm import NAME as SMOLLM
+
+WEIGHTS = ("bf16", "fp16", "fp32", "int4")
+GPU_DENSE = ("sdpa-cudnn", "triton-dense")  # the best two of the micro suite; the second follows the length
+GPU_TEXT_DENSE = ("triton-dense", "flash-attn-3", "flash-attn-2")  # that follow the length of a growing text
+
+
+class ModelCase:
+    """A case of a whole model; it brings what is only named here."""
+
+    __slots__ = ()
+
+    suite: ClassVar[str]
+    at_a_time: ClassVar[int | None] = None  # methods that are measured and written together; None: all
+    model: str  # a preset, `smollm2-135m`, or the path of a checkpoint
+    config: ModelConfig
+    dtype: str
+    seed: int
+
+    if TYPE_CHECKING:  # at run time a dataclass would take a property of its base for a field's default
+
+        @property
+        def slug(self) -> str: ...
+        @property
+        def batch(self) -> int: ...
+        @property
+        def context(self) -> int: ...
+        @property
+        def weights(self) -> str: ...
+
+    @property
+    def shape(self) -> AttentionShape:
+        """Of one layer's attention."""
+        return self.config.attention(self.batch)
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """Of activations and K/V."""
+        return DTYPES[self.dtype]
+
+    @property
+    def one_cache(self) -> bool:
+        """Whether all layers share one K/V cache."""
+        return bool(getattr(self, "shared_kv", False))
+
+    def columns(self) -> dict[str, Any]:
+        """What a row says about its case."""
+        return {
+            "suite": self.suite,
+            "model": self.config.name,
+            "case": self.slug,
+            "context": self.context,
+            "batch": self.batch,
+            "q_heads": self.config.q_heads,
+            "kv_heads": self.config.kv_heads,
+            "head_dim": self.config.head_dim,
+            "layers": self.config.layers,
+            "model_fingerprint": fingerprint_of(self.model),
+            "dtype": self.dtype,
+            "weight_dtype": self.weights,
+            "kv_layout": "head-major",
+            "paged": False,
+            "seed": self.seed,
+        }
+
+
+@cache
+def fingerprint_of(model: str) -> str | None:
+    """Of a checkpoint's files, which its name leaves out; None for random weights, and where there are no files."""
+    if model in MODELS:
+        return None
+    try:
+        return fingerprint(model)
+    except (ValueError, NotHere):  # loading it says what is wrong
+        return None
+
+
+def check_types(weights: str, dtype: str) -> None:
+    """Raises ValueError for weights that are neither 4-bit nor of the activations' type."""
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype: got {dtype!r}, allowed are {', '.join(DTYPES)}")
+    if weights not in WEIGHTS:
+        raise ValueError(f"weights: got {weights!r}, allowed are {', '.join(WEIGHTS)}")
+    if weights not in ("int4", dtype):
+        raise ValueError(f"weights: got {weights} beside {dtype} activations, allowed int4 or {dtype}")
+
+
+def check_counts(**counts: int) -> None:
+    """Raises ValueError for a count below 1."""
+    if min(counts.values()) < 1:
+        names, values = ", ".join(counts), ", ".join(map(str, counts.values()))
+        raise ValueError(f"{names}: got {values}, must be at least 1")
+
+
+def check_context(case: ModelCase, what: str, remedy: str) -> None:
+    """Raises ValueError for a case longer than its model handles; `what` says of what its tokens are."""
+    if case.context > case.config.context:
+        raise ValueError(
+            f"{what}: {case.context} tokens, over the {case.config.context} that {case.config.name} handles; {remedy}"
+        )
+
+
+def capacity(case: ModelCase) -> int:
+    """Tokens that each cache has room for."""
+    return ceil_div(case.context, 64) * 64
+
+
+def config_of(model: str) -> ModelConfig:
+    """The shape of a model by name or path; SmolLM2's package is fetched only when it is needed."""
+    return SMOLLM_CONFIG if model == SMOLLM else model_config(model)
+
+
+def real_model(model: str, why: str) -> ModelConfig:
+    """The shape of a model that has seen text. Raises ValueError for presets, whose weights are random: `why`."""
+    if model in MODELS:
+        raise ValueError(f"--model {model}: {why}; give a checkpoint")
+    return config_of(model)
+
+
+def default_dtype(device: torch.device) -> str:
+    """Of activations and K/V where nothing was asked for."""
+    return "bf16" if device.type == "cuda" else "fp32"

@@ -1,0 +1,306 @@
+"""The GSR suite's measuring: every method decodes the candidates, then the answer; seconds of each part, and of all."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...kernels import Layer, Unsupported
+from ...kernels.config import ceil_div
+from ...profiling.clocks import ClockReader
+from ..core.bench import Bench, Report, RowMaker, clock_columns
+from ..core.rows import Row, digits
+from ..core.spec import MethodSpec
+from ..core.speedups import with_speedups
+from ..engine.bind import Bound, Place, bind, layers_of
+from ..engine.costs import SCRATCH_BYTES, element_bytes, kv_bytes, too_large, weight_bytes
+from ..engine.engine import State
+from ..engine.gate import Check
+from ..engine.loader import Loader, prompt_ids, release
+from ..engine.measure import time_decoding
+from ..engine.methods import chunk_rows, run_methods
+from ..engine.prompt import fill_synthetic, prefill
+from .cases import INSTRUCTION, GsrCase, Segment, segments
+from .phase import Launch, Point, contexts, integrate, run_in_full, synchronize
+from .shared import allocate, at_work, share_summaries, spread_prompt
+
+STAGES = ("candidates", "refine", "answer")
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """A phase that was decoded or integrated, or the whole way to the answer.
+
+    Attributes:
+        samples: steps, or points of the integration.
+        points: the mean step of each segment, at its end, where all of it was decoded; else the steps timed.
+    """
+
+    seconds: float
+    steps: int
+    tokens: int
+    samples: int
+    launch: str
+    check: Check
+    points: tuple[Point, ...] = ()
+
+
+def reach(spec: MethodSpec) -> int:
+    """Tokens that a period, or a window, goes back."""
+    return max(spec.period, spec.window)
+
+
+def step_us(row: Row) -> float | None:
+    """What phases are compared by; of `answer` the whole time."""
+    return row.mean_us if row.tokens_per_s else None
+
+
+class GsrRun:
+    """One case in hand."""
+
+    def __init__(self, case: GsrCase, specs: Sequence[MethodSpec], bench: Bench, on_step: Report) -> None:
+        self.case, self.specs, self.bench, self.on_step = case, list(specs), bench, on_step
+        self.row = RowMaker(case, bench, "answer")
+        self.script = segments(case.lengths)
+        self._candidates: dict[bool, State] = {}  # by whether they are paged
+
+    def prepare(self, loader: Loader) -> None:
+        """Model, prompt ids, the time of both prefills (the same for every method)."""
+        case, device = self.case, self.bench.device
+        self.on_step("model")
+        sizes = {part.active for part in self.script} | {1}
+        rows = {count for size in sizes for count in chunk_rows(size, self.specs)}
+        self.loaded = loader.model(case, rows, device)
+        self.decoder = self.loaded.decoder
+        self.reach = max(reach(spec) for spec in self.specs)
+        count = INSTRUCTION + case.prompt + 1
+        if self.loaded.tokenizer is None:
+            generator = torch.Generator().manual_seed(case.seed)
+            ids = torch.randint(0, case.config.vocab, (count,), generator=generator).to(device)
+        else:
+            ids = prompt_ids(self.loaded, count)
+        self.instruction, self.problem, last = ids.split((INSTRUCTION, case.prompt, 1))
+        self.pending = last.repeat(case.batch)
+        self.answering = State.allocate(self.decoder, 1, self.room(case.refine, case.answer), self.history(case.answer))
+        self.prompt_seconds = self.prefill_seconds(case.prompt)
+        self.refine_seconds = self.prefill_seconds(case.refine)
+        if case.run == "sampled":
+            fill_synthetic(self.answering, case.seed)
+
+    def room(self, prompt: int, tokens: int) -> int:
+        """Tokens that caches hold: what is decoded, or what checking a rectification takes."""
+        return ceil_div(prompt + max(tokens, self.reach + 1), 64) * 64
+
+    def history(self, tokens: int) -> int:
+        """Tokens of each sequence that are remembered: all in full runs, else what is timed at once."""
+        return max(tokens, self.reach) + 1 if self.case.run == "full" else 2 * self.reach + 1
+
+    def prefill_seconds(self, tokens: int) -> float:
+        """Of a prompt of so many tokens at batch 1; on a GPU the second time, when kernels are compiled."""
+        device = self.bench.device
+        ids = self.problem.repeat(ceil_div(tokens, len(self.problem)))[None, :tokens]
+        seconds = 0.0
+        for _ in range(2 if device.type == "cuda" else 1):
+            self.on_step(f"prefill {tokens}")
+            synchronize(device)
+            start = time.perf_counter()
+            prefill(self.decoder, self.answering, ids)
+            synchronize(device)
+            seconds = time.perf_counter() - start
+        return seconds
+
+    def candidates(self, paged: bool) -> State:
+        """The candidates' caches after the prompt, or full of noise; kept for the methods that follow."""
+        case = self.case
+        if paged not in self._candidates:
+            longest = max(case.lengths)
+            state = allocate(
+                self.decoder, case.batch, case.prompt, self.room(case.prompt, longest), self.history(longest),
+                case.page_size if paged else None,
+            )  # fmt: skip
+            if case.run == "sampled":
+                fill_synthetic(state, case.seed)
+            else:
+                self.store(at_work(state, 1), self.problem)
+                spread_prompt(state, case.prompt)
+            self._candidates[paged] = state
+        return self._candidates[paged]
+
+    def store(self, state: State, ids: Tensor) -> None:
+        """Prefill one sequence beside, and put its keys and values into the state's caches, paged or not."""
+        scratch = State.allocate(self.decoder, 1, len(ids), 1)
+        prefill(self.decoder, scratch, ids[None])
+        for cache, written in zip(state.caches, scratch.caches, strict=True):
+            cache.store(written.k, written.v)
+
+    def layout(self, spec: MethodSpec) -> bool:
+        """Whether the method reads pages: then the candidates share the prompt's. A method that does not has copies."""
+        if self.case.page_size is None:
+            return False
+        state = at_work(self.candidates(True), 1)
+        state.start(self.case.prompt, self.pending[:1])
+        try:
+            layers_of(self.decoder, state, spec)
+        except Unsupported:
+            return False
+        return True
+
+    def place(self, state: State, length: int) -> Place:
+        """Where sequences of so many tokens stand: in full runs what follows is written to, else their last tokens."""
+        return Place(state, length, self.pending[: state.batch], ahead=self.case.run == "full")
+
+    def bind(self, spec: MethodSpec, state: State, length: int, whole: Sequence[Layer] = ()) -> Bound:
+        """Bind a method to sequences of `length` tokens; check it, capture it where it can be.
+
+        Args:
+            whole: layers of all candidates, whose summaries these use; none where these are all.
+
+        Raises:
+            CheckFailed, Unsupported: as `engine.bind`.
+        """
+
+        def adjust(layers: list[Layer]) -> None:
+            if whole:
+                share_summaries(layers, whole)
+
+        return bind(self.decoder, self.place(state, length), spec, sampling=self.case.sampling, adjust=adjust)
+
+    def full(self, spec: MethodSpec, what: str, state: State, prompt: int, script: Sequence[Segment]) -> Timed:
+        """Decode every token of a phase's script; the state's history holds what was written.
+
+        Args:
+            what: the phase in words, for the line of progress.
+            state: of all sequences, after a prompt of so many tokens.
+        """
+        if spec.kind.fixes_length:
+            raise Unsupported("fixes its length when it is bound; candidates grow (--run sampled times it)")
+        bound: dict[int, Bound] = {}
+        for part in script:
+            whole = bound[script[0].active].engine.layers if bound else ()
+            bound[part.active] = self.bind(spec, at_work(state, part.active), prompt, whole)
+        self.place(state, prompt).before(0)
+        torch.manual_seed(self.case.seed)
+        last = script[-1].last
+        seconds = run_in_full(
+            {n: Launch(b.step, b.rectify, b.engine.rectify_every) for n, b in bound.items()}, script,
+            self.bench.device, lambda n: self.on_step(f"{what} of {spec.label}, step {n} of {last}"),
+        )  # fmt: skip
+        check = reduce(Check.worst, (b.check for b in bound.values()))
+        means = tuple(
+            Point(part.active, prompt + part.last, took / part.steps * 1e6)
+            for part, took in zip(script, seconds, strict=True)
+        )
+        return Timed(sum(seconds), last, _tokens(script), last, bound[script[0].active].launch, check, means)
+
+    def sampled(self, spec: MethodSpec, what: str, state: State, prompt: int, script: Sequence[Segment]) -> Timed:
+        """Time whole periods of steps at points of each segment, and integrate over its contexts; as `full`."""
+        plan, device = self.bench.plan, self.bench.device
+        fixed, period, least = spec.kind.fixes_length, spec.period, reach(spec) + 1
+        points: list[Point] = []
+        seconds, launch, check = 0.0, "eager", Check(0.0, 0.0)
+        for part in script:
+            active = at_work(state, part.active)
+            bound: Bound | None = None
+            timed = []
+            for context in contexts(part, prompt, self.case.points):
+                at = max(context, least)
+                self.on_step(f"{what} of {spec.label}, {part.active} at {at} tokens")
+                if bound is None or fixed:
+                    bound = self.bind(spec, active, at if fixed else max(prompt + part.last, least))
+                    check, launch = check.worst(bound.check), bound.launch
+                place = self.place(active, at)
+                place.before(period)
+                time_decoding(bound.step, bound.rectify, period, device, periods=1)
+                timing = time_decoding(
+                    bound.step, bound.rectify, period, device, restart=lambda place=place: place.before(period),  # type: ignore[misc]
+                    periods=plan.periods, seconds=plan.seconds,
+                )  # fmt: skip
+                timed.append(Point(part.active, context, timing.mean_us))
+            seconds += integrate(part, timed)
+            points += timed
+            bound = None
+            release(device)
+        return Timed(seconds, script[-1].last, _tokens(script), len(points), launch, check, tuple(points))
+
+    def refine_prompt(self, state: State) -> Tensor:
+        """Instruction, problem, and what each candidate wrote last: its summary; the longest one first."""
+        case = self.case
+        longest_first = sorted(case.lengths, reverse=True)
+        summaries = [state.history[n - case.summary : n, b] for b, n in enumerate(longest_first)]
+        return torch.cat((self.instruction, self.problem, *summaries))
+
+    def measure(self, spec: MethodSpec) -> Iterator[Row]:
+        """Rows of one method: each phase, the prefills, the whole way to the answer; points where they were timed."""
+        case, device = self.case, self.bench.device
+        reader = ClockReader(device)
+        self.on_step(f"check {spec.label}")
+        paged = self.layout(spec)
+        state = self.candidates(paged)
+        states = [reader.read()]
+        decode = self.full if case.run == "full" else self.sampled
+        first = decode(spec, "candidates", state, case.prompt, self.script)
+        if case.run == "full":
+            self.store(self.answering, self.refine_prompt(state))
+        release(device)
+        second = decode(spec, "answer", self.answering, case.refine, [Segment(1, 0, case.answer)])
+        states.append(reader.read())
+        clocks = clock_columns(states)
+        a = {"context": case.prompt + max(case.lengths), "paged": paged}
+        b = {"context": case.refine + case.answer, "paged": False, "batch": 1}
+        yield self.timed_row(spec, "candidates", first, **clocks, **a)
+        yield self.timed_row(spec, "refine", second, **clocks, **b)
+        whole = Timed(
+            self.prompt_seconds + first.seconds + self.refine_seconds + second.seconds, first.steps + second.steps,
+            first.tokens + second.tokens, first.samples + second.samples, first.launch,
+            first.check.worst(second.check),
+        )  # fmt: skip
+        yield self.timed_row(spec, "answer", whole, **clocks, paged=paged)
+        for tokens, seconds in ((case.prompt, self.prompt_seconds), (case.refine, self.refine_seconds)):
+            yield self.row(
+                spec, stage="prefill", context=tokens, batch=1, metric="seconds", value=digits(seconds), status="ok"
+            )
+        for timed, stage, pages in ((first, "candidates", paged), (second, "refine", False)):
+            for point in timed.points:
+                yield self.row(
+                    spec, stage=f"{stage}_step", context=point.context, batch=point.active, paged=pages,
+                    median_us=digits(point.step_us), mean_us=digits(point.step_us), launch=timed.launch,
+                    tokens_per_s=digits(point.active / point.step_us * 1e6), status="ok",
+                )  # fmt: skip
+
+    def timed_row(self, spec: MethodSpec, stage: str, timed: Timed, **columns: Any) -> Row:
+        """`mean_us` is of a step of the phase, and of `answer` the whole time."""
+        mean = timed.seconds * 1e6 / (1 if stage == "answer" else timed.steps)
+        return self.row(
+            spec, stage=stage, launch=timed.launch, cache_state="cold", fixed_length=spec.kind.fixes_length,
+            n_samples=timed.samples, median_us=digits(mean), mean_us=digits(mean), metric="seconds",
+            value=digits(timed.seconds), tokens_per_s=digits(timed.tokens / timed.seconds), **timed.check.columns(),
+            **columns,
+        )  # fmt: skip
+
+
+def _tokens(script: Sequence[Segment]) -> int:
+    return sum(part.active * part.steps for part in script)
+
+
+def memory_bytes(case: GsrCase) -> int:
+    """What the case needs at least: weights, both layouts of the candidates' caches, the answer's, work space."""
+    config = case.config
+    embedding = 0 if config.tied_head else config.head_parameters * element_bytes(case)
+    candidates = 2 * kv_bytes(case, case.prompt + max(case.lengths))
+    answer = kv_bytes(case, case.refine + case.answer) // case.batch
+    return weight_bytes(case) + embedding + config.layers * (candidates + answer) + SCRATCH_BYTES
+
+
+def run_case(case: GsrCase, specs: Sequence[MethodSpec], bench: Bench, on_step: Report = lambda _: None) -> list[Row]:
+    """Both phases with every method of `specs`; a method that fails costs its own rows alone."""
+    run = GsrRun(case, specs, bench, on_step)
+    rows = run_methods(run, specs, bench, lambda able: too_large(memory_bytes(case), bench.device))
+    for stage in STAGES:
+        rows = with_speedups(rows, step_us, (stage,), stage)
+    return rows

@@ -1,0 +1,172 @@
+"""The quality suite's measuring: what dense decoding says to a text, then every method fed the same tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from ..core.bench import Bench, Report, RowMaker
+from ..core.metrics import loss_of, step_metrics
+from ..core.rows import Row, digits
+from ..core.spec import MethodSpec, dense_here, make_spec
+from ..engine.bind import Bound, Place, bind
+from ..engine.case import capacity
+from ..engine.engine import State
+from ..engine.loader import Loader, prompt_ids
+from ..engine.methods import chunk_rows, run_methods
+from ..engine.prompt import prefill
+from ..engine.sampling import Sampling
+from .cases import QualityCase
+from .forced import Forced, Reference, record_dense, run_forced
+from .parallel import dense_parallel, run_parallel
+
+BUCKET = 32  # steps that a row is the mean of
+OWN = Sampling(temperature=0.6, top_p=0.9)  # of the dense model's own continuation
+
+
+class InHand:
+    """The case that was prepared last, for those of its methods that come later (`Bench.held`)."""
+
+    run: QualityRun | None = None
+
+
+class QualityRun:
+    """One case in hand."""
+
+    specs: list[MethodSpec]
+    row: RowMaker
+
+    def __init__(self, case: QualityCase, bench: Bench) -> None:
+        self.case, self.bench = case, bench
+        self.dense = make_spec(dense_here(bench.device))
+
+    def begin(self, on_step: Report) -> None:
+        """Some methods of the case are to be measured, the first or further ones."""
+        self.on_step, self.row = on_step, RowMaker(self.case, self.bench, "forced")
+
+    def prepare(self, loader: Loader) -> None:
+        """Load the model, prefill the texts, settle which tokens are fed after them; the last two once a case."""
+        case, in_hand = self.case, self.bench.held(InHand)
+        if in_hand.run is not self:
+            in_hand.run = None  # another case's state and references
+        self.on_step("model")
+        loaded = loader.model(case, chunk_rows(case.batch, self.specs), self.bench.device)
+        if in_hand.run is self:
+            return
+        decoder = self.decoder = loaded.decoder
+        length = case.context + 1
+        text = prompt_ids(loaded, case.batch * length).view(case.batch, length)
+        self.state = State.allocate(decoder, case.batch, capacity(case), case.steps + 1)
+        prefill(
+            decoder, self.state, text[:, : case.prompt],
+            on_tokens=lambda n: self.on_step(f"prefill {n} of {case.prompt}"),
+        )  # fmt: skip
+        self.tokens = text[:, case.prompt :]
+        self.references: dict[bool, Reference] = {}  # by whether it was recorded step by step
+        self.dense_launch = {False: "parallel"}
+        self.sampled: Reference | None = None  # dense's own continuation, recorded step by step
+        if case.source == "own":
+            self.sampled = self.record(self.tokens[:, 0], None)
+            self.tokens = self.sampled.tokens
+        in_hand.run = self
+
+    def is_stepwise(self, spec: MethodSpec) -> bool:
+        """Whether a method decodes step by step here: it was asked for, or the method has no other form."""
+        return self.case.stepwise or spec.kind.ranks_by is None
+
+    def reference(self, stepwise: bool) -> Reference:
+        """What dense decoding says to the fed tokens, computed as the method is that it is compared with."""
+        if stepwise not in self.references:
+            self.references[stepwise] = self._reference(stepwise)
+        return self.references[stepwise]
+
+    def _reference(self, stepwise: bool) -> Reference:
+        if not stepwise:
+            return dense_parallel(self.decoder, self.state, self.case.prompt, self.tokens, self.on_step)
+        return self.record(self.tokens[:, 0], self.tokens) if self.sampled is None else self.sampled
+
+    def record(self, first: Tensor, tokens: Tensor | None) -> Reference:
+        """Dense decoding step by step, fed `tokens`, or what it samples itself."""
+        case = self.case
+        bound = self.bind(self.dense, Sampling() if tokens is not None else OWN)
+        self.dense_launch[True] = bound.launch
+        torch.manual_seed(case.seed)
+        return record_dense(
+            bound.engine, bound.step, case.prompt, first, tokens, case.steps,
+            lambda n: self.on_step(f"dense, step {n} of {case.steps}"),
+        )  # fmt: skip
+
+    def bind(self, spec: MethodSpec, sampling: Sampling | None = None) -> Bound:
+        """A method on the prefilled caches, checked; graphs on a GPU. Raises CheckFailed, Unsupported."""
+        first = torch.ones(self.case.batch, dtype=torch.int64, device=self.bench.device)
+        place = Place(self.state, self.case.prompt, first, ahead=True)
+        return bind(self.decoder, place, spec, sampling=sampling, longest_period=self.case.steps)
+
+    def force(self, spec: MethodSpec) -> tuple[Forced, str]:
+        """Feed a method the tokens; how it was run."""
+        case, stepwise = self.case, self.is_stepwise(spec)
+        reference = self.reference(stepwise)
+        if not stepwise:
+            return run_parallel(self.decoder, self.state, spec, case.prompt, reference, self.on_step), "parallel"
+        bound = self.bind(spec)
+        forced = run_forced(
+            bound.engine, bound.step, bound.rectify, case.prompt, reference,
+            lambda n: self.on_step(f"{spec.label}, step {n} of {case.steps}"),
+        )  # fmt: skip
+        return forced, bound.launch
+
+    def stretches(self) -> Iterator[tuple[slice, dict[str, int]]]:
+        """Steps that a row is the mean of, and what the row says of them."""
+        for first in range(0, self.case.steps, BUCKET):
+            end = min(first + BUCKET, self.case.steps)
+            yield slice(first, end), {"step": end, "n_samples": (end - first) * self.case.batch}
+
+    def measure(self, spec: MethodSpec) -> Iterator[Row]:
+        """Rows of one method: every metric over stretches of steps, and of all steps by layer and head."""
+        forced, launch = self.force(spec)
+
+        def row(metric: str, value: float, places: int = 6, **columns: int) -> Row:
+            return self.row(
+                spec, metric=metric, value=digits(value, places), status="ok", launch=launch, **(whole | columns)
+            )
+
+        whole = {"step": self.case.steps, "n_samples": self.case.steps * self.case.batch}
+        for span, columns in self.stretches():
+            for metric in step_metrics():
+                average = metric.average(forced.values[metric.name][span].double())
+                yield row(metric.name, float(average), **columns)
+        for i, value in enumerate(forced.kv_error.tolist()):
+            yield row("kv_error", value, layer=i)
+        for i, heads in enumerate([] if forced.recall is None else forced.recall.tolist()):
+            for head, value in enumerate(heads):
+                yield row("recall", value, 4, layer=i, head=head)
+        for name, value in forced.whole.items():
+            yield row(name, value)
+
+    def dense_rows(self) -> Iterator[Row]:
+        """What dense decoding itself scores: its loss on the tokens that it was fed."""
+        for stepwise, reference in self.references.items():
+            following = reference.tokens[:, 1:].t()  # [steps, B]
+            for span, columns in self.stretches():
+                logits = reference.logits[span].flatten(0, 1).float().log_softmax(-1)
+                loss = float(loss_of(logits, following[span].flatten()).double().mean())
+                launch = self.dense_launch[stepwise]
+                yield self.row.bare(
+                    self.dense, metric="loss", value=digits(loss), status="ok", launch=launch, **columns
+                )
+
+
+def run_case(
+    case: QualityCase, specs: Sequence[MethodSpec], bench: Bench, on_step: Report = lambda _: None
+) -> list[Row]:
+    """Feed every method of `specs` the same tokens; a method that fails costs its own rows alone.
+
+    The case stays prepared in `bench` for further methods of it.
+    """
+    run = bench.held(InHand).run
+    if run is None or run.case != case:
+        run = QualityRun(case, bench)
+    run.begin(on_step)
+    return run_methods(run, specs, bench, shared=run.dense_rows)
