@@ -3,7 +3,8 @@
 Everything that a kernel must not read is NaN (tokens past a sequence's length, split results before they are
 written), everything that it must write is NaN beforehand.
 
-Run as a script, without TRITON_INTERPRET, it cross-compiles the kernels for sm_90 and prints their resources as JSON.
+Run as a script, without TRITON_INTERPRET, it cross-compiles the kernels for sm_90 and prints as JSON what they take and
+how wide the products are that become addresses.
 """
 
 from __future__ import annotations
@@ -285,7 +286,16 @@ def record_variants(capacity: int = 256 * 1024, sm_count: int = 132) -> list[Lau
     return launches
 
 
-if __name__ == "__main__":
-    from resa_bench.profiling.resources import as_records
+def of_attention(launch: Launch) -> bool:
+    """Whether a launch's kernel reads or writes caches, summaries, lists or split results."""
+    return launch.kernel.fn.__module__.startswith("resa_bench.kernels.attention.")
 
-    print(json.dumps(as_records(record_variants())))
+
+if __name__ == "__main__":
+    from kernel_offsets import products_of
+    from resa_bench.profiling.resources import _signature, as_records
+
+    launches = record_variants()
+    different = {repr((launch.name, _signature(launch))): launch for launch in launches if of_attention(launch)}
+    products = {(launch.name, *product) for launch in different.values() for product in products_of(launch)}
+    print(json.dumps({"resources": as_records(launches), "products": sorted(products)}))

@@ -14,6 +14,7 @@ import kernel_cases
 import pytest
 import torch
 from kernel_cases import DEVICE, VARIANTS, kernel_modules, kernel_names, run_variants
+from kernel_offsets import Definitions
 
 SPILLS = {"_int4_small_kernel": 16}  # bytes, Triton 3.6: the gate and up product of 16 rows, tuned with them
 SHARED_LIMIT = 227 * 1024  # bytes a program may use on sm_90
@@ -39,8 +40,8 @@ def test_every_kernel_is_known() -> None:
 
 
 @pytest.fixture(scope="module")
-def cross_compiled() -> list[dict[str, Any]]:
-    """Resources by a process of its own: under the interpreter's setting a kernel cannot be compiled."""
+def compiled() -> dict[str, Any]:
+    """By a process of its own: under the interpreter's setting a kernel cannot be compiled."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(
         [sys.executable, Path(kernel_cases.__file__)], env=environment, capture_output=True, text=True, check=False
@@ -49,8 +50,9 @@ def cross_compiled() -> list[dict[str, Any]]:
     return json.loads(done.stdout)
 
 
-def test_cross_compiled_kernels_do_not_spill(cross_compiled: list[dict[str, Any]]) -> None:
+def test_cross_compiled_kernels_do_not_spill(compiled: dict[str, Any]) -> None:
     """Qwen2.5-7B's heads at 256K tokens: block sizes, policies, head dims and paging as in `VARIANTS`."""
+    cross_compiled = compiled["resources"]
     assert {record["kernel"] for record in cross_compiled} == kernel_names()
     assert len(cross_compiled) >= 20
     spilling = [record for record in cross_compiled if record["spill_bytes"] != 0]
@@ -59,6 +61,45 @@ def test_cross_compiled_kernels_do_not_spill(cross_compiled: list[dict[str, Any]
         assert 0 < record["registers"] <= 255, record
         assert record["registers"] * 32 * record["num_warps"] <= 65536, record
         assert record["shared_bytes"] <= SHARED_LIMIT, record
+
+
+def test_addresses_are_computed_in_64_bits(compiled: dict[str, Any]) -> None:
+    """No product of an attention kernel wraps at 2^31 before it becomes an address."""
+    products = compiled["products"]
+    assert {name for name, _, _ in products} == {
+        name
+        for module in kernel_modules()
+        for name in vars(module)
+        if module.__name__.startswith("resa_bench.kernels.attention.") and name in kernel_names()
+    }
+    assert [product for *product, narrow in products if narrow] == []
+
+
+NARROW = """
+    %batch = tt.get_program_id y : i32
+    %row = tt.load %lists : tensor<64x!tt.ptr<i32>>
+    %stride = tt.splat %k_stride : i32 -> tensor<64xi32>
+    %block = arith.muli %row, %cst : tensor<64xi32>
+    %cst = arith.constant dense<16> : tensor<64xi32>
+    {product}
+    %wide = arith.extsi %offset : tensor<64xi32> to tensor<64xi64>
+    %at = tt.addptr %k, %wide : tensor<64x!tt.ptr<f16>>, tensor<64xi64>
+"""
+
+
+@pytest.mark.parametrize(
+    ("product", "narrow"),
+    [
+        ("%offset = arith.muli %row, %stride : tensor<64xi32>", [True]),
+        ("%offset = arith.muli %cst, %stride : tensor<64xi32>", [True]),
+        ("%offset = arith.muli %row, %batch : tensor<64xi32>", [True]),
+        ("%offset = arith.muli %row, %stride : tensor<64xi64>", [False]),
+        ("%offset = arith.addi %block, %row : tensor<64xi32>", [False]),
+        ("%offset = arith.divsi %row, %stride : tensor<64xi32>", []),
+    ],
+)
+def test_narrow_products_are_found(product: str, narrow: list[bool]) -> None:
+    assert [found for _, found in Definitions(NARROW.format(product=product)).products()] == narrow
 
 
 @pytest.mark.gpu

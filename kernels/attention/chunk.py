@@ -97,11 +97,13 @@ class TritonChunk(ChunkKernel):
 
     @classmethod
     def unavailable(cls, shape: AttentionShape, dtype: torch.dtype, device: torch.device, cache: KVCache) -> str | None:
+        """Why Triton kernels cannot run here or take this dtype, or None."""
         takes = kernel_dtypes()
         named = [str(x).removeprefix("torch.") for x in (dtype, *takes)]
         return can_run_on(device) or (None if dtype in takes else f"got {named[0]}, takes {', '.join(named[1:])}")
 
     def bind(self, cache: KVCache, shape: AttentionShape, chunk: ChunkTensors) -> Callable[[], None]:
+        """The call that fills `chunk.out`; its room for split results is made now and kept."""
         batch, tokens, heads, dim = chunk.q.shape
         key = batch * tokens * heads, dense_splits(shape, tokens, cache.capacity, cache.device)
         if key not in self._partials:
@@ -123,9 +125,11 @@ class TorchChunk(ChunkKernel):
 
     @classmethod
     def unavailable(cls, shape: AttentionShape, dtype: torch.dtype, device: torch.device, cache: KVCache) -> str | None:
+        """A paged cache is not taken; None for others."""
         return "takes contiguous caches only, got a paged one" if cache.paged else None
 
     def bind(self, cache: KVCache, shape: AttentionShape, chunk: ChunkTensors) -> Callable[[], None]:
+        """The call that fills `chunk.out`."""
         return lambda: dense_chunk_torch(cache, chunk)
 
 

@@ -128,7 +128,7 @@ def _dense_kernel(
         cache_outer_stride, cache_token_stride, table_stride, pages, D, TILE, PAGE, PAGED, True, CAST_FP32, 1,
     )  # fmt: skip
 
-    out_row = strided(batch * q_tokens + q_token, kv_heads * G) + head
+    out_row = (strided(batch, q_tokens) + q_token) * (kv_heads * G) + head
     store_partial(partial, partial_lse, out_row, row_valid, split, splits, m, total, acc, D)
 
 

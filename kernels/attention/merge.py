@@ -28,11 +28,13 @@ class Partials:
 
     @classmethod
     def allocate(cls, rows: int, splits: int, head_dim: int, device: torch.device | str) -> Partials:
+        """Room for `rows` rows of `head_dim`, each in so many splits; not filled."""
         out = torch.empty(rows, splits, head_dim, dtype=torch.float32, device=device)
         return cls(out, torch.empty(rows, splits, dtype=torch.float32, device=device))
 
     @property
     def splits(self) -> int:
+        """Results a row."""
         return self.lse.shape[1]
 
     def check(self, rows: int, head_dim: int, device: torch.device) -> None:

@@ -60,6 +60,7 @@ class Ring:
 
     @property
     def slots(self) -> int:
+        """w: tokens a sequence that the ring remembers."""
         return self.out.shape[1]
 
     def check(self, shape: AttentionShape, cache: KVCache, blocks: int, tokens: int) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..binding import check_cache, check_step
 from ..cache import KVCache
 from ..config import AttentionShape
 from ..launch import can_run_on
@@ -24,11 +25,18 @@ class FusedLayer(SparseLayer):
     """One layer whose step is a single stage."""
 
     def stages(self, step: StepTensors) -> tuple[Stage, ...]:
+        """The whole step as one stage.
+
+        Raises:
+            TypeError, ValueError: a tensor of the step of the wrong dtype, shape, device or strides.
+        """
+        check_step(step, self.cache, self.shape.q_heads)
         assert self.summaries is not None
         run = bind(step, self.cache, self.summaries, self.work, self.config)
         return (Stage(STAGE, run, blocks=self.config.selected),)
 
     def traffic(self) -> dict[str, Traffic]:
+        """Floor of the one stage: that of the whole step (synchronises)."""
         parts = super().traffic()
         return {STAGE: parts["total"], "total": parts["total"]}
 
@@ -44,6 +52,7 @@ class ResaFused(Resa):
 
     @classmethod
     def unavailable(cls, shape: AttentionShape, dtype: torch.dtype, device: torch.device) -> str | None:
+        """Why the fused step cannot run here: no such GPU, or nothing to compile it with. None if it can."""
         if device.type != "cuda":
             return f"needs a CUDA device, got {device.type}"
         if torch.cuda.get_device_capability(device) < MIN_CAPABILITY:
@@ -51,6 +60,13 @@ class ResaFused(Resa):
         return can_run_on(device) or compiler.unavailable()
 
     def prepare(self, cache: KVCache) -> BlockSparseLayer:
+        """Bind to a layer's cache, as `resa` does.
+
+        Raises:
+            Unsupported: settings that the fused step does not serve, or more rows than run at once.
+            TypeError, ValueError: not a cache of this method's shape, dtype and device (`check_cache`).
+        """
+        check_cache(cache, self.shape, self.dtype, self.device)
         reason = unsupported(self.shape, self.config, cache.dtype)
         if reason:
             raise Unsupported(reason)
