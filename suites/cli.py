@@ -100,7 +100,8 @@ def choose_device(name: str | None) -> torch.device:
         return device
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if (device.index or 0) >= count:
-        raise ValueError(f"device: {name} was asked for, but torch finds {count or 'no'} GPUs here")
+        there = {0: "no GPU", 1: "one GPU"}.get(count, f"{count} GPUs")
+        raise ValueError(f"device: {name} was asked for, but torch finds {there} here")
     return torch.device("cuda", device.index or 0)
 
 

@@ -51,7 +51,7 @@ def test_a_method_and_a_figure_of_micro(tmp_path: Path) -> None:
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of a family that the package does not know: Llama's weights under Mistral's name."""
     folder = tmp_path_factory.mktemp("checkpoints") / "tiny-mistral"
-    make_model("llama").save_pretrained(folder)
+    make_model("llama-llama3").save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text()) | {"model_type": "mistral", "sliding_window": None}
     (folder / "config.json").write_text(json.dumps(config))
     return folder

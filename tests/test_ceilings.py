@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from kernel_cases import DEVICE
 from resa_bench.profiling import ceilings as module
 from resa_bench.profiling.ceilings import HEADROOM, Ceilings, Verdict, measure_ceilings
 from resa_bench.profiling.streaming import PATTERNS, ReadPattern, stream, stream_reference
@@ -115,8 +116,8 @@ def test_the_ceilings_of_a_case_are_those_of_its_fastest_row() -> None:
 
 @pytest.mark.parametrize("pattern", [ReadPattern(16, 4, 1), ReadPattern(64, 1, 2)], ids=lambda pattern: pattern.name)
 def test_the_reading_kernel_reads_every_word(pattern: ReadPattern) -> None:
-    words = torch.randint(-(2**31), 2**31 - 1, (3 * pattern.words,), dtype=torch.int32)
-    sums = torch.zeros(3, dtype=torch.int32)
+    words = torch.randint(-(2**31), 2**31 - 1, (3 * pattern.words,), dtype=torch.int32, device=DEVICE)
+    sums = torch.zeros(3, dtype=torch.int32, device=DEVICE)
     stream(words, sums, pattern)
     assert torch.equal(sums, stream_reference(words, 3))
 

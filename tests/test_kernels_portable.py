@@ -229,9 +229,9 @@ def test_refreshing_touches_the_blocks_of_the_last_tokens(tokens: int | None, ki
         part = slice(first, -(-length // 16))
         if kind == "minmax":
             assert torch.equal(found[:, part], wanted[:, part])
-        torch.testing.assert_close(
-            found[:, part], wanted[:, part], **({"rtol": 2.0**-3, "atol": 2.0**-9} if kept_in else {})
-        )
+        # a mean that falls between two numbers of the cache's dtype may be rounded to either
+        rtol, atol = (2.0**-3, 2.0**-9) if kept_in else (torch.finfo(DTYPE).eps, 1e-5)
+        torch.testing.assert_close(found[:, part], wanted[:, part], rtol=rtol, atol=atol)
 
 
 @pytest.mark.usefixtures("no_kernels")

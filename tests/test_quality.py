@@ -42,7 +42,7 @@ CASE = QualityCase("tiny", TINY, prompt=300, steps=72)
 SPARSE = SparseConfig(active_ratio=0.1, min_blocks=2)
 
 
-KINDS = ("drift", "recall", "methods")  # of figures
+KINDS = ("drift", "methods", "recall")  # of figures
 NEVER = 1000  # a period that is over no run here: sparse steps alone, on the portable path under the interpreter, too
 
 
