@@ -258,8 +258,8 @@ def test_table_and_figure(rows: list[Row], tmp_path: Path) -> None:
     words = drawn[1].read_text()
     for name in (
         "drift from dense decoding",
-        "resa-torch b16 r0.1 f1000",
-        "resa-torch b16 r0.1 f1",
+        "ReSA (torch) b16 r0.1 f1000",
+        "ReSA (torch) b16 r0.1 f1",
         "steps since prefill",
     ):
         assert name in words

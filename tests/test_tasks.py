@@ -447,7 +447,7 @@ def test_tables(models: Loader, tmp_path: Path) -> None:
     drawn = draw_all([tmp_path / "tasks.jsonl"], tmp_path)
     assert [p.name for p in drawn] == ["tasks-tiny.png", "tasks-tiny.svg"]
     words = drawn[1].read_text()
-    for name in ("still equal to dense", "values copied exactly", "needles found", "resa-torch b16 r1 f8"):
+    for name in ("still equal to dense", "values copied exactly", "needles found", "ReSA (torch) b16 r1 f8"):
         assert name in words
 
 

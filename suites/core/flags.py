@@ -64,10 +64,11 @@ class Flag:
             return
         common |= {"choices": self.choices or None, "nargs": "+" if self.many else None}
         common |= {"metavar": self.metavar} if self.metavar else {}
-        group.add_argument(*self.names, type=_typed(self.kind), **common)
+        group.add_argument(*self.names, type=argument(self.kind), **common)
 
 
-def _typed(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+def argument(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    """A kind for argparse, which shows its message."""
     def convert(word: str) -> Any:
         try:
             return kind(word)
