@@ -128,7 +128,8 @@ def _dense_kernel(
         cache_outer_stride, cache_token_stride, table_stride, pages, D, TILE, PAGE, PAGED, True, CAST_FP32, 1,
     )  # fmt: skip
 
-    out_row = (strided(batch, q_tokens) + q_token) * (kv_heads * G) + head
+    first_row = (strided(batch, q_tokens) * kv_heads + kv_head) * G  # of 64 bits, one for all rows: no spill
+    out_row = first_row + strided(q_token, kv_heads * G) + row % G
     store_partial(partial, partial_lse, out_row, row_valid, split, splits, m, total, acc, D)
 
 

@@ -69,6 +69,7 @@ class Flag:
 
 def argument(kind: Callable[[str], Any]) -> Callable[[str], Any]:
     """A kind for argparse, which shows its message."""
+
     def convert(word: str) -> Any:
         try:
             return kind(word)

@@ -32,6 +32,7 @@ class Setting:
     top_p: float
     max_tokens: int
     seed: int
+    model_fingerprint: str | None = None  # of the checkpoint's files; a name alone does not tell two models apart
 
     @property
     def slug(self) -> str:

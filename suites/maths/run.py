@@ -11,7 +11,7 @@ import torch
 from ...kernels import Unsupported
 from ..core.spec import MethodSpec
 from ..engine.bind import Place, bind
-from ..engine.case import ModelCase, check_counts, check_types
+from ..engine.case import ModelCase, check_counts, check_types, fingerprint_of
 from ..engine.engine import State
 from ..engine.loader import Loader, release
 from ..engine.methods import chunk_rows
@@ -63,7 +63,7 @@ class MathsCase(ModelCase):
         return Setting(
             model=self.config.name, dtype=self.dtype, weights=self.weights, prompt=self.prompt,
             temperature=self.sampling.temperature, top_p=self.sampling.top_p, max_tokens=self.max_tokens,
-            seed=self.seed,
+            seed=self.seed, model_fingerprint=fingerprint_of(self.model),
         )  # fmt: skip
 
     @property
@@ -75,7 +75,8 @@ class MathsCase(ModelCase):
 def encode(problems: Sequence[Problem], loaded: LoadedModel, style: str) -> dict[Problem, list[int]]:
     """Every problem's prompt. Raises ValueError for a model without tokenizer or template."""
     if loaded.tokenizer is None:
-        raise ValueError(f"the model ({loaded.source}) has no tokenizer, so that it cannot be asked")
+        why = f": {loaded.no_tokenizer}" if loaded.no_tokenizer else ""
+        raise ValueError(f"the model ({loaded.source}) has no tokenizer, so that it cannot be asked{why}")
     tokenizer = loaded.tokenizer
     return {problem: prompt_ids(tokenizer, problem.text, style) for problem in problems}
 
