@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from ...kernels.fused.method import STAGE as FUSED  # the whole sparse step in one kernel: named by its parts
+from ...kernels.fused import method as fused
 
 ATTENTION = ("append", "score", "select", "attend", "merge")
 ORDER = ("project", *ATTENTION, "rectify", "ffn", "head", "sample", "other", "gap")
 """Stages in the order of a step."""
+FUSED = fused.STAGE
+"""The whole sparse step in one kernel: named by its parts."""
 HEADINGS = {FUSED: "one kernel"}
 """Of stages with a long name."""
 WHOLE_STEPS = ("total", "total_amortised")
