@@ -75,6 +75,7 @@ def test_subcommands_exist() -> None:
         assert stop.value.code == 0
 
 
+@pytest.mark.slow
 @pytest.mark.commands
 def test_bench_command_leaves_rows_table_and_plots(tmp_path: Path) -> None:
     """The README's first command, short, with what is installed here."""
@@ -97,6 +98,7 @@ def test_bench_command_leaves_rows_table_and_plots(tmp_path: Path) -> None:
     assert {p.suffix for p in (tmp_path / "plots").iterdir()} == {".png", ".svg"}
 
 
+@pytest.mark.slow
 @pytest.mark.commands
 def test_tests_command_collects() -> None:
     done = subprocess.run(

@@ -536,7 +536,7 @@ def test_rows_of_the_suites(monkeypatch: pytest.MonkeyPatch, portable: None) -> 
         text = Console(record=True, width=200, file=io.StringIO())
         text.print(case_table(case.slug, mine))
         assert f"{seen:.2f}x" in text.export_text()
-    assert [spec.label for spec in specs] == ["retro b16 w2", "retro b16 w4"]
+    assert [spec.label for spec in specs] == ["retro b16 r0.25 w2", "retro b16 r0.25 w4"]
     decode_case = DecodeCase("tiny", TINY, 1, 192, "fp32", "fp32")
     one, two = (plan_costs(decode_case, spec) for spec in specs)
     assert two.flops > one.flops
