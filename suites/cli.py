@@ -33,7 +33,7 @@ Given = dict[str, Any]
 
 BENCH_EXAMPLES = """examples:
   resa-bench bench                                     kernels (`micro`), then decoding (`decode`): default lists
-  resa-bench bench --quick                             both in about a minute
+  resa-bench bench --quick                             both in under two minutes
   resa-bench bench --only decode                       one half
   resa-bench bench --context 64K 256K --batch 4        these cases in both
 
