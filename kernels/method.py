@@ -119,7 +119,7 @@ class Layer(ABC):
 
     @property
     def chunk_kernel(self) -> str | None:
-        """Name of the kernel (kernels/attention/chunk.py) that attends in rectification; None for methods without one."""
+        """The kernel (attention/chunk.py) that rectification attends with; None for methods without one."""
         return None
 
     @property

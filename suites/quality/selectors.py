@@ -41,7 +41,7 @@ def summarise(keys: Tensor, valid: Tensor | None, kind: str, dtype: torch.dtype)
 
 
 def slots(queries: Tensor, config: SparseConfig) -> Tensor:
-    """Query slots `[Hkv, R, 1 or G, 2 D]` of queries `[Hkv, R, G, D]` under the GQA policy (kernels/attention/scores.py)."""
+    """Query slots `[Hkv, R, 1 or G, 2 D]` of queries `[Hkv, R, G, D]` under the GQA policy (attention/scores.py)."""
     if config.gqa_policy == "group-mean":
         queries = queries.mean(2, keepdim=True)
     query = query_slots(queries.float(), config.summary_kind, config.spread_weight)
