@@ -15,10 +15,11 @@ from ..core.bench import clock_columns
 from ..core.failure import CheckFailed
 from ..core.rows import Row, digits
 from ..core.spec import MethodSpec, resa_here
+from ..core.work import NOTHING, Work
 from ..decode.run import CaseRun
 from ..engine.bind import Bound, can_capture, layers_of
 from ..engine.checks import MODEL_TOLERANCE, check_attention, check_rectified, relative_distance
-from ..engine.costs import Costs, dense_attention, weight_traffic
+from ..engine.costs import dense_attention, weight_traffic
 from ..engine.loader import release
 from ..engine.measure import Timing, time_decoding
 from .cases import ReplayCase
@@ -28,13 +29,13 @@ from .replay import REPLAYED, ReplayedEngine
 ROUNDS = 16  # of a period; the context is set back between periods, so that all end near it
 
 
-def round_costs(step: Traffic, verified: Traffic, drafts: int, yielded: float) -> Costs:
+def round_work(step: Traffic, verified: Traffic, drafts: int, yielded: float) -> Work:
     """What a token takes where a round of sparse steps and one dense pass yields so many of each sequence."""
 
     def share(traffic: Traffic, times: float) -> Traffic:
         return Traffic(int(traffic.bytes * times / yielded), int(traffic.flops * times / yielded))
 
-    return Costs(share(step, drafts), Traffic(0), share(verified, 1), 1)
+    return Work(share(step, drafts), share(verified, 1))
 
 
 def verification(case: ReplayCase, drafts: int) -> Traffic:
@@ -81,12 +82,12 @@ class ReplayRun(CaseRun):
         states.append(reader.read())
         yielded = 1 + acceptance.mean
         self.state.lengths.fill_(case.context)
-        attention = sum((layer.traffic()["total"] for layer in bound.engine.layers), Traffic(0))
+        attention = sum((layer.traffic()["total"] for layer in bound.engine.layers), NOTHING)
         weights = replace(weight_traffic(case, case.batch), bytes=self.decoder.weight_bytes)
-        costs = round_costs(weights + attention, verification(case, engine.drafts), engine.drafts, yielded)
+        work = round_work(weights + attention, verification(case, engine.drafts), engine.drafts, yielded)
         replayed = {"accepted_length": digits(acceptance.mean), "selection_pattern": "replayed"}
         total = self.total(
-            bound, by_token(timing, yielded), costs, clock_columns(states), bound.launch, **replayed,
+            bound, by_token(timing, yielded), work, clock_columns(states), bound.launch, **replayed,
             peak_memory_bytes=torch.cuda.max_memory_allocated(device) if cuda else None,
         )  # fmt: skip
         reason = "; ".join(filter(None, (acceptance.source, total.reason)))
