@@ -228,7 +228,7 @@ def test_a_wrong_rectification_gets_no_time(bench: Bench) -> None:
 
     row = only(run_case(TINY, [MethodSpec("unrectified", SPARSE)], bench), method="unrectified")
     assert (row.status, row.block_size) == ("failed", 16)
-    assert str(row.reason).startswith("check: rectified token 0: off by")
+    assert str(row.reason).startswith("check: rectified token 0, sequence 0: off by")
 
 
 @pytest.mark.usefixtures("registry")

@@ -203,7 +203,7 @@ class GsrRun:
         plan, device = self.bench.plan, self.bench.device
         fixed, period, least = spec.kind.fixes_length, spec.period, reach(spec) + 1
         points: list[Point] = []
-        seconds, launch, check = 0.0, "eager", Check(0.0, 0.0)
+        seconds, launch, check = 0.0, "eager", Check()
         for part in script:
             active = at_work(state, part.active)
             bound: Bound | None = None

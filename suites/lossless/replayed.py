@@ -18,7 +18,7 @@ from ..core.spec import MethodSpec, resa_here
 from ..core.work import NOTHING, Work
 from ..decode.run import CaseRun
 from ..engine.bind import Bound, can_capture, layers_of
-from ..engine.checks import MODEL_TOLERANCE, check_attention, check_rectified, relative_distance
+from ..engine.checks import MODEL_TOLERANCE, check_attention, check_rectification, relative_distance
 from ..engine.costs import dense_attention, weight_traffic
 from ..engine.loader import release
 from ..engine.measure import Timing, time_decoding
@@ -137,7 +137,7 @@ class ReplayRun(CaseRun):
         self.place.before(1)
         check = check_attention(engine.engine, {0, case.config.layers - 1})
         self.place.after(rows)
-        check_rectified(engine.engine, None)
+        check_rectification(engine.engine, None)
         if not can_capture(engine.engine, device):
             return Bound(spec, engine.engine, check, engine.round, None, "eager"), engine
         self.state.start(length, self.place.pending)  # before the first start a round changes nothing that stands
