@@ -175,14 +175,14 @@ class Spoiled(TorchDense):
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
-        pytest.param(lambda out: out.mul_(1.001), "check: attention: off by", id="scaled"),
-        pytest.param(lambda out: out[0, -1, -1].add_(0.1), "check: attention: off by", id="one-element"),
+        pytest.param(lambda out: out.mul_(1.001), "check: attention, sequence 0: off by", id="scaled"),
+        pytest.param(lambda out: out[0, -1, -1].add_(0.1), "check: attention, sequence 0: off by", id="one-element"),
         pytest.param(
             lambda out: out[0, 0, 0].fill_(float("nan")),
-            "check: attention: 1 of 64 elements unwritten",
+            "check: attention, sequence 0: 1 of 64 elements unwritten",
             id="unwritten",
         ),
-        pytest.param(lambda out: out.zero_(), "check: attention: off by", id="zeros"),
+        pytest.param(lambda out: out.zero_(), "check: attention, sequence 0: off by", id="zeros"),
     ],
 )
 def test_a_wrong_result_gets_no_time(bench: Bench, spoil: Any, reason: str) -> None:
@@ -211,7 +211,7 @@ def test_an_output_left_over_from_before_does_not_pass(bench: Bench) -> None:
             return layer
 
     rows = run_case(TINY, [DENSE_SPEC, MethodSpec("idle")], bench)
-    assert only(rows, method="idle").reason == "check: attention: 64 of 64 elements unwritten or not finite"
+    assert only(rows, method="idle").reason == "check: attention, sequence 0: 64 of 64 elements unwritten or not finite"
 
 
 @pytest.mark.usefixtures("registry")
