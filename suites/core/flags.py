@@ -146,7 +146,7 @@ def switch(words: str, help: str, group: str = RUN) -> Flag:
 
 def several(words: str, help: str, group: str = CASES, **options: Any) -> Flag:
     """A flag that takes one value or more; none where it is not given."""
-    return Flag(words, help, group, **({"many": True, "default": ()} | options))
+    return Flag(words, help, group, **(dict[str, Any](many=True, default=()) | options))
 
 
 # ---- which cases

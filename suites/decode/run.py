@@ -13,7 +13,7 @@ from ...profiling.ranges import StageClock, listening
 from ...profiling.stats import mean_interval
 from ...profiling.timeline import TraceMismatch
 from ...profiling.trace import break_down
-from ..core.bench import Bench, Conditions, Report, RowMaker
+from ..core.bench import Bench, Conditions, Report
 from ..core.rows import Row, digits
 from ..core.spec import MethodSpec
 from ..core.speedups import with_speedups
@@ -25,7 +25,7 @@ from ..engine.drift import DriftMeter
 from ..engine.engine import State
 from ..engine.loader import Loader, copy_tokens, prompt_ids, release
 from ..engine.measure import EAGER_STEPS, Timing, time_decoding, time_period
-from ..engine.methods import chunk_rows, run_methods
+from ..engine.methods import MethodRun, run_methods
 from ..engine.prompt import fill_synthetic
 from .cases import TEXT_PERIODS, DecodeCase, prompt_tokens
 
@@ -35,27 +35,23 @@ ENERGY_SECONDS = 2.0
 TEXT_CHARS = 600  # of a continuation kept in its row
 
 
-class CaseRun:
-    """One case in hand: its model, its caches, and the rows so far."""
+class CaseRun(MethodRun):
+    """One case in hand: its model and its caches."""
 
-    def __init__(self, case: DecodeCase, specs: Sequence[MethodSpec], bench: Bench, on_step: Report) -> None:
-        self.case, self.specs, self.bench, self.on_step = case, list(specs), bench, on_step
-        self.row = RowMaker(case, bench)
+    case: DecodeCase
 
     def prepare(self, loader: Loader) -> None:
         """Model, caches and what they hold."""
         case = self.case
-        self.on_step("model")
-        self.loaded = loader.model(case, chunk_rows(case.batch, self.specs), self.bench.device)
-        decoder = self.decoder = self.loaded.decoder
+        self.load(loader)
         self.prompt = prompt_tokens(case, self.specs)
         history = max([TEXT_PERIODS * spec.period for spec in self.specs] + [2 * EAGER_STEPS])
         history = max([history, *(spec.window for spec in self.specs)])
         self.on_step("caches")
-        self.state = State.allocate(decoder, case.batch, capacity(case), history, shared_kv=case.shared_kv)
+        self.state = State.allocate(self.decoder, case.batch, capacity(case), history, shared_kv=case.shared_kv)
         if case.prompt == "synthetic":
             fill_synthetic(self.state, case.seed)
-            pending = torch.arange(1, case.batch + 1, device=decoder.device)
+            pending = torch.arange(1, case.batch + 1, device=self.device)
             self.place = Place(self.state, case.context, pending)
             return
         copy_tokens(loader.prefilled(self.loaded, self.prompt, self.on_step), self.state, self.prompt)
@@ -76,7 +72,7 @@ class CaseRun:
 
     def measure(self, spec: MethodSpec) -> Iterator[Row]:
         """Rows of one method, as they come: what fails late leaves what was measured before."""
-        bench, case, device = self.bench, self.case, self.bench.device
+        bench, case, device = self.bench, self.case, self.device
         cuda = device.type == "cuda"
         self.on_step(f"check {spec.label}")
         bound = self.contend(spec)
@@ -86,22 +82,20 @@ class CaseRun:
         tokens = spec.period
         text = case.prompt == "text"
         self.on_step(f"time {spec.label}")
-        conditions = Conditions(device)
         self.place.before(tokens)
         time_decoding(bound.step, bound.rectify, tokens, device, periods=1)  # warm-up
-        conditions.read()
-        timing = time_decoding(
-            bound.step,
-            bound.rectify,
-            tokens,
-            device,
-            restart=(lambda: None) if text else (lambda: self.place.before(tokens)),
-            periods=TEXT_PERIODS - 1 if text else bench.plan.periods,
-            seconds=0.0 if text else bench.plan.seconds,
-            energy=EnergyCounter(device),
-            context=None if text else case.context,
-        )
-        conditions.read()
+        with Conditions(device) as conditions:
+            timing = time_decoding(
+                bound.step,
+                bound.rectify,
+                tokens,
+                device,
+                restart=(lambda: None) if text else (lambda: self.place.before(tokens)),
+                periods=TEXT_PERIODS - 1 if text else bench.plan.periods,
+                seconds=0.0 if text else bench.plan.seconds,
+                energy=EnergyCounter(device),
+                context=None if text else case.context,
+            )
         written = self.text() if text else None
         clocks = conditions.columns()
         work = self.work(bound)
@@ -119,7 +113,7 @@ class CaseRun:
 
     def eager(self, bound: Bound, work: Work, clocks: dict[str, Any]) -> Row:
         """The row of steps launched eagerly: some steps, and one rectification timed apart."""
-        device = self.bench.device
+        device = self.device
         self.place.before(2 * EAGER_STEPS)
         time_period(bound.engine.step, None, EAGER_STEPS, device)
         timing = Timing(*time_period(bound.engine.step, None, EAGER_STEPS, device))
@@ -168,7 +162,7 @@ class CaseRun:
             **columns,
         }
         verdict = self.bench.ceilings.verdict(work.floor_us(self.bench.ceilings), mean)
-        if verdict.kind == "impossible" and firm_ceilings(self.bench.device):
+        if verdict.kind == "impossible" and firm_ceilings(self.device):
             return self.row(bound.spec, **(common | {"status": "failed", "reason": verdict.reason}))
         common |= work.columns(mean, verdict, common["reason"])
         interval = mean_interval(timing.period_us)
@@ -197,7 +191,7 @@ class CaseRun:
     def breakdown(self, bound: Bound) -> tuple[dict[str, float], dict[str, float]]:
         """Microseconds by stage of one step, and of one rectification."""
         engine, every = bound.engine, bound.engine.rectify_every
-        if self.bench.device.type != "cuda":
+        if self.device.type != "cuda":
             self.place.before(CLOCKED_STEPS)
             clock = StageClock()
             with listening(clock):

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from ...kernels import Traffic
-from ...profiling.clocks import ClockReader
 from ...profiling.energy import EnergyCounter
-from ..core.bench import clock_columns
+from ..core.bench import Conditions
 from ..core.failure import CheckFailed
 from ..core.rows import Row, digits
 from ..core.spec import MethodSpec, resa_here
@@ -62,7 +61,7 @@ class ReplayRun(CaseRun):
         if spec.name != NAME:
             yield from super().measure(spec)
             return
-        case, bench, device = self.case, self.bench, self.bench.device
+        case, bench, device = self.case, self.bench, self.device
         cuda = device.type == "cuda"
         acceptance = case.acceptance(spec)
         self.on_step(f"check {spec.label}")
@@ -71,15 +70,13 @@ class ReplayRun(CaseRun):
             release(device)
             torch.cuda.reset_peak_memory_stats(device)
         self.on_step(f"time {spec.label}")
-        reader = ClockReader(device)
         self.begin(engine)
         time_decoding(bound.step, None, ROUNDS, device, periods=1)  # warm-up
-        states = [reader.read()]
-        timing = time_decoding(
-            bound.step, None, ROUNDS, device, restart=lambda: self.begin(engine), periods=bench.plan.periods,
-            seconds=bench.plan.seconds, energy=EnergyCounter(device),
-        )  # fmt: skip
-        states.append(reader.read())
+        with Conditions(device) as conditions:
+            timing = time_decoding(
+                bound.step, None, ROUNDS, device, restart=lambda: self.begin(engine), periods=bench.plan.periods,
+                seconds=bench.plan.seconds, energy=EnergyCounter(device),
+            )  # fmt: skip
         yielded = 1 + acceptance.mean
         self.state.lengths.fill_(case.context)
         attention = sum((layer.traffic()["total"] for layer in bound.engine.layers), NOTHING)
@@ -87,7 +84,7 @@ class ReplayRun(CaseRun):
         work = round_work(weights + attention, verification(case, engine.drafts), engine.drafts, yielded)
         replayed = {"accepted_length": digits(acceptance.mean), "selection_pattern": "replayed"}
         total = self.total(
-            bound, by_token(timing, yielded), work, clock_columns(states), bound.launch, **replayed,
+            bound, by_token(timing, yielded), work, conditions.columns(), bound.launch, **replayed,
             peak_memory_bytes=torch.cuda.max_memory_allocated(device) if cuda else None,
         )  # fmt: skip
         reason = "; ".join(filter(None, (acceptance.source, total.reason)))
@@ -124,7 +121,7 @@ class ReplayRun(CaseRun):
             CheckFailed: attention of a draft or a verification is wrong, or the graph advances otherwise.
             ValueError: the context is shorter than a period, or the case has no acceptance for the method.
         """
-        case, device = self.case, self.bench.device
+        case, device = self.case, self.device
         acceptance = case.acceptance(spec)
         rows = acceptance.drafts + 1
         self.place.before(0)

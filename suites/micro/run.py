@@ -143,15 +143,14 @@ def run_case(case: Case, specs: Sequence[MethodSpec], bench: Bench, on_step: Rep
         except Exception as error:
             ops = [op for op in ops if op.key.spec != spec]
             rows.append(make_row(spec, **failure(error)))
-    conditions = Conditions(bench.device)
 
     def each_round(number: int) -> None:
         on_step(f"round {number}")
-        if number % CLOCK_ROUNDS == 1:
+        if number % CLOCK_ROUNDS == 0:
             conditions.read()
 
-    samples = measure(ops, bench.timer, bench.plan.timing, on_round=each_round)
-    conditions.read()
+    with Conditions(bench.device) as conditions:
+        samples = measure(ops, bench.timer, bench.plan.timing, on_round=each_round)
     summaries = {key: (summarize(s.times_us), s.stopped_by) for key, s in samples.items()}
     rows += timed_rows(all_prepared, summaries, bench, make_row, conditions.columns())
     return with_speedups(rows, step_us, WHOLE_STEPS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -40,7 +41,7 @@ EXAMPLES = """examples:
 
 A rerun goes on where the last one stopped (same device, commit and output folder); --fresh starts over."""
 
-HEADS = dict(kind=flags.whole(1, 4096), metavar="N")
+HEADS: dict[str, Any] = dict(kind=flags.whole(1, 4096), metavar="N")
 PATTERN = Flag("--pattern", "where the blocks lie that queries are drawn to", CASES, choices=PATTERNS)
 Q_HEADS = Flag("--q-heads", "with --kv-heads and --head-dim: a shape of your own", CASES, **HEADS)
 KV_HEADS = Flag("--kv-heads", "of that shape", CASES, **HEADS)

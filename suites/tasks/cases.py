@@ -55,11 +55,6 @@ class TaskCase(ModelCase):
         return self.prompt + self.room
 
     @property
-    def weights(self) -> str:
-        """Of the activations' type."""
-        return self.dtype
-
-    @property
     def slug(self) -> str:
         """`tasks-smollm2-135m-needle-4k-5x2`: task, prompt, then what the task says of itself."""
         return "-".join(("tasks", self.config.name, self.task, size_word(self.prompt), *self.words))
