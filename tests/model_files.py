@@ -157,8 +157,8 @@ def write_gguf(path: Path, model: Any, *, extra: Callable[[gguf.GGUFWriter], Non
             continue
         if kind == "llama" and ("q_proj" in key or "k_proj" in key):
             tensor = interleaved(tensor, head_dim)
-        for theirs, name in GGUF_NAMES.items():
-            key = key.replace(theirs, name)
+        for hugging_face, name in GGUF_NAMES.items():
+            key = key.replace(hugging_face, name)
         writer.add_tensor(key, tensor.numpy())
     extra(writer)
     writer.write_header_to_file()

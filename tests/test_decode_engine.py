@@ -125,15 +125,15 @@ def test_rectified_keys_and_values_are_those_of_dense_decoding(decoder: Decoder,
     touched = slice(PROMPT, PROMPT + SPARSE.rectify_every)
     last = len(state.caches) - 1
 
-    def off(mine: torch.Tensor, theirs: torch.Tensor) -> float:
-        return float((mine[:, :, touched].float() - theirs[:, :, touched].float()).abs().max())
+    def off(cache: torch.Tensor, exact: torch.Tensor) -> float:
+        return float((cache[:, :, touched].float() - exact[:, :, touched].float()).abs().max())
 
     before = off(drifted[last], reference.caches[last].k)
     engine.rectify()
-    for mine, theirs in zip(state.caches, reference.caches, strict=True):
-        torch.testing.assert_close(mine.k[:, :, touched], theirs.k[:, :, touched], **close())
-        torch.testing.assert_close(mine.v[:, :, touched], theirs.v[:, :, touched], **close())
-        assert torch.equal(mine.lengths, theirs.lengths)
+    for cache, exact in zip(state.caches, reference.caches, strict=True):
+        torch.testing.assert_close(cache.k[:, :, touched], exact.k[:, :, touched], **close())
+        torch.testing.assert_close(cache.v[:, :, touched], exact.v[:, :, touched], **close())
+        assert torch.equal(cache.lengths, exact.lengths)
     after = off(state.caches[last].k, reference.caches[last].k)
     assert before > 5 * after, "the sparse steps did not drift: the test shows nothing"
     assert torch.equal(state.pending, pending), "rectification leaves the pending token"
@@ -154,9 +154,9 @@ def test_ragged_batch_decodes_as_each_sequence_alone(decoder: Decoder, prompt: t
     for b, length in enumerate(lengths.tolist()):
         alone = start(decoder, prompt[b : b + 1])
         alone.start(length, torch.tensor([5, 9], device=DEVICE)[b : b + 1])
-        one = bind(decoder, alone, RESA)
-        one.step()
-        torch.testing.assert_close(together[b], one.logits[0], **close())
+        single = bind(decoder, alone, RESA)
+        single.step()
+        torch.testing.assert_close(together[b], single.logits[0], **close())
 
 
 def test_first_layers_stay_dense(decoder: Decoder, prompt: torch.Tensor) -> None:
@@ -236,11 +236,11 @@ def test_synthetic_context_is_never_constant_and_repeats(decoder: Decoder) -> No
     a, b = (State.allocate(decoder, 2, 256, 1) for _ in range(2))
     fill_synthetic(a, seed=4)
     fill_synthetic(b, seed=4)
-    for mine, theirs in zip(a.caches, b.caches, strict=True):
-        assert torch.equal(mine.k, theirs.k)
-        assert torch.equal(mine.v, theirs.v)
-        assert float(mine.k.float().std()) == pytest.approx(1.0, abs=0.1)
-        blocks = mine.k.float().unflatten(2, (-1, 64)).mean(3)  # [B, H, blocks, D]
+    for cache_a, cache_b in zip(a.caches, b.caches, strict=True):
+        assert torch.equal(cache_a.k, cache_b.k)
+        assert torch.equal(cache_a.v, cache_b.v)
+        assert float(cache_a.k.float().std()) == pytest.approx(1.0, abs=0.1)
+        blocks = cache_a.k.float().unflatten(2, (-1, 64)).mean(3)  # [B, H, blocks, D]
         assert float(blocks.std(2).mean()) > 0.4, "blocks differ: selection has something to choose"
     assert not torch.equal(a.caches[0].k, a.caches[1].k)
 

@@ -67,8 +67,8 @@ def test_floors_of_a_known_model(batch: int, weights: str, shared: bool, dense_m
 
 def test_memory_of_known_cases() -> None:
     config, specs = preset("qwen2.5-7b"), [MethodSpec("resa"), MethodSpec("triton-dense")]
-    one = memory_bytes(DecodeCase("qwen2.5-7b", config, 1, 256 * K), specs) / 1e9
-    assert one == pytest.approx(15.2 + 15.03 + 0.94 + 4, rel=0.01)
+    single_gb = memory_bytes(DecodeCase("qwen2.5-7b", config, 1, 256 * K), specs) / 1e9
+    assert single_gb == pytest.approx(15.2 + 15.03 + 0.94 + 4, rel=0.01)
     eight = DecodeCase("qwen2.5-7b", config, 8, 256 * K)
     assert memory_bytes(eight, specs) > 130e9
     shared = DecodeCase("qwen2.5-7b", config, 8, 256 * K, shared_kv=True)

@@ -234,7 +234,7 @@ def test_integration_is_exact_where_steps_are_linear() -> None:
     assert integrate(part, bent) == pytest.approx(200 * 2.5e-6)
 
 
-def one(rows: list[Row], method: str, stage: str) -> Row:
+def row_of(rows: list[Row], method: str, stage: str) -> Row:
     [row] = [r for r in rows if (r.method, r.stage) == (method, stage)]
     return row
 
@@ -245,7 +245,7 @@ def test_rows_whose_times_add_up(bench: Bench, how: str) -> None:
     rows = run_case(case, [DENSE, RESA], bench)
     assert {r.status for r in rows} == {"ok"}, [r.reason for r in rows]
     for method in ("torch-dense", "resa-torch"):
-        first, second, answer = (one(rows, method, stage) for stage in STAGES)
+        first, second, answer = (row_of(rows, method, stage) for stage in STAGES)
         prefills = [r.value or 0.0 for r in rows if (r.method, r.stage) == (method, "prefill")]
         assert len(prefills) == 2
         assert answer.value == pytest.approx(sum(prefills) + (first.value or 0) + (second.value or 0), rel=1e-4)
@@ -259,11 +259,11 @@ def test_rows_whose_times_add_up(bench: Bench, how: str) -> None:
             took = sum((r.mean_us or 0) * s.steps for r, s in zip(steps, segments(CASE.lengths), strict=True))
             assert took * 1e-6 == pytest.approx(first.value, rel=1e-4)
     for stage in STAGES:
-        dense, resa = one(rows, "torch-dense", stage), one(rows, "resa-torch", stage)
+        dense, resa = row_of(rows, "torch-dense", stage), row_of(rows, "resa-torch", stage)
         assert resa.best_dense == "torch-dense"
         assert dense.speedup_vs_best_dense == 1
         assert resa.speedup_vs_best_dense == pytest.approx((dense.value or 0) / (resa.value or 1), rel=1e-3)
-    assert one(rows, "resa-torch", "answer").selection_pattern == ("prompt" if how == "full" else "synthetic")
+    assert row_of(rows, "resa-torch", "answer").selection_pattern == ("prompt" if how == "full" else "synthetic")
     console = Console(width=200, record=True)
     console.print(case_table(case.slug, rows))
     console.print(steps_table(case.slug, rows))
@@ -284,7 +284,7 @@ def test_a_wrong_kernel_gets_no_time(bench: Bench, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(kind, "prepare", prepare)
     rows = run_case(replace(CASE, lengths=(8, 9), answer=4), [DENSE, RESA], bench)
     assert [(r.status, r.mean_us) for r in rows if r.method == "resa-torch"] == [("failed", None)]
-    assert one(rows, "torch-dense", "answer").status == "ok"
+    assert row_of(rows, "torch-dense", "answer").status == "ok"
 
 
 def test_what_fixes_its_length_is_not_run_in_full(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,7 +293,7 @@ def test_what_fixes_its_length_is_not_run_in_full(bench: Bench, monkeypatch: pyt
     assert (row.status, row.final) == ("skipped", True)
     assert "--run sampled times it" in (row.reason or "")
     rows = run_case(replace(CASE, run="sampled", points=2, lengths=(40,)), [DENSE], bench)
-    assert one(rows, "torch-dense", "answer").status == "ok"
+    assert row_of(rows, "torch-dense", "answer").status == "ok"
 
 
 @pytest.mark.parametrize(

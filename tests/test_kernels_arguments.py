@@ -371,9 +371,9 @@ def test_cache_properties() -> None:
     k = torch.randn(B, HKV, 40, D).to(DEVICE, DTYPE)
     for cache in (contiguous, paged):
         cache.store(k, -k)
-        found = cache.gather()
-        assert torch.equal(found[0][:, :, :40], k)
-        assert torch.equal(found[1][:, :, :40], -k)
+        gathered = cache.gather()
+        assert torch.equal(gathered[0][:, :, :40], k)
+        assert torch.equal(gathered[1][:, :, :40], -k)
         cache.check_values()
 
 
@@ -456,9 +456,9 @@ def test_shares_of_a_list_are_whole_tiles(monkeypatch: pytest.MonkeyPatch) -> No
     """Where a few splits more than fill the chip save a tile in each; a tile of one block leaves no choice."""
     monkeypatch.setattr(launch_module, "sm_count", lambda device: 132)
     shape, device = AttentionShape(1, 28, 4, 128), torch.device("cpu")
-    found = {blocks: sparse_splits(shape, 4, blocks, 16, device) for blocks in (205, 410, 820, 1639, 600)}
-    assert found == {205: 52, 410: 103, 820: 103, 1639: 103, 600: 99}  # 99 fill the chip; 600 would need 150
-    assert all(-(-blocks // splits) % 4 == 0 for blocks, splits in found.items() if blocks != 600)
+    splits = {blocks: sparse_splits(shape, 4, blocks, 16, device) for blocks in (205, 410, 820, 1639, 600)}
+    assert splits == {205: 52, 410: 103, 820: 103, 1639: 103, 600: 99}  # 99 fill the chip; 600 would need 150
+    assert all(-(-blocks // count) % 4 == 0 for blocks, count in splits.items() if blocks != 600)
     assert sparse_splits(shape, 4, 410, 64, device) == 99
     assert sparse_splits(AttentionShape(1, 12, 2, 128), 2, 4 * 132, 16, device) == 128  # at most
 

@@ -126,7 +126,7 @@ def test_triton_and_torch_select_the_same_blocks(policy: str, kind: str) -> None
     """On small integers every score is exact (groups of 2, blocks of 8 tokens), so ties must agree too."""
     config = replace(CONFIG, block_size=8, gqa_policy=policy, summary_kind=kind)
     shape, dtype = AttentionShape(2, 4, 2, 16), DTYPES[-1]
-    found = []
+    selections = []
     for name in ("resa", "resa-torch"):
         cache = make_cache([101, 38], 2, 16, dtype=dtype, capacity=128)
         step = empty_step(shape, dtype)
@@ -139,13 +139,13 @@ def test_triton_and_torch_select_the_same_blocks(policy: str, kind: str) -> None
             cache.k.copy_(cache.k[:, :, ::8].repeat_interleave(8, 2) * sign[None, None, :, None])
         layer = make_method(name, shape, config, dtype).prepare(cache)
         run(layer, step)
-        found.append((layer.work.scores.clone(), layer.work.lists.clone()))
+        selections.append((layer.work.scores.clone(), layer.work.lists.clone()))
     for b, length in enumerate((101, 38)):
-        scores = [x[0][b, :, : config.blocks(length)] for x in found]
+        scores = [x[0][b, :, : config.blocks(length)] for x in selections]
         assert torch.equal(*scores)
         if length == 101:
             assert all(len(row.unique()) < len(row) for row in scores[0]), "no ties"
-    assert torch.equal(found[0][1], found[1][1])
+    assert torch.equal(selections[0][1], selections[1][1])
 
 
 def test_sink_window() -> None:
@@ -170,9 +170,9 @@ def test_oracle_scores_are_exact_masses() -> None:
         logits = q @ inputs.cache.k[b, :, :length].double().transpose(1, 2) / 8
         mass = torch.softmax(logits, -1).sum(1)
         wanted = torch.stack([part.sum(1) for part in mass.split(16, 1)], 1)[:, :-1]
-        found = layer.work.scores[b, :, : wanted.shape[1]].double()
+        masses = layer.work.scores[b, :, : wanted.shape[1]].double()
         logit_error = 2 * torch.finfo(dtype).eps * float(logits.abs().max()) + 1e-5
-        assert bool(((found - wanted).abs() <= (2 * logit_error) * wanted + 1e-7).all())
+        assert bool(((masses - wanted).abs() <= (2 * logit_error) * wanted + 1e-7).all())
         n = CONFIG.selected(length)
         assert torch.equal(
             layer.work.lists[b, :, :n], selection_reference(layer.work.scores[b, :, : CONFIG.blocks(length)], n)

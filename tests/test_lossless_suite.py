@@ -88,9 +88,9 @@ def total(rows: list[Row], method: str, drafts: int | None = None) -> Row:
 
 
 def shares(rows: list[Row], drafts: int, metric: str = "acceptance") -> list[float]:
-    found = [r for r in rows if r.metric == metric and r.draft_length == drafts]
-    assert [r.step for r in found] == list(range(drafts + 1))
-    return [r.value or 0.0 for r in found]
+    of_metric = [r for r in rows if r.metric == metric and r.draft_length == drafts]
+    assert [r.step for r in of_metric] == list(range(drafts + 1))
+    return [r.value or 0.0 for r in of_metric]
 
 
 @pytest.fixture(scope="module")
@@ -110,9 +110,9 @@ def test_rows_of_a_real_models_case(rows: list[Row]) -> None:
         assert row.best_dense == "torch-dense"
         assert row.speedup_vs_best_dense == pytest.approx(row.tokens_per_s / dense.tokens_per_s, rel=1e-4)
         assert row.time_us == row.mean_us
-        found = shares(rows, drafts)
-        assert sum(found) == pytest.approx(1, abs=1e-4)
-        assert sum(a * share for a, share in enumerate(found)) == pytest.approx(row.accepted_length, abs=1e-3)
+        measured = shares(rows, drafts)
+        assert sum(measured) == pytest.approx(1, abs=1e-4)
+        assert sum(a * share for a, share in enumerate(measured)) == pytest.approx(row.accepted_length, abs=1e-3)
         assert 0 < row.accepted_length < drafts
         [equal] = [r for r in rows if r.metric == "equal_tokens" and r.draft_length == drafts]
         assert (equal.value, equal.step, equal.n_samples) == (1, CASE.tokens, 3)
@@ -315,9 +315,9 @@ def test_what_changes_the_selection_is_not_replayed(rows: list[Row], tmp_path: P
         read_acceptances(path, [other])
     relabelled = [replace(row, **dict(other.variant.settings)) for row in rows if row.draft_length == 2]
     append(path, relabelled)
-    ours, theirs = read_acceptances(path, [*drafting(2), other])
-    assert (ours.shares, ours.variant) == (theirs.shares, drafting(2)[0].variant)
-    assert theirs.variant == other.variant
+    ours, relabelled_acceptance = read_acceptances(path, [*drafting(2), other])
+    assert (ours.shares, ours.variant) == (relabelled_acceptance.shares, drafting(2)[0].variant)
+    assert relabelled_acceptance.variant == other.variant
 
 
 def test_published_replays_are_those_of_the_published_rows() -> None:
@@ -419,7 +419,7 @@ def test_other_suites_refuse_the_name(bench: Bench) -> None:
 
 
 def test_bars() -> None:
-    found = [Row(**CASE.columns(), method=NAME, stage="text", status="ok", step=a, value=v) for a, v in
+    replayed_rows = [Row(**CASE.columns(), method=NAME, stage="text", status="ok", step=a, value=v) for a, v in
              enumerate((0.5, 0.0, 0.25, 0.25))]  # fmt: skip
-    assert histogram(found) == "█ ▄▄"
+    assert histogram(replayed_rows) == "█ ▄▄"
     assert histogram([]) == ""

@@ -41,9 +41,9 @@ DENSE_SPEC, RESA_SPEC = MethodSpec("torch-dense"), MethodSpec("resa-torch", SPAR
 
 
 def only(rows: list[Row], **wanted: Any) -> Row:
-    found = [row for row in rows if all(getattr(row, name) == value for name, value in wanted.items())]
-    assert len(found) == 1, f"{len(found)} rows with {wanted}"
-    return found[0]
+    matching = [row for row in rows if all(getattr(row, name) == value for name, value in wanted.items())]
+    assert len(matching) == 1, f"{len(matching)} rows with {wanted}"
+    return matching[0]
 
 
 # --- one case measured ------------------------------------------------------------------------------------------------
@@ -129,9 +129,9 @@ def test_without_warm_rows(bench: Bench) -> None:
 
 
 def test_steps_are_told(bench: Bench) -> None:
-    told: list[str] = []
-    run_case(TINY, [DENSE_SPEC], bench, told.append)
-    assert told[:3] == ["inputs", "check torch-dense", "round 1"]
+    steps: list[str] = []
+    run_case(TINY, [DENSE_SPEC], bench, steps.append)
+    assert steps[:3] == ["inputs", "check torch-dense", "round 1"]
 
 
 def survivors(rows: list[Row]) -> None:
@@ -312,14 +312,14 @@ def test_speedup_is_against_the_fastest_dense() -> None:
 
 @pytest.mark.parametrize("change", [{"cache_state": "warm"}, {"launch": "eager"}], ids=["warm", "eager"])
 def test_rivals_ran_the_same_way(change: dict[str, Any]) -> None:
-    found = with_speedups([row("sdpa-cudnn", 30.0), row("sdpa-flash", 15.0, **change), row("resa", 10.0)])
-    assert (found[2].speedup_vs_best_dense, found[2].best_dense) == (3.0, "sdpa-cudnn")
-    assert found[1].best_dense == "sdpa-flash"
+    compared = with_speedups([row("sdpa-cudnn", 30.0), row("sdpa-flash", 15.0, **change), row("resa", 10.0)])
+    assert (compared[2].speedup_vs_best_dense, compared[2].best_dense) == (3.0, "sdpa-cudnn")
+    assert compared[1].best_dense == "sdpa-flash"
 
 
 def test_amortised_steps_compare_with_dense_totals() -> None:
-    found = with_speedups([row("sdpa-cudnn", 30.0), row("resa", 15.0, stage="total_amortised")])
-    assert found[1].speedup_vs_best_dense == 2.0
+    compared = with_speedups([row("sdpa-cudnn", 30.0), row("resa", 15.0, stage="total_amortised")])
+    assert compared[1].speedup_vs_best_dense == 2.0
 
 
 @pytest.mark.parametrize(
@@ -336,8 +336,8 @@ def test_no_speedup_without_a_rival(rows: list[Row]) -> None:
 
 
 def test_a_failed_row_gets_no_speedup() -> None:
-    found = with_speedups([row("sdpa-cudnn"), row("resa", None, status="failed", reason="x")])
-    assert found[1].speedup_vs_best_dense is None
+    compared = with_speedups([row("sdpa-cudnn"), row("resa", None, status="failed", reason="x")])
+    assert compared[1].speedup_vs_best_dense is None
 
 
 def test_amortise_adds_every_statistic() -> None:

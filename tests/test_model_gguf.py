@@ -64,8 +64,8 @@ def test_gguf_errors(tmp_path: Path) -> None:
     write_gguf(tmp_path / "window.gguf", model, extra=lambda writer: writer.add_sliding_window(8))
     with pytest.raises(ValueError, match="sliding-window"):
         GGUFModel(tmp_path / "window.gguf")
-    one = torch.ones(1).numpy()
-    write_gguf(tmp_path / "more.gguf", model, extra=lambda writer: writer.add_tensor("blk.0.attn_sinks.weight", one))
+    weight = torch.ones(1).numpy()
+    write_gguf(tmp_path / "more.gguf", model, extra=lambda writer: writer.add_tensor("blk.0.attn_sinks.weight", weight))
     with pytest.raises(ValueError, match=r"no use for: blk\.0\.attn_sinks\.weight"):
         GGUFModel(tmp_path / "more.gguf").decoder(**FP32)
 

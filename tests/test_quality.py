@@ -149,7 +149,6 @@ def test_forced_logits_are_those_of_one_pass(models: Loader, stepwise: bool) -> 
     """The dense run against the model on the whole text at once: same loss."""
     case = QualityCase("tiny", TINY, prompt=40, steps=8)
     run = QualityRun(case, make_bench(models))
-    run.begin(lambda text: None)
     run.specs = [resa(8)]
     with torch.inference_mode():
         run.prepare(models)
@@ -222,7 +221,7 @@ def test_further_methods_find_the_case_prepared(models: Loader, monkeypatch: pyt
         prefilled.append(tokens.shape[1])
         return prefill(decoder, state, tokens, **more)
 
-    monkeypatch.setattr("resa_bench.suites.quality.run.prefill", count)
+    monkeypatch.setattr("resa_bench.suites.engine.methods.prefill", count)
     case, other = (QualityCase("tiny", TINY, prompt=n, steps=8) for n in (40, 44))
     bench = make_bench(models)
     parts = [run_case(case, [spec], bench) for spec in (resa(8), resa(4))]

@@ -115,6 +115,7 @@ def check_repairs(name: str, layer: Layer, cells: WindowTensors, had: Ring) -> C
 
 
 def relative_distance(a: Tensor, b: Tensor) -> float:
+    """||a - b|| / ||b|| over all elements, in fp64."""
     return float((a.double() - b.double()).norm() / b.double().norm().clamp(min=1e-30))
 
 
@@ -172,9 +173,9 @@ def check_rectification(engine: Engine, replay: Callable[[], object] | None) -> 
         for spot in spots:
             data[spot] = 0.0
     replay()
-    for mine, theirs in zip(written(), eager, strict=True):
-        distance = relative_distance(mine, theirs)
-        if not distance <= MODEL_TOLERANCE[mine.dtype]:
+    for replayed, expected in zip(written(), eager, strict=True):
+        distance = relative_distance(replayed, expected)
+        if not distance <= MODEL_TOLERANCE[replayed.dtype]:
             raise CheckFailed(f"the graph's rectification writes keys or values that are off by {distance:.1e}")
 
 

@@ -14,6 +14,7 @@ SCRATCH_BYTES = 4_000_000_000  # context, work space, activations, graphs, the g
 
 
 def element_bytes(case: ModelCase) -> int:
+    """Bytes of one activation, key or value."""
     return 4 if case.dtype == "fp32" else 2
 
 
@@ -45,11 +46,12 @@ def kv_bytes(case: ModelCase, tokens: int) -> int:
 
 def summary_bytes(case: ModelCase, config: SparseConfig, tokens: int) -> int:
     """Summaries of one layer."""
-    one = config.summary_bytes(case.config.head_dim, element_bytes(case))
-    return case.batch * case.config.kv_heads * config.blocks(tokens) * one
+    block_summary = config.summary_bytes(case.config.head_dim, element_bytes(case))
+    return case.batch * case.config.kv_heads * config.blocks(tokens) * block_summary
 
 
 def dense_attention(case: ModelCase) -> Traffic:
+    """Of a step in one layer: K and V once, two products."""
     shape = case.shape
     return Traffic(kv_bytes(case, case.context), 4 * case.batch * case.context * shape.q_heads * shape.head_dim)
 

@@ -30,6 +30,7 @@ class Check:
     budget_used: float = 0.0
 
     def worst(self, other: Check) -> Check:
+        """The larger error and the larger share of either check."""
         return Check(max(self.max_rel_error, other.max_rel_error), max(self.budget_used, other.budget_used))
 
     def columns(self) -> dict[str, float]:

@@ -50,9 +50,11 @@ class Timing:
 
     @property
     def wall_mean_us(self) -> float:
+        """The same by the wall clock."""
         return self.wall_us / len(self.token_us) + self.apart_us
 
     def quantile_us(self, q: float) -> float:
+        """The interval that a share `q` of all does not exceed."""
         return quantile(sorted(self.token_us), q)
 
 

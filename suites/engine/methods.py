@@ -67,9 +67,9 @@ class MethodRun(ABC):
         case, length = self.case, self.case.prompt + beyond
         text = prompt_ids(self.loaded, case.batch * length).view(case.batch, length)
         self.state = State.allocate(self.decoder, case.batch, capacity, history)
-        told = f"of {case.prompt}"
+        total = f"of {case.prompt}"
         prefill(
-            self.decoder, self.state, text[:, : case.prompt], on_tokens=lambda n: self.on_step(f"prefill {n} {told}")
+            self.decoder, self.state, text[:, : case.prompt], on_tokens=lambda n: self.on_step(f"prefill {n} {total}")
         )
         return text
 

@@ -46,15 +46,15 @@ def check_window(layer: Layer, window: WindowTensors) -> Check:
     try:
         for grown in range(1, n + 1):
             cache.lengths.copy_(before - n + grown)
-            for mine, whole in ((step.q, window.q), (step.k, window.k), (step.v, window.v)):
-                mine[:, n - grown :] = whole[:, :grown]
+            for cell, whole in ((step.q, window.q), (step.k, window.k), (step.v, window.v)):
+                cell[:, n - grown :] = whole[:, :grown]
             step.out.fill_(float("nan"))
             for stage in stages:
                 stage.run()
             if bool((step.out[:, : n - grown] != 0).any()):
                 raise CheckFailed(f"window: tokens before the {grown} decoded ones have outputs")
             listed = _listed(layer, selection)
-            seen = [*(one | listed for one in seen), listed]
+            seen = [*(row | listed for row in seen), listed]
     finally:
         cache.lengths.copy_(before)
     check = Check()

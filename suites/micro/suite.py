@@ -127,11 +127,11 @@ def plan(options: Options, device: torch.device) -> Plan:
     as_listed = options.scale == "default" and not (options.case or options.context)
     settings = Sweep.of(options)
     plain = as_listed and not (settings.names or settings.summaries or "window" in settings.given)
-    usual = next((spec.config for spec in specs if spec.name == "resa"), SparseConfig())
+    config = next((spec.config for spec in specs if spec.name == "resa"), SparseConfig())
     return Plan(
         cases,
         specs,
-        further={case.slug: further_methods(case, usual) for case in cases if cuda and plain},
+        further={case.slug: further_methods(case, config) for case in cases if cuda and plain},
         kinds=[kind for kind, left in left_out if not left and (kind != "eager" or cuda)],
         measure=Measure(timing, warm=not options.no_warm, eager=not options.no_eager),
     )

@@ -22,8 +22,7 @@ PAIR_ROOM = 32  # tokens for one question of the copy task and its answer
 class TaskCase(ModelCase):
     """Prompts of `prompt` tokens, prefilled densely, that a method goes on from; `groups` batches of them.
 
-    Tasks bring `batch` (prompts that are decoded together), `room` (tokens fed after the prompt at most) and `words`
-    (what the slug says beside model, task and prompt).
+    Tasks bring `batch`, `room` and `words`.
     """
 
     suite: ClassVar[str] = "tasks"
@@ -45,9 +44,14 @@ class TaskCase(ModelCase):
     if TYPE_CHECKING:  # as in ModelCase
 
         @property
-        def room(self) -> int: ...
+        def batch(self) -> int:
+            """Prompts that are decoded together."""
         @property
-        def words(self) -> tuple[str, ...]: ...
+        def room(self) -> int:
+            """Tokens fed after the prompt at most."""
+        @property
+        def words(self) -> tuple[str, ...]:
+            """What the slug says beside model, task and prompt."""
 
     @property
     def context(self) -> int:
