@@ -46,9 +46,11 @@ class TaskCase(ModelCase):
         @property
         def batch(self) -> int:
             """Prompts that are decoded together."""
+
         @property
         def room(self) -> int:
             """Tokens fed after the prompt at most."""
+
         @property
         def words(self) -> tuple[str, ...]:
             """What the slug says beside model, task and prompt."""
