@@ -15,6 +15,7 @@ import pkgutil
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from types import ModuleType
+from typing import Any
 
 import torch
 from resa_bench.kernels import (
@@ -277,7 +278,9 @@ def run_variants(
 
 def record_variants(capacity: int = 256 * 1024, sm_count: int = 132) -> list[Launch]:
     """The launches of `run_variants` on tensors without storage, as on a Hopper chip of `sm_count` multiprocessors."""
-    import resa_bench.kernels.launch as module
+    import resa_bench.kernels.launch
+
+    module: Any = resa_bench.kernels.launch
 
     module.sm_count = lambda device: sm_count
     module.dependent_launch = lambda: True

@@ -39,6 +39,7 @@ class Spoilt(Layer):
 
 def drop_block(layer: Layer, out: Tensor) -> None:
     """The output stays, the list says that one block less was read."""
+    assert isinstance(layer, SparseLayer)
     layer.work.lists[0, 0, 0] = -1
 
 

@@ -76,9 +76,9 @@ def test_counters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, de
     params = tmp_path / "params"
     assert tools.counters_denied(params) is None  # no driver
     params.write_text(f"EnableMSI: 1\n{text}")
-    monkeypatch.setattr(tools.os, "geteuid", lambda: 1000)
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
     assert bool(tools.counters_denied(params)) == denied
-    monkeypatch.setattr(tools.os, "geteuid", lambda: 0)
+    monkeypatch.setattr("os.geteuid", lambda: 0)
     assert tools.counters_denied(params) is None
 
 

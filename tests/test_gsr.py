@@ -6,10 +6,11 @@ import os
 import re
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
+from benches import recorded
 from resa_bench import baselines  # noqa: F401  (registers the rivals)
 from resa_bench.kernels import SparseConfig, get_method
 from resa_bench.profiling.ceilings import Ceilings
@@ -114,7 +115,7 @@ def test_candidates_say_what_each_says_alone(bench: Bench, spec: MethodSpec, sam
     run = started(bench, CASE, spec)
     state = run.candidates(run.layout(spec))
     if sampled:
-        object.__setattr__(run, "case", replace(CASE, sampling=Noise(state.count)))
+        object.__setattr__(run, "case", replace(CASE, sampling=cast(Any, Noise(state.count))))
     timed = run.full(spec, "candidates", state, CASE.prompt, run.script)
     ends = sorted(CASE.lengths, reverse=True)
     assert state.lengths.tolist() == [CASE.prompt + n for n in ends]
@@ -146,13 +147,15 @@ def test_candidates_on_shared_pages_say_what_each_says_alone(
     state = run.candidates(True)
     cache = state.caches[0]
     assert cache.k.shape[0] == 1 + 2 * 1
-    assert torch.equal(cache.block_table[0, :1], cache.block_table[1, :1])
-    assert cache.block_table[0, 1] != cache.block_table[1, 1]
-    shared = int(cache.block_table[0, 0])
+    table = cache.block_table
+    assert table is not None
+    assert torch.equal(table[0, :1], table[1, :1])
+    assert table[0, 1] != table[1, 1]
+    shared = int(table[0, 0])
     before = cache.k[shared].clone(), cache.v[shared].clone()
     assert before[0].any()
-    bound, bind = [], run.bind
-    monkeypatch.setattr(run, "bind", lambda *given: bound.append(bind(*given)) or bound[-1])
+    bound: list[Any] = []
+    monkeypatch.setattr(run, "bind", recorded(run.bind, bound))
     run.full(spec, "candidates", state, 70, run.script)
     assert state.lengths.tolist() == [73, 71]
     if name == "resa":
@@ -184,8 +187,10 @@ def test_pages_of_the_prompt_exist_once() -> None:
     cache = state.caches[0]
     assert cache.k.shape[0] == 3 + 4 * 5  # 192 of 200 tokens shared; 8 pages a candidate
     assert cache.capacity == 512
-    assert len(cache.block_table.unique()) == 23
-    assert all(torch.equal(cache.block_table[0, :3], cache.block_table[b, :3]) for b in range(4))
+    table = cache.block_table
+    assert table is not None
+    assert len(table.unique()) == 23
+    assert all(torch.equal(table[0, :3], table[b, :3]) for b in range(4))
     part = at_work(state, 2)
     part.lengths.fill_(5)
     assert state.lengths.tolist() == [5, 5, 0, 0]
@@ -278,7 +283,7 @@ def test_a_wrong_kernel_gets_no_time(bench: Bench, monkeypatch: pytest.MonkeyPat
 
     def prepare(self: Any, cache: Any) -> Any:
         layer = original(self, cache)
-        layer.output = lambda cells: cells.out * 1.01
+        vars(layer)["output"] = lambda cells: cells.out * 1.01
         return layer
 
     monkeypatch.setattr(kind, "prepare", prepare)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import resa_bench.baselines  # noqa: F401  registers the rivals
@@ -60,7 +61,10 @@ SPARSE = {
     "resa-fp8": ("resa", {"summary_dtype": "fp8"}),
     "resa-torch-fp8-meanstd": ("resa-torch", {"summary_dtype": "fp8", "summary_kind": "meanstd"}),
 }
-DENSE = {"triton-dense": ("triton-dense", {}), "torch-dense": ("torch-dense", {})}
+DENSE: dict[str, tuple[str, dict[str, Any]]] = {
+    "triton-dense": ("triton-dense", {}),
+    "torch-dense": ("torch-dense", {}),
+}
 METHODS = SPARSE | DENSE
 RAGGED = {"ragged": (101, 38), "one-token": (1, 17), "whole-blocks": (96, 64)}
 
@@ -258,7 +262,10 @@ class FewerLayer(SparseLayer):
     """A selector that takes only the first two blocks of its list."""
 
     def choose_stages(self, step: StepTensors) -> tuple[Stage, ...]:
-        return (*super().choose_stages(step), Stage("fewer", lambda: self.work.counts.clamp_(max=2)))
+        return (*super().choose_stages(step), Stage("fewer", self.cut))
+
+    def cut(self) -> None:
+        self.work.counts.clamp_(max=2)
 
 
 def test_counts_of_another_selector_are_read(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import resa_bench.baselines  # noqa: F401  registers the rivals
@@ -52,7 +53,7 @@ def no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline, "can_run_on", lambda device: f"Triton kernels need a CUDA device, got {device.type}")
 
 
-def make(name: str, cache: KVCache, **changes: object) -> TorchSparseLayer:
+def make(name: str, cache: KVCache, **changes: Any) -> TorchSparseLayer:
     """A layer of a method in plain torch."""
     layer = make_method(name, SHAPE, replace(CONFIG, **changes), DTYPE).prepare(cache)
     assert isinstance(layer, TorchSparseLayer)

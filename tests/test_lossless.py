@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ CUDA = torch.cuda.is_available() and not INTERPRETED
 CPU, FP32 = torch.device("cpu"), torch.float32
 LENGTHS = (203, 117, 160)  # in and at the end of a block
 TOKENS, CAPACITY = 60, 288
-CLOSE = {"atol": 2e-4, "rtol": 1e-4}  # two orders of the same sums: some ulps of values of order 1
+CLOSE: dict[str, Any] = {"atol": 2e-4, "rtol": 1e-4}  # two orders of the same sums: some ulps of values of order 1
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -411,7 +411,7 @@ def test_captured_steps_answer_ragged_batches(tokenizer: Tokenizer, items: list[
 
 
 def test_samples_do_not_depend_on_the_batch(decoder: Any, tokenizer: Tokenizer, items: list[Item]) -> None:
-    sampled = {"sampling": Sampling(0.6, 0.9), "max_tokens": 24}
+    sampled: dict[str, Any] = {"sampling": Sampling(0.6, 0.9), "max_tokens": 24}
     together = answers(decoder, tokenizer, RESA, items, batch=5, **sampled)
     apart = answers(decoder, tokenizer, RESA, items[::-1], batch=1, **sampled)
     assert {k: a.ids for k, a in together.items()} == {k: a.ids for k, a in apart.items()}

@@ -13,7 +13,6 @@ from resa_bench.kernels import (
     AttentionShape,
     ChunkTensors,
     KVCache,
-    Layer,
     ResaTorch,
     SparseConfig,
     Stage,
@@ -21,6 +20,7 @@ from resa_bench.kernels import (
     TorchDense,
     register,
 )
+from resa_bench.kernels.method import DenseLayer
 from resa_bench.profiling.ceilings import Ceilings
 from resa_bench.profiling.clocks import ClockReader, ClockState
 from resa_bench.profiling.stats import Summary, summarize
@@ -104,6 +104,7 @@ def test_bytes_and_floors_of_a_dense_step(bench: Bench) -> None:
     assert row.bytes == 4 * (2 * 256 * 2 * 16 + 2 * 4 * 16 + 2 * 2 * 2 * 16)
     assert row.flops == 4 * 256 * 4 * 16
     assert row.median_us is not None
+    assert row.floor_us is not None
     assert row.floor_us == pytest.approx(row.bytes / 1e9, rel=1e-4)  # 1e6 GB/s are 1e9 bytes a microsecond
     assert row.floor_fraction == pytest.approx(row.floor_us / row.median_us, rel=1e-3)
     assert row.gbps == pytest.approx(row.bytes / row.median_us / 1e3, rel=1e-4)
@@ -144,7 +145,7 @@ def survivors(rows: list[Row]) -> None:
 def test_out_of_memory_costs_one_method(bench: Bench) -> None:
     @register("greedy")
     class Greedy(TorchDense):
-        def prepare(self, cache: KVCache) -> Layer:
+        def prepare(self, cache: KVCache) -> DenseLayer:
             raise torch.OutOfMemoryError("CUDA out of memory.\n  Tried to allocate 20.00 GiB.")
 
     rows = run_case(TINY, [DENSE_SPEC, MethodSpec("greedy"), RESA_SPEC], bench)
@@ -160,7 +161,7 @@ class Spoiled(TorchDense):
     def spoil(self, step: StepTensors) -> None:
         raise NotImplementedError
 
-    def prepare(self, cache: KVCache) -> Layer:
+    def prepare(self, cache: KVCache) -> DenseLayer:
         layer = super().prepare(cache)
         honest = layer.stages
 
@@ -205,7 +206,7 @@ def test_an_output_left_over_from_before_does_not_pass(bench: Bench) -> None:
 
     @register("idle")
     class Idle(TorchDense):
-        def prepare(self, cache: KVCache) -> Layer:
+        def prepare(self, cache: KVCache) -> DenseLayer:
             layer = super().prepare(cache)
             layer.stages = lambda step: (Stage("attend", lambda: None),)  # type: ignore[method-assign]
             return layer

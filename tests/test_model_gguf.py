@@ -92,7 +92,11 @@ def write_parts(folder: Path, model: Any, count: int = 2) -> list[Path]:
             writer.add_int32("split.tensors.count", len(names))
 
         paths.append(folder / f"small-{i + 1:05}-of-{count:05}.gguf")
-        write_gguf(paths[-1], Part(model, lambda name, i=i: names.index(name) % count == i), extra=split)
+
+        def of_part(name: str, i: int = i) -> bool:
+            return names.index(name) % count == i
+
+        write_gguf(paths[-1], Part(model, of_part), extra=split)
     return paths
 
 

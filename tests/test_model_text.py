@@ -15,6 +15,7 @@ from model_files import (
     Dense,
     assert_close,
     expected_logits,
+    matrix,
 )
 from resa_bench.suites.model import smollm
 from resa_bench.suites.model.load import LoadedModel, load_decoder
@@ -45,11 +46,11 @@ def smol_transformers(smol: LoadedModel) -> Any:
     )  # fmt: skip
     state = {"model.embed_tokens.weight": smol.decoder.embedding, "model.norm.weight": smol.decoder.norm.weight}
     for i, layer in enumerate(smol.decoder.layers):
-        q, k, v = layer.qkv.weight.split([h * config.head_dim for h in (config.q_heads, *[config.kv_heads] * 2)])
-        gate, up = layer.gate_up.weight.chunk(2)
+        q, k, v = matrix(layer.qkv).split([h * config.head_dim for h in (config.q_heads, *[config.kv_heads] * 2)])
+        gate, up = matrix(layer.gate_up).chunk(2)
         parts = {
-            "self_attn.q_proj": q, "self_attn.k_proj": k, "self_attn.v_proj": v, "self_attn.o_proj": layer.o.weight,
-            "mlp.gate_proj": gate, "mlp.up_proj": up, "mlp.down_proj": layer.down.weight,
+            "self_attn.q_proj": q, "self_attn.k_proj": k, "self_attn.v_proj": v, "self_attn.o_proj": matrix(layer.o),
+            "mlp.gate_proj": gate, "mlp.up_proj": up, "mlp.down_proj": matrix(layer.down),
             "input_layernorm": layer.attention_norm.weight, "post_attention_layernorm": layer.ffn_norm.weight,
         }  # fmt: skip
         state |= {f"model.layers.{i}.{name}.weight": tensor for name, tensor in parts.items()}

@@ -172,8 +172,9 @@ def workload(layers: int | None) -> Workload:
     run: Callable[[], None] = single_layer if layers is None else eager
     middle = None if layers is None else layers // 2
     traffic = {"attend": Traffic(1)}
-    replay = [lambda: None] * 2
-    return Workload(case, make_spec("resa"), True, *replay, run, run, lambda: 1.0, lambda: traffic, layer=middle)
+    return Workload(
+        case, make_spec("resa"), True, lambda: None, lambda: None, run, run, lambda: 1.0, lambda: traffic, layer=middle
+    )
 
 
 def test_passes_inside_the_capture_range(log: Log) -> None:

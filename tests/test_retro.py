@@ -65,12 +65,13 @@ def prepare(method: Retro, cache: KVCache, path: str) -> RepairingLayer:
 
 def assert_close(computed: Tensor, expected: Tensor) -> None:
     """As torch's, but wide enough for the probabilities that kernels round to half precision on a GPU."""
-    wide = {} if DEVICE.type == "cpu" else {"atol": 5e-3, "rtol": 5e-3}
+    wide: dict[str, Any] = {} if DEVICE.type == "cpu" else {"atol": 5e-3, "rtol": 5e-3}
     torch.testing.assert_close(computed, expected, **wide)
 
 
 def settings(w: int, **others: Any) -> SparseConfig:
-    return SparseConfig(**{"active_ratio": 0.25, "min_blocks": 2, "gqa_policy": "group-sum", "window": w} | others)
+    own: dict[str, Any] = {"active_ratio": 0.25, "min_blocks": 2, "gqa_policy": "group-sum", "window": w}
+    return SparseConfig(**own | others)
 
 
 class Frozen:
@@ -205,7 +206,7 @@ def test_tokens_taken_back_leave_no_results(path: str) -> None:
 @pytest.mark.parametrize("policy", ["group-sum", "all-heads"])
 def test_both_paths_leave_the_same(policy: str) -> None:
     shape = AttentionShape(2, 6, 2, 32)
-    results = []
+    results: list[tuple[Any, ...]] = []
     for path in PATHS:
         frozen = Frozen([77, 130], 3, shape, 160, "contiguous")
         method = make_method("retro-cached", shape, settings(2, gqa_policy=policy), DTYPE)
@@ -231,7 +232,8 @@ def test_a_window_of_one_is_quest(path: str) -> None:
     quest = method.prepare(frozen.cache) if path == "kernels" else TorchSparseMethod.prepare(method, frozen.cache)
     for _ in range(2):
         window = frozen.step(layer, 1)
-        step = StepTensors(*(x[:, 0].contiguous() for x in (window.q, window.k, window.v)), window.q[:, 0].clone())
+        q, k, v = (x[:, 0].contiguous() for x in (window.q, window.k, window.v))
+        step = StepTensors(q, k, v, window.q[:, 0].clone())
         for stage in quest.stages(step):
             stage.run()
         assert_close(window.out[:, 0], step.out)

@@ -75,6 +75,8 @@ def with_status(name: str, status: str) -> Callable[[Case, list[MethodSpec]], li
 class Run:
     """`run_cases` on one file, with what it printed and which cases it measured."""
 
+    worker: Any
+
     def __init__(self, path: Path) -> None:
         self.path = path
 
@@ -405,7 +407,7 @@ class GroupWorker:
         self.does(len(self.measured))
         self.measured.append([spec.config.rectify_every for spec in specs])
         common: dict[str, Any] = {**case.columns(), "stage": "forced", "status": "ok", "metric": "loss"}
-        at = {"started_at": "one second"}  # of all groups
+        at: dict[str, Any] = {"started_at": "one second"}  # of all groups
         value = float(len(self.measured))
         dense = [Row(**common, **at, method="torch-dense", step=step, value=value) for step in (4, 8)]
         return [*dense, *(Row(**common, **at, **spec.columns(), method=spec.name, value=1.0) for spec in specs)]

@@ -90,6 +90,7 @@ def undescribed(tree: ast.Module) -> Iterator[str]:
         if not ast.get_docstring(node):
             yield node.name
         for method in members(node) if isinstance(node, ast.ClassDef) else ():
+            assert isinstance(node, ast.ClassDef)
             if not is_stub(method) and not says(node, method.name):
                 yield f"{node.name}.{method.name}"
 
