@@ -15,7 +15,7 @@ from resa_bench.kernels import SparseConfig, get_method
 from resa_bench.kernels.attention.summaries import summaries_reference
 from resa_bench.kernels.linear.weights import DenseWeight
 from resa_bench.suites.core.failure import CheckFailed
-from resa_bench.suites.engine.checks import check_attention, check_linears, check_rectification, check_replay
+from resa_bench.suites.engine.checks import check_attention, check_linears, check_rectified, check_replay
 from resa_bench.suites.engine.engine import Engine, Replay, State, bind_layers, generate
 from resa_bench.suites.engine.prompt import english_text, fill_synthetic, prefill
 from resa_bench.suites.engine.sampling import Sampling
@@ -195,9 +195,9 @@ def test_gate_of_replays_and_rectifications(decoder: Decoder, prompt: torch.Tens
         check_replay(engine, lambda: None)
     for _ in range(SPARSE.rectify_every):
         engine.step()
-    check_rectification(engine, engine.rectify)
+    check_rectified(engine, engine.rectify)
     with pytest.raises(CheckFailed, match="the graph's rectification writes keys or values"):
-        check_rectification(engine, lambda: None)
+        check_rectified(engine, lambda: None)
 
 
 @pytest.mark.gpu

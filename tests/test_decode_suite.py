@@ -25,7 +25,7 @@ from resa_bench.suites.decode.run import CaseRun, run_case, step_us
 from resa_bench.suites.decode.table import breakdown_table, crossings, print_report, texts
 from resa_bench.suites.engine import bind, loader
 from resa_bench.suites.engine.case import capacity
-from resa_bench.suites.engine.costs import memory_bytes, plan_work
+from resa_bench.suites.engine.costs import memory_bytes, plan_costs
 from resa_bench.suites.engine.engine import Engine
 from resa_bench.suites.engine.loader import Loader
 from resa_bench.suites.engine.measure import DecodePlan, Timing, time_decoding, time_period
@@ -57,8 +57,8 @@ H100 = Ceilings(3068.0, 3020.0, 790.0)
 def test_floors_of_a_known_model(batch: int, weights: str, shared: bool, dense_ms: float, resa_ms: float) -> None:
     """The floors worked out by hand for Qwen2.5-7B at 256K, rectification by bytes there, by FLOPs too here."""
     case = DecodeCase("qwen2.5-7b", preset("qwen2.5-7b"), batch, 256 * K, weights, shared_kv=shared)
-    dense = plan_work(case, MethodSpec("triton-dense")).floor_us(H100) / 1e3
-    resa = plan_work(case, MethodSpec("resa"))
+    dense = plan_costs(case, MethodSpec("triton-dense")).floor_us(H100) / 1e3
+    resa = plan_costs(case, MethodSpec("resa"))
     by_bytes = Ceilings(3068.0, 3020.0, 1e9)
     assert dense == pytest.approx(dense_ms, rel=0.02)
     assert resa.floor_us(by_bytes) / 1e3 == pytest.approx(resa_ms, rel=0.03)

@@ -35,7 +35,7 @@ from resa_bench.suites.lossless import run as suite
 from resa_bench.suites.lossless.cases import LosslessCase, ReplayCase, dense_specs
 from resa_bench.suites.lossless.method import NAME
 from resa_bench.suites.lossless.replay import Acceptance, ReplayedEngine, read_acceptances, sampling_word
-from resa_bench.suites.lossless.replayed import ROUNDS, ReplayRun, round_work, verification
+from resa_bench.suites.lossless.replayed import ROUNDS, ReplayRun, round_costs, verification
 from resa_bench.suites.lossless.table import case_table, histogram
 from resa_bench.suites.lossless.texts import Parting, largest_tie, partings
 from resa_bench.suites.model.load import LoadedModel
@@ -267,7 +267,7 @@ def test_costs_of_a_round_are_drafts_and_one_verification(replayed: list[Row]) -
     assert verified.bytes == pytest.approx(dense.bytes, rel=0.05)  # each weight and key is read once for all rows
     assert (row.bytes or 0) * (1 + MEASURED.mean) > verified.bytes + 4 * REPLAY.config.linear_parameters * 4
     step = verification(REPLAY, 0)
-    everything = round_work(step, verified, 4, 5.0)
+    everything = round_costs(step, verified, 4, 5.0)
     assert everything.total.bytes == pytest.approx((4 * step.bytes + verified.bytes) / 5, abs=2)
     assert everything.floor_us(Ceilings(1e5, 1e5, 1e3)) > 0
 

@@ -32,7 +32,7 @@ from resa_bench.suites.core.spec import MethodSpec
 from resa_bench.suites.decode.cases import DecodeCase
 from resa_bench.suites.decode.run import run_case as decode_case_rows
 from resa_bench.suites.engine.checks import check_attention
-from resa_bench.suites.engine.costs import plan_work
+from resa_bench.suites.engine.costs import plan_costs
 from resa_bench.suites.engine.engine import Engine, State, bind_layers
 from resa_bench.suites.engine.gate import compare
 from resa_bench.suites.engine.loader import Loader
@@ -540,7 +540,7 @@ def test_rows_of_the_suites(monkeypatch: pytest.MonkeyPatch, portable: None) -> 
         assert f"{seen:.2f}x" in text.export_text()
     assert [spec.label for spec in specs] == ["retro b16 r0.25 w2", "retro b16 r0.25 w4"]
     decode_case = DecodeCase("tiny", TINY, 1, 192, "fp32", "fp32")
-    narrow, wide = (plan_work(decode_case, spec).total for spec in specs)
+    narrow, wide = (plan_costs(decode_case, spec).total for spec in specs)
     assert wide.flops > narrow.flops
     assert narrow.bytes == wide.bytes
     (row,) = decode_case_rows(decode_case, specs[1:], bench)

@@ -28,14 +28,14 @@ class Flag:
     """An option of a command.
 
     Attributes:
-        words: as typed, apart by spaces; the first of them names the value unless `to` does.
+        names: as typed, one or several; the first of them names the value unless `to` does.
         kind: makes a value of a word; raises ValueError with what was expected.
         default: what a suite takes where the flag is not given.
         many: takes one value or more, as a tuple; a value given twice is one unless it `repeats`.
         constant: a switch that stands for this value, and takes none.
     """
 
-    words: str
+    names: str | tuple[str, ...]
     help: str
     group: str = RUN
     _: KW_ONLY
@@ -49,14 +49,14 @@ class Flag:
     to: str | None = None
 
     @property
-    def names(self) -> list[str]:
-        """Each word."""
-        return self.words.split()
+    def words(self) -> tuple[str, ...]:
+        """Each of the names."""
+        return (self.names,) if isinstance(self.names, str) else self.names
 
     @property
     def name(self) -> str:
         """The name of the value in `Options`."""
-        return self.to or self.names[0].lstrip("-").replace("-", "_")
+        return self.to or self.words[0].lstrip("-").replace("-", "_")
 
     def but(self, **changes: Any) -> Flag:
         """The same flag where a suite has another default, or says more of it."""
@@ -66,11 +66,11 @@ class Flag:
         """Add it to a group of an argparse parser; what is not given stays out of the namespace."""
         common: dict[str, Any] = {"help": self.help.replace("%", "%%"), "dest": self.name, "default": argparse.SUPPRESS}
         if self.constant is not None:
-            group.add_argument(*self.names, action="store_const", const=self.constant, **common)
+            group.add_argument(*self.words, action="store_const", const=self.constant, **common)
             return
         common |= {"choices": self.choices or None, "nargs": "+" if self.many else None}
         common |= {"metavar": self.metavar} if self.metavar else {}
-        group.add_argument(*self.names, type=argument(self.kind), **common)
+        group.add_argument(*self.words, type=argument(self.kind), **common)
 
 
 def argument(kind: Callable[[str], Any]) -> Callable[[str], Any]:
@@ -139,14 +139,14 @@ def size_word(count: int) -> str:
     return f"{count // K}k" if count % K == 0 else str(count)
 
 
-def switch(words: str, help: str, group: str = RUN) -> Flag:
+def switch(names: str | tuple[str, ...], help: str, group: str = RUN) -> Flag:
     """A flag that takes no value: true where it is given."""
-    return Flag(words, help, group, constant=True, default=False)
+    return Flag(names, help, group, constant=True, default=False)
 
 
-def several(words: str, help: str, group: str = CASES, **options: Any) -> Flag:
+def several(name: str, help: str, group: str = CASES, **options: Any) -> Flag:
     """A flag that takes one value or more; none where it is not given."""
-    return Flag(words, help, group, **(dict[str, Any](many=True, default=()) | options))
+    return Flag(name, help, group, **(dict[str, Any](many=True, default=()) | options))
 
 
 # ---- which cases
@@ -218,7 +218,7 @@ def method_flags(listed: Mapping[str, Iterable[Any]]) -> tuple[Flag, ...]:
 DEVICE = Flag("--device", "cuda, cuda:1 or cpu (default: a GPU if there is one)")
 OUTPUT = Flag("--output", "default runs/<device>/<version>[/quick]", kind=path, metavar="DIR")
 FRESH = switch("--fresh", "measure again what the output holds already")
-PLAN = switch("--plan --list", "print cases and methods, and stop")
+PLAN = switch(("--plan", "--list"), "print cases and methods, and stop")
 NO_PLOTS = switch("--no-plots", "leave out the figures")
 NO_EAGER = switch("--no-eager", "leave out the eager rows")
 SECONDS = Flag("--seconds", "decode at least that long", kind=number(0.0, 3600.0), default=2.0, metavar="S")
@@ -259,6 +259,6 @@ def words(flags: Iterable[Flag], values: Options) -> list[str]:
     for flag in flags:
         value = getattr(values, flag.name)
         if value != flag.default:
-            typed.append(flag.names[0])
+            typed.append(flag.words[0])
             typed += [] if flag.constant is not None else map(str, value if flag.many else (value,))
     return typed

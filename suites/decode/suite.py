@@ -17,7 +17,7 @@ from ..core.report import new_table
 from ..core.spec import MethodSpec, unique
 from ..core.sweep import Sweep
 from ..engine.case import config_of, default_dtype
-from ..engine.costs import memory_bytes, plan_work
+from ..engine.costs import memory_bytes, plan_costs
 from ..engine.measure import EAGER_STEPS, DecodePlan
 from ..engine.sampling import Sampling
 from ..micro.cases import DEFAULT_MODEL
@@ -159,11 +159,11 @@ def show_plan(plan: Plan, device: torch.device, console: Console) -> None:
         assert isinstance(case, DecodeCase)
         need = memory_bytes(case, list(plan.specs))
         fits = total is None or need <= total
-        dense_us = plan_work(case, dense).floor_us(ceilings) if dense else None
+        dense_us = plan_costs(case, dense).floor_us(ceilings) if dense else None
         for i, spec in enumerate(plan.specs):
             if spec.is_dense and spec != dense:
                 continue  # all dense methods have the same floor
-            us = plan_work(case, spec).floor_us(ceilings)
+            us = plan_costs(case, spec).floor_us(ceilings)
             table.add_row(
                 case.slug if i == 0 else "",
                 (f"{need / 1e9:.1f}" if fits else f"[red]{need / 1e9:.1f}[/]") if i == 0 else "",

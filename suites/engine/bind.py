@@ -11,7 +11,7 @@ from torch import Tensor
 from ...kernels import DecodeMethod, Layer, Unsupported, get_method
 from ..core.spec import MethodSpec, dense_here
 from ..model.decoder import Decoder
-from .checks import check_attention, check_rectification, check_replay
+from .checks import check_attention, check_rectified, check_replay
 from .engine import Engine, State, bind_layers
 from .gate import Check
 
@@ -120,5 +120,5 @@ def bind(
         place.after(every)
         if graph:
             rectify = engine.capture(engine.rectify)
-        check_rectification(engine, rectify if graph else None)
+        check_rectified(engine, rectify if graph else None)
     return Bound(spec, engine, check, step, rectify, "graph" if graph else "eager")

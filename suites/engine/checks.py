@@ -14,7 +14,7 @@ from ...kernels.attention.window_decode import window_reference
 from ...kernels.linear.dispatch import linear, linear_reference
 from ..model.decoder import Decoder
 from .engine import Engine
-from .gate import Check, CheckFailed, check_attended, check_rectified, compare, ends
+from .gate import Check, CheckFailed, check_attended, check_rectified_tokens, compare, ends
 
 MODEL_TOLERANCE = {torch.bfloat16: 7e-2, torch.float16: 1e-2, torch.float32: 1e-4}
 """Relative distance (2-norm) of two right runs of a model: some 12 roundings a layer that add up as random errors do,
@@ -139,7 +139,7 @@ def check_replay(engine: Engine, replay: Callable[[], object]) -> Check:
     return check
 
 
-def check_rectification(engine: Engine, replay: Callable[[], object] | None) -> None:
+def check_rectified(engine: Engine, replay: Callable[[], object] | None) -> None:
     """Rectify eagerly with one layer's attention compared with fp64, then replay: K and V must come out the same.
 
     The state must stand at the end of a period.
@@ -153,7 +153,7 @@ def check_rectification(engine: Engine, replay: Callable[[], object] | None) -> 
 
     def observe(i: int, layer: Layer, chunk: ChunkTensors) -> None:
         if i == max(last - 1, 0):
-            check_rectified(layer, chunk, f" of layer {i}")
+            check_rectified_tokens(layer, chunk, f" of layer {i}")
 
     engine.observe_chunk = observe
     try:

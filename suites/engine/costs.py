@@ -86,7 +86,7 @@ def rectification(case: ModelCase, every: int) -> Traffic:
     return Traffic(weights.bytes - int(left_out * bits / 8), weights.flops - 2 * rows * left_out) + chunk
 
 
-def plan_work(case: ModelCase, spec: MethodSpec) -> Work:
+def plan_costs(case: ModelCase, spec: MethodSpec) -> Work:
     """A step's work as far as it is known before the case runs."""
     return model_work(case, spec, step_weights(case, spec.window) + planned_attention(case, spec), spec.rectifies)
 

@@ -90,7 +90,7 @@ def check_attended(
     return check
 
 
-def check_rectified(
+def check_rectified_tokens(
     layer: Layer, chunk: ChunkTensors, of: str = "", *, sequences: Iterable[int] | None = None
 ) -> Check:
     """The first, middle and last token of the rectification that a layer has just done; as `check_attended`."""

@@ -17,7 +17,7 @@ from ..core.spec import MethodSpec, resa_here
 from ..core.work import NOTHING, Work
 from ..decode.run import CaseRun
 from ..engine.bind import Bound, can_capture, layers_of
-from ..engine.checks import MODEL_TOLERANCE, check_attention, check_rectification, relative_distance
+from ..engine.checks import MODEL_TOLERANCE, check_attention, check_rectified, relative_distance
 from ..engine.costs import dense_attention, weight_traffic
 from ..engine.loader import release
 from ..engine.measure import Timing, time_decoding
@@ -28,7 +28,7 @@ from .replay import REPLAYED, ReplayedEngine
 ROUNDS = 16  # of a period; the context is set back between periods, so that all end near it
 
 
-def round_work(step: Traffic, verified: Traffic, drafts: int, yielded: float) -> Work:
+def round_costs(step: Traffic, verified: Traffic, drafts: int, yielded: float) -> Work:
     """What a token takes where a round of sparse steps and one dense pass yields so many of each sequence."""
 
     def share(traffic: Traffic, times: float) -> Traffic:
@@ -81,7 +81,7 @@ class ReplayRun(CaseRun):
         self.state.lengths.fill_(case.context)
         attention = sum((layer.traffic()["total"] for layer in bound.engine.layers), NOTHING)
         weights = replace(weight_traffic(case, case.batch), bytes=self.decoder.weight_bytes)
-        work = round_work(weights + attention, verification(case, engine.drafts), engine.drafts, yielded)
+        work = round_costs(weights + attention, verification(case, engine.drafts), engine.drafts, yielded)
         replayed = {"accepted_length": digits(acceptance.mean), "selection_pattern": "replayed"}
         total = self.total(
             bound, by_token(timing, yielded), work, conditions.columns(), bound.launch, **replayed,
@@ -134,7 +134,7 @@ class ReplayRun(CaseRun):
         self.place.before(1)
         check = check_attention(engine.engine, {0, case.config.layers - 1})
         self.place.after(rows)
-        check_rectification(engine.engine, None)
+        check_rectified(engine.engine, None)
         if not can_capture(engine.engine, device):
             return Bound(spec, engine.engine, check, engine.round, None, "eager"), engine
         self.state.start(length, self.place.pending)  # before the first start a round changes nothing that stands

@@ -87,7 +87,7 @@ FLAGS = (
     flags.BATCH.but(many=False, default=8, group=flags.RUN, help="answers decoded together on each device (default 8)"),
     Flag("--judge-s", "most seconds to judge an answer", kind=flags.number(0.0, 3600.0, above=0.0), default=LIMIT_S,
          metavar="S"),
-    flags.DEVICE, flags.OUTPUT, flags.PLAN.but(words="--plan", help="print problems and methods, and stop"),
+    flags.DEVICE, flags.OUTPUT, flags.PLAN.but(names="--plan", help="print problems and methods, and stop"),
     Flag("--table", "print the table of a run's output, and stop", kind=flags.path, metavar="DIR"),
 )  # fmt: skip
 

@@ -11,7 +11,7 @@ from ...kernels.attention.window_decode import window_reference
 from ...kernels.config import ceil_div
 from ...kernels.exact import Exact
 from ..core.failure import CheckFailed
-from ..engine.gate import Check, check_attended, check_rectified, check_selection, compare
+from ..engine.gate import Check, check_attended, check_rectified_tokens, check_selection, compare
 from .inputs import Inputs
 
 
@@ -90,7 +90,7 @@ def check_rectify(layer: Layer, chunk: ChunkTensors) -> Check:
     chunk.out.fill_(float("nan"))
     for stage in layer.rectify_stages(chunk):
         stage.run()
-    check = check_rectified(layer, chunk, sequences=range(layer.cache.batch))
+    check = check_rectified_tokens(layer, chunk, sequences=range(layer.cache.batch))
     if not bool(layer.rectified(chunk).isfinite().all()):
         raise CheckFailed("rectification: some output elements were not written")
     return check
