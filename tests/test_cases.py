@@ -17,6 +17,7 @@ from resa_bench.kernels import (
 )
 from resa_bench.suites.core.flags import tokens as parse_tokens
 from resa_bench.suites.core.spec import MethodSpec
+from resa_bench.suites.core.sweep import matching
 from resa_bench.suites.micro.cases import (
     PATTERNS,
     PRESETS,
@@ -24,7 +25,6 @@ from resa_bench.suites.micro.cases import (
     ModelShape,
     default_cases,
     default_methods,
-    filter_cases,
 )
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -117,17 +117,18 @@ FILTERED = [Case(m, QWEN, b, c * 1024) for m in ("a", "bee") for b in (1, 4) for
 
 
 @pytest.mark.parametrize(
-    ("filters", "slugs"),
+    ("globs", "slugs"),
     [
-        pytest.param({}, [case.slug for case in FILTERED], id="none"),
-        pytest.param({"names": ["a-b1-*"]}, ["a-b1-4k", "a-b1-8k"], id="glob"),
-        pytest.param({"names": ["bee-b4"]}, ["bee-b4-4k", "bee-b4-8k"], id="part-of-the-name"),
-        pytest.param({"names": ["a-b1-4k", "*b4-8k"]}, ["a-b1-4k", "a-b4-8k", "bee-b4-8k"], id="any-of-several"),
-        pytest.param({"names": ["nothing"]}, [], id="no-match"),
+        pytest.param([], [case.slug for case in FILTERED], id="none"),
+        pytest.param(["a-b1-*"], ["a-b1-4k", "a-b1-8k"], id="glob"),
+        pytest.param(["bee-b4"], ["bee-b4-4k", "bee-b4-8k"], id="part-of-the-name"),
+        pytest.param(["a-b1-4k", "*b4-8k"], ["a-b1-4k", "a-b4-8k", "bee-b4-8k"], id="any-of-several"),
     ],
 )
-def test_filter_cases(filters: dict[str, Any], slugs: list[str]) -> None:
-    assert [case.slug for case in filter_cases(FILTERED, **filters)] == slugs
+def test_cases_by_name(globs: list[str], slugs: list[str]) -> None:
+    assert [case.slug for case in matching([*FILTERED, *FILTERED], globs, "micro")] == slugs
+    with pytest.raises(ValueError, match="--case nothing: no case matches; see `resa-bench micro --list`"):
+        matching(FILTERED, ["nothing"], "micro")
 
 
 # --- methods ----------------------------------------------------------------------------------------------------------

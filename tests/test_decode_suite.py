@@ -31,7 +31,7 @@ from resa_bench.suites.engine.loader import Loader
 from resa_bench.suites.engine.measure import DecodePlan, Timing, time_decoding, time_period
 from resa_bench.suites.engine.sampling import Sampling
 from resa_bench.suites.model import config as model_config
-from resa_bench.suites.model.config import ModelConfig, preset
+from resa_bench.suites.model.config import MODELS, ModelConfig
 from resa_bench.suites.model.smollm import ModelNotHere
 from rich.console import Console
 
@@ -56,7 +56,7 @@ H100 = Ceilings(3068.0, 3020.0, 790.0)
 )
 def test_floors_of_a_known_model(batch: int, weights: str, shared: bool, dense_ms: float, resa_ms: float) -> None:
     """The floors worked out by hand for Qwen2.5-7B at 256K, rectification by bytes there, by FLOPs too here."""
-    case = DecodeCase("qwen2.5-7b", preset("qwen2.5-7b"), batch, 256 * K, weights, shared_kv=shared)
+    case = DecodeCase("qwen2.5-7b", MODELS["qwen2.5-7b"], batch, 256 * K, weights, shared_kv=shared)
     dense = plan_costs(case, MethodSpec("triton-dense")).floor_us(H100) / 1e3
     resa = plan_costs(case, MethodSpec("resa"))
     by_bytes = Ceilings(3068.0, 3020.0, 1e9)
@@ -66,7 +66,7 @@ def test_floors_of_a_known_model(batch: int, weights: str, shared: bool, dense_m
 
 
 def test_memory_of_known_cases() -> None:
-    config, specs = preset("qwen2.5-7b"), [MethodSpec("resa"), MethodSpec("triton-dense")]
+    config, specs = MODELS["qwen2.5-7b"], [MethodSpec("resa"), MethodSpec("triton-dense")]
     single_gb = memory_bytes(DecodeCase("qwen2.5-7b", config, 1, 256 * K), specs) / 1e9
     assert single_gb == pytest.approx(15.2 + 15.03 + 0.94 + 4, rel=0.01)
     eight = DecodeCase("qwen2.5-7b", config, 8, 256 * K)
@@ -123,7 +123,7 @@ def test_a_rectification_timed_apart_is_in_the_mean_alone() -> None:
 
 
 def test_slugs() -> None:
-    config = preset("qwen2.5-7b")
+    config = MODELS["qwen2.5-7b"]
     assert DecodeCase("qwen2.5-7b", config, 1, 256 * K, "int4").slug == "decode-qwen2.5-7b-int4-b1-256k"
     assert DecodeCase("x", config, 8, 1000, shared_kv=True).slug == "decode-qwen2.5-7b-bf16-b8-1000-shared"
     sampled = DecodeCase("x", config, 1, K, prompt="text", sampling=Sampling(0.6, 0.9))
@@ -146,7 +146,7 @@ def test_wrong_cases(change: dict[str, Any], message: str) -> None:
 
 
 def test_default_list_on_a_gpu_holds_every_case_of_the_readme() -> None:
-    cases = default_list(CUDA, "default", "qwen2.5-7b", preset("qwen2.5-7b"), dtype="bf16", prompt="synthetic", seed=0)
+    cases = default_list(CUDA, "default", "qwen2.5-7b", MODELS["qwen2.5-7b"], dtype="bf16", prompt="synthetic", seed=0)
     asked = {(c.weights, c.batch, c.context // K, c.shared_kv) for c in cases}
     assert {("bf16", 1, 256, False), ("int4", 1, 256, False), ("int4", 4, 256, False)} <= asked
     assert {("bf16", 8, 256, True), ("bf16", 8, 16, True), ("int4", 8, 256, True)} <= asked

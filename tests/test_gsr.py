@@ -31,7 +31,7 @@ from resa_bench.suites.gsr import suite
 from resa_bench.suites.gsr.cases import INSTRUCTION, LENGTHS, GsrCase, Segment, scaled, segments
 from resa_bench.suites.gsr.phase import Launch, Point, contexts, integrate, run_in_full
 from resa_bench.suites.gsr.run import STAGES, GsrRun, run_case
-from resa_bench.suites.gsr.shared import allocate, at_work
+from resa_bench.suites.gsr.shared import allocate
 from resa_bench.suites.gsr.table import case_table, steps_table
 from resa_bench.suites.model.load import LoadedModel
 from rich.console import Console
@@ -191,13 +191,13 @@ def test_pages_of_the_prompt_exist_once() -> None:
     assert table is not None
     assert len(table.unique()) == 23
     assert all(torch.equal(table[0, :3], table[b, :3]) for b in range(4))
-    part = at_work(state, 2)
+    part = state.part(slice(2))
     part.lengths.fill_(5)
     assert state.lengths.tolist() == [5, 5, 0, 0]
     assert part.caches[0].k is cache.k
     assert part.history.shape == (8, 2)
     contiguous = allocate(decoder, 4, 200, 500, 8, None)
-    at_work(contiguous, 3).caches[0].k.fill_(1.0)
+    contiguous.part(slice(3)).caches[0].k.fill_(1.0)
     assert contiguous.caches[0].k[:3].all()
     assert not contiguous.caches[0].k[3:].any()
 
@@ -348,7 +348,7 @@ def test_candidates_of_equal_lengths_are_candidates_each() -> None:
 def test_quest_keeps_its_first_layers_dense(bench: Bench) -> None:
     spec = make_spec("quest", SMALL, dense_layers=1)
     run = started(bench, CASE, spec)
-    bound = run.bind(spec, at_work(run.candidates(False), 1), CASE.prompt)
+    bound = run.bind(spec, run.candidates(False).part(slice(1)), CASE.prompt)
     first, *rest = (layer.selection() for layer in bound.engine.layers)
     assert first is None
     assert all(selection is not None for selection in rest)

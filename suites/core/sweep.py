@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatch
 from itertools import product
-from typing import Any
+from typing import Any, TypeVar
 
 from ...kernels import SparseConfig, registered
 from ...kernels.config import SETTINGS as STEP_SETTINGS
+from .bench import Case
 from .flags import Options
 from .settings import MODEL_SETTINGS, SETTINGS, summary_settings
 from .spec import DEFAULTS, MethodSpec, make_spec, unique
+
+C = TypeVar("C", bound=Case)
+
+
+def matching(cases: Iterable[C], globs: Sequence[str], command: str) -> list[C]:
+    """Cases whose slug matches any glob, or contains the text, each once; all where none is given.
+
+    Raises:
+        ValueError: none is left.
+    """
+    chosen = [c for c in cases if not globs or any(fnmatch(c.slug, glob) or glob in c.slug for glob in globs)]
+    if not chosen:
+        raise ValueError(f"--case {' '.join(globs)}: no case matches; see `resa-bench {command} --list`")
+    return list(dict.fromkeys(chosen))  # 4K and 4096 are one
 
 
 def swept(name: str) -> tuple[str, ...]:

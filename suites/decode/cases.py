@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatch
 from typing import Any, ClassVar
 
 import torch
@@ -130,14 +129,6 @@ def default_list(
             case = DecodeCase(model, config, entry.batch, context_k * K, weights, dtype, entry.shared_kv, prompt)
             cases.append(replace(case, seed=seed))
     return cases
-
-
-def matching(cases: Sequence[DecodeCase], names: Sequence[str]) -> list[DecodeCase]:
-    """Cases whose slug matches any glob (or contains the text), each once. Raises ValueError if none is left."""
-    chosen = [c for c in cases if not names or any(fnmatch(c.slug, n) or n in c.slug for n in names)]
-    if not chosen:
-        raise ValueError(f"--case {' '.join(names)}: no case matches; see `resa-bench decode --plan`")
-    return list(dict.fromkeys(chosen))
 
 
 def is_study(case: DecodeCase) -> bool:

@@ -15,7 +15,7 @@ from ..core.flags import Options
 from ..core.registry import Plan, Suite
 from ..core.report import new_table
 from ..core.spec import MethodSpec, unique
-from ..core.sweep import Sweep
+from ..core.sweep import Sweep, matching
 from ..engine.case import config_of, default_dtype
 from ..engine.costs import memory_bytes, plan_costs
 from ..engine.measure import EAGER_STEPS, DecodePlan
@@ -23,7 +23,7 @@ from ..engine.sampling import Sampling
 from ..micro.cases import DEFAULT_MODEL
 from ..model.config import MODELS
 from ..model.smollm import NAME as SMOLLM
-from .cases import TEXT_PERIODS, DecodeCase, default_list, default_specs, is_study, matching, study_specs
+from .cases import TEXT_PERIODS, DecodeCase, default_list, default_specs, is_study, study_specs
 from .run import run_case
 from .table import print_report
 
@@ -88,7 +88,7 @@ def choose_cases(options: Options, device: torch.device, period: int) -> list[De
         ]
     else:
         cases = [c for c in listed if not options.weights or c.weights in options.weights]
-    cases = matching([replace(c, sampling=sampling) for c in cases], options.case)
+    cases = matching([replace(c, sampling=sampling) for c in cases], options.case, "decode")
     least = least_context(prompt, period)
     for case in cases:
         if case.context < least:

@@ -11,9 +11,9 @@ that would be the prompt's go along, so that shapes stay fixed, and leave no tra
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +22,8 @@ from ...kernels import ChunkTensors, DecodeMethod, KVCache, Layer, Stage, StepTe
 from ...profiling.ranges import mark
 from ..model.decoder import Cells, Decoder
 from .sampling import Sampling
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +61,29 @@ class State:
         if not shared_kv:
             others = [cache() for _ in range(config.layers - 1)]
             caches = (first, *(KVCache(c.k, c.v, first.lengths, c.block_table) for c in others))
-        return cls(
-            caches,
-            first.lengths,
-            torch.zeros(batch, dtype=torch.int64, device=device),
-            torch.zeros(history, batch, dtype=torch.int64, device=device),
-            torch.zeros(1, dtype=torch.int64, device=device),
-        )
+        return cls.over(caches, history)
+
+    @classmethod
+    def over(cls, caches: tuple[KVCache, ...], history: int) -> State:
+        """Nothing pending and nothing fed, over caches that share their lengths."""
+        lengths = caches[0].lengths
+
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(*shape, dtype=torch.int64, device=lengths.device)
+
+        return cls(caches, lengths, zeros(len(lengths)), zeros(history, len(lengths)), zeros(1))
+
+    def part(self, rows: slice) -> State:
+        """Some of the sequences: views of the same caches, lengths and histories."""
+        lengths = self.lengths[rows]
+
+        def view(cache: KVCache) -> KVCache:
+            if cache.block_table is not None:
+                return KVCache(cache.k, cache.v, lengths, cache.block_table[rows])
+            return KVCache(cache.k[rows], cache.v[rows], lengths)
+
+        caches = tuple(view(cache) for cache in self.caches)
+        return State(caches, lengths, self.pending[rows], self.history[:, rows], self.count)
 
     @property
     def batch(self) -> int:
@@ -97,6 +115,17 @@ def bind_layers(state: State, method: DecodeMethod, dense: DecodeMethod | None, 
             bound[key] = chosen.prepare(cache)
         layers.append(bound[key])
     return layers
+
+
+def distinct(layers: Iterable[Layer]) -> list[Layer]:
+    """Each layer once: a shared cache's stands for many."""
+    return list({id(layer): layer for layer in layers}.values())
+
+
+def once_each(layers: Sequence[Layer], make: Callable[[Layer], T]) -> list[T]:
+    """What `make` gives for each layer, asked once for a layer that stands for many."""
+    made = {id(layer): make(layer) for layer in distinct(layers)}
+    return [made[id(layer)] for layer in layers]
 
 
 class SomeGraph(Protocol):
@@ -171,21 +200,15 @@ class Engine:
             self.cells = self.window_cells.newest
         else:
             self.cells = StepTensors(*cells(state.batch))
-        stages: dict[int, tuple[Stage, ...]] = {}
-        for layer in self.layers:
-            if id(layer) not in stages:
-                rows = self.window_cells
-                stages[id(layer)] = layer.stages(self.cells) if rows is None else layer.window_stages(rows)
-        self._stages = [stages[id(layer)] for layer in self.layers]
+        rows = self.window_cells
+        self._stages = once_each(
+            self.layers, lambda layer: layer.stages(self.cells) if rows is None else layer.window_stages(rows)
+        )
         self._chunk: ChunkTensors | None = None
         self._chunk_stages: list[tuple[Stage, ...]] = []
         if rectify_every is not None:
             chunk = self._chunk = ChunkTensors(*cells(state.batch, rectify_every))
-            known: dict[int, tuple[Stage, ...]] = {}
-            for layer in self.layers:
-                if id(layer) not in known:
-                    known[id(layer)] = layer.rectify_stages(chunk)
-            self._chunk_stages = [known[id(layer)] for layer in self.layers]
+            self._chunk_stages = once_each(self.layers, lambda layer: layer.rectify_stages(chunk))
             self._offsets = torch.arange(-rectify_every, 0, device=decoder.device)
         stages_of_all = [stage for part in (*self._stages, *self._chunk_stages) for stage in part]
         self.graph_safe = all(stage.graph_safe for stage in stages_of_all)

@@ -75,8 +75,7 @@ def prefill(
     batch, count = tokens.shape
     if count > state.capacity:
         raise ValueError(f"prompt: {count} tokens do not fit the capacity of {state.capacity}")
-    config = decoder.config
-    shape = config.attention(batch)
+    shape = decoder.config.attention(batch)
     portable = None if decoder.device.type == "cuda" else "torch"  # the interpreter would take hours
     write = write_tokens_torch if portable else write_tokens
     state.lengths.fill_(done)
@@ -85,10 +84,7 @@ def prefill(
         part = tokens[:, start : start + chunk_tokens]
         length = part.shape[1]
         state.lengths.add_(length)
-        options = {"dtype": decoder.dtype, "device": decoder.device}
-        q = torch.empty(batch, length, config.q_heads, config.head_dim, **options)  # type: ignore[call-overload]
-        k = torch.empty(batch, length, config.kv_heads, config.head_dim, **options)  # type: ignore[call-overload]
-        chunk = ChunkTensors(q, k, torch.empty_like(k), torch.empty_like(q))
+        chunk = empty_chunk(decoder, batch, length)
 
         def attend(i: int, cells: Cells, chunk: ChunkTensors = chunk) -> Tensor:
             cache: KVCache = state.caches[i]
@@ -101,6 +97,14 @@ def prefill(
         x = hidden.view(batch, length, -1)[:, -1]
         on_tokens(start + length)
     return decoder.logits(x)
+
+
+def empty_chunk(decoder: Decoder, batch: int, tokens: int) -> ChunkTensors:
+    """Room for the queries, keys, values and outputs of one layer, of so many tokens a sequence."""
+    config = decoder.config
+    q = torch.empty(batch, tokens, config.q_heads, config.head_dim, dtype=decoder.dtype, device=decoder.device)
+    k = torch.empty(batch, tokens, config.kv_heads, config.head_dim, dtype=decoder.dtype, device=decoder.device)
+    return ChunkTensors(q, k, torch.empty_like(k), torch.empty_like(q))
 
 
 @memoized

@@ -29,7 +29,7 @@ from ...kernels import Layer
 from ...kernels.config import ceil_div
 from ...profiling.ranges import mark
 from ..model.decoder import Decoder
-from .engine import Engine, State
+from .engine import Engine, State, distinct
 from .sampling import Sampling, draw
 
 
@@ -96,11 +96,6 @@ class Acceptances:
         return sum(self.histogram)
 
     @property
-    def drafted(self) -> int:
-        """Drafts in all rounds."""
-        return self.rounds * (len(self.histogram) - 1)
-
-    @property
     def accepted(self) -> int:
         """Drafts that stood."""
         return sum(a * rounds for a, rounds in enumerate(self.histogram))
@@ -151,7 +146,7 @@ class LosslessEngine:
         greedy = self.sampling.temperature == 0
         drawn = None if greedy else self._draw_draft
         self.engine = Engine(decoder, state, layers, rectify_every=drafts + 1, sampling=drawn)
-        self._layers = list({id(layer): layer for layer in layers}.values())
+        self._layers = distinct(layers)
 
         def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
             return torch.zeros(*shape, dtype=dtype, device=decoder.device)

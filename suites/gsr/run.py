@@ -26,7 +26,7 @@ from ..engine.methods import MethodRun, run_methods
 from ..engine.prompt import fill_synthetic, prefill
 from .cases import INSTRUCTION, GsrCase, Segment, segments
 from .phase import Launch, Point, contexts, integrate, run_in_full
-from .shared import allocate, at_work, share_summaries, spread_prompt
+from .shared import allocate, share_summaries, spread_prompt
 
 STAGES = ("candidates", "refine", "answer")
 
@@ -118,7 +118,7 @@ class GsrRun(MethodRun):
             if case.run == "sampled":
                 fill_synthetic(state, case.seed)
             else:
-                self.store(at_work(state, 1), self.problem)
+                self.store(state.part(slice(1)), self.problem)
                 spread_prompt(state, case.prompt)
             self._candidates[paged] = state
         return self._candidates[paged]
@@ -134,7 +134,7 @@ class GsrRun(MethodRun):
         """Whether the method reads pages: then the candidates share the prompt's. A method that does not has copies."""
         if self.case.page_size is None:
             return False
-        state = at_work(self.candidates(True), 1)
+        state = self.candidates(True).part(slice(1))
         state.start(self.case.prompt, self.pending[:1])
         try:
             layers_of(self.decoder, state, spec)
@@ -174,7 +174,7 @@ class GsrRun(MethodRun):
         bound: dict[int, Bound] = {}
         for part in script:
             whole = bound[script[0].active].engine.layers if bound else ()
-            bound[part.active] = self.bind(spec, at_work(state, part.active), prompt, whole)
+            bound[part.active] = self.bind(spec, state.part(slice(part.active)), prompt, whole)
         self.place(state, prompt).before(0)
         torch.manual_seed(self.case.seed)
         last = script[-1].last
@@ -196,7 +196,7 @@ class GsrRun(MethodRun):
         points: list[Point] = []
         seconds, launch, check = 0.0, "eager", Check()
         for part in script:
-            active = at_work(state, part.active)
+            active = state.part(slice(part.active))
             bound: Bound | None = None
             timed = []
             for context in contexts(part, prompt, self.case.points):

@@ -38,13 +38,7 @@ def allocate(decoder: Decoder, batch: int, prompt: int, capacity: int, history: 
         k = torch.zeros(shape, dtype=decoder.dtype, device=device)
         return KVCache(k, torch.zeros_like(k), lengths, table)
 
-    return State(
-        tuple(cache() for _ in range(config.layers)),
-        lengths,
-        torch.zeros(batch, dtype=torch.int64, device=device),
-        torch.zeros(history, batch, dtype=torch.int64, device=device),
-        torch.zeros(1, dtype=torch.int64, device=device),
-    )
+    return State.over(tuple(cache() for _ in range(config.layers)), history)
 
 
 def spread_prompt(state: State, prompt: int) -> None:
@@ -56,24 +50,6 @@ def spread_prompt(state: State, prompt: int) -> None:
             elif prompt % cache.page_size:
                 pages = cache.block_table[:, prompt // cache.page_size].long()
                 data[pages[1:]] = data[pages[0]].clone()
-
-
-def at_work(state: State, active: int) -> State:
-    """The first `active` candidates: views of the same caches, lengths and histories."""
-    lengths = state.lengths[:active]
-
-    def part(cache: KVCache) -> KVCache:
-        if cache.block_table is None:
-            return KVCache(cache.k[:active], cache.v[:active], lengths)
-        return KVCache(cache.k, cache.v, lengths, cache.block_table[:active])
-
-    return State(
-        tuple(part(cache) for cache in state.caches),
-        lengths,
-        state.pending[:active],
-        state.history[:, :active],
-        state.count,
-    )
 
 
 def share_summaries(layers: Sequence[Layer], whole: Sequence[Layer]) -> None:

@@ -17,10 +17,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ...kernels import KVCache, Layer
 from ...kernels.config import ceil_div
 from ..engine.bind import Bound
-from ..engine.engine import State
+from ..engine.engine import distinct
 from ..engine.prompt import prefill
 from .sampling import StreamSampling, choose, stream
 from .work import Item
@@ -53,14 +52,6 @@ def places_needed(items: Iterable[Item], max_tokens: int, context: int, period: 
     return ceil_div(most + period, 64) * 64
 
 
-def part(state: State, place: int) -> State:
-    """One sequence's part of a state, at batch 1; the same memory."""
-    rows = slice(place, place + 1)
-    lengths = state.lengths[rows]
-    caches = tuple(KVCache(c.k[rows], c.v[rows], lengths) for c in state.caches)
-    return State(caches, lengths, state.pending[rows], state.history[:, rows], state.count)
-
-
 class Batch:
     """An engine whose places are filled from a queue of problems."""
 
@@ -76,7 +67,7 @@ class Batch:
         self.engine, self.sampling, self.period = bound.engine, sampling, period
         self.max_tokens, self.ends, self.seed = max_tokens, frozenset(ends), seed
         self._step, self._rectify = bound.step, bound.rectify
-        self._layers: list[Layer] = list({id(layer): layer for layer in bound.engine.layers}.values())
+        self._layers = distinct(bound.engine.layers)
 
     def run(self, items: Iterable[Item], on_period: Callable[[int], None] = lambda _: None) -> Iterator[list[Answer]]:
         """Answers as they end, those of a period together.
@@ -113,7 +104,7 @@ class Batch:
         room = item.room(self.max_tokens, decoder.config.context)
         numbers = stream(self.seed, item.problem.set, item.problem.id, item.sample, count=room + self.period)
         prompt = torch.tensor([item.prompt], dtype=torch.int64, device=decoder.device)
-        logits = prefill(decoder, part(state, place), prompt)
+        logits = prefill(decoder, state.part(slice(place, place + 1)), prompt)
         first = choose(logits, self.sampling.sampling, numbers[:1].to(decoder.device))
         state.pending[place : place + 1].copy_(first)
         return Running(item, room, numbers, [int(first)])

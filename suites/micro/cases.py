@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -178,8 +177,3 @@ def default_cases(device: torch.device, scale: str, model: str = DEFAULT_MODEL) 
     cases += [Case(model, heads, 1, 128 * K, pattern=p) for p in PATTERNS[1:]]
     cases += [Case(name, PRESETS[name], 1, 128 * K) for name in PRESETS if name != model]
     return cases
-
-
-def filter_cases(cases: Iterable[Case], names: Sequence[str] = ()) -> list[Case]:
-    """Cases whose slug matches any glob (or contains the text)."""
-    return [c for c in cases if not names or any(fnmatch.fnmatch(c.slug, n) or n in c.slug for n in names)]

@@ -14,7 +14,7 @@ from ..core import flags
 from ..core.flags import CASES, Flag, Options
 from ..core.registry import Plan, Suite
 from ..core.spec import MethodSpec
-from ..core.sweep import Sweep
+from ..core.sweep import Sweep, matching
 from .cases import (
     BLOCK_SIZES,
     DEFAULT_MODEL,
@@ -25,7 +25,6 @@ from .cases import (
     ModelShape,
     default_cases,
     default_methods,
-    filter_cases,
     further_methods,
 )
 from .run import run_case
@@ -91,9 +90,7 @@ def choose_cases(options: Options, device: torch.device) -> list[Case]:
         cases = default_cases(device, options.scale, model)
     pattern = {"pattern": options.pattern} if options.pattern else {}
     cases = [replace(c, dtype=dtype, seed=options.seed, page_size=options.page_size or None, **pattern) for c in cases]
-    cases = list(dict.fromkeys(filter_cases(cases, options.case)))  # 4K and 4096 are one
-    if not cases:
-        raise ValueError(f"--case {' '.join(options.case)}: no case matches; see `resa-bench micro --list`")
+    cases = matching(cases, options.case, "micro")
     for case in cases:
         case.shape  # noqa: B018  (checks the heads)
     return cases

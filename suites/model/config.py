@@ -139,10 +139,3 @@ MODELS = {
         ModelConfig("qwen3-8b", 36, 4096, 32, 8, 128, 12288, 151936, context=40960, qk_norm=True),
     )
 }  # fmt: skip
-
-
-def preset(name: str) -> ModelConfig:
-    """Raises ValueError naming the presets."""
-    if name not in MODELS:
-        raise ValueError(f"model: got {name!r}, presets are {', '.join(MODELS)}")
-    return MODELS[name]

@@ -18,8 +18,6 @@ from ...kernels.linear.weights import DenseWeight, Norm
 from .config import ModelConfig
 from .decoder import Decoder, LayerWeights
 
-WEIGHT_DTYPES = (*DTYPES, "int4")
-
 Fill = Callable[[str, Tensor], None]  # writes the tensor of that name into the one given, `[N, K]` or `[N]`
 
 _STD = 0.02

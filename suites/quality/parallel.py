@@ -16,6 +16,7 @@ from ...kernels import ChunkTensors
 from ..core.bench import Report
 from ..core.spec import MethodSpec
 from ..engine.engine import State
+from ..engine.prompt import empty_chunk
 from ..model.decoder import Cells, Decoder
 from .forced import Forced, Reference, relative_error
 from .forced_attention import ForcedAttention, Sequences
@@ -37,11 +38,8 @@ def attention_of(spec: MethodSpec | None, device: torch.device, batch: int) -> F
 
 def _pass(decoder: Decoder, tokens: Tensor, prompt: int, attend: Callable[[int, ChunkTensors], Tensor]) -> Tensor:
     """Hidden states `[T, B, hidden]` of tokens `[B, T]` at positions prompt .. prompt + T - 1."""
-    config, (batch, steps) = decoder.config, tokens.shape
-    options = {"dtype": decoder.dtype, "device": decoder.device}
-    q = torch.empty(batch, steps, config.q_heads, config.head_dim, **options)  # type: ignore[call-overload]
-    k = torch.empty(batch, steps, config.kv_heads, config.head_dim, **options)  # type: ignore[call-overload]
-    cells = ChunkTensors(q, k, torch.empty_like(k), torch.empty_like(q))
+    batch, steps = tokens.shape
+    cells = empty_chunk(decoder, batch, steps)
 
     def layer(i: int, _: Cells) -> Tensor:
         return attend(i, cells)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..core.spec import MethodSpec
 from ..engine.bind import Place, bind, layers_of
-from ..engine.engine import Engine, State
+from ..engine.engine import Engine, State, distinct
 from ..model.decoder import Decoder
 from .divergence import CommonNoise, agreeing
 
@@ -51,7 +51,7 @@ class Contender:
         place = Place(state, prompt, torch.ones_like(state.pending), ahead=True)
         bound = bind(decoder, place, spec, sampling=noise, longest_period=room)
         self.engine, self._step, self._rectify = bound.engine, bound.step, bound.rectify
-        self._layers = list({id(layer): layer for layer in self.engine.layers}.values())
+        self._layers = distinct(self.engine.layers)
         self._looks = LOOK_EVERY if decoder.device.type == "cuda" else 1
         self._fed, self._known = 0, False
 
