@@ -14,6 +14,11 @@ constexpr u32 WARP = 0xffffffffu;
 
 // ---- a cluster's shared memory: a CTA writes into another one's, whose barrier counts the bytes that arrived
 
+__device__ __forceinline__ char* dynamic_shared() {
+  extern __shared__ __align__(16) char memory[];
+  return memory;
+}
+
 __device__ __forceinline__ u32 shared_address(const void* p) { return static_cast<u32>(__cvta_generic_to_shared(p)); }
 
 __device__ __forceinline__ u32 cluster_rank() {

@@ -110,7 +110,7 @@ __device__ __forceinline__ void reduce_scatter(float (&x)[LOADS], int lane, int&
 
 extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS, 1)
     sparse_step(const __grid_constant__ Arguments a) {
-  extern __shared__ __align__(16) char memory[];
+  char* memory = dynamic_shared();
   Shared& s = *reinterpret_cast<Shared*>(memory);
   u32* keys = reinterpret_cast<u32*>(memory + sizeof(Shared));
   int* list = reinterpret_cast<int*>(memory + sizeof(Shared) + round16(4 * a.key_capacity));
