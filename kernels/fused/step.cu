@@ -26,6 +26,7 @@ constexpr int SLICE = (PARTIAL / 4 + CLUSTER - 1) / CLUSTER * 4;  // words of it
 constexpr int ROW_WORDS = HEAD_DIM / 64;                  // words of a key or value in a lane
 constexpr int NEWEST_WARPS = BLOCK / UNIT;                // warps that read the newest block
 constexpr int BINS = 256, PASSES = 4;                     // of the radix search: 8 bits a pass
+constexpr int MAX_CANDIDATES = THREADS;                   // ranked at once, a thread each
 constexpr float NONE = -1e30f;                            // maximum of what has seen nothing
 constexpr u32 INFINITE = 0x7f800000u;
 
@@ -51,7 +52,7 @@ struct Arguments {
   float spread_weight, scale_log2;
 };
 
-enum Barrier { EXTREMES, HISTOGRAM, LIST = HISTOGRAM + PASSES, MERGE, BARRIERS };
+enum Barrier { EXTREMES, HISTOGRAM, CANDIDATES = HISTOGRAM + PASSES, LIST, MERGE, BARRIERS };
 
 struct __align__(16) Shared {
   unsigned long long barriers[8];
@@ -61,7 +62,9 @@ struct __align__(16) Shared {
   __align__(16) u32 own_extremes[2];
   __align__(16) u32 warp_totals[WARPS];
   __align__(16) u32 warp_kept[WARPS];
-  __align__(16) int found[5];
+  __align__(16) int narrowed[2][5];                // what a pass of the search leaves, and the ranking
+  __align__(16) int gathered;                      // candidates that this CTA sent
+  __align__(16) u32 candidates[MAX_CANDIDATES];    // of all CTAs, in their order; 0 after them
   __align__(16) float asked[2 * HEAD_DIM];         // the query's two slots
   __align__(16) u32 queries[HEADS * HEAD_DIM / 2];
   __align__(16) float cta_softmax[CLUSTER][HEADS][2];  // maximum and sum
@@ -167,6 +170,8 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
   }
   for (int i = tid; i < PASSES * BINS / 2; i += THREADS) (&s.own_histogram[0][0])[i] = 0;
   if (tid < 2) s.own_extremes[tid] = tid ? 0u : WARP;
+  if (tid == 0) s.gathered = 0;
+  s.candidates[tid] = 0;
 
   // ---- the query's slots: [min(q, 0), max(q, 0)] for min/max, [q, c |q|] for mean/std; of the mean head or summed
   if (tid < HEAD_DIM / 2) {
@@ -296,10 +301,11 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
   const int unused = most == least ? 31 : __clz(most - least);
   u32 threshold = 0;            // its settled bits
   int sure = 0, kept = blocks;  // keys over the settled bits, and these with those that share them
-  int over_before = 0, tied_before = 0;  // the same in earlier CTAs, the latter alone
+  int over_before = 0, tied_before = min(first, blocks);  // the same in earlier CTAs, the latter alone
   int settled = 0;
-  for (int pass = 0; kept != n && settled < 32 - unused; pass++, settled += 8) {
-    const int shift = 24 - settled;
+  // Eight bits more: each CTA counts its keys by their next bits and sends the counts to all.
+  auto count_bits = [&] {
+    const int pass = settled / 8, shift = 24 - settled;
     u32* histogram = s.own_histogram[pass];
     for (int i = tid; i < own; i += THREADS) {
       const u32 distance = (min(keys[i], most) - least) << unused, bin = distance >> shift & 255;
@@ -328,13 +334,54 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
     for (int w = 1; w < WARPS; w++) above += w > warp ? s.warp_totals[w] : 0;
     const int over = sure + (above & 0xffff), with_bin = over + (here & 0xffff);
     if (over < n && with_bin >= n) {  // one thread's bin alone
-      s.found[0] = threshold | static_cast<u32>(tid) << shift;
-      s.found[1] = over, s.found[2] = with_bin;
-      s.found[3] = over_before + (above >> 16), s.found[4] = here >> 16;
+      s.narrowed[0][0] = threshold | static_cast<u32>(tid) << shift;
+      s.narrowed[0][1] = over, s.narrowed[0][2] = with_bin;
+      s.narrowed[0][3] = over_before + (above >> 16), s.narrowed[0][4] = here >> 16;
     }
+    settled += 8;
+  };
+  // All bits at once, where few keys share the settled ones: each CTA sends its own to all, a thread ranks one.
+  auto rank_candidates = [&] {
+    const int candidates = kept - sure, missing = n - sure;
+    if (tid == 0) expect_bytes(barriers + 8 * CANDIDATES, 4 * candidates);
+    for (int i = tid; i < own; i += THREADS) {
+      const u32 key = min(keys[i], most), distance = (key - least) << unused;
+      if (settled && (distance ^ threshold) >> (32 - settled)) continue;
+      const int slot = tied_before + atomicAdd(&s.gathered, 1);
+      for (int to = 0; to < CLUSTER; to++)
+        send(in_cta(shared_address(&s.candidates[slot]), to), key, in_cta(barriers + 8 * CANDIDATES, to));
+    }
+    await_bytes(barriers + 8 * CANDIDATES);
+    if (tid < candidates) {
+      const u32 key = s.candidates[tid];
+      u32 over = 0, equal = 0;  // in all, and in earlier CTAs in the upper half
+      for (int j = 0; j < candidates; j += 4) {
+        const uint4 x = *reinterpret_cast<const uint4*>(&s.candidates[j]);
+        const u32 others[4] = {x.x, x.y, x.z, x.w};
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+          const u32 step = j + i < tied_before ? 0x10001u : 1u;
+          over += others[i] > key ? step : 0, equal += others[i] == key ? step : 0;
+        }
+      }
+      if ((over & 0xffff) < missing && (over & 0xffff) + (equal & 0xffff) >= missing) {  // equal keys write the same
+        s.narrowed[1][0] = (key - least) << unused;
+        s.narrowed[1][1] = sure + (over & 0xffff), s.narrowed[1][2] = sure + (over & 0xffff) + (equal & 0xffff);
+        s.narrowed[1][3] = over_before + (over >> 16), s.narrowed[1][4] = equal >> 16;
+      }
+    }
+    settled = 32;
+  };
+  auto searching = [&] { return kept != n && settled < 32 - unused; };
+  auto narrow = [&] {
+    const bool ranks = kept - sure <= MAX_CANDIDATES;
+    if (ranks) rank_candidates();
+    else count_bits();
     __syncthreads();
-    threshold = s.found[0], sure = s.found[1], kept = s.found[2], over_before = s.found[3], tied_before = s.found[4];
-  }
+    const int* left = s.narrowed[ranks];
+    threshold = left[0], sure = left[1], kept = left[2], over_before = left[3], tied_before = left[4];
+  };
+  while (searching()) narrow();
   const u32 limit = least + (threshold >> unused);
   const bool cuts_tie = kept != n;  // then all bits are settled, and of the keys equal to limit the first ones fill up
   const int missing = n - sure;
@@ -378,8 +425,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
   __syncthreads();
   const u32 earlier = __reduce_add_sync(WARP, lane < warp ? s.warp_kept[lane % WARPS] : 0);
   int overs = over_before + (earlier & 0xffff), ties = earlier >> 16;  // before this warp's
-  if (settled == 0) overs += min(first, blocks);  // nothing was searched: all are kept
-  else if (cuts_tie) ties += tied_before;
+  if (cuts_tie) ties += tied_before;
   else overs += tied_before;
   for (int i = warp * per_warp; i < (warp + 1) * per_warp; i += 32) {
     bool over, tie;

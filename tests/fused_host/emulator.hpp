@@ -209,7 +209,7 @@ template <class Combine> u32 reduce_warp(u32 x, Combine combine) {
 inline u32 __reduce_min_sync(u32, u32 x) { return reduce_warp(x, [](u32 a, u32 b) { return min(a, b); }); }
 inline u32 __reduce_max_sync(u32, u32 x) { return reduce_warp(x, [](u32 a, u32 b) { return max(a, b); }); }
 inline u32 __reduce_add_sync(u32, u32 x) { return reduce_warp(x, [](u32 a, u32 b) { return a + b; }); }
-inline u32 atomicAdd(u32* p, u32 x) { return *p += x, *p - x; }
+template <class T> T atomicAdd(T* p, T x) { return *p += x, *p - x; }
 inline void atomicMin(u32* p, u32 x) { *p = min(*p, x); }
 inline void atomicMax(u32* p, u32 x) { *p = max(*p, x); }
 
