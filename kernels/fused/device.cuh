@@ -88,6 +88,12 @@ __device__ __forceinline__ u32 load4(const void* p) {
   return x;
 }
 
+// 4 bytes on their way into shared memory, for the thread that asked, once it has awaited its copies.
+__device__ __forceinline__ void copy4(u32* to, const char* from) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared_address(to)), "l"(from) : "memory");
+}
+__device__ __forceinline__ void await_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
 // ---- pairs of 16-bit or 8-bit floats in a word
 
 __device__ __forceinline__ float2 unpack(u32 x) {

@@ -66,7 +66,7 @@ def lay_out(config: SparseConfig, head_dim: int, capacity: int, element: int, cl
     keys = ceil_div(ceil_div(blocks, tile), cluster) * tile
     partial = HEADS * head_dim
     shared = _aligned(  # the members of `Shared` in step.cu, in order
-        64, 2 * cluster * BINS * 2, PASSES * BINS * 2, cluster * 8, 8, WARPS * 4, WARPS * 4, 40, 4, THREADS * 4,
+        72, 2 * cluster * BINS * 2, PASSES * BINS * 2, cluster * 8, 8, WARPS * 4, WARPS * 4, WARPS * 4, 40, 4, THREADS * 4,
         2 * head_dim * 4,
         partial * 2, cluster * HEADS * 8, WARPS * HEADS * 4, WARPS * HEADS * 4, WARPS * 32,
         config.block_size // 16 * 2 * head_dim * 4, cluster * ceil_div(partial // 4, cluster) * 16,

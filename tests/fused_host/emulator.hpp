@@ -253,6 +253,14 @@ inline u32 load4(const void* p) {
   return x;
 }
 
+inline std::vector<std::pair<u32*, u32>> copies[1 << 12];
+inline int thread_here() { return emulator::running->cta * int(emulator::cta().warps.size()) * 32 + emulator::running->tid; }
+inline void copy4(u32* to, const char* from) { copies[thread_here()].push_back({to, load4(from)}); }
+inline void await_copies() {
+  for (const auto& [to, word] : copies[thread_here()]) *to = word;
+  copies[thread_here()].clear();
+}
+
 // A float of few bits to fp32 and back, rounded to the nearest even; overflow goes to infinity, or saturates.
 inline float widen(u32 x, int exponent_bits, int mantissa_bits) {
   const int bias = (1 << (exponent_bits - 1)) - 1, top = (1 << exponent_bits) - 1;
