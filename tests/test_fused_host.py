@@ -37,27 +37,31 @@ def host(monkeypatch: pytest.MonkeyPatch, largest: int) -> None:
     monkeypatch.setattr(get_method("resa-fused"), "unavailable", classmethod(lambda *_: None))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", SETTINGS, ids=named)
 def test_step(changes: dict) -> None:
     gate((1000, 17), FP16, heads=HEADS[0], **changes)
 
 
-@pytest.mark.parametrize("largest", [1, 2, 6, 16], indirect=True)
+@pytest.mark.parametrize("largest", [0, 1, 2, 6, 16], indirect=True)
 def test_clusters(largest: int) -> None:
-    gate((777,), FP16, heads=ModelShape(7, 1, 128))
+    """From single CTAs, two to a multiprocessor, to the largest clusters."""
+    gate((777, 48), FP16, heads=ModelShape(7, 1, 128))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("largest", [2], indirect=True)
 @pytest.mark.parametrize("heads", HEADS[1:], ids=str)
 def test_shapes(heads: ModelShape) -> None:
     gate((300, 17), FP16, heads=heads, page_size=128)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ratio", [0.1, 0.5])
 @pytest.mark.parametrize("kind", ["equal", "two values", "few values", "negative", "orders of magnitude", "zeros"])
 def test_ties_and_spreads(kind: str, ratio: float) -> None:
-    """More blocks than are ranked at once, so that passes over bits come first."""
-    layer, inputs = make("resa-fused", FP16, (4990,), heads=ModelShape(3, 1, 64), active_ratio=ratio)
+    """The search ends at any bit, and ties are cut across CTAs, the lower block first."""
+    layer, inputs = make("resa-fused", FP16, (1990,), heads=ModelShape(3, 1, 64), active_ratio=ratio)
     inputs.cache.k.copy_(spread(kind, inputs.cache.k.shape, FP16))
     inputs.step.k.copy_(spread(kind, (1, 1, 1, 64), FP16)[:, :, 0])
     inputs.step.q.abs_()

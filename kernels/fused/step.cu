@@ -6,14 +6,13 @@
 // CTA goes through their shared memory, and a barrier in the receiver's counts its bytes: no round through the L2, no
 // other kernel to launch. step.py says which settings it serves, docs/notes/speed.md what it gave.
 //
-// Constants from step.py: HEAD_DIM, GROUP, BLOCK, CLUSTER, PAGE_BLOCKS, SHARED_BYTES (of `Shared`), and 0 or 1 for MINMAX,
-// GROUP_SUM, FP8, FP16, PAGED.
+// Constants from step.py: HEAD_DIM, GROUP, BLOCK, CLUSTER, RESIDENT (CTAs that share a multiprocessor), LOADS (under way in
+// a lane while scoring), PAGE_BLOCKS, SHARED_BYTES (of `Shared`), and 0 or 1 for MINMAX, GROUP_SUM, FP8, FP16, PAGED.
 
 constexpr int THREADS = 256, WARPS = THREADS / 32;
 constexpr int SLOT_BYTES = FP8 ? 1 : 2;                   // of an element of a summary
 constexpr int SUMMARY_BYTES = 2 * HEAD_DIM * SLOT_BYTES;
 constexpr int BLOCK_LANES = SUMMARY_BYTES / 16;           // lanes that load a block's summary, 16 bytes each
-constexpr int LOADS = 16;                                 // under way in a lane while scoring
 constexpr int BLOCKS_A_LOAD = 32 / BLOCK_LANES;
 constexpr int TILE = LOADS * BLOCKS_A_LOAD;               // blocks that a warp scores together
 constexpr int SLOTS_A_LANE = 16 / SLOT_BYTES;
@@ -26,8 +25,6 @@ constexpr int SLICE = (PARTIAL / 4 + CLUSTER - 1) / CLUSTER * 4;  // words of it
 constexpr int ROW_WORDS = HEAD_DIM / 64;                  // words of a key or value in a lane
 constexpr int NEWEST_WARPS = BLOCK / UNIT;                // warps that read the newest block
 constexpr int BINS = 256, PASSES = 4;                     // of the radix search: 8 bits a pass
-constexpr int EARLY_UNITS = 2 * WARPS;                     // of a CTA, for which attention begins before the list is whole
-constexpr int MAX_CANDIDATES = THREADS;                   // ranked at once, a thread each
 constexpr float NONE = -1e30f;                            // maximum of what has seen nothing
 constexpr u32 INFINITE = 0x7f800000u;
 
@@ -53,20 +50,17 @@ struct Arguments {
   float spread_weight, scale_log2;
 };
 
-enum Barrier { EXTREMES, HISTOGRAM, CANDIDATES = HISTOGRAM + PASSES, EARLY, LIST, MERGE, BARRIERS };
+enum Barrier { EXTREMES, HISTOGRAM, LIST = HISTOGRAM + PASSES, MERGE, BARRIERS };
 
 struct __align__(16) Shared {
-  unsigned long long barriers[BARRIERS];
+  unsigned long long barriers[8];
   __align__(16) u16 histograms[2][CLUSTER][BINS];  // of the other CTAs, by pass
   __align__(16) u32 own_histogram[PASSES][BINS / 2];  // two counts a word
   __align__(16) u32 extremes[CLUSTER][2];
   __align__(16) u32 own_extremes[2];
   __align__(16) u32 warp_totals[WARPS];
   __align__(16) u32 warp_kept[WARPS];
-  __align__(16) int warp_early[WARPS];
-  __align__(16) int narrowed[2][5];                // what a pass of the search leaves, and the ranking
-  __align__(16) int gathered;                      // candidates that this CTA sent
-  __align__(16) u32 candidates[MAX_CANDIDATES];    // of all CTAs, in their order; 0 after them
+  __align__(16) int found[5];
   __align__(16) float asked[2 * HEAD_DIM];         // the query's two slots
   __align__(16) u32 queries[HEADS * HEAD_DIM / 2];
   __align__(16) float cta_softmax[CLUSTER][HEADS][2];  // maximum and sum
@@ -113,7 +107,7 @@ __device__ __forceinline__ void reduce_scatter(float (&x)[LOADS], int lane, int&
   }
 }
 
-extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS, 1)
+extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS, RESIDENT)
     sparse_step(const __grid_constant__ Arguments a) {
   char* memory = dynamic_shared();
   Shared& s = *reinterpret_cast<Shared*>(memory);
@@ -167,12 +161,11 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
     publish_barriers();
     expect_bytes(barriers + 8 * EXTREMES, CLUSTER * 8);
     for (int i = 0; i < PASSES; i++) expect_bytes(barriers + 8 * (HISTOGRAM + i), CLUSTER * BINS * 2);
+    expect_bytes(barriers + 8 * LIST, share * 4);
     expect_bytes(barriers + 8 * MERGE, CLUSTER * (4 * max(min(SLICE, PARTIAL - rank * SLICE), 0) + 8 * HEADS));
   }
   for (int i = tid; i < PASSES * BINS / 2; i += THREADS) (&s.own_histogram[0][0])[i] = 0;
   if (tid < 2) s.own_extremes[tid] = tid ? 0u : WARP;
-  if (tid == 0) s.gathered = 0;
-  s.candidates[tid] = 0;
 
   // ---- the query's slots: [min(q, 0), max(q, 0)] for min/max, [q, c |q|] for mean/std; of the mean head or summed
   if (tid < HEAD_DIM / 2) {
@@ -304,11 +297,10 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
   const int unused = most == least ? 31 : __clz(most - least);
   u32 threshold = 0;            // its settled bits
   int sure = 0, kept = blocks;  // keys over the settled bits, and these with those that share them
-  int over_before = 0, tied_before = min(first, blocks);  // the same in earlier CTAs, the latter alone
+  int over_before = 0, tied_before = 0;  // the same in earlier CTAs, the latter alone
   int settled = 0;
-  // Eight bits more: each CTA counts its keys by their next bits and sends the counts to all.
-  auto count_bits = [&] {
-    const int pass = settled / 8, shift = 24 - settled;
+  for (int pass = 0; kept != n && settled < 32 - unused; pass++, settled += 8) {
+    const int shift = 24 - settled;
     u32* histogram = s.own_histogram[pass];
     for (int i = tid; i < own; i += THREADS) {
       const u32 distance = (min(keys[i], most) - least) << unused, bin = distance >> shift & 255;
@@ -337,154 +329,114 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
     for (int w = 1; w < WARPS; w++) above += w > warp ? s.warp_totals[w] : 0;
     const int over = sure + (above & 0xffff), with_bin = over + (here & 0xffff);
     if (over < n && with_bin >= n) {  // one thread's bin alone
-      s.narrowed[0][0] = threshold | static_cast<u32>(tid) << shift;
-      s.narrowed[0][1] = over, s.narrowed[0][2] = with_bin;
-      s.narrowed[0][3] = over_before + (above >> 16), s.narrowed[0][4] = here >> 16;
+      s.found[0] = threshold | static_cast<u32>(tid) << shift;
+      s.found[1] = over, s.found[2] = with_bin;
+      s.found[3] = over_before + (above >> 16), s.found[4] = here >> 16;
     }
-    settled += 8;
-  };
-  // All bits at once, where few keys share the settled ones: each CTA sends its own to all, a thread ranks one.
-  auto rank_candidates = [&] {
-    const int candidates = kept - sure, missing = n - sure;
-    if (tid == 0) expect_bytes(barriers + 8 * CANDIDATES, 4 * candidates);
-    for (int i = tid; i < own; i += THREADS) {
-      const u32 key = min(keys[i], most), distance = (key - least) << unused;
-      if (settled && (distance ^ threshold) >> (32 - settled)) continue;
-      const int slot = tied_before + atomicAdd(&s.gathered, 1);
-      for (int to = 0; to < CLUSTER; to++)
-        send(in_cta(shared_address(&s.candidates[slot]), to), key, in_cta(barriers + 8 * CANDIDATES, to));
-    }
-    await_bytes(barriers + 8 * CANDIDATES);
-    if (tid < candidates) {
-      const u32 key = s.candidates[tid];
-      u32 over = 0, equal = 0;  // in all, and in earlier CTAs in the upper half
-      for (int j = 0; j < candidates; j += 4) {
-        const uint4 x = *reinterpret_cast<const uint4*>(&s.candidates[j]);
-        const u32 others[4] = {x.x, x.y, x.z, x.w};
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-          const u32 step = j + i < tied_before ? 0x10001u : 1u;
-          over += others[i] > key ? step : 0, equal += others[i] == key ? step : 0;
-        }
-      }
-      if ((over & 0xffff) < missing && (over & 0xffff) + (equal & 0xffff) >= missing) {  // equal keys write the same
-        s.narrowed[1][0] = (key - least) << unused;
-        s.narrowed[1][1] = sure + (over & 0xffff), s.narrowed[1][2] = sure + (over & 0xffff) + (equal & 0xffff);
-        s.narrowed[1][3] = over_before + (over >> 16), s.narrowed[1][4] = equal >> 16;
-      }
-    }
-    settled = 32;
-  };
-  auto searching = [&] { return kept != n && settled < 32 - unused; };
-  auto narrow = [&] {
-    const bool ranks = kept - sure <= MAX_CANDIDATES;
-    if (ranks) rank_candidates();
-    else count_bits();
     __syncthreads();
-    const int* left = s.narrowed[ranks];
-    threshold = left[0], sure = left[1], kept = left[2], over_before = left[3], tied_before = left[4];
-  };
-  // ---- lists. A warp's keys are consecutive, so entries come out ascending; ties go to the lower block. What is over
-  // the first settled bits is sure to be selected: where it is much, attention begins with it, and the search goes on
-  // while its keys and values are under way. The newest block always comes last, to the CTA that wrote its token.
+    threshold = s.found[0], sure = s.found[1], kept = s.found[2], over_before = s.found[3], tied_before = s.found[4];
+  }
+  const u32 limit = least + (threshold >> unused);
+  const bool cuts_tie = kept != n;  // then all bits are settled, and of the keys equal to limit the first ones fill up
+  const int missing = n - sure;
+
+  // ---- lists. A warp's keys are consecutive, so entries come out ascending; ties go to the lower block.
   const int per_warp = own > 0 ? (own + THREADS - 1) / THREADS * 32 : 0;
-  int early = 0, early_before = 0;  // entries sent early; those of earlier warps and CTAs
-  u32 early_over = 0;               // the bits that theirs are over
-  auto goes_early = [&](int i) {
-    return early && i < own && ((min(keys[i], most) - least) << unused) >> 24 > early_over && first + i < blocks - 1;
+  auto sort_out = [&](int i, bool& over, bool& tie) {
+    const u32 key = i < own ? min(keys[i], most) : 0;
+    over = i < own && (cuts_tie ? key > limit : key >= limit);
+    tie = i < own && cuts_tie && key == limit;
   };
-  auto send_early = [&] {
-    early_over = threshold >> 24;
-    early = sure - (((most - least) << unused) >> 24 > early_over);
-    if (tid == 0) expect_bytes(barriers + 8 * EARLY, (early - rank + CLUSTER - 1) / CLUSTER * 4);
-    int warp_early = 0;
-    for (int i = warp * per_warp; i < (warp + 1) * per_warp; i += 32)
-      warp_early += __popc(__ballot_sync(WARP, goes_early(i + lane)));
-    if (lane == 0) s.warp_early[warp] = warp_early;
-    __syncthreads();
-    early_before = over_before + __reduce_add_sync(WARP, lane < warp ? s.warp_early[lane % WARPS] : 0);
-    int earlies = early_before;
-    for (int i = warp * per_warp; i < (warp + 1) * per_warp; i += 32) {
-      const u32 lanes = __ballot_sync(WARP, goes_early(i + lane));
-      if (lanes >> lane & 1) {
-        const int at = earlies + __popc(lanes & ((1u << lane) - 1)), to = at % CLUSTER;
-        send(in_cta(shared_address(&list[at / CLUSTER]), to), first + i + lane, in_cta(barriers + 8 * EARLY, to));
-      }
-      earlies += __popc(lanes);
-    }
-    await_bytes(barriers + 8 * EARLY);
-  };
-  auto send_rest = [&] {
-    const u32 limit = least + (threshold >> unused);
-    const bool cuts_tie = kept != n;  // then all bits are settled, and of the keys equal to limit the first ones fill up
-    const int missing = n - sure;
-    auto sort_out = [&](int i, bool& over, bool& tie) {
-      const u32 key = i < own ? min(keys[i], most) : 0;
-      over = i < own && (cuts_tie ? key > limit : key >= limit);
-      tie = i < own && cuts_tie && key == limit;
-    };
-    if (tid == 0)
-      expect_bytes(barriers + 8 * LIST, (share - (early - rank + CLUSTER - 1) / CLUSTER) * 4);
-    u32 warp_kept = 0;
-    for (int i = warp * per_warp; i < (warp + 1) * per_warp; i += 32) {
-      bool over, tie;
-      sort_out(i + lane, over, tie);
-      warp_kept += __popc(__ballot_sync(WARP, over)) + (__popc(__ballot_sync(WARP, tie)) << 16);
-    }
-    if (lane == 0) s.warp_kept[warp] = warp_kept;
-    await_copies();
-    if (summarises) {  // min and max, or sums of what the older keys differ from the newest, and of its squares
+  u32 warp_kept = 0;
+  for (int i = warp * per_warp; i < (warp + 1) * per_warp; i += 32) {
+    bool over, tie;
+    sort_out(i + lane, over, tie);
+    warp_kept += __popc(__ballot_sync(WARP, over)) + (__popc(__ballot_sync(WARP, tie)) << 16);
+  }
+  if (lane == 0) s.warp_kept[warp] = warp_kept;
+  await_copies();
+  if (summarises) {  // min and max, or sums of what the older keys differ from the newest, and of its squares
 #pragma unroll
-      for (int w = 0; w < ROW_WORDS; w++) {
-        const float2 pivot = unpack(k_new[w]), start = MINMAX ? pivot : make_float2(0, 0);
-        float2 one = start, two = start;
-        if (has_rows)
+    for (int w = 0; w < ROW_WORDS; w++) {
+      const float2 pivot = unpack(k_new[w]), start = MINMAX ? pivot : make_float2(0, 0);
+      float2 one = start, two = start;
+      if (has_rows)
 #pragma unroll
-          for (int t = 0; t < UNIT; t++) {
-            const float2 x = unpack(*row_at(warp * UNIT + t, w));
-            if (MINMAX) {
-              one.x = fminf(one.x, x.x), one.y = fminf(one.y, x.y);
-              two.x = fmaxf(two.x, x.x), two.y = fmaxf(two.y, x.y);
-            } else if (warp * UNIT + t < older) {
-              const float2 d = {x.x - pivot.x, x.y - pivot.y};
-              one.x += d.x, one.y += d.y, two.x += d.x * d.x, two.y += d.y * d.y;
-            }
+        for (int t = 0; t < UNIT; t++) {
+          const float2 x = unpack(*row_at(warp * UNIT + t, w));
+          if (MINMAX) {
+            one.x = fminf(one.x, x.x), one.y = fminf(one.y, x.y);
+            two.x = fmaxf(two.x, x.x), two.y = fmaxf(two.y, x.y);
+          } else if (warp * UNIT + t < older) {
+            const float2 d = {x.x - pivot.x, x.y - pivot.y};
+            one.x += d.x, one.y += d.y, two.x += d.x * d.x, two.y += d.y * d.y;
           }
-        const int dim = 2 * lane + 64 * w;
-        s.newest[warp][dim] = one.x, s.newest[warp][dim + 1] = one.y;
-        s.newest[warp][HEAD_DIM + dim] = two.x, s.newest[warp][HEAD_DIM + dim + 1] = two.y;
-      }
-    }
-    __syncthreads();
-    const u32 earlier = __reduce_add_sync(WARP, lane < warp ? s.warp_kept[lane % WARPS] : 0);
-    int overs = over_before + (earlier & 0xffff), ties = earlier >> 16, earlies = early_before;  // before this warp's
-    if (cuts_tie) ties += tied_before;
-    else overs += tied_before;
-    for (int i = warp * per_warp; i < (warp + 1) * per_warp; i += 32) {
-      bool over, tie;
-      sort_out(i + lane, over, tie);
-      const u32 over_lanes = __ballot_sync(WARP, over), tied_lanes = __ballot_sync(WARP, tie), below = (1u << lane) - 1;
-      const u32 early_lanes = early ? __ballot_sync(WARP, goes_early(i + lane)) : 0;
-      const int tie_number = ties + __popc(tied_lanes & below);
-      if (over || (tie && tie_number < missing)) {
-        const int place = overs + __popc(over_lanes & below) + min(tie_number, missing);
-        out_list[place] = first + i + lane;
-        if (!(early_lanes >> lane & 1)) {
-          const int at = place + early - earlies - __popc(early_lanes & below), to = at % CLUSTER;
-          send(in_cta(shared_address(&list[at / CLUSTER]), to), first + i + lane, in_cta(barriers + 8 * LIST, to));
         }
-      }
-      overs += __popc(over_lanes), ties += __popc(tied_lanes), earlies += __popc(early_lanes);
+      const int dim = 2 * lane + 64 * w;
+      s.newest[warp][dim] = one.x, s.newest[warp][dim + 1] = one.y;
+      s.newest[warp][HEAD_DIM + dim] = two.x, s.newest[warp][HEAD_DIM + dim + 1] = two.y;
     }
-    for (int i = n + rank * THREADS + tid; i < a.list_capacity; i += CLUSTER * THREADS) out_list[i] = -1;
-    if (rank == 0 && tid == 0) a.counts[row] = n;
-    await_bytes(barriers + 8 * LIST);
-  };
+  }
+  __syncthreads();
+  const u32 earlier = __reduce_add_sync(WARP, lane < warp ? s.warp_kept[lane % WARPS] : 0);
+  int overs = over_before + (earlier & 0xffff), ties = earlier >> 16;  // before this warp's
+  if (settled == 0) overs += min(first, blocks);  // nothing was searched: all are kept
+  else if (cuts_tie) ties += tied_before;
+  else overs += tied_before;
+  for (int i = warp * per_warp; i < (warp + 1) * per_warp; i += 32) {
+    bool over, tie;
+    sort_out(i + lane, over, tie);
+    const u32 over_lanes = __ballot_sync(WARP, over), tied_lanes = __ballot_sync(WARP, tie), below = (1u << lane) - 1;
+    const int tie_number = ties + __popc(tied_lanes & below);
+    if (over || (tie && tie_number < missing)) {
+      const int place = overs + __popc(over_lanes & below) + min(tie_number, missing), to = place % CLUSTER;
+      send(in_cta(shared_address(&list[place / CLUSTER]), to), first + i + lane, in_cta(barriers + 8 * LIST, to));
+      out_list[place] = first + i + lane;
+    }
+    overs += __popc(over_lanes), ties += __popc(tied_lanes);
+  }
+  for (int i = n + rank * THREADS + tid; i < a.list_capacity; i += CLUSTER * THREADS) out_list[i] = -1;
+  if (rank == 0 && tid == 0) a.counts[row] = n;
+
+  // ---- the newest block's summary, which this step does not read
+  if (writes && warp == 0) {
+    char* to = a.summaries + SLOT_BYTES * (newest_outer * a.summary_outer + head * a.summary_head) +
+               i64(newest_inside) * SUMMARY_BYTES;
+#pragma unroll
+    for (int w = 0; w < ROW_WORDS; w++) {
+      const int dim = 2 * lane + 64 * w;
+      float2 one = {s.newest[0][dim], s.newest[0][dim + 1]};
+      float2 two = {s.newest[0][HEAD_DIM + dim], s.newest[0][HEAD_DIM + dim + 1]};
+      for (int i = 1; i < NEWEST_WARPS; i++) {
+        const float2 x = {s.newest[i][dim], s.newest[i][dim + 1]};
+        const float2 y = {s.newest[i][HEAD_DIM + dim], s.newest[i][HEAD_DIM + dim + 1]};
+        if (MINMAX) {
+          one.x = fminf(one.x, x.x), one.y = fminf(one.y, x.y);
+          two.x = fmaxf(two.x, y.x), two.y = fmaxf(two.y, y.y);
+        } else one.x += x.x, one.y += x.y, two.x += y.x, two.y += y.y;
+      }
+      if (!MINMAX) {
+        const float2 pivot = unpack(k_new[w]);
+        const float count = older + 1;
+        one.x /= count, one.y /= count;
+        two.x = sqrtf(fmaxf(two.x / count - one.x * one.x, 0)), two.y = sqrtf(fmaxf(two.y / count - one.y * one.y, 0));
+        one.x += pivot.x, one.y += pivot.y;
+      }
+      if (FP8) {
+        *reinterpret_cast<u16*>(to + dim) = pack_e4m3(one.x, one.y);
+        *reinterpret_cast<u16*>(to + HEAD_DIM + dim) = pack_e4m3(two.x, two.y);
+      } else {
+        *reinterpret_cast<u32*>(to + 2 * dim) = pack(one.x, one.y);
+        *reinterpret_cast<u32*>(to + 2 * (HEAD_DIM + dim)) = pack(two.x, two.y);
+      }
+    }
+  }
+  await_bytes(barriers + 8 * LIST);
 
   // ---- attention over this CTA's share of the list, 16 tokens a warp at a time. Keys are the left operand, so that the
   // 16 rows of the matrix units are tokens and no row is wasted on padding a group of heads; the sum over dims takes them
   // in whatever order 16-byte loads bring them, the queries likewise. Values are turned by pairing two tokens' words.
-  const int r = lane / 4, t = lane % 4;
+  const int units = share * (BLOCK / UNIT), r = lane / 4, t = lane % 4;
   float acc[OUT_TILES][4] = {}, max0 = NONE, max1 = NONE, sum0 = 0, sum1 = 0;  // of heads 2t and 2t + 1
   uint4 k[2][KEY_CHUNKS], v[4][VALUE_CHUNKS];
   int valid = 0;  // tokens of the loaded unit
@@ -515,28 +467,8 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
       for (int j = 0; j < VALUE_CHUNKS; j++) v[i][j] = load16(p + 128 * j);
     }
   };
-  // Passes of the search and units of attention take turns, until the list is whole.
-  int unit = warp, units = 0;  // the next one, and how many are known
-  bool ready = false;          // its keys and values are under way
-  for (bool whole = false;;) {
-    if (!whole) {
-      if (searching()) {
-        narrow();
-        if (settled == 8 && searching() && sure * (BLOCK / UNIT) >= EARLY_UNITS * CLUSTER) {
-          send_early();
-          units = (early - rank + CLUSTER - 1) / CLUSTER * (BLOCK / UNIT);
-        }
-      } else {
-        send_rest();
-        units = share * (BLOCK / UNIT);
-        whole = true;
-      }
-      if (!ready && unit < units) locate(unit), load_keys(), load_values(), ready = true;
-    }
-    if (!ready) {
-      if (whole) break;
-      continue;
-    }
+  if (warp < units) locate(warp), load_keys(), load_values();
+  for (int unit = warp; unit < units; unit += WARPS) {
     const bool more = unit + WARPS < units;
     const int visible = valid;
     float c[4] = {};  // logits of tokens r and r + 8, heads 2t and 2t + 1
@@ -583,41 +515,6 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
       }
     }
     if (more) load_values();
-    ready = more;
-    unit += WARPS;
-  }
-  // ---- the newest block's summary, which this step does not read
-  if (writes && warp == 0) {
-    char* to = a.summaries + SLOT_BYTES * (newest_outer * a.summary_outer + head * a.summary_head) +
-               i64(newest_inside) * SUMMARY_BYTES;
-#pragma unroll
-    for (int w = 0; w < ROW_WORDS; w++) {
-      const int dim = 2 * lane + 64 * w;
-      float2 one = {s.newest[0][dim], s.newest[0][dim + 1]};
-      float2 two = {s.newest[0][HEAD_DIM + dim], s.newest[0][HEAD_DIM + dim + 1]};
-      for (int i = 1; i < NEWEST_WARPS; i++) {
-        const float2 x = {s.newest[i][dim], s.newest[i][dim + 1]};
-        const float2 y = {s.newest[i][HEAD_DIM + dim], s.newest[i][HEAD_DIM + dim + 1]};
-        if (MINMAX) {
-          one.x = fminf(one.x, x.x), one.y = fminf(one.y, x.y);
-          two.x = fmaxf(two.x, y.x), two.y = fmaxf(two.y, y.y);
-        } else one.x += x.x, one.y += x.y, two.x += y.x, two.y += y.y;
-      }
-      if (!MINMAX) {
-        const float2 pivot = unpack(k_new[w]);
-        const float count = older + 1;
-        one.x /= count, one.y /= count;
-        two.x = sqrtf(fmaxf(two.x / count - one.x * one.x, 0)), two.y = sqrtf(fmaxf(two.y / count - one.y * one.y, 0));
-        one.x += pivot.x, one.y += pivot.y;
-      }
-      if (FP8) {
-        *reinterpret_cast<u16*>(to + dim) = pack_e4m3(one.x, one.y);
-        *reinterpret_cast<u16*>(to + HEAD_DIM + dim) = pack_e4m3(two.x, two.y);
-      } else {
-        *reinterpret_cast<u32*>(to + 2 * dim) = pack(one.x, one.y);
-        *reinterpret_cast<u32*>(to + 2 * (HEAD_DIM + dim)) = pack(two.x, two.y);
-      }
-    }
   }
 #pragma unroll
   for (int distance = 4; distance < 32; distance *= 2) {
