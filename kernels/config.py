@@ -23,6 +23,7 @@ MAX_PERIOD = 1 << 16  # tokens between rectifications, or in a window
 
 
 def ceil_div(a: int, b: int) -> int:
+    """The quotient rounded up."""
     return -(-a // b)
 
 
@@ -46,6 +47,7 @@ class AttentionShape:
 
     @property
     def group(self) -> int:
+        """Query heads of a KV head."""
         return self.q_heads // self.kv_heads
 
 

@@ -77,6 +77,7 @@ class WindowTensors:
 
     @property
     def tokens(self) -> int:
+        """w."""
         return self.q.shape[1]
 
     @property

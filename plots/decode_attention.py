@@ -39,6 +39,7 @@ class Pair:
 
     @property
     def speedup(self) -> float:
+        """Dense over ReSA."""
         return self.dense_ms / sum(self.resa_ms.values())
 
 

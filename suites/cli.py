@@ -42,7 +42,7 @@ runs alone; `resa-bench micro --help` and `resa-bench decode --help` have more. 
 stopped; --fresh starts over."""
 
 HALVES = ("micro", "decode")
-ONLY = Flag(names=("--only",), choices=HALVES, help="one half of the job")
+ONLY = Flag("--only", "one half of the job", choices=HALVES)
 
 
 def bench_flags() -> list[Flag]:

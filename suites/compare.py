@@ -37,6 +37,8 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
+    """Two runs' rows in pairs, and what stands in one of them alone."""
+
     tolerance: float  # relative
     pairs: tuple[Pair, ...]
     newly_failed: tuple[Row, ...]  # rows of B that failed or ran out of memory, where A had none that did
@@ -47,6 +49,7 @@ class Comparison:
     devices_b: tuple[str, ...]
 
     def count(self, verdict: str) -> int:
+        """Pairs with this verdict."""
         return sum(pair.verdict == verdict for pair in self.pairs)
 
     def share_within(self, relative: float) -> float:

@@ -51,9 +51,9 @@ def test_compiles_without_spills(head_dim: int, block: int, kind: str, dtype: st
             1, 1, 64, head_dim, dtype=torch.bfloat16, device="cpu", page_size=256 if paged else None
         )
         cubin = compiler.compile_cubin(compiler.source(), constants(cache, 7, config, plan))
-        found = read_cubin(compiler.KERNEL, cubin, plan.shared_bytes, 8)
-        assert found.spill_bytes == 0
-        assert found.registers * 256 * resident <= 65536
+        cubin_facts = read_cubin(compiler.KERNEL, cubin, plan.shared_bytes, 8)
+        assert cubin_facts.spill_bytes == 0
+        assert cubin_facts.registers * 256 * resident <= 65536
         assert plan.shared_bytes <= SHARED_LIMIT or cluster == 1
 
 
@@ -92,9 +92,9 @@ def test_layout_shares_the_blocks() -> None:
     ],
 )
 def test_unsupported_settings_are_named(shape: AttentionShape, changes: dict, dtype: torch.dtype, reason: str) -> None:
-    found = unsupported(shape, SparseConfig(**changes), dtype)
-    assert found is not None
-    assert re.search(reason, found)
+    why = unsupported(shape, SparseConfig(**changes), dtype)
+    assert why is not None
+    assert re.search(reason, why)
     assert unsupported(QWEN, SparseConfig(), torch.float16) is None
 
 
@@ -264,16 +264,16 @@ def test_leaves_what_the_other_kernels_leave(page_size: int | None, dtype: torch
             for seed, tensor in enumerate((inputs.step.q, inputs.step.k, inputs.step.v)):
                 tensor.copy_(random(*tensor.shape, dtype=dtype, seed=10 * i + seed))
             run(layer, inputs.step)
-        (one, mine), (other, theirs) = layers
-        lengths = mine.cache.lengths.tolist()
-        for a, b in zip(mine.cache.gather(), theirs.cache.gather(), strict=True):
+        (fused, fused_inputs), (chain, chain_inputs) = layers
+        lengths = fused_inputs.cache.lengths.tolist()
+        for a, b in zip(fused_inputs.cache.gather(), chain_inputs.cache.gather(), strict=True):
             assert all(torch.equal(a[j, :, :n], b[j, :, :n]) for j, n in enumerate(lengths))
-        summaries = [layer.summaries.logical(layer.cache) for layer in (one, other)]
-        blocks = [one.config.blocks(n) for n in lengths]
+        summaries = [layer.summaries.logical(layer.cache) for layer in (fused, chain)]
+        blocks = [fused.config.blocks(n) for n in lengths]
         assert all(torch.equal(summaries[0][j, :, :n], summaries[1][j, :, :n]) for j, n in enumerate(blocks))
-        assert torch.equal(one.work.lists, other.work.lists)
-        assert torch.equal(one.work.counts, other.work.counts)
-        check_step(one, mine, dense_exact(mine))
+        assert torch.equal(fused.work.lists, chain.work.lists)
+        assert torch.equal(fused.work.counts, chain.work.counts)
+        check_step(fused, fused_inputs, dense_exact(fused_inputs))
 
 
 @pytest.mark.gpu

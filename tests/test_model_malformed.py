@@ -15,7 +15,7 @@ from resa_bench.suites.maths.problems import load_problems
 from resa_bench.suites.model.fingerprint import fingerprint
 from resa_bench.suites.model.load import load_decoder, model_config
 
-ODD_VALUES = [
+ODD_VALUES: list[Any] = [
     None, 0, -1, 1, 2, 3, 10**9, 2**70, -(2**70), 1.5, -2.5, 1e-9, 1e308, float("nan"), float("inf"), True, False, "",
     "8", "\ud800", [], [1], ["a"], [[]], [{}], {}, {"a": 1}, {"type": "linear"}, {"type": ["yarn"], "factor": "x"},
     {"rope_type": "llama3", "factor": 8, "low_freq_factor": 4, "high_freq_factor": 4},

@@ -244,9 +244,9 @@ def bind(
 
 def _check_work(cache: KVCache, summaries: Summaries, work: Workspace, config: SparseConfig) -> None:
     """Summaries of the settings asked for, and room as `Workspace.allocate` makes it."""
-    found = summaries.kind, summaries.block_size, summaries.dtype
-    if found != (config.summary_kind, config.block_size, config.summary_dtype):
-        raise ValueError(f"summaries: are {found}, config asks for another kind, block size or dtype")
+    held = summaries.kind, summaries.block_size, summaries.dtype
+    if held != (config.summary_kind, config.block_size, config.summary_dtype):
+        raise ValueError(f"summaries: are {held}, config asks for another kind, block size or dtype")
     blocks, rows = config.blocks(cache.page_size), (cache.batch, cache.kv_heads)
     check_tensor("summaries", summaries.data, (cache.k.shape[0], cache.kv_heads, blocks, 2, cache.head_dim))
     every, chosen = config.blocks(cache.capacity), config.selected(cache.capacity)

@@ -97,8 +97,8 @@ def folders() -> list[str]:
 
 def suites() -> dict[str, Suite]:
     """Every suite by name: those of this package in the order people meet them, then registered ones."""
-    found = {name: get_suite(name) for name in sorted(folders(), key=_rank)}
-    return found | _registered
+    own = {name: get_suite(name) for name in sorted(folders(), key=_rank)}
+    return own | _registered
 
 
 def get_suite(name: str) -> Suite:

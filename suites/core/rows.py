@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields, make_dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields, make_dataclass
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -217,20 +217,7 @@ class Row(
 
 
 COLUMNS = tuple(f.name for f in fields(Row))
-REQUIRED = (
-    "suite",
-    "model",
-    "case",
-    "method",
-    "stage",
-    "context",
-    "batch",
-    "q_heads",
-    "kv_heads",
-    "head_dim",
-    "status",
-)
-
+REQUIRED = tuple(f.name for f in fields(Row) if f.default is MISSING)
 IDENTITY = (
     "suite", "model", "case", "method", "stage", "context", "batch", *SETTINGS, "dtype", "weight_dtype", "kv_layout",
     "paged", "shared_kv", "selection_pattern", "cache_state", "launch", "metric", "step", "layer", "head", "depth",

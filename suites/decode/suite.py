@@ -11,7 +11,7 @@ from ...profiling.attached import attached
 from ...profiling.ceilings import measure_ceilings
 from ...profiling.timing import make_timer
 from ..core import flags
-from ..core.flags import Flag, Options
+from ..core.flags import Options
 from ..core.registry import Plan, Suite
 from ..core.report import new_table
 from ..core.spec import MethodSpec, unique
@@ -39,10 +39,8 @@ EXAMPLES = f"""examples:
 
 A rerun goes on where the last one stopped (same device, commit and output folder); --fresh starts over."""
 
-DRIFT = Flag(
-    names=("--drift",), constant=True, default=False, help="ReSA: what each rectification says about the steps before"
-)
-NO_BREAKDOWN = Flag(names=("--no-breakdown",), constant=True, default=False, help="leave out the stages")
+DRIFT = flags.switch("--drift", "ReSA: what each rectification says about the steps before")
+NO_BREAKDOWN = flags.switch("--no-breakdown", "leave out the stages")
 FLAGS = (
     flags.QUICK, flags.FULL, flags.CASE, flags.CONTEXT, flags.BATCH,
     flags.MODEL.but(help=f"{', '.join((*MODELS, SMOLLM))}, a Hugging Face folder or a .gguf file (presets have random "

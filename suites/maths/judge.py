@@ -48,6 +48,7 @@ class Judge:
 
     @property
     def limit_s(self) -> float:
+        """The most seconds for one answer."""
         return self._server.limit_s
 
     def __call__(self, expected: str, text: str) -> Verdict:

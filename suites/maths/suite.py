@@ -64,13 +64,12 @@ MODEL = "which model, and how it is asked"
 
 
 def _count(name: str, help: str, default: int | None = None) -> Flag:
-    return Flag(names=(name,), kind=flags.whole(), group=CASES, metavar="N", default=default, help=help)
+    return Flag(name, help, CASES, kind=flags.whole(), metavar="N", default=default)
 
 
 FLAGS = (
     flags.QUICK.but(help="well under a minute"),
-    Flag(names=("--problems",), many=True, kind=flags.path, default=(), group=CASES, metavar="FILE",
-         help="JSON Lines, a set each"),
+    flags.several("--problems", "JSON Lines, a set each", kind=flags.path, metavar="FILE"),
     _count("--gsm-symbolic", "N problems drawn from its 100 templates"),
     _count("--sums", "N sums, differences, products (the default)"),
     _count("--limit", "the first N problems of each file"),
@@ -78,19 +77,18 @@ FLAGS = (
     _count("--answers", "samples such that each set gets at least N answers"),
     flags.MODEL.but(group=MODEL, default=SMOLLM, help="SmolLM2, a folder or a .gguf file"),
     flags.DTYPE.but(group=MODEL, help="default bf16, on a CPU fp32"),
-    Flag(names=("--int4",), constant=True, default=False, group=MODEL, help="4-bit weights"),
+    flags.switch("--int4", "4-bit weights", MODEL),
     flags.PROMPT.but(choices=STYLES, default="chat", group=MODEL, help="plain: the authors' text, without a template"),
-    Flag(names=("--max-tokens",), kind=flags.tokens, group=MODEL, metavar="TOKENS",
-         help="new tokens (default 16K, on a CPU 192)"),
+    Flag("--max-tokens", "new tokens (default 16K, on a CPU 192)", MODEL, kind=flags.tokens, metavar="TOKENS"),
     flags.TEMPERATURE.but(group=MODEL, default=0.6, help="default 0.6; 0 is greedy"),
     flags.TOP_P.but(group=MODEL, default=None, help="default 0.9"),
     flags.SEED.but(group=MODEL),
     *flags.METHOD_FLAGS,
     flags.BATCH.but(many=False, default=8, group=flags.RUN, help="answers decoded together on each device (default 8)"),
-    Flag(names=("--judge-s",), kind=flags.number(0.0, 3600.0, above=0.0), default=LIMIT_S, metavar="S",
-         help="most seconds to judge an answer"),
-    flags.DEVICE, flags.OUTPUT, flags.PLAN.but(names=("--plan",), help="print problems and methods, and stop"),
-    Flag(names=("--table",), kind=flags.path, metavar="DIR", help="print the table of a run's output, and stop"),
+    Flag("--judge-s", "most seconds to judge an answer", kind=flags.number(0.0, 3600.0, above=0.0), default=LIMIT_S,
+         metavar="S"),
+    flags.DEVICE, flags.OUTPUT, flags.PLAN.but(names="--plan", help="print problems and methods, and stop"),
+    Flag("--table", "print the table of a run's output, and stop", kind=flags.path, metavar="DIR"),
 )  # fmt: skip
 
 

@@ -30,8 +30,7 @@ profiled, at one setting."""
 DEFAULT_GPU, DEFAULT_CPU = "decode-qwen2.5-7b-int4-b1-256k", "qwen2.5-7b-b1-16k"
 TARGET_FLAGS = (
     *flags.METHOD_FLAGS,
-    Flag(names=("--chunk-kernel",), choices=tuple(chunk_kernels()), group=METHODS,
-         help="of rectification (default the fastest)"),
+    Flag("--chunk-kernel", "of rectification (default the fastest)", METHODS, choices=tuple(chunk_kernels())),
     flags.SEED, flags.DEVICE,
 )  # fmt: skip
 """What says which case and method, beside the case's name."""
@@ -40,8 +39,8 @@ STEPS = flags.STEPS.but(
 )
 OUTPUT = flags.OUTPUT.but(help="default runs/<device>/<commit>/profile/<case>-<method>")
 FOR_CHILD = (
-    Flag(names=("--facts",), kind=flags.path, metavar="FILE", help="where to write what a reader of the trace needs"),
-    Flag(names=("--one-by-one",), constant=True, default=False, help="no replays, of a model one layer (for ncu)"),
+    Flag("--facts", "where to write what a reader of the trace needs", kind=flags.path, metavar="FILE"),
+    flags.switch("--one-by-one", "no replays, of a model one layer (for ncu)"),
 )
 TOOLS = {
     "nsys": ("Nsight Systems: GPU time by stage, kernels, gaps, the host's share, a timeline (or torch's)",

@@ -12,7 +12,7 @@ import torch
 from ...kernels.config import GQA_POLICIES
 from ..core import flags
 from ..core.analysis import LEVEL
-from ..core.flags import CASES, Flag, Options
+from ..core.flags import Options
 from ..core.registry import Plan, Suite
 from ..core.settings import SETTINGS
 from ..core.spec import PINNED, MethodSpec, unique
@@ -36,14 +36,8 @@ KL, agreement, loss, the error of keys and values, and the share of attention th
 against dense decoding fed the same tokens. Methods whose steps can be evaluated together are, unless --stepwise. A
 rerun goes on where the last one stopped (same device, commit and output folder); --fresh starts over."""
 
-SOURCE = Flag(
-    names=("--source",), many=True, choices=SOURCES, default=(), group=CASES,
-    help="what is fed (default text; full both)",
-)  # fmt: skip
-STEPWISE = Flag(
-    names=("--stepwise",), constant=True, default=False,
-    help="decode token by token, on a GPU with the kernels; no recall",
-)  # fmt: skip
+SOURCE = flags.several("--source", "what is fed (default text; full both)", choices=SOURCES)
+STEPWISE = flags.switch("--stepwise", "decode token by token, on a GPU with the kernels; no recall")
 GRID: dict[str, tuple[Any, ...]] = {
     "block_size": (16, 32, 64),
     "rectify_every": (LEVEL, 16, 32, 64, 128),

@@ -26,10 +26,10 @@ Prompts are prefilled densely; what follows them, questions included, is decoded
 decoding's own score stands first. A rerun goes on where the last one stopped (same device, commit and output folder);
 --fresh starts over."""
 
-TASK = Flag(names=("--task",), many=True, choices=TASKS, default=TASKS, group=CASES, help="all unless some are named")
+TASK = flags.several("--task", "all unless some are named", choices=TASKS, default=TASKS)
 SAMPLES = Flag(
-    names=("--samples",), kind=flags.whole(1, 1 << 20), group=CASES, metavar="N",
-    help="batches of prompts, haystacks, lists (default 1, 2, 1; full 4, 8, 8)",
+    "--samples", "batches of prompts, haystacks, lists (default 1, 2, 1; full 4, 8, 8)", CASES,
+    kind=flags.whole(1, 1 << 20), metavar="N",
 )  # fmt: skip
 FLAGS = (
     flags.QUICK, flags.FULL, TASK,
