@@ -7,7 +7,7 @@ from typing import Any, Generic, TypeVar
 
 from ...suites.core.looks import TITLES, Look, look_of, looks
 from ...suites.core.rows import Row
-from ...suites.core.spec import Names, Variant
+from ...suites.core.spec import Names, Variant, steps_of
 from ..data import order
 
 T = TypeVar("T", bound=Hashable)
@@ -47,7 +47,8 @@ class Variants:
     def _entry(self, name: str, variant: Variant, look: Look) -> dict[str, Any]:
         title = look_of(variant.method).title or variant.method
         drawn = look_entry(look)
-        return {"name": name, "method": self.methods.number(title), "dense": variant.is_dense, **drawn}
+        kind = {"dense": variant.is_dense, "resa": steps_of(variant.method) == "resa"}
+        return {"name": name, "method": self.methods.number(title), **kind, **drawn}
 
     def number(self, row: Row) -> int:
         """The place of a row's variant in `entries`."""
@@ -67,7 +68,7 @@ def on_dark(colour: str) -> str:
         channels = [round(245 - 0.8 * channels[0])] * 3
     else:
         brightness = (0.3 * channels[0] + 0.59 * channels[1] + 0.11 * channels[2]) / 255
-        towards_white = max(0.0, 0.5 - brightness)
+        towards_white = max(0.0, 0.58 - brightness)
         channels = [round(c + (255 - c) * towards_white) for c in channels]
     return "#" + "".join(f"{c:02X}" for c in channels)
 

@@ -16,7 +16,7 @@ from ..stage_style import NAMES, bar_place, fill
 from .lists import Listed, Variants
 from .pairs import comparisons
 from .runs import Run, read_runs
-from .timed import Places, timed_columns
+from .timed import Places, reshaped, timed_columns
 from .timelines import timelines
 from .trade import trade_offs
 from .values import metric_entries, value_entries
@@ -34,7 +34,7 @@ def payload(paths: Sequence[Path]) -> dict[str, Any]:
     runs = read_runs(paths)
     rows = [row for run in runs for row in run.rows]
     variants = Variants(rows)
-    places = Places(variants, Listed(), Listed(), Listed(), Listed(), Listed())
+    places = Places(variants, Listed(), Listed(), Listed(), Listed(), Listed(), reshaped(rows))
     columns, numbers = timed_columns([run.rows for run in runs], places)
     values = value_entries([run.rows for run in runs], places)
     return {

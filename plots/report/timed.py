@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,7 @@ class Places:
     stages: Listed[str]
     settings: Listed[tuple[str, str]]  # model, and in words what else tells two panels apart
     ways: Listed[str]  # launch and cache
+    reshaped: frozenset[str]  # models that rows have in several shapes
 
     def columns(self, row: Row) -> dict[str, int]:
         """Where a row belongs."""
@@ -43,14 +44,26 @@ class Places:
             "case": self.cases.number(row.case),
             "variant": self.variants.number(row),
             "stage": self.stages.number(row.stage),
-            "setting": self.settings.number((row.model, setting_of(row))),
+            "setting": self.settings.number((row.model, setting_of(row, row.model in self.reshaped))),
         }
 
 
-def setting_of(row: Row) -> str:
+def reshaped(rows: Iterable[Row]) -> frozenset[str]:
+    """Models that rows have in several shapes of heads."""
+    shapes: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        shapes[row.model].add(_heads(row))
+    return frozenset(model for model, heads in shapes.items() if len(heads) > 1)
+
+
+def _heads(row: Row) -> str:
+    return f"{row.q_heads}/{row.kv_heads} heads of {row.head_dim}"
+
+
+def setting_of(row: Row, with_heads: bool = True) -> str:
     """What a panel of rows has in common beside model and batch, in words."""
     weights = f"{row.weight_dtype} weights" if row.weight_dtype else row.dtype or ""
-    heads = f"{row.q_heads}/{row.kv_heads} heads of {row.head_dim}"
+    heads = _heads(row) if with_heads else ""
     layout = row.kv_layout if row.kv_layout != USUAL_LAYOUT else None
     prompt = row.selection_pattern if row.selection_pattern not in ("random", "synthetic") else None
     words = (weights, heads, "paged K/V" if row.paged else "", layout, "shared K/V" if row.shared_kv else "", prompt)

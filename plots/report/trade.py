@@ -50,7 +50,7 @@ def trade_offs(rows: Sequence[Row]) -> list[dict[str, Any]]:
                 ],
             }
         )
-    return entries
+    return sorted(entries, key=lambda entry: -len(entry["points"]))
 
 
 def _place(point: Point, quality: QualitySet) -> dict[str, Any]:

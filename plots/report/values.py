@@ -48,7 +48,7 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
     curve, axis = (by_step, "step") if len(by_step) > 1 else (by_depth, "depth")
     return {
         "mean": digits(mean, 5) if is_mean else None,
-        "samples": plain[0].n_samples,
+        "samples": sum({row.step: row.n_samples or 0 for row in plain}.values()) or None,
         "curve": curve if len(curve) > 1 else [],
         "over": axis if len(curve) > 1 else None,
     }

@@ -1,5 +1,5 @@
 // Charts of points over an axis: lines with intervals, limits, a base line. SVG, as wide as asked for.
-const EDGES = { left: 46, right: 14, top: 10, bottom: 38 };
+const EDGES = { left: 52, right: 14, top: 10, bottom: 38 };
 
 /** Ticks of a linear axis: four or so round numbers. */
 function roundTicks(low, high, count = 4) {
@@ -41,7 +41,7 @@ function scale(kind, values, from, to, { zero = false, include = [] } = {}) {
   const share = kind === "linear" ? (v) => (v - low) / (high - low) : (v) => Math.log(v / low) / Math.log(high / low);
   const at = (v) => from + share(v) * (to - from);
   if (kind === "steps") return { at, ticks: distinct(values).sort((a, b) => a - b) };
-  return { at, ticks: kind === "log" ? logTicks(low, high) : roundTicks(low, high) };
+  return { at, ticks: kind === "log" ? logTicks(low, high) : roundTicks(low, high, Math.max(3, Math.abs(to - from) / 90)) };
 }
 
 const joined = (points) => points.map(([x, y], i) => `${i ? "L" : "M"}${x.toFixed(1)} ${y.toFixed(1)}`).join("");
@@ -50,7 +50,8 @@ const joined = (points) => points.map(([x, y], i) => `${i ? "L" : "M"}${x.toFixe
  * A figure with its caption.
  *
  * series: {look, points: [{x, y, low, high, xLow, xHigh, hollow, lines}], line}; limits: {look, points: [[x, y]]};
- * base: {y, words}; x and y: {label, kind, form, zero, include}; stair: points of a line in steps.
+ * base: {y, words}; x and y: {label, kind, form, tick (form of a tick), zero}; stair: points of a line in steps, each
+ * reached before the next begins.
  */
 function plot({ title, about, width, height = 250, x, y, series, limits = [], base = null, stair = [] }) {
   const drawn = series.flatMap((one) => one.points);
@@ -66,7 +67,7 @@ function plot({ title, about, width, height = 250, x, y, series, limits = [], ba
 
   for (const tick of up.ticks) {
     chart.append(svg("path", { class: "rule", d: `M${EDGES.left} ${up.at(tick).toFixed(1)}H${right}` }),
-      svg("text", { class: "soft", x: EDGES.left - 6, y: up.at(tick) + 4, "text-anchor": "end" }, y.form(tick)));
+      svg("text", { class: "soft", x: EDGES.left - 6, y: up.at(tick) + 4, "text-anchor": "end" }, (y.tick || y.form)(tick)));
   }
   let last = Infinity;
   for (const tick of [...across.ticks].reverse()) {  // the largest is named, then what has room to its left
@@ -79,10 +80,10 @@ function plot({ title, about, width, height = 250, x, y, series, limits = [], ba
     svg("text", { class: "soft", x: (EDGES.left + right) / 2, y: height - 4, "text-anchor": "middle" }, x.label));
   if (base) {
     chart.append(svg("path", { class: "base", d: `M${EDGES.left} ${up.at(base.y).toFixed(1)}H${right}` }),
-      svg("text", { class: "soft", x: right, y: up.at(base.y) - 4, "text-anchor": "end" }, base.words));
+      svg("text", { class: "soft halo", x: right, y: up.at(base.y) - 4, "text-anchor": "end" }, base.words));
   }
   if (stair.length > 1) {
-    const steps = stair.flatMap(([px, py], i) => (i ? [[px, stair[i - 1][1]], [px, py]] : [[px, py]]));
+    const steps = stair.flatMap(([px, py], i) => (i ? [[stair[i - 1][0], py], [px, py]] : [[px, py]]));
     chart.append(svg("path", { class: "front", d: joined(steps.map(([px, py]) => [across.at(px), up.at(py)])) }));
   }
   for (const { look, points } of limits) {
@@ -130,11 +131,51 @@ function describe(title, about, x, y, series) {
   return `Chart. ${title}. ${about || ""} ${what}. ${ends.join("; ")}. Arrow keys go from point to point.`;
 }
 
-/** A legend whose entries switch what is drawn. */
-function switches(entries, isOn, flip) {
-  return el("div", { class: "legend", role: "group", "aria-label": "Shown in the charts" }, entries.map((entry) =>
-    el("button", { type: "button", "aria-pressed": String(isOn(entry.key)), on: { click: () => flip(entry.key) } },
-      swatch(entry.look), entry.name)));
+/** A legend whose entries switch what is drawn: those shown at first, and the others in a list that opens. */
+function switches(name, entries, isFirst, isOn, flip) {
+  const button = (entry) => el("button", {
+    type: "button", "data-key": `${name}|${entry.key}`, "aria-pressed": String(isOn(entry.key)), on: { click: () => flip(entry.key) },
+  }, swatch(entry.look), entry.name);
+  const group = (some) => el("div", { class: "legend", role: "group", "aria-label": `Lines of ${name}` }, some.map(button));
+  const others = entries.filter((entry) => !isFirst(entry.key));
+  const on = others.filter((entry) => isOn(entry.key)).length;
+  const more = others.length ? el("details", { class: "more", "data-key": name },
+    el("summary", {}, `${counted(others.length, "more line")}${on ? `, ${on} shown` : ""}`), group(others)) : null;
+  return [group(entries.filter((entry) => isFirst(entry.key))), more];
+}
+
+/** Values side by side where there is a single context: a lane a line, its name above its marker. */
+function lanes({ title, about, width, y, series, base = null }) {
+  const drawn = series.flatMap((one) => one.points.map((point) => ({ ...point, name: one.name, look: one.look })));
+  if (!drawn.length) return null;
+  drawn.sort((a, b) => b.y - a.y);
+  const height = drawn.length * 32 + 40;
+  const ends = drawn.flatMap((p) => [p.y, p.low, p.high]).filter(given);
+  const across = scale(y.kind, ends, 8, width - 12, { ...y, include: base ? [base.y] : [] });
+  const chart = svg("svg", { class: "chart", width, height, viewBox: `0 0 ${width} ${height}`, role: "img" });
+  const foot = height - 34;
+  for (const tick of across.ticks) {
+    chart.append(svg("path", { class: "rule", d: `M${across.at(tick).toFixed(1)} 0V${foot}` }));
+    const anchor = across.at(tick) > width - 24 ? "end" : across.at(tick) < 24 ? "start" : "middle";
+    chart.append(svg("text", { class: "soft", x: across.at(tick), y: foot + 15, "text-anchor": anchor }, (y.tick || y.form)(tick)));
+  }
+  chart.append(svg("path", { class: "edge", d: `M0 ${foot}H${width}` }),
+    svg("text", { class: "soft", x: width / 2, y: height - 4, "text-anchor": "middle" }, y.label));
+  if (base) chart.append(svg("path", { class: "base", d: `M${across.at(base.y).toFixed(1)} 0V${foot}` }));
+  const spots = drawn.map((p, lane) => {
+    const [px, py] = [across.at(p.y), lane * 32 + 22];
+    const css = colours(p.look);
+    chart.append(svg("text", { class: "halo", x: 0, y: py - 9 }, `${p.name}: ${y.form(p.y)}`));
+    if (given(p.low) && given(p.high)) {
+      const [left, right] = [across.at(p.low), across.at(p.high)];
+      chart.append(svg("path", { class: "own whisker", css, d: `M${left} ${py - 3}v6M${left} ${py}H${right}M${right} ${py - 3}v6` }));
+    }
+    chart.append(marker(p.look, px, py, { hollow: p.hollow }));
+    return { x: px, y: py, lines: p.lines };
+  });
+  chart.setAttribute("aria-label", `Chart. ${title}. ${about || ""} ${y.label}: ${drawn.map((p) => `${p.name} ${y.form(p.y)}`).join("; ")}.`);
+  explore(chart, spots);
+  return el("figure", {}, el("figcaption", {}, title, about ? el("small", { class: "soft" }, about) : null), chart);
 }
 
 /** Columns side by side of a place as wide as the page: their number and width in pixels. */

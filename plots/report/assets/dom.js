@@ -28,23 +28,30 @@ function part(id, title, about, draw) {
     el("h2", { id: `${id}-title` }, title), lead, body);
   byId("main").append(section);
   byId("sections").append(el("a", { href: `#${id}` }, title));
-  const redraw = () => {
+  const redraw = () => {  // what has the focus keeps it, and the page its height meanwhile
+    const key = body.contains(document.activeElement) ? document.activeElement.dataset.key : null;
+    const open = new Set([...body.querySelectorAll("details[open]")].map((details) => details.dataset.key));
+    body.style.setProperty("min-height", `${body.offsetHeight}px`);
     body.replaceChildren();
     draw(body);
+    for (const details of body.querySelectorAll("details")) details.open = open.has(details.dataset.key);
+    body.style.removeProperty("min-height");
+    const again = key ? [...body.querySelectorAll("[data-key]")].find((node) => node.dataset.key === key) : null;
+    if (again) again.focus({ preventScroll: true });
   };
   return { section, redraw };
 }
 
 /** A labelled list of options; `act(value)` is told the choice. */
 function picker(label, options, chosen, act) {
-  const list = el("select", { on: { change: () => act(list.value) } },
+  const list = el("select", { "data-key": label, on: { change: () => act(list.value) } },
     options.map(([value, words]) => el("option", { value, selected: String(value) === String(chosen) }, words)));
   return el("label", { class: "pick" }, label, list);
 }
 
 /** A labelled box to tick. */
 function ticker(label, on, act) {
-  const box = el("input", { type: "checkbox", checked: on, on: { change: () => act(box.checked) } });
+  const box = el("input", { type: "checkbox", "data-key": label, checked: on, on: { change: () => act(box.checked) } });
   return el("label", { class: "pick" }, box, label);
 }
 

@@ -28,6 +28,14 @@ function time(us) {
   return us >= 1e3 ? `${(us / 1e3).toPrecision(4)} ms` : `${us.toPrecision(us >= 1 ? 4 : 2)} ${MICRO}`;
 }
 
+/** Of an axis: no digit too many. */
+function shortTime(us) {
+  if (us === 0) return "0";
+  if (us >= 1e6) return `${short(us / 1e6)} s`;
+  return us >= 1e3 ? `${short(us / 1e3)} ms` : `${short(us)} ${MICRO}`;
+}
+
+const shortRatio = (value) => `${short(value)}${TIMES}`;
 const ratio = (value) => (given(value) ? `${value.toFixed(2)}${TIMES}` : "");
 const percent = (value, places = 1) => (given(value) ? `${(100 * value).toFixed(places)} %` : "");
 const gigabytes = (bytes) => (given(bytes) ? `${(bytes / 2 ** 30).toFixed(2)} GiB` : "");

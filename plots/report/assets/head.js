@@ -1,13 +1,14 @@
 // What was measured, where and at which commit; and the headline.
 function about() {
   const place = byId("about");
-  const all = (name) => distinct(page.runs.flatMap((run) => run[name]));
-  const dates = all("dates").sort();
-  place.append(el("dl", { class: "facts" },
-    fact("Device", all("device").join("; ") || "not given"),
-    fact("Commit", all("commits").join(", ") || "not given"),
-    fact("Measured", distinct([dates[0], dates[dates.length - 1]]).filter(Boolean).join(" to ") || "no date"),
-  ), el("details", { class: "more" }, el("summary", {}, `Versions, files and commands of ${counted(page.runs.length, "run")}`), page.runs.map(runFacts)));
+  const single = page.runs.length === 1;
+  place.append(el("dl", { class: "facts" }, page.runs.map((run) => {
+    const device = run.device.join("; ") || "device not given";
+    const commit = `commit ${run.commits.join(", ") || "not given"}`;
+    const when = run.dates.join(" to ") || "no date";
+    return single ? [fact("Device", device), fact("Commit", commit.slice(7)), fact("Measured", when)]
+      : fact(run.label, `${device}; ${commit}; ${when}`);
+  })), el("details", { class: "more" }, el("summary", {}, `Versions, files and commands of ${counted(page.runs.length, "run")}`), page.runs.map(runFacts)));
   byId("foot").append(`Written ${page.made} from ${counted(page.runs.reduce((sum, run) => sum + run.rows, 0), "row")}. `,
     "A ratio is the row's own: the best dense method of the same case and run over this method.");
 }
@@ -27,19 +28,29 @@ function runFacts(run) {
   run.commands.length ? el("pre", {}, [...run.commands, ...more].join("\n")) : null);
 }
 
+const headView = { all: false };
+
 const headline = part("headline", "Headline", null, (body) => {
   const able = chosenRows().filter((row) => row.whole === 2 && given(row.ratio) && !variantOf(row).dense);
   if (!able.length) {
     body.append(el("p", {}, "No whole step of a sparse method has a speed-up over a dense one here. Choose other filters."));
     return;
   }
-  body.append(el("p", { class: "soft" }, "The largest speed-up of a whole step, rectification included, over the best dense method of the same case and run. " +
+  const hasResa = able.some((row) => variantOf(row).resa);
+  body.append(el("p", { class: "soft" }, `The largest speed-up of a whole step${hasResa && !headView.all ? " of ReSA" : ""}, rectification included, over the best dense method of the same case and run. ` +
     "In brackets: what the 95 % intervals of both times leave of the ratio."));
-  const groups = [...groupBy(able, (row) => `${row.suite}|${row.run}|${row.model}`).values()];
+  if (hasResa && !able.every((row) => variantOf(row).resa)) {
+    body.append(el("div", { class: "controls" }, ticker("any sparse method, not ReSA alone", headView.all, (on) => { headView.all = on; headline.redraw(); })));
+  }
+  const groups = [...groupBy(able, (row) => `${row.suite}|${row.run}|${row.model}`).values()].map((group) => {
+    const resa = group.filter((row) => variantOf(row).resa);
+    return resa.length && !headView.all ? resa : group;
+  });
   const order = (group) => (page.suites[group[0].suite] === "decode" ? 1e6 : 0) + Math.max(...group.map((row) => row.context));
   groups.sort((a, b) => order(b) - order(a));
   body.append(el("div", { class: "cards" }, groups.slice(0, 4).map((group) => card(most(group, (row) => row.ratio)))));
-  const best = groups.flatMap((group) => [...groupBy(group, (row) => row.context).values()].map((at) => most(at, (row) => row.ratio)));
+  const best = groups.flatMap((group) => [...groupBy(group, (row) => row.context).values()].map((at) => most(at, (row) => row.ratio))
+    .sort((a, b) => a.context - b.context));
   body.append(sortTable("Best speed-up per context", headlineColumns(best), best, { sort: null, size: 16 }));
 });
 
@@ -69,7 +80,7 @@ function headlineColumns(items) {
     { title: "Floor allows", of: (row) => row.allows, cell: (row) => ratio(row.allows), number: true },
     { title: "A step", of: (row) => row.time, cell: (row) => withRange(time(row.time), row.low, row.high, time), number: true },
     several((row) => row.suite) ? { title: "Suite", of: (row) => page.suites[row.suite] } : null,
-    { title: "Model and setting", of: (row) => { const s = page.settings[row.setting]; return `${s.model}, batch ${row.batch}, ${s.words}`; } },
+    { title: "Model and setting", of: (row) => { const s = page.settings[row.setting]; return `${s.model}, batch ${row.batch}, ${s.words}`; }, wrap: true },
     page.runs.length > 1 ? { title: "Run", of: runWords } : null,
   ].filter(Boolean);
 }

@@ -9,7 +9,7 @@ const quality = part("quality", "Quality", null, (body) => {
     return;
   }
   const groups = [...groupBy(here, (entry) => `${entry.run}|${entry.case}|${entry.stage}|${entry.context}`)];
-  groups.sort((a, b) => b[1].length - a[1].length);
+  groups.sort((a, b) => b[1].length - a[1].length || b[1][0].run - a[1][0].run);
   const key = groups.some(([name]) => name === qualityView.group) ? qualityView.group : groups[0][0];
   const words = ([, [entry]]) => [page.cases[entry.case], stageOf(entry).name, runWords(entry)].filter(Boolean).join(", ");
   body.append(el("div", { class: "controls" }, picker("Case", groups.map((group) => [group[0], words(group)]), key, (value) => {
@@ -26,15 +26,21 @@ function metricWords(name, value) {
   const metric = page.metrics[name];
   if (!given(value)) return "";
   if (!metric) return short(value, 4);
-  const shown = metric.exponent ? Math.exp(value) : value;
-  return (metric.percent ? percent(shown) : short(shown, 4)) + metric.unit;
+  return (metric.percent ? percent(value) : short(value, 4)) + metric.unit;
 }
+
+/** What is shown of a mean: perplexity of a loss. */
+const shownValue = (name, value) => (given(value) && page.metrics[name] && page.metrics[name].exponent ? Math.exp(value) : value);
+
+const METRIC_ORDER = Object.keys(page.metrics);
+const metricsOf = (entries) => distinct(entries.map((entry) => entry.metric)).sort((a, b) =>
+  (METRIC_ORDER.indexOf(a) + 1 || 99) - (METRIC_ORDER.indexOf(b) + 1 || 99));
 
 const metricTitle = (name) => (page.metrics[name] ? page.metrics[name].heading : name.replaceAll("_", " "));
 
 function valueTable(title, entries) {
   if (!entries.length) return "";
-  const metrics = distinct(entries.map((entry) => entry.metric));
+  const metrics = metricsOf(entries);
   const lines = [...groupBy(entries, (entry) => entry.variant)].map(([variant, own]) => ({
     name: page.variants[variant].name, by: new Map(own.map((entry) => [entry.metric, entry])),
     samples: Math.max(...own.map((entry) => entry.samples || 0)),
@@ -42,8 +48,8 @@ function valueTable(title, entries) {
   return sortTable(`Means of ${title}`, [
     { title: "Method", of: (line) => line.name },
     ...metrics.map((metric) => ({
-      title: metricTitle(metric), number: true, of: (line) => (line.by.get(metric) || {}).mean,
-      cell: (line) => metricWords(metric, (line.by.get(metric) || {}).mean),
+      title: metricTitle(metric), number: true, of: (line) => shownValue(metric, (line.by.get(metric) || {}).mean),
+      cell: (line) => metricWords(metric, shownValue(metric, (line.by.get(metric) || {}).mean)),
     })),
     { title: "Samples", number: true, of: (line) => line.samples || null, cell: (line) => (line.samples ? short(line.samples) : "") },
   ], lines, { sort: null });
@@ -51,7 +57,7 @@ function valueTable(title, entries) {
 
 function drawCurves(body, title, entries) {
   if (!entries.length) return;
-  const metrics = distinct(entries.map((entry) => entry.metric));
+  const metrics = metricsOf(entries);
   const metric = metrics.includes(qualityView.metric) ? qualityView.metric : metrics[0];
   const over = entries.find((entry) => entry.metric === metric).over;
   body.append(el("div", { class: "bar" }, el("h3", {}, `${metricTitle(metric)} over ${over}s`),
@@ -62,18 +68,22 @@ function drawCurves(body, title, entries) {
   const curves = entries.filter((entry) => entry.metric === metric);
   const first = new Set([...groupBy(curves, (entry) => entry.method).values()].slice(0, CURVES).map((own) => own[0].variant));
   const isOn = (variant) => first.has(variant) !== Boolean(qualityView.flipped.get(variant));
-  body.append(switches(curves.map((entry) => ({ key: entry.variant, name: variantOf(entry).name, look: variantOf(entry) })), isOn, (variant) => {
+  const lines = curves.map((entry) => ({ key: entry.variant, name: variantOf(entry).name, look: variantOf(entry) }));
+  body.append(...switches("quality", lines, (variant) => first.has(variant), isOn, (variant) => {
     qualityView.flipped.set(variant, !qualityView.flipped.get(variant));
     quality.redraw();
-  }));
+  }).filter(Boolean));
   const series = curves.filter((entry) => isOn(entry.variant)).map((entry) => ({
     name: variantOf(entry).name, look: variantOf(entry),
-    points: entry.curve.map(([x, y]) => ({ x, y, lines: [variantOf(entry).name, `${over} ${short(x, 4)}: ${metricWords(metric, y)}`] })),
+    points: entry.curve.map(([x, value]) => {
+      const y = shownValue(metric, value);
+      return { x, y, lines: [variantOf(entry).name, `${over} ${short(x, 4)}: ${metricWords(metric, y)}`] };
+    }),
   }));
   const width = columnsIn(body, 900).width;
   const chart = plot({
     title, width, height: 300, series, x: { label: over === "step" ? "steps" : "depth, share of the prompt", kind: "linear", form: short },
-    y: { label: metricTitle(metric), kind: "linear", zero: true, form: (value) => metricWords(metric, value) },
+    y: { label: metricTitle(metric), kind: "linear", zero: !(page.metrics[metric] || {}).exponent, form: (value) => metricWords(metric, value) },
   });
   if (chart) body.append(chart);
 }

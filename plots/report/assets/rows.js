@@ -33,7 +33,7 @@ const missing = page.untimed.length === 0 ? null : part("missing", "Skipped and 
   body.append(sortTable("What has no number, and why", [
     { title: "Method", of: (entry) => variantOf(entry).name },
     { title: "Status", of: (entry) => entry.status, look: (entry) => entry.status },
-    { title: "Reason", of: (entry) => entry.reason },
+    { title: "Reason", of: (entry) => entry.reason, wrap: true },
     { title: "Cases", number: true, of: (entry) => entry.cases },
     { title: "Suite", of: (entry) => page.suites[entry.suite] },
     page.runs.length > 1 ? { title: "Run", of: runWords } : null,

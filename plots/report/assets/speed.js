@@ -1,15 +1,15 @@
 // Speed over context: a group of panels a suite, a panel a setting and batch.
 const QUANTITIES = [
-  { key: "ratio", title: "speed-up over the best dense", kind: "log", form: ratio, base: { y: 1, words: "best dense" },
+  { key: "ratio", title: "speed-up over the best dense", kind: "log", form: ratio, tick: shortRatio, base: { y: 1, words: "best dense" },
     of: (row) => [row.ratio, row.least, row.most], limit: (row) => row.allows },
-  { key: "time", title: "time of a step", kind: "log", form: time,
+  { key: "time", title: "time of a step", kind: "log", form: time, tick: shortTime,
     of: (row) => [row.time, row.low, row.high], limit: (row) => row.floor },
   { key: "rate", title: "tokens/s", kind: "linear", zero: true, form: short, of: rates,
     limit: (row) => (given(row.rate) && row.floor ? (row.batch * 1e6) / row.floor : null) },
   { key: "share", title: "share of the floor reached", kind: "linear", zero: true, form: (v) => percent(v, 0),
     base: { y: 1, words: "measured ceiling" }, of: (row) => [row.share, null, null] },
   { key: "joules", title: "joules a token", kind: "linear", zero: true, form: short, of: (row) => [row.joules, null, null] },
-  { key: "memory", title: "peak memory", kind: "linear", zero: true, form: gigabytes, of: (row) => [row.memory, null, null] },
+  { key: "memory", title: "peak memory", kind: "linear", zero: true, form: gigabytes, tick: (v) => `${short(v / 2 ** 30)} GiB`, of: (row) => [row.memory, null, null] },
 ];
 const LINES = 5;
 const BEST_DENSE = "dense";
@@ -55,7 +55,8 @@ function speedOf(body, suite, steps) {
   const variants = distinct(steps.map((row) => row.variant)).sort((a, b) => a - b);
   const entries = variants.map((key) => ({ key, name: page.variants[key].name, look: page.variants[key] }));
   if (quantity.key !== "ratio") entries.unshift({ key: BEST_DENSE, name: "best dense", look: BEST_LOOK });
-  body.append(switches(entries, isOn, flip));
+  entries.sort((a, b) => Boolean(a.look.dense) - Boolean(b.look.dense));
+  body.append(...switches(suiteTitle(suite), entries, (key) => shown.has(key), isOn, flip).filter(Boolean));
   const panels = [...groupBy(steps, (row) => `${row.run}|${row.setting}|${row.batch}`).values()];
   const contexts = (panel) => distinct(panel.map((row) => row.context)).length;
   panels.sort((a, b) => contexts(b) - contexts(a));
@@ -105,12 +106,15 @@ function speedPanel(panel, quantity, isOn, width) {
   }
   const { model, words } = page.settings[panel[0].setting];
   const about = [words, runWords(panel[0])].filter(Boolean).join("; ");
-  return plot({
-    title: `${model}, batch ${panel[0].batch}`, about, width, series: series.filter((one) => one.points.length),
-    limits: [...limits.values()], base: quantity.base,
-    x: { label: "context, tokens", kind: "steps", form: tokens },
-    y: { label: quantity.title, kind: quantity.kind, form: quantity.form, zero: quantity.zero },
-  });
+  const drawn = series.filter((one) => one.points.length);
+  const title = `${model}, batch ${panel[0].batch}`;
+  const y = { label: quantity.title, kind: quantity.kind, form: quantity.form, tick: quantity.tick, zero: quantity.zero };
+  const contexts = distinct(drawn.flatMap((one) => one.points.map((point) => point.x)));
+  if (contexts.length === 1) {
+    return lanes({ title: `${title}, ${tokens(contexts[0])}`, about, width, y, series: drawn, base: quantity.base });
+  }
+  const x = { label: "context, tokens", kind: "steps", form: tokens };
+  return plot({ title, about, width, series: drawn, limits: [...limits.values()], base: quantity.base, x, y });
 }
 
 function lineOf(name, look, group, quantity) {

@@ -27,7 +27,7 @@ const stages = part("stages", "Time by stage", null, (body) => {
     el("p", { class: "soft" }, page.suites[group[0].suite] === "decode"
       ? "The stages sum to the mean step: what they leave is the gap. Rectification is a share of each step."
       : "Stages are timed apart: each contains a launch that the step overlaps, so that they sum to more than the step.",
-    " The black mark is the measured step, the grey one its floor."));
+    " The heavy mark is the measured step, the triangle its floor."));
 });
 
 const comparePlaces = (a, b) => a.reduce((sign, part, i) => sign || Number(part) - Number(b[i]), 0);
@@ -65,14 +65,13 @@ function stageBars(name, bars, width) {
       from += wide;
     }
     if (!bar.whole) return;
-    mark(chart, at(bar.whole.time), top, "strong");
-    if (given(bar.whole.floor)) mark(chart, at(bar.whole.floor), top, "edge");
+    chart.append(svg("path", { class: "strong", d: `M${Math.max(2, at(bar.whole.time)).toFixed(1)} ${top - 4}v${BAR + 8}` }));
+    if (!given(bar.whole.floor)) return;
+    const x = Math.max(6, at(bar.whole.floor));
+    chart.append(svg("path", { class: "floor", d: `M${x.toFixed(1)} ${top + 10}l-6 14h12Z` }));
   });
   const said = bars.map((bar) => `${bar.look.name} ${time(bar.total)}: ${bar.parts.map((row) => `${stageOf(row).shown} ${time(row.time)}`).join(", ")}`);
   chart.setAttribute("aria-label", `Bars of a step's stages, ${name}. ${said.join("; ")}. Arrow keys go from stage to stage.`);
   explore(chart, spots, (x, y) => spots.findIndex((spot) => x >= spot.left && x <= spot.right && y >= spot.top - 2 && y <= spot.top + BAR + 2));
   return el("figure", {}, el("figcaption", {}, name), chart);
 }
-
-const mark = (chart, x, top, look) =>
-  chart.append(svg("path", { class: look, "stroke-width": 3, d: `M${Math.max(2, x).toFixed(1)} ${top - 4}v${BAR + 8}` }));

@@ -1,7 +1,7 @@
 // Tables that sort by a click on a heading.
 
 /**
- * columns: {title, of(item) (sorted by and shown), cell(item) (shown instead), number, best}; a page of items at once.
+ * columns: {title, of(item) (sorted by and shown), cell(item) (shown instead), number, wrap, look(item)}. Long words wrap.
  */
 function sortTable(caption, columns, items, { sort = null, down = false, size = 60, tall = false } = {}) {
   let [by, falling, shown] = [sort, down, size];
@@ -34,7 +34,8 @@ function sortTable(caption, columns, items, { sort = null, down = false, size = 
       cell.setAttribute("aria-sort", by !== number ? "none" : falling ? "descending" : "ascending"));
     body.replaceChildren(...ordered().slice(0, shown).map((item) => el("tr", {}, columns.map((column, number) => {
       const words = column.cell ? column.cell(item) : column.of(item);
-      const look = [column.number ? "number" : "", column.look ? column.look(item) : ""].join(" ").trim();
+      const long = column.wrap || String(column.of(item)).length > 56;
+      const look = [column.number ? "number" : "", long ? "wrap" : "", column.look ? column.look(item) : ""].join(" ").trim();
       return number ? el("td", { class: look || null }, words) : el("th", { scope: "row", class: look || null }, words);
     }))));
     more.hidden = items.length <= shown;

@@ -60,7 +60,7 @@ function laneChart(trace, pass, from, length, width) {
   for (const tick of roundTicks(from, from + length, Math.max(2, width / 160))) {
     if (tick < from || tick > from + length) continue;
     const edge = at(tick) > width - 40 ? "end" : "middle";
-    chart.append(svg("text", { class: "soft", x: at(tick), y: height - 8, "text-anchor": edge }, tick === 0 ? "0" : time(tick)));
+    chart.append(svg("text", { class: "soft", x: at(tick), y: height - 8, "text-anchor": edge }, shortTime(tick)));
   }
   const said = pass.stages.map((stage, i) => `${stage} ${time(totals[i])}`).join(", ");
   chart.setAttribute("aria-label", `Timeline of a ${pass.kind}, ${trace.label}. ${said}. Arrow keys go from kernel to kernel.`);
