@@ -75,4 +75,10 @@ def on_dark(colour: str) -> str:
 
 def packed(values: Iterable[Any]) -> str:
     """A column of numbers as one string: separated by commas, nothing where there is none."""
-    return ",".join("" if value is None else f"{value:g}" if isinstance(value, float) else str(value) for value in values)
+
+    def word(value: Any) -> str:
+        if value is None:
+            return ""
+        return f"{value:g}" if isinstance(value, float) else str(value)
+
+    return ",".join(map(word, values))

@@ -6,12 +6,12 @@ import base64
 import hashlib
 import json
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from .payload import payload
 
+ASSETS = Path(__file__).parent / "assets"
 SCRIPTS = (
     "dom.js", "format.js", "data.js", "marks.js", "tooltip.js", "chart.js", "table.js", "filters.js",
     "head.js", "speed.js", "stages.js", "timeline.js", "quality.js", "compare.js", "rows.js", "main.js",
@@ -53,7 +53,7 @@ def as_data(data: Any) -> str:
 
 
 def _asset(name: str) -> str:
-    return (files(__package__) / "assets" / name).read_text(encoding="ascii")
+    return (ASSETS / name).read_text(encoding="ascii")
 
 
 def _policy(script: str, style: str) -> str:

@@ -15,7 +15,7 @@ MOST = 12  # pairs of runs on a page
 
 
 def comparisons(runs: Sequence[Run], numbers: Mapping[int, int]) -> list[dict[str, Any]]:
-    """The earlier run as A, the later one as B; those with the most rows in common first.
+    """The run given first as A, the other as B; those with the most rows in common first.
 
     Args:
         numbers: places of timed rows in the page's columns, by `id()`.

@@ -76,6 +76,7 @@ def untimed_entries(runs: Sequence[Run], places: Places) -> list[dict[str, Any]]
                 groups[row.suite, row.variant, row.status, row.reason].append(row)
         for rows in groups.values():
             first = rows[0]
-            here = {"run": number, **places.columns(first), "context": first.context, "batch": first.batch}
-            entries.append(here | {"status": first.status, "reason": first.reason, "cases": len({r.case for r in rows})})
+            here: dict[str, Any] = {"run": number, **places.columns(first)}
+            here |= {"context": first.context, "batch": first.batch, "cases": len({row.case for row in rows})}
+            entries.append(here | {"status": first.status, "reason": first.reason})
     return entries

@@ -27,11 +27,6 @@ class Run:
     files: tuple[str, ...]
     rows: tuple[Row, ...]
 
-    @property
-    def started_at(self) -> str:
-        """The first row's time; empty where no row has one."""
-        return min((row.started_at for row in self.rows if row.started_at), default="")
-
     def about(self) -> dict[str, Any]:
         """What the page says of where, when and by which code it was measured."""
         dates = sorted({row.started_at[:10] for row in self.rows if row.started_at})
@@ -59,7 +54,7 @@ def unique(words: Iterable[str | None]) -> list[str]:
 
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:
-    """Runs of result files (a folder stands for its `*.jsonl` and `*.jsonl.gz`), the earliest first.
+    """Runs of result files (a folder stands for its `*.jsonl` and `*.jsonl.gz`), in the order given.
 
     Raises:
         FileNotFoundError: no such file. ValueError: a file that is no result file, or nothing but empty ones.
@@ -78,11 +73,10 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
     if not groups:
         raise ValueError(f"no rows in {', '.join(map(str, paths))}; expected result files that a suite has written")
     labels = _labels([place for place, _, _ in groups])
-    runs = [
+    return [
         Run(label, tuple(file.name for file in files), tuple({identity(row): row for row in rows}.values()))
         for label, (_, files, rows) in zip(labels, groups, strict=True)
     ]
-    return sorted(runs, key=lambda run: run.started_at)
 
 
 def _overlap(files: Iterable[Sequence[Row]]) -> bool:

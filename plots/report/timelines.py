@@ -49,10 +49,9 @@ def timeline(table: Path) -> dict[str, Any]:
     passes = []
     for kind, launched in kernels.groupby("kind", sort=False):
         stages = sorted(map(str, launched.stage.unique()), key=place)
-        bars = [
-            [stages.index(str(k.stage)), names.number(str(k.kernel)), digits(float(k.start_us)), digits(float(k.end_us))]
-            for k in launched.itertuples()
-        ]
+        ends = zip(launched.start_us.astype(float), launched.end_us.astype(float), strict=True)
+        what = zip(launched.stage.astype(str), launched.kernel.astype(str), ends, strict=True)
+        bars = [[stages.index(s), names.number(k), digits(start), digits(end)] for s, k, (start, end) in what]
         graph = bool((launched.launch == "graph").all())
         passes.append({"kind": str(kind), "graph": graph, "stages": stages, "bars": bars})
     where = facts.get("environment") or {}

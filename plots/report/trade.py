@@ -11,16 +11,17 @@ from ...suites.core.looks import looks
 from ...suites.core.rows import Row, digits
 from ..caption import of_commits
 from ..data import NotDrawn, order
-from ..quality_data import QualitySet
 from ..quality_speed import Point, front, pair, speed_sets
 from ..style import names_of, tokens
 from .lists import look_entry
+
+KL = "kl"
 
 
 def trade_offs(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """An entry for each case of quality and model of decode that share two methods or more."""
     entries = []
-    for data in speed_sets(rows):
+    for data in speed_sets([row for row in rows if row.metric in (None, KL)]):
         try:
             where, context, points = pair(data.quality, data.decode)
         except NotDrawn:
@@ -28,7 +29,8 @@ def trade_offs(rows: Sequence[Row]) -> list[dict[str, Any]]:
         timed = [point.row for point in points]
         names, styles = names_of(timed), looks(sorted({row.variant for row in timed}, key=order))
         ahead = {id(point.row) for point in front(points)}
-        levels = [mean_of(own, "kl") for own in data.quality.lines.values() if own[0].rectify_every == LEVEL]
+        lines = list(data.quality.lines.values())
+        levels = [mean_of(own, KL) for own in lines if own[0].rectify_every == LEVEL]
         entries.append(
             {
                 "quality": data.quality.model,
@@ -44,7 +46,7 @@ def trade_offs(rows: Sequence[Row]) -> list[dict[str, Any]]:
                         **look_entry(styles[point.row.variant]),
                         "front": id(point.row) in ahead,
                         "throttled": point.row.status == "throttled",
-                        **_place(point, data.quality),
+                        **_place(point, lines),
                     }
                     for point in points
                 ],
@@ -53,7 +55,7 @@ def trade_offs(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return sorted(entries, key=lambda entry: -len(entry["points"]))
 
 
-def _place(point: Point, quality: QualitySet) -> dict[str, Any]:
+def _place(point: Point, lines: Sequence[Sequence[Row]]) -> dict[str, Any]:
     """Tokens per second with the interval of its row; KL with the standard error over stretches of 32 steps."""
     row = point.row
     interval = [row.batch * 1e6 / end if end else None for end in (row.ci_high_us, row.ci_low_us)]
@@ -61,15 +63,15 @@ def _place(point: Point, quality: QualitySet) -> dict[str, Any]:
         "x": point.tokens_per_s,
         "x_interval": [digits(end, 6) for end in interval if end],
         "y": digits(point.kl, 4),
-        "y_error": _error(point, quality),
+        "y_error": _error(point, lines),
     }
 
 
-def _error(point: Point, quality: QualitySet) -> float | None:
+def _error(point: Point, lines: Sequence[Sequence[Row]]) -> float | None:
     """Of the mean over stretches; None for dense decoding, and for fewer than two stretches."""
-    for own in quality.lines.values():
-        values = [row.value for row in own if row.metric == "kl" and row.value is not None]
-        if len(values) > 1 and math.isclose(mean_of(own, "kl") or 0.0, point.kl, rel_tol=1e-9):
+    for own in lines:
+        values = [row.value for row in own if row.metric == KL and row.value is not None]
+        if len(values) > 1 and math.isclose(mean_of(own, KL) or 0.0, point.kl, rel_tol=1e-9):
             mean = sum(values) / len(values)
             spread = sum((value - mean) ** 2 for value in values) / (len(values) - 1)
             return digits(math.sqrt(spread / len(values)), 3)

@@ -78,7 +78,7 @@ function headlineColumns(items) {
     { title: "Method", of: (row) => variantOf(row).name, cell: (row) => [variantOf(row).name, noted(row)] },
     { title: "Best dense", of: (row) => (given(row.rival) ? page.variants[row.rival].name : "") },
     { title: "Floor allows", of: (row) => row.allows, cell: (row) => ratio(row.allows), number: true },
-    { title: "A step", of: (row) => row.time, cell: (row) => withRange(time(row.time), row.low, row.high, time), number: true },
+    { title: "A step", of: (row) => row.time, cell: (row) => time(row.time), number: true },
     several((row) => row.suite) ? { title: "Suite", of: (row) => page.suites[row.suite] } : null,
     { title: "Model and setting", of: (row) => { const s = page.settings[row.setting]; return `${s.model}, batch ${row.batch}, ${s.words}`; }, wrap: true },
     page.runs.length > 1 ? { title: "Run", of: runWords } : null,

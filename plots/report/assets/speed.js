@@ -111,7 +111,7 @@ function speedPanel(panel, quantity, isOn, width) {
   const y = { label: quantity.title, kind: quantity.kind, form: quantity.form, tick: quantity.tick, zero: quantity.zero };
   const contexts = distinct(drawn.flatMap((one) => one.points.map((point) => point.x)));
   if (contexts.length === 1) {
-    return lanes({ title: `${title}, ${tokens(contexts[0])}`, about, width, y, series: drawn, base: quantity.base });
+    return lanes({ title: `${title}, ${tokens(contexts[0])} tokens`, about, width, y, series: drawn, base: quantity.base });
   }
   const x = { label: "context, tokens", kind: "steps", form: tokens };
   return plot({ title, about, width, series: drawn, limits: [...limits.values()], base: quantity.base, x, y });
