@@ -41,7 +41,9 @@ function scale(kind, values, from, to, { zero = false, include = [] } = {}) {
   const share = kind === "linear" ? (v) => (v - low) / (high - low) : (v) => Math.log(v / low) / Math.log(high / low);
   const at = (v) => from + share(v) * (to - from);
   if (kind === "steps") return { at, ticks: distinct(values).sort((a, b) => a - b) };
-  return { at, ticks: kind === "log" ? logTicks(low, high) : roundTicks(low, high, Math.max(3, Math.abs(to - from) / 90)) };
+  const even = roundTicks(low, high, Math.max(3, Math.abs(to - from) / 90));
+  const decades = kind === "log" ? logTicks(low, high) : [];
+  return { at, ticks: decades.length > 2 ? decades : even };  // a narrow logarithmic axis is nearly even
 }
 
 const joined = (points) => points.map(([x, y], i) => `${i ? "L" : "M"}${x.toFixed(1)} ${y.toFixed(1)}`).join("");
@@ -78,10 +80,7 @@ function plot({ title, about, width, height = 250, x, y, series, limits = [], ba
   }
   chart.append(svg("path", { class: "edge", d: `M${EDGES.left} ${EDGES.top}V${bottom}H${right}` }),
     svg("text", { class: "soft", x: (EDGES.left + right) / 2, y: height - 4, "text-anchor": "middle" }, x.label));
-  if (base) {
-    chart.append(svg("path", { class: "base", d: `M${EDGES.left} ${up.at(base.y).toFixed(1)}H${right}` }),
-      svg("text", { class: "soft halo", x: right, y: up.at(base.y) - 4, "text-anchor": "end" }, base.words));
-  }
+  if (base) chart.append(svg("path", { class: "base", d: `M${EDGES.left} ${up.at(base.y).toFixed(1)}H${right}` }));
   if (stair.length > 1) {
     const steps = stair.flatMap(([px, py], i) => (i ? [[stair[i - 1][0], py], [px, py]] : [[px, py]]));
     chart.append(svg("path", { class: "front", d: joined(steps.map(([px, py]) => [across.at(px), up.at(py)])) }));
@@ -102,6 +101,9 @@ function plot({ title, about, width, height = 250, x, y, series, limits = [], ba
       chart.append(whiskers(px, py, p, across, up, css), marker(look, px, py, { hollow: p.hollow }));
       spots.push({ x: px, y: py, lines: p.lines });
     });
+  }
+  if (base) {
+    chart.append(svg("text", { class: "soft halo", x: right, y: up.at(base.y) - 4, "text-anchor": "end" }, base.words));
   }
   explore(chart, spots);
   return el("figure", {}, el("figcaption", {}, title, about ? el("small", { class: "soft" }, about) : null), chart);

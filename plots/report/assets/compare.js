@@ -30,12 +30,12 @@ const compared = part("compare", "Two runs side by side", null, (body) => {
     { title: "Case", of: (pair) => page.cases[pair.a.case] },
     { title: "Method", of: (pair) => variantOf(pair.a).name },
     { title: "Stage", of: (pair) => stageOf(pair.a).name },
-    { title: "Run", of: (pair) => page.ways[pair.a.way] },
-    { title: "A", number: true, of: (pair) => pair.a.time, cell: (pair) => withRange(time(pair.a.time), pair.a.low, pair.a.high, time) },
-    { title: "B", number: true, of: (pair) => pair.b.time, cell: (pair) => withRange(time(pair.b.time), pair.b.low, pair.b.high, time) },
-    { title: "B / A", number: true, of: (pair) => pair.by, cell: (pair) => pair.by.toFixed(3) },
     { title: "Verdict", of: (pair) => pair.verdict.toUpperCase(), look: (pair) => `verdict ${pair.verdict}`,
       cell: (pair) => [pair.verdict.toUpperCase(), pair.a.throttled || pair.b.throttled ? " (throttled)" : ""] },
+    { title: "B / A", number: true, of: (pair) => pair.by, cell: (pair) => pair.by.toFixed(3) },
+    { title: "A", number: true, of: (pair) => pair.a.time, cell: (pair) => withRange(time(pair.a.time), pair.a.low, pair.a.high, time) },
+    { title: "B", number: true, of: (pair) => pair.b.time, cell: (pair) => withRange(time(pair.b.time), pair.b.low, pair.b.high, time) },
+    { title: "Launch, cache", of: (pair) => page.ways[pair.a.way] },
   ], listed, { size: 40 }));
   for (const [name, method, stage, reason] of entry.failed) {
     body.append(el("p", { class: "failed" }, `newly failed: ${name} ${method} ${stage}: ${reason}`));

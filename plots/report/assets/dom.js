@@ -42,11 +42,14 @@ function part(id, title, about, draw) {
   return { section, redraw };
 }
 
+let pickers = 0;
+
 /** A labelled list of options; `act(value)` is told the choice. */
 function picker(label, options, chosen, act) {
-  const list = el("select", { "data-key": label, on: { change: () => act(list.value) } },
+  const id = `pick-${(pickers += 1)}`;
+  const list = el("select", { id, "data-key": label, on: { change: () => act(list.value) } },
     options.map(([value, words]) => el("option", { value, selected: String(value) === String(chosen) }, words)));
-  return el("label", { class: "pick" }, label, list);
+  return el("span", { class: "pick" }, el("label", { for: id }, label), list);
 }
 
 /** A labelled box to tick. */

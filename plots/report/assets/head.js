@@ -19,7 +19,7 @@ function runFacts(run) {
   const versions = ["torch", "triton", "python", "driver", "version"].filter((name) => run[name].length);
   const named = { torch: "torch", triton: "Triton", python: "Python", driver: "driver", version: "resa-bench" };
   const more = run.more_commands ? [`... and ${run.more_commands} more`] : [];
-  return el("div", {}, el("h3", {}, run.label), el("dl", { class: "facts" },
+  return el("div", {}, el("h2", { class: "minor" }, run.label), el("dl", { class: "facts" },
     fact("Device", run.device.join("; ") || "not given"),
     fact("Commit", run.commits.join(", ") || "not given"),
     fact("Versions", versions.map((name) => `${named[name]} ${run[name].join(", ")}`).join("; ") || "not given"),

@@ -2,6 +2,12 @@
 const sections = [headline, speed, stages, traces, quality, trades, compared, table, missing].filter(Boolean);
 sections[0].section.classList.add("first");
 
+if (page.comparisons.length) {  // two runs of the same cases: what the page is for
+  headline.section.after(compared.section);
+  const [first, ...others] = byId("sections").children;
+  first.after(others.find((link) => link.hash === "#compare"));
+}
+
 function drawAll() {
   for (const { redraw } of sections) redraw();
 }
