@@ -95,9 +95,8 @@ def study() -> list[Row]:
     rows = [value("triton-dense", "loss", step, 2.0) for step in (32, 64)]
     for method, level in (("resa", 0.1), ("quest", 0.2)):
         rows += [value(method, "kl", step, level * step / 32) for step in (32, 64, 96)]
-        rows += [
-            value(method, "recall", None, 0.8 + 0.1 * head, layer=layer, head=head) for layer in (0, 1) for head in (0, 1)
-        ]
+        places = [(layer, head) for layer in (0, 1) for head in (0, 1)]
+        rows += [value(method, "recall", None, 0.8 + 0.1 * head, layer=layer, head=head) for layer, head in places]
     return rows
 
 

@@ -1,4 +1,4 @@
-"""The report's page: its payload from rows, its size and escaping, the command, and what becomes of it after a bench."""
+"""The report's page: its payload from rows, its size and escaping, the command, and the page after a bench."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -271,7 +272,7 @@ def test_who_does_not_see_it_is_told(opened: Opened) -> None:
     assert page.evaluate(unnamed) == 0
     levels = [int(str(node.evaluate("node => node.tagName[1]"))) for node in page.locator("h1, h2, h3").all()]
     assert levels[0] == 1
-    assert all(after - before <= 1 for before, after in zip(levels, levels[1:], strict=False))
+    assert all(after - before <= 1 for before, after in pairwise(levels))
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.className") == "skip"
 
