@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import report_rows
-from report_rows import HARM, kernels
+from report_rows import HARM, kernels, study
 from resa_bench.plots.report.page import write_report
 from resa_bench.suites.core.results import append
 
@@ -285,12 +285,21 @@ def test_paper_has_no_controls(opened: Opened) -> None:
     assert opened.page.locator("#speed svg.chart").first.is_visible()
 
 
+def test_a_study_of_quality_alone(browser: Any, tmp_path: Path) -> None:
+    append(tmp_path / "quality.jsonl", study())
+    view = Opened(browser, write_report([tmp_path], tmp_path / "report.html"))
+    assert view.page.locator("#headline, #speed, #stages, #rows").count() == 0
+    assert cells(view, "KL, nats", "quality")[-2:] == ["0.2", "0.4"]
+    assert view.page.locator("#quality svg.chart .dot").count() == 2 * 3
+    assert view.said == []
+    view.context.close()
+
+
 def test_one_run_of_kernels_alone(browser: Any, tmp_path: Path) -> None:
-    """Sections without rows say so, or are left out."""
+    """Sections that would be empty are left out; how two runs are compared is said."""
     append(tmp_path / "micro.jsonl", kernels())
     view = Opened(browser, write_report([tmp_path], tmp_path / "report.html"))
-    assert view.page.locator("#timeline, #trade").count() == 0
+    assert view.page.locator("#timeline, #trade, #quality").count() == 0
     assert "hold no two runs" in view.page.locator("#compare").inner_text()
-    assert "No metric here" in view.page.locator("#quality").inner_text()
     assert view.said == []
     view.context.close()

@@ -12,6 +12,7 @@ from ...suites.core.report import main_launch
 from ...suites.core.rows import Row, digits
 from ...suites.core.stages import WHOLE_STEPS
 from ..data import USUAL_LAYOUT
+from ..decode_data import setting as decode_setting
 from ..stage_style import step_parts
 from .lists import Listed, Variants, packed
 
@@ -65,8 +66,10 @@ def setting_of(row: Row, with_heads: bool = True) -> str:
     weights = f"{row.weight_dtype} weights" if row.weight_dtype else row.dtype or ""
     heads = _heads(row) if with_heads else ""
     layout = row.kv_layout if row.kv_layout != USUAL_LAYOUT else None
+    sampling = decode_setting(row).sampling if row.suite == "decode" else ""
     prompt = row.selection_pattern if row.selection_pattern not in ("random", "synthetic") else None
-    words = (weights, heads, "paged K/V" if row.paged else "", layout, "shared K/V" if row.shared_kv else "", prompt)
+    cache = ("paged K/V" if row.paged else "", layout, "shared K/V" if row.shared_kv else "")
+    words = (weights, heads, *cache, prompt, sampling)
     return ", ".join(word for word in words if word)
 
 

@@ -2,7 +2,7 @@
 const VERDICTS = ["slower", "faster", "unclear", "same"];
 const compareView = { chosen: 0, verdict: "all", all: false };
 
-const compared = part("compare", "Two runs side by side", null, (body) => {
+const compared = part("compare", "Two runs side by side", null, true, (body) => {
   if (!page.comparisons.length) {
     body.append(el("p", {}, "These files hold no two runs of the same measurements. Give the files of both: ",
       el("code", {}, "resa-bench report FIRST SECOND -o report.html"), "."));

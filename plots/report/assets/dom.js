@@ -20,8 +20,12 @@ const svg = (tag, attributes = {}, ...children) => dress(document.createElementN
 
 const byId = (id) => document.getElementById(id);
 
-/** A section with a heading, in the page's main part; `draw(body)` fills it, again whenever filters change. */
-function part(id, title, about, draw) {
+/** A section with a heading, in the page's main part; `draw(body)` fills it, again whenever filters change.
+ *
+ * `has`: whether the files hold what it shows; null is given where they do not.
+ */
+function part(id, title, about, has, draw) {
+  if (!has) return null;
   const body = el("div");
   const lead = about ? el("p", { class: "soft" }, about) : null;
   const section = el("section", { class: "part", id, "aria-labelledby": `${id}-title` },

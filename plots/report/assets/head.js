@@ -30,7 +30,7 @@ function runFacts(run) {
 
 const headView = { all: false };
 
-const headline = part("headline", "Headline", null, (body) => {
+const headline = part("headline", "Headline", null, rows.some((row) => given(row.ratio)), (body) => {
   const able = chosenRows().filter((row) => row.whole === 2 && given(row.ratio) && !variantOf(row).dense);
   if (!able.length) {
     body.append(el("p", {}, "No whole step of a sparse method has a speed-up over a dense one here. Choose other filters."));

@@ -3,9 +3,9 @@ const sections = [headline, speed, stages, traces, quality, trades, compared, ta
 sections[0].section.classList.add("first");
 
 if (page.comparisons.length) {  // two runs of the same cases: what the page is for
-  headline.section.after(compared.section);
   const [first, ...others] = byId("sections").children;
   first.after(others.find((link) => link.hash === "#compare"));
+  sections[0].section.after(compared.section);
 }
 
 function drawAll() {

@@ -2,14 +2,14 @@
 const qualityView = { metric: null, group: null, trade: 0, flipped: new Map() };
 const CURVES = 5;
 
-const quality = part("quality", "Quality", null, (body) => {
+const quality = part("quality", "Quality", null, values.length > 0, (body) => {
   const here = values.filter((entry) => matches(entry));
   if (!here.length) {
     body.append(el("p", {}, "No metric here: the suites quality, tasks, lossless and maths have them."));
     return;
   }
   const groups = [...groupBy(here, (entry) => `${entry.run}|${entry.case}|${entry.stage}|${entry.context}`)];
-  groups.sort((a, b) => b[1].length - a[1].length || b[1][0].run - a[1][0].run);
+  groups.sort((a, b) => b[1].length - a[1].length || a[1][0].run - b[1][0].run);
   const key = groups.some(([name]) => name === qualityView.group) ? qualityView.group : groups[0][0];
   const words = ([, [entry]]) => [page.cases[entry.case], stageOf(entry).name, runWords(entry)].filter(Boolean).join(", ");
   body.append(el("div", { class: "controls" }, picker("Case", groups.map((group) => [group[0], words(group)]), key, (value) => {
@@ -88,9 +88,9 @@ function drawCurves(body, title, entries) {
   if (chart) body.append(chart);
 }
 
-const trades = page.trades.length === 0 ? null : part("trade", "Quality against speed",
+const trades = part("trade", "Quality against speed",
   "Each point is a method and setting measured in both suites: KL to dense decoding on the real model, tokens per second of the shape named. " +
-  "The steps join what nothing else beats in both. Bars: 95 % interval of the speed, standard error of the KL over stretches of steps.", (body) => {
+  "The steps join what nothing else beats in both. Bars: 95 % interval of the speed, standard error of the KL over stretches of steps.", page.trades.length > 0, (body) => {
     const trade = page.trades[qualityView.trade] || page.trades[0];
     body.append(el("div", { class: "controls" }, picker("Pair",
       page.trades.map((one, i) => [i, `${one.quality} (${one.case}) / ${one.where}`]), qualityView.trade, (i) => {

@@ -1,7 +1,7 @@
 // All rows behind the page, as a table that sorts; and what was skipped or failed.
 const rowView = { stages: false };
 
-const table = part("rows", "All rows", null, (body) => {
+const table = part("rows", "All rows", null, rows.length > 0, (body) => {
   const kept = chosenRows().filter((row) => rowView.stages || given(row.whole));
   body.append(el("div", { class: "controls" }, ticker("single stages too", rowView.stages, (on) => { rowView.stages = on; table.redraw(); })));
   if (!kept.length) {
@@ -28,7 +28,7 @@ const table = part("rows", "All rows", null, (body) => {
   ].filter(Boolean), kept, { sort: null, tall: true }));
 });
 
-const missing = page.untimed.length === 0 ? null : part("missing", "Skipped and failed", null, (body) => {
+const missing = part("missing", "Skipped and failed", null, untimed.length > 0, (body) => {
   const kept = untimed.filter((entry) => matches({ ...entry, case: null }, "case"));
   body.append(sortTable("What has no number, and why", [
     { title: "Method", of: (entry) => variantOf(entry).name },

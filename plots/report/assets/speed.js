@@ -24,7 +24,7 @@ function rates(row) {
 
 const speed = part("speed", "Speed over context",
   "Bars show 95 % intervals, hollow markers steps measured under throttling. Long dashes: what the floor of bytes and FLOPs allows.",
-  (body) => {
+  rows.some((row) => given(row.whole)), (body) => {
     const steps = chosenRows().filter((row) => (speedView.alone ? stageOf(row).name === "total" : row.whole === 2));
     if (!steps.length) {
       body.append(el("p", {}, "No whole step here. Choose other filters."));
@@ -127,9 +127,9 @@ function lineOf(name, look, group, quantity) {
         name === "best dense" ? `best dense: ${variantOf(row).name}` : name,
         `${tokens(row.context)}: ${quantity.form(y)}${spread ? ` [${spread}]` : ""}`,
         quantity.key === "time" ? "" : `a step: ${time(row.time)}`,
-        given(row.ratio) && quantity.key !== "ratio" ? `${ratio(row.ratio)} over the best dense` : "",
+        given(row.ratio) && quantity.key !== "ratio" && name !== "best dense" ? `${ratio(row.ratio)} over the best dense` : "",
         quantity.key === "ratio" && given(row.rival) ? `over ${page.variants[row.rival].name}` : "",
-        given(row.allows) ? `its floor allows ${ratio(row.allows)}` : "",
+        given(row.allows) && !look.dense && name !== "best dense" ? `its floor allows ${ratio(row.allows)}` : "",
         row.throttled ? "measured under throttling" : "", row.others ? "others used the machine" : "",
       ],
     };

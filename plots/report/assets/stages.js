@@ -3,14 +3,15 @@ const stageView = { chosen: null };
 const BAR = 20;
 const LANE = 46;
 
-const stages = part("stages", "Time by stage", null, (body) => {
+const stages = part("stages", "Time by stage", null, rows.some((row) => row.bar === 1), (body) => {
   const bars = chosenRows().filter((row) => row.bar === 1);
   if (!bars.length) {
     body.append(el("p", {}, "No step with its stages here: was it measured with --no-breakdown, or filtered out?"));
     return;
   }
   const cases = [...groupBy(bars, (row) => `${row.run}|${row.case}|${row.way}`)];
-  const rank = ([, group]) => (page.suites[group[0].suite] === "decode" ? 1e8 : 0) + group[0].context - group[0].batch;
+  const rank = ([, group]) => (page.suites[group[0].suite] === "decode" ? 1e9 : 0) + group[0].context +
+    distinct(group.map((row) => row.variant)).length;
   cases.sort((a, b) => rank(b) - rank(a));
   const key = cases.some(([name]) => name === stageView.chosen) ? stageView.chosen : cases[0][0];
   const words = ([name, group]) => [name, [page.cases[group[0].case], runWords(group[0])].filter(Boolean).join(", ")];

@@ -5,8 +5,8 @@ const ZOOMS = [1, 2, 4, 8, 16, 32];
 
 const STAGE_LOOKS = new Map(page.stages.map((stage) => [stage.name, stage]));
 
-const traces = page.timelines.length === 0 ? null : part("timeline", "Timeline of a traced step",
-  "Kernels of one step as a profiler recorded them. Tracing takes time: the untraced step is named beside it.", (body) => {
+const traces = part("timeline", "Timeline of a traced step",
+  "Kernels of one step as a profiler recorded them. Tracing takes time: the untraced step is named beside it.", page.timelines.length > 0, (body) => {
     const all = page.timelines;
     const trace = all[traceView.chosen] || all[0];
     const pass = trace.passes[traceView.pass] || trace.passes[0];
