@@ -54,18 +54,33 @@ class Opened:
         self.page.on("console", lambda message: self.said.append(message.text))
         self.page.on("pageerror", lambda error: self.said.append(str(error)))
         self.page.on("request", lambda request: self.asked.append(request.url))
+        self.open(file, fragment)
+
+    def open(self, file: Path, fragment: str = "") -> None:
         self.page.goto(file.as_uri() + fragment)
         self.page.locator("#foot").get_by_text("Written").wait_for()
 
 
-@pytest.fixture
-def opened(browser: Any, report: Path) -> Iterator[Opened]:
-    """The report, opened; at the end it must have been silent and have asked for nothing."""
+@pytest.fixture(scope="module")
+def shared(browser: Any, report: Path) -> Iterator[Opened]:
+    """One window for the tests that leave nothing behind a reload."""
     view = Opened(browser, report)
     yield view
-    assert view.said == []
-    assert view.asked == [report.as_uri()]
     view.context.close()
+
+
+@pytest.fixture
+def opened(shared: Opened, report: Path) -> Iterator[Opened]:
+    """The report, opened anew; at the end it must have been silent and have asked for nothing."""
+    shared.page.goto("about:blank")
+    shared.page.mouse.move(0, 0)
+    shared.page.emulate_media(media="screen", color_scheme="light")
+    shared.said.clear()
+    shared.asked.clear()
+    shared.open(report)
+    yield shared
+    assert shared.said == []
+    assert shared.asked == [report.as_uri()]
 
 
 def cells(view: Opened, heading: str, section: str = "rows") -> list[str]:
