@@ -49,7 +49,7 @@ def _suite(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """The main job: measure, print tables, draw plots. Takes every flag of `resa-bench bench` (--quick, --full ...)."""
+    """The main job: measure, print tables, draw plots, write report.html. Takes every flag of `resa-bench bench`."""
     _suite(session)
 
 
@@ -76,7 +76,7 @@ for suite_file in sorted((ROOT / "suites").glob("*/suite.py")):
 @nox.session
 def tests(session: nox.Session) -> None:
     """All tests; on a CPU the kernels run in Triton's interpreter. Arguments go to pytest."""
-    env = _install(session, "test", "maths")
+    env = _install(session, "test", "maths", "browser")
     cores = os.cpu_count() or 1
     workers = min(4, cores)
     env.setdefault("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", str(cores // workers)))  # no thread too many
@@ -111,6 +111,12 @@ def profile(session: nox.Session) -> None:
 @nox.session
 def plots(session: nox.Session) -> None:
     """Draw the figures of result files: nox -s plots -- results/h100"""
+    _suite(session)
+
+
+@nox.session
+def report(session: nox.Session) -> None:
+    """One page of result files: nox -s report -- results/h100 -o report.html"""
     _suite(session)
 
 
