@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from .. import baselines  # noqa: F401  (registers the rivals)
+from ..profiling.source import package_version
 from .core import flags
 from .core.command import run_suite
 from .core.flags import Flag, add_flags, options
@@ -50,11 +51,23 @@ def bench_flags() -> list[Flag]:
     return list({flag.name + str(flag.constant): flag for flag in (*DECODE_FLAGS, *MICRO_FLAGS)}.values())
 
 
+class ShowVersion(argparse.Action):
+    """`--version`: asks git only when it is given."""
+
+    def __init__(self, option_strings: list[str], dest: str, help: str | None = None) -> None:
+        super().__init__(option_strings, dest=argparse.SUPPRESS, default=argparse.SUPPRESS, nargs=0, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(f"{parser.prog} {package_version() or 'of unknown version'}")
+        parser.exit()
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands; a parsed namespace holds `act`, `command` and what was given."""
     parser = argparse.ArgumentParser(
         prog="resa-bench", description="What sparse-attention decoding buys: ReSA against dense, Quest and others."
     )
+    parser.add_argument("--version", action=ShowVersion, help="show the version and exit")
     commands = parser.add_subparsers(dest="command", required=True)
     raw = argparse.RawDescriptionHelpFormatter
     help_text = "the main job: both suites on their default lists, tables, plots"
