@@ -22,6 +22,7 @@ from .core.flags import Flag, add_flags, options
 from .core.plugins import load_plugins
 from .core.registry import Suite, suites
 from .core.runner import INTERRUPTED
+from .core.verdict import TOLERANCE
 from .decode.suite import FLAGS as DECODE_FLAGS
 from .decode.suite import least_context
 from .micro.cases import DEFAULT_MODEL, PRESETS
@@ -91,7 +92,7 @@ def build_parser() -> argparse.ArgumentParser:
     compare.add_argument("a", type=Path)
     compare.add_argument("b", type=Path)
     tolerance = "differences up to this count as the same"
-    compare.add_argument("--tolerance", type=flags.argument(flags.number(0.0, 1.0)), default=0.05, help=tolerance)
+    compare.add_argument("--tolerance", type=flags.argument(flags.number(0.0, 1.0)), default=TOLERANCE, help=tolerance)
     compare.set_defaults(act=act_compare)
     doctor = commands.add_parser("doctor", help="what is here, what is missing, and the command that brings it")
     doctor.add_argument("--json", action="store_true", help="the same as JSON: group, name, status, found, remedy")

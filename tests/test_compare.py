@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from resa_bench.suites.compare import compare, compare_files, render, summary, verdict
+from resa_bench.suites.compare import compare_files, render, summary
 from resa_bench.suites.core.results import append
 from resa_bench.suites.core.rows import Row
+from resa_bench.suites.core.verdict import compare, verdict
 from rich.console import Console
 
 
