@@ -93,6 +93,7 @@ def build_parser() -> argparse.ArgumentParser:
     compare.add_argument("b", type=Path)
     tolerance = "differences up to this count as the same"
     compare.add_argument("--tolerance", type=flags.argument(flags.number(0.0, 1.0)), default=TOLERANCE, help=tolerance)
+    compare.add_argument("--markdown", action="store_true", help="a verdict for a pull request")
     compare.set_defaults(act=act_compare)
     doctor = commands.add_parser("doctor", help="what is here, what is missing, and the command that brings it")
     doctor.add_argument("--json", action="store_true", help="the same as JSON: group, name, status, found, remedy")
@@ -201,7 +202,7 @@ def act_compare(given: Given, console: Console) -> int:
     """`resa-bench compare`."""
     from .compare import compare_files
 
-    return compare_files(given["a"], given["b"], given["tolerance"], console)
+    return compare_files(given["a"], given["b"], given["tolerance"], console, given["markdown"])
 
 
 def act_doctor(given: Given, console: Console) -> int:
