@@ -95,6 +95,11 @@ def build_parser() -> argparse.ArgumentParser:
     compare.add_argument("--tolerance", type=flags.argument(flags.number(0.0, 1.0)), default=TOLERANCE, help=tolerance)
     compare.add_argument("--markdown", action="store_true", help="a verdict for a pull request")
     compare.set_defaults(act=act_compare)
+    export = commands.add_parser("export", help="rows in the format of another tool")
+    export.add_argument("results", nargs="+", type=Path, help="JSON Lines files")
+    export.add_argument("--format", choices=("flashinfer-trace",), required=True, help="flashinfer-bench's dataset")
+    export.add_argument("-o", "--output", type=Path, required=True, help="a new folder")
+    export.set_defaults(act=act_export)
     doctor = commands.add_parser("doctor", help="what is here, what is missing, and the command that brings it")
     doctor.add_argument("--json", action="store_true", help="the same as JSON: group, name, status, found, remedy")
     doctor.set_defaults(act=act_doctor)
@@ -203,6 +208,19 @@ def act_compare(given: Given, console: Console) -> int:
     from .compare import compare_files
 
     return compare_files(given["a"], given["b"], given["tolerance"], console, given["markdown"])
+
+
+def act_export(given: Given, console: Console) -> int:
+    """`resa-bench export`."""
+    from .export.flashinfer_trace import export_files
+
+    dataset = export_files(given["results"], given["output"])
+    traces = sum(map(len, dataset.traces.values()))
+    text = f"{traces} traces of {len(dataset.definitions)} definitions in {given['output']}"
+    console.print(text, highlight=False, markup=False)
+    for reason, count in dataset.left_out.most_common():
+        console.print(f"left out: {count} rows ({reason})", highlight=False, markup=False)
+    return 0
 
 
 def act_doctor(given: Given, console: Console) -> int:

@@ -134,7 +134,7 @@ def markdown(comparison: Comparison, at_most: int = 100) -> str:
     stages = [pair for pair in changed if id(pair) not in deciding]
     for title, pairs in (("other rows that changed", stages), ("the same", same)):
         if pairs:
-            parts.append(f"<details><summary>{len(pairs)} {title}</summary>\n")
+            parts.append(f"<details><summary>{len(pairs)} {title}</summary>")
             parts += [_markdown_table(pairs, names, at_most), "</details>"]
     parts.append("\n".join(f"- {line}" for line in [*summary(comparison), *_provenance(comparison)]))
     return "\n\n".join(part for part in parts if part)
@@ -146,9 +146,9 @@ def _markdown_table(pairs: Sequence[Pair], names: Names, at_most: int) -> str:
     lines = ["| case | method | stage | run | A, us | B, us | B / A | verdict |", "|---|---|---|---|--:|--:|--:|---|"]
     for pair in pairs[:at_most]:
         throttled = " (throttled)" if "throttled" in (pair.a.status, pair.b.status) else ""
-        cells = (*_names(pair.a, names), _run(pair.a), _interval(pair.a), _interval(pair.b), f"{pair.ratio:.3f}")
-        cells = (*(cell.replace("|", "\\|") for cell in cells), pair.verdict.upper() + throttled)
-        lines.append(f"| {' | '.join(cells)} |")
+        cells = [*_names(pair.a, names), _run(pair.a), _interval(pair.a), _interval(pair.b), f"{pair.ratio:.3f}"]
+        cells.append(pair.verdict.upper() + throttled)
+        lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
     left_out = f"\n\n{_count(len(pairs) - at_most, 'row')} more" if len(pairs) > at_most else ""
     return "\n".join(lines) + left_out
 
