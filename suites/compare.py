@@ -148,7 +148,7 @@ def _markdown_table(pairs: Sequence[Pair], names: Names, at_most: int) -> str:
         throttled = " (throttled)" if "throttled" in (pair.a.status, pair.b.status) else ""
         cells = [*_names(pair.a, names), _run(pair.a), _interval(pair.a), _interval(pair.b), f"{pair.ratio:.3f}"]
         cells.append(pair.verdict.upper() + throttled)
-        lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     left_out = f"\n\n{_count(len(pairs) - at_most, 'row')} more" if len(pairs) > at_most else ""
     return "\n".join(lines) + left_out
 
