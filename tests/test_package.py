@@ -21,13 +21,15 @@ pytestmark = pytest.mark.package
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "RESA_BENCH_COMMIT")}
 
 
-def run(*command: str | Path, cwd: Path, timeout: float = 300, **variables: str) -> str:
-    """What a command prints; its failure shows all of it."""
+def run(
+    *command: str | Path, cwd: Path, statuses: tuple[int, ...] = (0,), timeout: float = 300, **variables: str
+) -> str:
+    """What a command prints; a status that is not expected shows all of it."""
     result = subprocess.run(
         [str(word) for word in command],
         cwd=cwd, env=ENVIRONMENT | variables, capture_output=True, text=True, timeout=timeout, check=False,
     )  # fmt: skip
-    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.returncode in statuses, result.stdout + result.stderr
     return result.stdout
 
 
@@ -139,14 +141,16 @@ def test_the_installed_doctor(bin_folder: Path, tmp_path: Path) -> None:
 
 
 def test_the_installed_suite_measures_a_case(bin_folder: Path, tmp_path: Path) -> None:
-    """Rows say version and commit, though the environment lies in no checkout."""
+    """Rows say version and commit, though the environment lies in no checkout.
+
+    On a busy machine a time may be refused (status 1): reads faster than the ceiling, which was measured meanwhile.
+    """
     flags = ("--context", "1K", "--method", "resa-torch", "torch-dense", "--quick", "--no-plots", "--output", "rows")
-    run(bin_folder / "resa-bench", "micro", *flags, cwd=tmp_path)
+    run(bin_folder / "resa-bench", "micro", *flags, cwd=tmp_path, statuses=(0, 1))
     code = (
         "from resa_bench.suites.core.results import read_rows; import pathlib, resa_bench.suites as s;"
-        "row = read_rows(pathlib.Path('rows/micro.jsonl'))[0];"
-        "print(row.version, row.commit, row.status, 'site-packages' in s.__file__)"
+        "rows = read_rows(pathlib.Path('rows/micro.jsonl'));"
+        "print(rows[0].version, rows[0].commit, any(row.timed for row in rows), 'site-packages' in s.__file__)"
     )
-    version, commit, status, installed = run(bin_folder / "python", "-c", code, cwd=tmp_path).split()
-    assert (version, commit, installed) == (str(package_version()), source_state()[0], "True")
-    assert status in ("ok", "throttled")
+    words = run(bin_folder / "python", "-c", code, cwd=tmp_path).split()
+    assert words == [package_version(), source_state()[0], "True", "True"]
