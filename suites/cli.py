@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from .. import baselines  # noqa: F401  (registers the rivals)
+from ..profiling.source import package_version
 from .core import flags
 from .core.command import result_path, run_suite
 from .core.flags import Flag, add_flags, options
@@ -51,11 +52,23 @@ def bench_flags() -> list[Flag]:
     return list({flag.name + str(flag.constant): flag for flag in (*DECODE_FLAGS, *MICRO_FLAGS)}.values())
 
 
+class ShowVersion(argparse.Action):
+    """`--version`: asks git only when it is given."""
+
+    def __init__(self, option_strings: list[str], dest: str, help: str | None = None) -> None:
+        super().__init__(option_strings, dest=argparse.SUPPRESS, default=argparse.SUPPRESS, nargs=0, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(f"{parser.prog} {package_version() or 'of unknown version'}")
+        parser.exit()
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands; a parsed namespace holds `act`, `command` and what was given."""
     parser = argparse.ArgumentParser(
         prog="resa-bench", description="What sparse-attention decoding buys: ReSA against dense, Quest and others."
     )
+    parser.add_argument("--version", action=ShowVersion, help="show the version and exit")
     commands = parser.add_subparsers(dest="command", required=True)
     raw = argparse.RawDescriptionHelpFormatter
     help_text = "the main job: both suites on their default lists, tables, plots"
@@ -84,7 +97,13 @@ def build_parser() -> argparse.ArgumentParser:
     compare.add_argument("b", type=Path)
     tolerance = "differences up to this count as the same"
     compare.add_argument("--tolerance", type=flags.argument(flags.number(0.0, 1.0)), default=TOLERANCE, help=tolerance)
+    compare.add_argument("--markdown", action="store_true", help="a verdict for a pull request")
     compare.set_defaults(act=act_compare)
+    export = commands.add_parser("export", help="rows in the format of another tool")
+    export.add_argument("results", nargs="+", type=Path, help="JSON Lines files")
+    export.add_argument("--format", choices=("flashinfer-trace",), required=True, help="flashinfer-bench's dataset")
+    export.add_argument("-o", "--output", type=Path, required=True, help="a new folder")
+    export.set_defaults(act=act_export)
     doctor = commands.add_parser("doctor", help="what is here, what is missing, and the command that brings it")
     doctor.add_argument("--json", action="store_true", help="the same as JSON: group, name, status, found, remedy")
     doctor.set_defaults(act=act_doctor)
@@ -224,7 +243,20 @@ def act_compare(given: Given, console: Console) -> int:
     """`resa-bench compare`."""
     from .compare import compare_files
 
-    return compare_files(given["a"], given["b"], given["tolerance"], console)
+    return compare_files(given["a"], given["b"], given["tolerance"], console, given["markdown"])
+
+
+def act_export(given: Given, console: Console) -> int:
+    """`resa-bench export`."""
+    from .export.flashinfer_trace import export_files
+
+    dataset = export_files(given["results"], given["output"])
+    traces = sum(map(len, dataset.traces.values()))
+    text = f"{traces} traces of {len(dataset.definitions)} definitions in {given['output']}"
+    console.print(text, highlight=False, markup=False)
+    for reason, count in dataset.left_out.most_common():
+        console.print(f"left out: {count} rows ({reason})", highlight=False, markup=False)
+    return 0
 
 
 def act_doctor(given: Given, console: Console) -> int:

@@ -38,6 +38,7 @@ COMPILED = [
 
 
 @pytest.mark.parametrize(("head_dim", "block", "kind", "dtype", "paged"), COMPILED)
+@pytest.mark.slow
 def test_compiles_without_spills(head_dim: int, block: int, kind: str, dtype: str | None, paged: bool) -> None:
     """For compute capability 9.0, at 256K tokens; the source checks that both sides lay out shared memory alike."""
     if compiler.unavailable():

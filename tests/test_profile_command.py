@@ -310,6 +310,7 @@ def test_ncu_that_may_not_count(gpu: Path, monkeypatch: pytest.MonkeyPatch, caps
     assert "administrators only; run as root" in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.slow
 def test_without_a_gpu_the_clock_tells_stages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["profile", "nsys", "qwen2.5-7b-b1-4k", "--steps", "1", "--device", "cpu", "--output", str(tmp_path)]
     assert cli.main(words) == 0
