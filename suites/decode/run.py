@@ -16,13 +16,14 @@ from ...profiling.timeline import TraceMismatch
 from ...profiling.trace import break_down
 from ..core.bench import Bench, Conditions, Report, RowMaker
 from ..core.rows import Row, digits
-from ..core.spec import MethodSpec
+from ..core.spec import MethodSpec, is_dense
 from ..core.speedups import with_speedups
 from ..engine.bind import Bound, Place, bind
 from ..engine.case import capacity
 from ..engine.costs import Costs, TokenCosts, memory_bytes, rectification, step_weights, too_large
 from ..engine.drift import DriftMeter
 from ..engine.engine import State
+from ..engine.exchange_time import exchange_time
 from ..engine.loader import Loader, copy_tokens, prompt_ids, release
 from ..engine.measure import EAGER_STEPS, Timing, time_decoding, time_period
 from ..engine.methods import chunk_rows, run_methods
@@ -88,7 +89,7 @@ class CaseRun:
         self.on_step(f"time {spec.label}")
         conditions = Conditions(device)
         self.place.before(tokens)
-        time_decoding(bound.step, bound.rectify, tokens, device, periods=1)  # warm-up
+        time_decoding(bound.step, bound.rectify, tokens, device, periods=1, ranks=bench.ranks)  # warm-up
         conditions.read()
         timing = time_decoding(
             bound.step,
@@ -100,15 +101,16 @@ class CaseRun:
             seconds=0.0 if text else bench.plan.seconds,
             energy=EnergyCounter(device),
             context=None if text else case.context,
+            ranks=bench.ranks,
         )
         conditions.read()
         written = self.text() if text else None
         clocks = conditions.columns()
         costs = self.costs(bound)
-        peak = torch.cuda.max_memory_allocated(device) if cuda else None
+        peak = max(bench.ranks.gathered(torch.cuda.max_memory_allocated(device))) if cuda else None
         total = self.total(bound, timing, costs, clocks, bound.launch, text=written, peak_memory_bytes=peak)
         yield total
-        if bench.plan.breakdown and total.timed:
+        if bench.plan.breakdown and bench.ranks.same(total.timed):
             self.on_step(f"break down {spec.label}")
             yield from self.stage_rows(bound, timing, clocks)
         if bench.plan.eager and bound.launch == "graph":
@@ -203,9 +205,19 @@ class CaseRun:
             flops=costs.flops,
             **floors,
             gbps=digits(costs.bytes / mean / 1e3),
+            **self.exchange(bound.spec, mean),
             max_rel_error=digits(bound.check.max_rel_error, 3),
             error_budget_used=digits(bound.check.budget_used, 3),
         )
+
+    def exchange(self, spec: MethodSpec, mean_us: float) -> dict[str, Any]:
+        """What the exchange between ranks takes by its model; of simulated ranks, the step with it."""
+        case, model = self.case, exchange_time(self.case.config, self.bench.plan.exchange)
+        if model is None:
+            return {}
+        us = model.step_us(case, spec)
+        rate = digits(case.batch / (mean_us + us) * 1e6) if case.config.simulated else None
+        return {"modelled_exchange_us": digits(us), "exchange_model": model.source, "modelled_tokens_per_s": rate}
 
     def breakdown(self, bound: Bound) -> tuple[dict[str, float], dict[str, float]]:
         """Microseconds by stage of one step, and of one rectification."""
@@ -226,11 +238,14 @@ class CaseRun:
             return step, {k: v * 1e6 for k, v in clock.seconds.items()}
         graph = bound.launch == "graph"
         self.place.before(4 * TRACED_STEPS)
-        step = break_down(engine.step, bound.step if graph else None, TRACED_STEPS).stages_us
-        if not every:
-            return step, {}
-        self.place.after(every)
-        return step, break_down(engine.rectify, bound.rectify if graph else None, 1).stages_us
+        try:
+            step = break_down(engine.step, bound.step if graph else None, TRACED_STEPS).stages_us
+        finally:  # other ranks go on to the rectification, whatever this one's trace looks like
+            rectified: dict[str, float] = {}
+            if every:
+                self.place.after(every)
+                rectified = break_down(engine.rectify, bound.rectify if graph else None, 1).stages_us
+        return step, rectified
 
     def stage_rows(self, bound: Bound, timing: Timing, clocks: dict[str, Any]) -> list[Row]:
         """Where the step's time goes: stages, rectification's share, and the gap up to the mean step."""
@@ -242,6 +257,8 @@ class CaseRun:
         parts = dict(step)
         if rectified:
             parts["rectify"] = rectified.pop("rectify", 0.0) / every
+            if (exchanged := rectified.pop("all-reduce", None)) is not None:
+                parts["rectify+all-reduce"] = exchanged / every
             parts["rectify+project+ffn"] = sum(rectified.values()) / every
         parts["gap"] = timing.mean_us - sum(parts.values())
         common = {"launch": bound.launch, "cache_state": "cold", **clocks}
@@ -277,4 +294,17 @@ def run_case(
     """Decode with every method of `specs`; a method that fails costs its own rows alone."""
     run = (kind or CaseRun)(case, specs, bench, on_step)
     rows = run_methods(run, specs, bench, lambda able: too_large(memory_bytes(case, able), bench.device))
-    return with_speedups(rows, step_us)
+    return with_modelled_speedups(with_speedups(rows, step_us))
+
+
+def with_modelled_speedups(rows: Sequence[Row]) -> list[Row]:
+    """Of simulated ranks, fill `modelled_speedup`: against the best dense step, the modelled exchange in both."""
+
+    def rate(row: Row) -> float:
+        return row.modelled_tokens_per_s or 0.0
+
+    def filled(row: Row) -> Row:
+        rivals = [rate(r) for r in rows if is_dense(r.method) and r.launch == row.launch and rate(r)]
+        return replace(row, modelled_speedup=digits(rate(row) / max(rivals))) if rate(row) and rivals else row
+
+    return [filled(row) for row in rows]

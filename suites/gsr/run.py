@@ -291,7 +291,7 @@ def _tokens(script: Sequence[Segment]) -> int:
 def memory_bytes(case: GsrCase) -> int:
     """What the case needs at least: weights, both layouts of the candidates' caches, the answer's, work space."""
     config = case.config
-    embedding = 0 if config.tied_head else config.head_parameters * element_bytes(case)
+    embedding = config.embedding_parameters * element_bytes(case)
     candidates = 2 * kv_bytes(case, case.prompt + max(case.lengths))
     answer = kv_bytes(case, case.refine + case.answer) // case.batch
     return weight_bytes(case) + embedding + config.layers * (candidates + answer) + SCRATCH_BYTES
