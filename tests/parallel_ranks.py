@@ -73,9 +73,7 @@ def decode(model: Small, shard: Shard | None = None) -> Decoded:
 
     prompt = torch.randint(0, VOCAB, (BATCH, PROMPT), generator=torch.Generator().manual_seed(6))
     with torch.inference_mode():
-        decoder = assemble(
-            model.config, fill, dtype=torch.float32, device=CPU, weight_dtype=model.weights, shard=shard
-        )
+        decoder = assemble(model.config, fill, dtype=torch.float32, device=CPU, weight_dtype=model.weights, shard=shard)
         state = State.allocate(decoder, BATCH, 96, STEPS)
         state.start(PROMPT, prefill(decoder, state, prompt).argmax(-1))
         layers = layers_of(decoder, state, model.spec)

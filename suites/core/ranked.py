@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any, NoReturn
 
@@ -56,8 +56,8 @@ def follow(settings: Settings) -> int:
 class LeadingWorker(Worker):
     """Rank 0's end of its measuring process. A process that dies is not replaced: the ranks met once."""
 
-    def __init__(self, settings: Settings) -> None:
-        super().__init__(settings, lead)
+    def __init__(self, settings: Settings, target: Callable[[Connection, Settings], None] = lead) -> None:
+        super().__init__(settings, target)
         self._began = self._busy = False
 
     def run(self, case: Case, specs: Sequence[MethodSpec], on_step: Report) -> list[Row]:
@@ -105,6 +105,7 @@ class LeadingWorker(Worker):
 
     def _give_up(self, reason: str) -> NoReturn:
         self._busy = True
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # one message; torchrun gives half a minute to say it
         world = self._settings.ranks.world
         print(f"resa-bench: the {world} ranks cannot go on: {reason}; whole cases are kept", file=sys.stderr)
         raise RanksEnded(reason)

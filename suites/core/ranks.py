@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import os
+import threading
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -17,6 +18,7 @@ import torch.distributed as dist
 
 T = TypeVar("T")
 WAIT = timedelta(minutes=30)  # for rank 0's next word: it may draw figures, or read a long file
+PART_SECONDS = 30.0  # for parting in good order
 MEET = timedelta(seconds=60)  # for the other ranks to fail as this one did
 
 
@@ -85,7 +87,11 @@ class Ranks:
         """Part from the others, in good order. (NCCL waits for captured graphs that hold its calls to be gone.)"""
         if self.world > 1 and dist.is_initialized():
             gc.collect()
+            timer = threading.Timer(PART_SECONDS, os._exit, (0,))  # nothing is left to do but to part
+            timer.daemon = True
+            timer.start()
             dist.destroy_process_group()
+            timer.cancel()
             _Hosts.group = None
 
     def same(self, value: T) -> T:
@@ -116,4 +122,5 @@ class Ranks:
             dist.monitored_barrier(group=_Hosts.group, timeout=MEET)
         except (RuntimeError, ValueError):
             words = " ".join(str(error).split())[:200] or type(error).__name__
-            raise RankLost(f"rank {self.rank} of {self.world} failed and the others did not: {words}") from error
+            text = f"rank {self.rank} of {self.world} failed alone, or another rank is gone"
+            raise RankLost(f"{text}: {words}") from error
