@@ -188,7 +188,7 @@ def show_plan(plan: Plan, device: torch.device, console: Console) -> None:
     title = f"floors at {ceilings.read_gbps:.0f} GB/s read, {ceilings.matrix_tflops:.3g} TFLOP/s"
     exchanged = next((model for model in models if model is not None), None)
     memory = "memory GB" if exchanged is None else "memory GB a rank"
-    columns = ("case", memory, "method", "floor ms a token", "tokens/s at most", "speed-up")
+    columns: tuple[str, ...] = ("case", memory, "method", "floor ms a token", "tokens/s at most", "speed-up")
     if exchanged is not None:
         columns = (*columns[:4], "exchange ms", *columns[4:])
         console.print(f"exchange: {exchanged.source}; tokens/s and speed-up contain it", highlight=False)

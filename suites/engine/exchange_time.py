@@ -59,7 +59,7 @@ class ExchangeTime:
     def measured(cls, ranks: int, latency_us: float, gbps: float) -> ExchangeTime:
         """Of an all-reduce that takes `latency_us` for few bytes, and moves `gbps` over each link for many."""
         steps = 2 * (ranks - 1)
-        source = f"as given: {latency_us:g} us an all-reduce, {gbps:g} GB/s a link"
+        source = f"measured: {latency_us:g} us an all-reduce, {gbps:g} GB/s a link"
         return cls(ranks, (Protocol(latency_us / 2, latency_us / 2 / steps, gbps),), source)
 
     def all_reduce_us(self, count: int) -> float:
@@ -93,35 +93,49 @@ def exchange_time(config: ModelConfig, given: tuple[float, float] | None) -> Exc
 
 
 SMALL, LARGE = 16 * 1024, 64 * 1024 * 1024  # bytes of the two all-reduces that are measured
-REPEATS, KEPT = 5, 50
+REPEATS, IN_A_ROW = 5, 50
 
 
 def measured_exchange(ranks: Ranks, device: torch.device) -> tuple[float, float] | None:
     """Latency (us) and bandwidth (GB/s over each link) of an all-reduce among ranks that have met; None for one.
 
-    Medians of `REPEATS` runs of `KEPT` all-reduces in a row, of two sizes; a line through both.
+    A line through the medians of two sizes. On GPUs all-reduces in a row are one captured graph, as a step's are.
     """
     if ranks.world == 1:
         return None
-    small, large = (_all_reduce_us(count, device) for count in (SMALL, LARGE))
+    measure = _captured_us if device.type == "cuda" else _called_us
+    small, large = (median(measure(count, device)) for count in (SMALL, LARGE))
     moved = 2 * (ranks.world - 1) / ranks.world
     gbps = moved * (LARGE - SMALL) / max(large - small, 1e-3) / 1e3
     return ranks.same((digits(max(small - moved * SMALL / gbps / 1e3, 1e-3), 4), digits(gbps, 4)))
 
 
-def _all_reduce_us(count: int, device: torch.device) -> float:
-    """One all-reduce of `count` bytes of 16-bit numbers (32-bit on a CPU), in microseconds."""
-    cuda = device.type == "cuda"
-    data = torch.zeros(count // (2 if cuda else 4), dtype=torch.bfloat16 if cuda else torch.float32, device=device)
-    kept = KEPT if cuda else 2
-
-    def run() -> float:
-        start = time.perf_counter()
-        for _ in range(kept):
+def _captured_us(count: int, device: torch.device) -> list[float]:
+    """Microseconds of all-reduces of `count` bytes of bf16 within a replayed graph."""
+    data = torch.zeros(count // 2, dtype=torch.bfloat16, device=device)
+    torch.distributed.all_reduce(data)
+    torch.cuda.synchronize(device)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        for _ in range(IN_A_ROW):
             torch.distributed.all_reduce(data)
-        if cuda:
-            torch.cuda.synchronize(device)
-        return (time.perf_counter() - start) / kept * 1e6
+    times = []
+    for _ in range(REPEATS + 1):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        graph.replay()
+        end.record()
+        torch.cuda.synchronize(device)
+        times.append(start.elapsed_time(end) * 1e3 / IN_A_ROW)
+    return times[1:]
 
-    run()
-    return median(run() for _ in range(REPEATS))
+
+def _called_us(count: int, device: torch.device) -> list[float]:
+    """Microseconds of all-reduces of `count` bytes of fp32, called one by one."""
+    data = torch.zeros(count // 4, device=device)
+    times = []
+    for _ in range(REPEATS + 1):
+        start = time.perf_counter()
+        torch.distributed.all_reduce(data)
+        times.append((time.perf_counter() - start) * 1e6)
+    return times[1:]
