@@ -216,10 +216,10 @@ class GsrRun:
                     check, launch = check.worst(bound.check), bound.launch
                 place = self.place(active, at)
                 place.before(period)
-                time_decoding(bound.step, bound.rectify, period, device, periods=1)
+                time_decoding(bound.step, bound.rectify, period, device, periods=1, ranks=self.bench.ranks)
                 timing = time_decoding(
                     bound.step, bound.rectify, period, device, restart=lambda place=place: place.before(period),  # type: ignore[misc]
-                    periods=plan.periods, seconds=plan.seconds,
+                    periods=plan.periods, seconds=plan.seconds, ranks=self.bench.ranks,
                 )  # fmt: skip
                 timed.append(Point(part.active, context, timing.mean_us))
             seconds += integrate(part, timed)

@@ -72,11 +72,11 @@ class ReplayRun(CaseRun):
         self.on_step(f"time {spec.label}")
         reader = ClockReader(device)
         self.begin(engine)
-        time_decoding(bound.step, None, ROUNDS, device, periods=1)  # warm-up
+        time_decoding(bound.step, None, ROUNDS, device, periods=1, ranks=bench.ranks)  # warm-up
         states = [reader.read()]
         timing = time_decoding(
             bound.step, None, ROUNDS, device, restart=lambda: self.begin(engine), periods=bench.plan.periods,
-            seconds=bench.plan.seconds, energy=EnergyCounter(device),
+            seconds=bench.plan.seconds, energy=EnergyCounter(device), ranks=bench.ranks,
         )  # fmt: skip
         states.append(reader.read())
         yielded = 1 + acceptance.mean
