@@ -107,6 +107,6 @@ def decode_by(world: int, folder: Path) -> list[dict[str, Decoded]]:
     for process in processes:
         process.start()
     for process in processes:
-        process.join(120)
+        process.join(500)
         assert process.exitcode == 0
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(world)]
