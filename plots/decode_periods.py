@@ -23,7 +23,7 @@ from .style import HOLLOW, LIMIT_DASHES, SMALL_PT, bar_axis, finish, panels, tok
 
 AXES = {"rectify_every": "tokens between rectifications, f", "block_size": "block size b, tokens"}
 _OUTLINE: dict[str, Any] = {"facecolor": "white", "edgecolor": VERMILLION, "linewidth": 0.8, "linestyle": (0, (2, 1))}
-RECTIFICATION = ("rectify", "rectify+project+ffn")
+RECTIFICATION = ("rectify", "rectify+project+ffn", "rectify+all-reduce")
 
 
 @figure("decode-periods", suite="decode")

@@ -11,7 +11,7 @@ import pytest
 import torch
 from kernel_cases import DEVICE, NAN, dtype_name, random
 from method_cases import CONFIG, make, run
-from resa_bench.kernels import AttentionShape, KVCache, SparseConfig, Unsupported, build_summaries, get_method
+from resa_bench.kernels import AttentionShape, KVCache, SparseConfig, build_summaries, get_method
 from resa_bench.kernels.fused import compiler
 from resa_bench.kernels.fused.step import Plan, bind, cluster_size, constants, lay_out, unsupported
 from resa_bench.profiling.resources import read_cubin
@@ -24,9 +24,7 @@ H100_CLUSTERS = {1: 132, 2: 66, 3: 39, 4: 30, 6: 17, 8: 15, 16: 7}  # of CTAs, t
 SHARED_LIMIT = 227 * 1024
 
 
-def layout(
-    config: SparseConfig, cluster: int, head_dim: int = 128, tokens: int = 262144, resident: int = 1
-) -> Plan:
+def layout(config: SparseConfig, cluster: int, head_dim: int = 128, tokens: int = 262144, resident: int = 1) -> Plan:
     return lay_out(config, head_dim, tokens, 2, cluster, resident)
 
 

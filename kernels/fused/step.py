@@ -62,9 +62,7 @@ class Plan:
     shared_bytes: int
 
 
-def lay_out(
-    config: SparseConfig, head_dim: int, capacity: int, element: int, cluster: int, resident: int = 1
-) -> Plan:
+def lay_out(config: SparseConfig, head_dim: int, capacity: int, element: int, cluster: int, resident: int = 1) -> Plan:
     """The layout for caches of `capacity` tokens and elements of so many bytes."""
     blocks, chosen = config.blocks(capacity), config.selected(capacity)
     tile = LOADS[resident] * 32 * 16 // config.summary_bytes(head_dim, element)

@@ -15,6 +15,7 @@ from ...profiling.clocks import ClockReader, ClockState, worst
 from ...profiling.contention import Watch
 from ...profiling.device import Environment
 from ...profiling.timing import Timer
+from .ranks import Ranks
 from .rows import Row
 from .spec import MethodSpec
 
@@ -61,6 +62,7 @@ class Bench:
     timer: Timer
     ceilings: Ceilings
     idle_watts: float | None = None
+    ranks: Ranks = field(default_factory=Ranks)
     _held: dict[type, Any] = field(default_factory=dict)
 
     def held(self, kind: type[T]) -> T:
