@@ -177,6 +177,7 @@ class CaseRun:
                 "floor_us": digits(floor),
                 "floor_fraction": digits(floor / mean),
                 "read_ceiling_gbps": round(verdict.ceilings.read_gbps, 1),
+                "matrix_ceiling_tflops": digits(verdict.ceilings.matrix_tflops, 4),
             }
             common["reason"] = "; ".join(filter(None, (common["reason"], verdict.reason))) or None
         interval = mean_interval(timing.period_us)

@@ -250,6 +250,7 @@ def _row(
             "floor_fraction": digits(floor_us / summary.median_us),
             "gbps": digits(total.bytes / summary.median_us / 1e3),
             "read_ceiling_gbps": round(verdict.ceilings.read_gbps, 1),
+            "matrix_ceiling_tflops": digits(verdict.ceilings.matrix_tflops, 4),
             "reason": "; ".join(filter(None, (common["reason"], verdict.reason))) or None,
         }
     return make_row(
