@@ -172,7 +172,9 @@ def _draw_figure(
             ax.set_ylim(0, top)
     drawn = [bar.step for bar in bars]
     rivals = sorted({row.method for row in drawn if row.variant.is_dense})
-    own_scale = f"{'panels' if len(alike) == len(groups) else 'batches'} have their own scales" if len(alike) > 1 else ""
+    own_scale = (
+        f"{'panels' if len(alike) == len(groups) else 'batches'} have their own scales" if len(alike) > 1 else ""
+    )
     words = caption(
         figures, drawn, f"dense: {', '.join(rivals)}" if rivals else "", full_names(drawn), *notes, own_scale
     )
