@@ -16,7 +16,7 @@ from ...profiling.contention import Watch
 from ...profiling.device import Environment
 from ...profiling.timing import Timer
 from .ranks import Ranks
-from .rows import Row
+from .rows import Row, digits
 from .spec import MethodSpec
 
 T = TypeVar("T")
@@ -81,6 +81,7 @@ class RowMaker:
         self.common = {
             **case.columns(),
             "read_ceiling_gbps": round(bench.ceilings.read_gbps, 1),
+            "matrix_ceiling_tflops": digits(bench.ceilings.matrix_tflops, 4),
             "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "command": bench.command,
             "idle_watts": bench.idle_watts,

@@ -109,6 +109,7 @@ class WorkPart:
     floor_fraction: float | None = None
     gbps: float | None = None
     read_ceiling_gbps: float | None = None
+    matrix_ceiling_tflops: float | None = None
     speedup_vs_best_dense: float | None = None
     best_dense: str | None = None
     floor_speedup: float | None = None  # what the floors allow: best dense's floor over this row's
