@@ -49,7 +49,7 @@ def _suite(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """The main job: measure, print tables, draw plots. Takes every flag of `resa-bench bench` (--quick, --full ...)."""
+    """The main job: measure, print tables, draw plots, write report.html. Takes every flag of `resa-bench bench`."""
     _suite(session)
 
 
@@ -76,11 +76,11 @@ for suite_file in sorted((ROOT / "suites").glob("*/suite.py")):
 @nox.session
 def tests(session: nox.Session) -> None:
     """All tests; on a CPU the kernels run in Triton's interpreter. Arguments go to pytest."""
-    env = _install(session, "test", "maths")
+    env = _install(session, "test", "maths", "browser")
     cores = os.cpu_count() or 1
     workers = min(4, cores)
     env.setdefault("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", str(cores // workers)))  # no thread too many
-    command = [_python(session), "-m", "pytest", "--benchmark-disable", "-n", str(workers)]
+    command = [_python(session), "-m", "pytest", "--benchmark-disable", "-n", str(workers), "--dist", "loadgroup"]
     session.run(*command, *session.posargs, env=env, external=True)
 
 
@@ -115,18 +115,42 @@ def plots(session: nox.Session) -> None:
 
 
 @nox.session
+def report(session: nox.Session) -> None:
+    """One page of result files: nox -s report -- results/h100 -o report.html"""
+    _suite(session)
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Ruff's checks and format, mypy over the packages and the tests, and the arrows between packages."""
     env = _install(session, "lint", "test")
     run = [_python(session), "-m"]
     session.run(*run, "ruff", "check", *session.posargs, ".", env=env, external=True)
     session.run(*run, "ruff", "format", "--check", ".", env=env, external=True)
-    _links()  # where mypy finds the import name
-    packages = [part for name in PACKAGES for part in ("-p", f"resa_bench.{name}")]
-    session.run(*run, "mypy", *packages, env=env, external=True)
-    session.run(*run, "mypy", "tests", env=env, external=True)
+    _types(session, env)
     env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(_links()), env.get("PYTHONPATH"))))
     session.run(*run, "importlinter.cli", "lint", env=env, external=True)
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Mypy alone, over the packages and the tests: seconds from its cache (the pre-push hook)."""
+    _types(session, _install(session, "lint", "test"))
+
+
+def _types(session: nox.Session, env: dict[str, str]) -> None:
+    _links()  # where mypy finds the import name
+    packages = [part for name in PACKAGES for part in ("-p", f"resa_bench.{name}")]
+    for arguments in (packages, ["tests"]):
+        session.run(_python(session), "-m", "mypy", *arguments, env=env, external=True)
+
+
+@nox.session
+def package(session: nox.Session) -> None:
+    """The sdist and the wheel, built into dist/, installed and tried in environments of their own."""
+    env = _install(session, "test") | {"RESA_BENCH_DIST": str(ROOT / "dist")}
+    command = [_python(session), "-m", "pytest", "--benchmark-disable", "-m", "package", "tests/test_package.py"]
+    session.run(*command, *session.posargs, env=env, external=True)
 
 
 @nox.session

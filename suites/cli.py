@@ -15,12 +15,14 @@ from rich.console import Console
 from rich.markup import escape
 
 from .. import baselines  # noqa: F401  (registers the rivals)
+from ..profiling.source import package_version
 from .core import flags
-from .core.command import run_suite
+from .core.command import result_path, run_suite
 from .core.flags import Flag, add_flags, options
 from .core.plugins import load_plugins
 from .core.registry import Suite, suites
 from .core.runner import INTERRUPTED
+from .core.verdict import TOLERANCE
 from .decode.suite import FLAGS as DECODE_FLAGS
 from .decode.suite import least_context
 from .micro.cases import DEFAULT_MODEL, PRESETS
@@ -50,11 +52,23 @@ def bench_flags() -> list[Flag]:
     return list({flag.name + str(flag.constant): flag for flag in (*DECODE_FLAGS, *MICRO_FLAGS)}.values())
 
 
+class ShowVersion(argparse.Action):
+    """`--version`: asks git only when it is given."""
+
+    def __init__(self, option_strings: list[str], dest: str, help: str | None = None) -> None:
+        super().__init__(option_strings, dest=argparse.SUPPRESS, default=argparse.SUPPRESS, nargs=0, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(f"{parser.prog} {package_version() or 'of unknown version'}")
+        parser.exit()
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands; a parsed namespace holds `act`, `command` and what was given."""
     parser = argparse.ArgumentParser(
         prog="resa-bench", description="What sparse-attention decoding buys: ReSA against dense, Quest and others."
     )
+    parser.add_argument("--version", action=ShowVersion, help="show the version and exit")
     commands = parser.add_subparsers(dest="command", required=True)
     raw = argparse.RawDescriptionHelpFormatter
     help_text = "the main job: both suites on their default lists, tables, plots"
@@ -72,14 +86,24 @@ def build_parser() -> argparse.ArgumentParser:
     plots.add_argument("results", nargs="+", type=Path, help="JSON Lines files, or folders of them")
     plots.add_argument("--output", type=Path, help="folder of the figures (default: plots/ beside the first file)")
     plots.set_defaults(act=act_plots)
+    report = commands.add_parser("report", help="one page of result files: opens in any browser, fetches nothing")
+    report.add_argument("results", nargs="+", type=Path, help="JSON Lines files, or folders of them (traces too)")
+    report.add_argument("-o", "--output", type=Path, help="the page (default: report.html beside the first file)")
+    report.set_defaults(act=act_report)
     compare = commands.add_parser(
         "compare", help="same, faster, slower or unclear, row by row; exit status 1 if a whole step got slower"
     )
     compare.add_argument("a", type=Path)
     compare.add_argument("b", type=Path)
     tolerance = "differences up to this count as the same"
-    compare.add_argument("--tolerance", type=flags.argument(flags.number(0.0, 1.0)), default=0.05, help=tolerance)
+    compare.add_argument("--tolerance", type=flags.argument(flags.number(0.0, 1.0)), default=TOLERANCE, help=tolerance)
+    compare.add_argument("--markdown", action="store_true", help="a verdict for a pull request")
     compare.set_defaults(act=act_compare)
+    export = commands.add_parser("export", help="rows in the format of another tool")
+    export.add_argument("results", nargs="+", type=Path, help="JSON Lines files")
+    export.add_argument("--format", choices=("flashinfer-trace",), required=True, help="flashinfer-bench's dataset")
+    export.add_argument("-o", "--output", type=Path, required=True, help="a new folder")
+    export.set_defaults(act=act_export)
     doctor = commands.add_parser("doctor", help="what is here, what is missing, and the command that brings it")
     doctor.add_argument("--json", action="store_true", help="the same as JSON: group, name, status, found, remedy")
     doctor.set_defaults(act=act_doctor)
@@ -115,7 +139,31 @@ def act_bench(given: Given, console: Console) -> int:
         statuses.append(act_suite(suites()[name], half, console) if half is not None else 0)
         if statuses[-1] == INTERRUPTED:
             break
+    if INTERRUPTED not in statuses:
+        report_bench(halves, given, device, console)
     return next((status for status in statuses if status), 0)
+
+
+def report_bench(halves: list[str], given: Given, device: torch.device, console: Console) -> None:
+    """Write the page of the folder that holds both halves' rows; where that fails, say so: the rows are safe."""
+    chosen = options(bench_flags(), given)
+    files = [result_path(half, chosen, device) for half in halves]
+    if chosen.plan or chosen.no_plots or not any(file.is_file() for file in files):
+        return
+    folder = files[0].parent
+    try:
+        write_page([folder], folder / "report.html", console)
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        console.print(f"no report: {reason}", style="yellow", highlight=False, markup=False)
+
+
+def write_page(paths: list[Path], output: Path, console: Console) -> None:
+    """Write the page of result files and say where it is."""
+    from ..plots.report.page import write_report
+
+    page = write_report(paths, output)
+    console.print(f"report {page} ({page.stat().st_size / 1e3:.0f} kB)", highlight=False, markup=False, soft_wrap=True)
 
 
 def concerns(half: str, given: Given, device: torch.device) -> bool:
@@ -183,11 +231,32 @@ def act_plots(given: Given, console: Console) -> int:
     return 0
 
 
+def act_report(given: Given, console: Console) -> int:
+    """`resa-bench report`."""
+    first = given["results"][0]
+    folder = first if first.is_dir() else first.parent
+    write_page(given["results"], given["output"] or folder / "report.html", console)
+    return 0
+
+
 def act_compare(given: Given, console: Console) -> int:
     """`resa-bench compare`."""
     from .compare import compare_files
 
-    return compare_files(given["a"], given["b"], given["tolerance"], console)
+    return compare_files(given["a"], given["b"], given["tolerance"], console, given["markdown"])
+
+
+def act_export(given: Given, console: Console) -> int:
+    """`resa-bench export`."""
+    from .export.flashinfer_trace import export_files
+
+    dataset = export_files(given["results"], given["output"])
+    traces = sum(map(len, dataset.traces.values()))
+    text = f"{traces} traces of {len(dataset.definitions)} definitions in {given['output']}"
+    console.print(text, highlight=False, markup=False)
+    for reason, count in dataset.left_out.most_common():
+        console.print(f"left out: {count} rows ({reason})", highlight=False, markup=False)
+    return 0
 
 
 def act_doctor(given: Given, console: Console) -> int:

@@ -411,7 +411,7 @@ def serve_small(pipe: Connection, settings: Settings) -> None:
     """The real measuring process with a small cache and ceilings given."""
     timing._cpu_cache_bytes = lambda: 2**16
     vars(worker)["measure_ceilings"] = lambda timer: Ceilings(1e6, 1e6, 1e6)
-    worker._serve(pipe, settings)
+    worker.serve(pipe, settings)
 
 
 def test_micro_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

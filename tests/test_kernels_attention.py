@@ -152,6 +152,7 @@ def test_sparse_edges(edge: Edge, dtype: torch.dtype) -> None:
     dtype=st.sampled_from(DTYPES),
     seed=st.integers(0, 100),
 )
+@pytest.mark.slow
 def test_sparse_anything(edge: Edge, dtype: torch.dtype, seed: int) -> None:
     run_edge(edge, dtype, seed)
 
@@ -212,6 +213,7 @@ def test_sparse_counts_change_in_place() -> None:
 
 @pytest.mark.sanitizer
 @pytest.mark.parametrize("rows", ["kv-heads", "q-heads", "one"])
+@pytest.mark.slow
 def test_sparse_finds_the_counts_by_the_settings(rows: str, dtype: torch.dtype) -> None:
     """As with counts that are read: ragged, empty, by a ratio and by a budget; what lies past them is not looked at."""
     cache = make_cache([80, 17, 0, 200], dtype=dtype)

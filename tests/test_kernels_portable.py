@@ -43,7 +43,7 @@ METHODS = {
     "sink-window-2": ("sink-window", {"sink_blocks": 2}),
     "oracle": ("oracle", {}),
 }
-LENGTHS = [(101, 38), (102, 39), (111, 48), (112, 49), (113, 50), (50, 3), (51, 4), (52, 5), (0, 6)]
+LENGTHS = [(101, 38), (102, 39), (111, 48), (112, 49), (50, 3), (51, 4), (0, 6)]
 """Steps of a ragged batch: over block borders, back to shorter lengths, into an idle slot."""
 
 
@@ -75,6 +75,7 @@ def checked(layer: Layer, step: StepTensors) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+@pytest.mark.slow
 def test_the_same_lists_as_the_kernels(method: tuple[str, dict], monkeypatch: pytest.MonkeyPatch) -> None:
     """Step by step, while lengths change under bound stages; outputs of both within their budget."""
     name, changes = method

@@ -111,10 +111,11 @@ def test_lists_differ_from_exact_ones_inside_the_error_band_only(kind: str, dtyp
 
     The band is narrow: under 2e-4 of the spread of the scores (head dim 64).
     """
-    cache = make_cache([4096], dtype=dtype)
+    tokens = 4096 if DEVICE.type == "cuda" else 1024  # the interpreter takes four times as long for four times as many
+    cache = make_cache([tokens], dtype=dtype)
     config = SparseConfig(block_size=8, summary_kind=kind)
     scores, table = score(cache, random(1, 6, 64, dtype=dtype, seed=5), config)
-    n = config.selected(4096)
+    n = config.selected(tokens)
     lists = torch.full((1, 2, n), -7, dtype=torch.int32, device=DEVICE)
     select_blocks(scores, cache, lists, torch.zeros(1, 2, dtype=torch.int32, device=DEVICE), config)
     exact, budget = scores_reference(random(1, 6, 64, dtype=dtype, seed=5)[0], table[0], config)

@@ -61,7 +61,7 @@ def smol_transformers(smol: LoadedModel) -> Any:
     return model.eval()
 
 
-# In its 200 tokens the best two logits are never closer than 1e-3 of the largest one: rounding decides nothing.
+# In its first 200 tokens the best two logits are never closer than 1e-3 of the largest one: rounding decides nothing.
 PROMPT = "<|im_start|>user\nHow do bees find their way home?<|im_end|>\n<|im_start|>assistant\n"
 
 
@@ -75,13 +75,14 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("one_thread")
+@pytest.mark.slow
 def test_smollm_greedy_decoding_is_that_of_transformers(smol: LoadedModel, smol_transformers: Any) -> None:
     assert smol.tokenizer is not None
     prompt = torch.tensor(smol.tokenizer.encode(PROMPT))
     assert_close(Dense(smol.decoder)(prompt), expected_logits(smol_transformers, prompt))
     with torch.inference_mode():
-        ids = smol_transformers.generate(prompt[None], max_new_tokens=200, do_sample=False)[0, len(prompt) :]
-    assert Dense(smol.decoder).greedy(prompt, 200) == ids.tolist()
+        ids = smol_transformers.generate(prompt[None], max_new_tokens=80, do_sample=False)[0, len(prompt) :]
+    assert Dense(smol.decoder).greedy(prompt, 80) == ids.tolist()
 
 
 def test_smollm_is_what_its_configuration_says(smol: LoadedModel) -> None:
@@ -116,6 +117,7 @@ def test_smollm_tokenizer_round_trips(smol: LoadedModel, text: str) -> None:
     assert smol.tokenizer.decode(smol.tokenizer.encode(text)) == text
 
 
+@pytest.mark.slow
 def test_smollm_tokenizer_is_that_of_transformers(smol: LoadedModel) -> None:
     transformers = pytest.importorskip("transformers")
     assert smol.tokenizer is not None

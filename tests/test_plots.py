@@ -128,6 +128,7 @@ def test_every_figure_is_written_as_png_and_svg(tmp_path: Path) -> None:
         assert path.stat().st_size > 5000
 
 
+@pytest.mark.slow
 def test_a_folder_stands_for_its_files_and_each_model_gets_its_own_figures(tmp_path: Path) -> None:
     write(tmp_path / "a.jsonl", run_of())
     write(tmp_path / "b.jsonl", run_of(model="llama-3.1-8b"))

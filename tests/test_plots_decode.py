@@ -173,6 +173,7 @@ def test_decode_and_micro_rows_in_one_call_draw_both(tmp_path: Path) -> None:
         assert {f"{name}-qwen2.5-7b.png", f"{name}-qwen2.5-7b.svg"} <= written
 
 
+@pytest.mark.slow
 def test_decode_rows_alone_draw_decode_figures_alone(tmp_path: Path) -> None:
     written = draw_all([write(tmp_path / "a.jsonl", case(4 * K) + case(32 * K))], tmp_path / "out")
     kinds = {path.stem.removesuffix("-qwen2.5-7b") for path in written}

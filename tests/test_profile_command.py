@@ -263,7 +263,10 @@ def test_nsys_from_command_to_picture(
     tool = stand_in(gpu / "nsys", f"if words[0] == 'export': shutil.copy({str(report)!r}, value('--output'))\n")
     monkeypatch.setenv("NSYS", str(tool))
     out = gpu / "out"
-    assert cli.main(["profile", "nsys", "qwen2.5-7b-b1-256k", "--block-size", "32", "--output", str(out)]) == 0
+    assert (
+        cli.main(["profile", "nsys", "qwen2.5-7b-b1-256k", "--block-size", "32", "--output", str(out), "--perfetto"])
+        == 0
+    )
     printed = capsys.readouterr().out
     assert f"{tool} profile --output={out / 'report.nsys-rep'}" in printed
     assert "--cuda-graph-trace=node --capture-range=cudaProfilerApi" in printed
@@ -271,7 +274,7 @@ def test_nsys_from_command_to_picture(
     assert re.search(r"attend +1 +24\.4 +45\.8%", printed)
     assert "4 ranges a step cost 0.8 us while nobody listens: 0.13% of a step launched from Python" in printed
     assert {path.name for path in out.iterdir()} == {
-        "facts.json", "stages.csv", "kernels.csv", "timeline.csv", "timeline.png", "timeline.svg",
+        "facts.json", "stages.csv", "kernels.csv", "timeline.csv", "timeline.png", "timeline.svg", "trace.json",
     }  # fmt: skip
     facts = json.loads((out / "facts.json").read_text())
     assert facts["source"] == "nsys"
@@ -310,6 +313,7 @@ def test_ncu_that_may_not_count(gpu: Path, monkeypatch: pytest.MonkeyPatch, caps
     assert "administrators only; run as root" in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.slow
 def test_without_a_gpu_the_clock_tells_stages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["profile", "nsys", "qwen2.5-7b-b1-4k", "--steps", "1", "--device", "cpu", "--output", str(tmp_path)]
     assert cli.main(words) == 0

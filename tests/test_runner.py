@@ -317,6 +317,7 @@ def new_worker(target: Callable[[Connection, Settings], None]) -> Worker:
     return Worker(Settings("cpu", "test"), target)
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_costs_its_case(run: Run) -> None:
     """It is replaced; and the death of an idle one costs nothing, not even the case handed to it meanwhile."""
     last = replace(CASES[0], context=2048)

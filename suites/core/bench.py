@@ -15,7 +15,8 @@ from ...profiling.clocks import ClockReader, ClockState, worst
 from ...profiling.contention import Watch
 from ...profiling.device import Environment
 from ...profiling.timing import Timer
-from .rows import Row
+from .ranks import Ranks
+from .rows import Row, digits
 from .spec import MethodSpec
 
 T = TypeVar("T")
@@ -61,6 +62,7 @@ class Bench:
     timer: Timer
     ceilings: Ceilings
     idle_watts: float | None = None
+    ranks: Ranks = field(default_factory=Ranks)
     _held: dict[type, Any] = field(default_factory=dict)
 
     def held(self, kind: type[T]) -> T:
@@ -79,6 +81,7 @@ class RowMaker:
         self.common = {
             **case.columns(),
             "read_ceiling_gbps": round(bench.ceilings.read_gbps, 1),
+            "matrix_ceiling_tflops": digits(bench.ceilings.matrix_tflops, 4),
             "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "command": bench.command,
             "idle_watts": bench.idle_watts,

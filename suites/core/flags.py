@@ -33,6 +33,7 @@ class Flag:
         default: what a suite takes where the flag is not given.
         many: takes one value or more, as a tuple; a value given twice is one unless it `repeats`.
         constant: a switch that stands for this value, and takes none.
+        bare: what the flag stands for where it is given without a value; None: it needs one.
     """
 
     names: str | tuple[str, ...]
@@ -46,6 +47,7 @@ class Flag:
     choices: tuple[str, ...] = ()
     metavar: str | None = None
     constant: Any = None
+    bare: Any = None
     to: str | None = None
 
     @property
@@ -70,6 +72,7 @@ class Flag:
             return
         common |= {"choices": self.choices or None, "nargs": "+" if self.many else None}
         common |= {"metavar": self.metavar} if self.metavar else {}
+        common |= {"nargs": "?", "const": self.bare} if self.bare is not None else {}
         group.add_argument(*self.words, type=argument(self.kind), **common)
 
 

@@ -59,6 +59,7 @@ class Suite:
         show_plan: prints what `--plan` says; cases and methods by name where it is None.
         act: the whole command, for suites that do not go through the runner: options, device, command line, console
             to exit status.
+        shares_model: whether the ranks that torchrun starts share one model (tensor parallel).
         extra: the optional dependencies of pyproject.toml that it needs.
     """
 
@@ -72,6 +73,7 @@ class Suite:
     show_plan: Callable[[Plan, torch.device, Console], None] | None = None
     act: Callable[[Options, torch.device, str, Console], int] | None = None
     extra: str | None = None
+    shares_model: bool = False
 
     def __post_init__(self) -> None:
         if self.act is None and None in (self.run, self.report):

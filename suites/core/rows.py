@@ -70,6 +70,9 @@ class RunPart:
     kv_layout: str | None = None
     paged: bool | None = None
     shared_kv: bool | None = None
+    ranks: int | None = None  # GPUs that share the model; heads, bytes, floors and memory are then one rank's
+    simulated: bool | None = None  # one of the ranks ran alone, without the exchange
+    kv_replicas: int | None = None  # ranks that hold the same KV heads
     selection_pattern: str | None = None
     chunk_kernel: str | None = None  # that attended in rectification; tells nothing apart
     accepted_length: float | None = None
@@ -106,10 +109,15 @@ class WorkPart:
     floor_fraction: float | None = None
     gbps: float | None = None
     read_ceiling_gbps: float | None = None
+    matrix_ceiling_tflops: float | None = None
     speedup_vs_best_dense: float | None = None
     best_dense: str | None = None
     floor_speedup: float | None = None  # what the floors allow: best dense's floor over this row's
     tokens_per_s: float | None = None
+    modelled_exchange_us: float | None = None  # of a step's exchanges between ranks, amortised
+    modelled_tokens_per_s: float | None = None  # of simulated ranks: with that exchange
+    modelled_speedup: float | None = None  # the same, against the best dense method with its exchange
+    exchange_model: str | None = None  # where its constants are from
     peak_memory_bytes: int | None = None
     joules_per_token: float | None = None
     idle_watts: float | None = None

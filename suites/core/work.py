@@ -46,5 +46,6 @@ class Work:
             "floor_us": digits(floor_us),
             "floor_fraction": digits(floor_us / time_us),
             "read_ceiling_gbps": round(verdict.ceilings.read_gbps, 1),
+            "matrix_ceiling_tflops": digits(verdict.ceilings.matrix_tflops, 4),
             "reason": "; ".join(filter(None, (reason, verdict.reason))) or None,
         }

@@ -15,7 +15,7 @@ from ...profiling.timeline import TraceMismatch
 from ...profiling.trace import break_down
 from ..core.bench import Bench, Conditions, Report
 from ..core.rows import Row, digits
-from ..core.spec import MethodSpec
+from ..core.spec import MethodSpec, is_dense
 from ..core.speedups import with_speedups
 from ..core.work import NOTHING, Work
 from ..engine.bind import Bound, Place, bind
@@ -23,6 +23,7 @@ from ..engine.case import capacity
 from ..engine.costs import memory_bytes, model_work, step_weights, too_large
 from ..engine.drift import DriftMeter
 from ..engine.engine import State
+from ..engine.exchange_time import exchange_time
 from ..engine.loader import Loader, copy_tokens, prompt_ids, release
 from ..engine.measure import EAGER_STEPS, Timing, time_decoding, time_period
 from ..engine.methods import MethodRun, run_methods
@@ -83,7 +84,7 @@ class CaseRun(MethodRun):
         text = case.prompt == "text"
         self.on_step(f"time {spec.label}")
         self.place.before(tokens)
-        time_decoding(bound.step, bound.rectify, tokens, device, periods=1)  # warm-up
+        time_decoding(bound.step, bound.rectify, tokens, device, periods=1, ranks=bench.ranks)  # warm-up
         with Conditions(device) as conditions:
             timing = time_decoding(
                 bound.step,
@@ -95,14 +96,15 @@ class CaseRun(MethodRun):
                 seconds=0.0 if text else bench.plan.seconds,
                 energy=EnergyCounter(device),
                 context=None if text else case.context,
+                ranks=bench.ranks,
             )
         written = self.text() if text else None
         clocks = conditions.columns()
         work = self.work(bound)
-        peak = torch.cuda.max_memory_allocated(device) if cuda else None
+        peak = max(bench.ranks.gathered(torch.cuda.max_memory_allocated(device))) if cuda else None
         total = self.total(bound, timing, work, clocks, bound.launch, text=written, peak_memory_bytes=peak)
         yield total
-        if bench.plan.breakdown and total.timed:
+        if bench.plan.breakdown and bench.ranks.same(total.timed):
             self.on_step(f"break down {spec.label}")
             yield from self.stage_rows(bound, timing, clocks)
         if bench.plan.eager and bound.launch == "graph":
@@ -185,8 +187,18 @@ class CaseRun(MethodRun):
             wall_mean_us=digits(timing.wall_mean_us),
             tokens_per_s=digits(case.batch / mean * 1e6),
             joules_per_token=joules,
+            **self.exchange(bound.spec, mean),
             **bound.check.columns(),
         )
+
+    def exchange(self, spec: MethodSpec, mean_us: float) -> dict[str, Any]:
+        """What the exchange between ranks takes by its model; of simulated ranks, the step with it."""
+        case, model = self.case, exchange_time(self.case.config, self.bench.plan.exchange)
+        if model is None:
+            return {}
+        us = model.step_us(case, spec)
+        rate = digits(case.batch / (mean_us + us) * 1e6) if case.config.simulated else None
+        return {"modelled_exchange_us": digits(us), "exchange_model": model.source, "modelled_tokens_per_s": rate}
 
     def breakdown(self, bound: Bound) -> tuple[dict[str, float], dict[str, float]]:
         """Microseconds by stage of one step, and of one rectification."""
@@ -207,11 +219,14 @@ class CaseRun(MethodRun):
             return step, {k: v * 1e6 for k, v in clock.seconds.items()}
         graph = bound.launch == "graph"
         self.place.before(4 * TRACED_STEPS)
-        step = break_down(engine.step, bound.step if graph else None, TRACED_STEPS).stages_us
-        if not every:
-            return step, {}
-        self.place.after(every)
-        return step, break_down(engine.rectify, bound.rectify if graph else None, 1).stages_us
+        try:
+            step = break_down(engine.step, bound.step if graph else None, TRACED_STEPS).stages_us
+        finally:  # other ranks go on to the rectification, whatever this one's trace looks like
+            rectified: dict[str, float] = {}
+            if every:
+                self.place.after(every)
+                rectified = break_down(engine.rectify, bound.rectify if graph else None, 1).stages_us
+        return step, rectified
 
     def stage_rows(self, bound: Bound, timing: Timing, clocks: dict[str, Any]) -> list[Row]:
         """Where the step's time goes: stages, rectification's share, and the gap up to the mean step."""
@@ -223,6 +238,8 @@ class CaseRun(MethodRun):
         parts = dict(step)
         if rectified:
             parts["rectify"] = rectified.pop("rectify", 0.0) / every
+            if (exchanged := rectified.pop("all-reduce", None)) is not None:
+                parts["rectify+all-reduce"] = exchanged / every
             parts["rectify+project+ffn"] = sum(rectified.values()) / every
         parts["gap"] = timing.mean_us - sum(parts.values())
         common = {"launch": bound.launch, "cache_state": "cold", **clocks}
@@ -258,4 +275,17 @@ def run_case(
     """Decode with every method of `specs`; a method that fails costs its own rows alone."""
     run = (kind or CaseRun)(case, specs, bench, on_step)
     rows = run_methods(run, specs, bench, lambda able: too_large(memory_bytes(case, able), bench.device))
-    return with_speedups(rows, step_us)
+    return with_modelled_speedups(with_speedups(rows, step_us))
+
+
+def with_modelled_speedups(rows: Sequence[Row]) -> list[Row]:
+    """Of simulated ranks, fill `modelled_speedup`: against the best dense step, the modelled exchange in both."""
+
+    def rate(row: Row) -> float:
+        return row.modelled_tokens_per_s or 0.0
+
+    def filled(row: Row) -> Row:
+        rivals = [rate(r) for r in rows if is_dense(r.method) and r.launch == row.launch and rate(r)]
+        return replace(row, modelled_speedup=digits(rate(row) / max(rivals))) if rate(row) and rivals else row
+
+    return [filled(row) for row in rows]

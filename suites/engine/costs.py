@@ -102,7 +102,7 @@ def memory_bytes(case: ModelCase, specs: list[MethodSpec]) -> int:
     config = case.config
     tokens = capacity(case)
     caches = 1 if case.one_cache else config.layers
-    embedding = 0 if config.tied_head else config.head_parameters * element_bytes(case)
+    embedding = config.embedding_parameters * element_bytes(case)
     scored = [spec for spec in specs if "summary_kind" in spec.kind.uses]
     summaries = max([summary_bytes(case, spec.config, tokens) for spec in scored], default=0)
     return weight_bytes(case) + embedding + caches * (kv_bytes(case, tokens) + summaries) + SCRATCH_BYTES

@@ -13,6 +13,7 @@ import torch
 from ...profiling.energy import EnergyCounter
 from ...profiling.ranges import span
 from ...profiling.stats import quantile
+from ..core.ranks import Ranks
 
 T = TypeVar("T")
 EAGER_STEPS = 8  # timed after as many of warm-up: an eager step costs the host tens of milliseconds
@@ -26,6 +27,7 @@ class DecodePlan:
     seconds: float = 2.0  # at least, so that the energy counter has something to count
     eager: bool = True  # on a GPU: some steps launched eagerly beside
     breakdown: bool = True
+    exchange: tuple[float, float] | None = None  # latency in us and GB/s a link of ranks' all-reduce; None: modelled
     drift: bool = False  # of methods that rectify: what each rectification says about the steps before it
 
 
@@ -127,18 +129,21 @@ def time_decoding(
     energy: EnergyCounter | None = None,
     clock: Callable[[], float] = time.perf_counter,
     context: int | None = None,
+    ranks: Ranks | None = None,
 ) -> Timing:
     """Time at least `periods` whole periods of `tokens` tokens, and at least `seconds` of wall time.
 
     Args:
         restart: called before every period, outside the timed spans.
         context: tokens at each period's end, where all end alike.
+        ranks: that decode together: the first decides how long, and its times are everyone's; joules are summed.
     """
+    ranks = ranks or Ranks()
     timing = Timing()
     before = energy.joules() if energy else None
     begin = clock()
     done = 0
-    while done < periods or clock() - begin < seconds:
+    while ranks.same(done < periods or clock() - begin < seconds):
         restart()
         intervals, wall = time_period(step, rectify, tokens, device, clock, context)
         timing.token_us += intervals
@@ -149,4 +154,7 @@ def time_decoding(
     after = energy.joules() if energy else None
     if before is not None and after is not None:
         timing.joules = after - before
+    joules = ranks.gathered(timing.joules)
+    timing = ranks.same(timing)
+    timing.joules = None if None in joules else sum(filter(None, joules))
     return timing

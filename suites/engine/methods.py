@@ -86,6 +86,9 @@ def run_methods(
     Args:
         too_large: why the case does not fit the device with the methods that can run, or None.
         shared: rows that belong to no method of `specs`, asked for once all were measured.
+
+    Raises:
+        RankLost: of ranks that share a model one failed alone.
     """
     rows: list[Row] = []
     able: list[MethodSpec] = []
@@ -103,12 +106,14 @@ def run_methods(
         try:
             run.prepare(bench.held(Loader))
         except Exception as error:
+            bench.ranks.failed(error)
             return rows + [run.row(spec, **failure(error)) for spec in able]
         for spec in able:
             try:
                 rows.extend(run.measure(spec))
                 release(bench.device)
             except Exception as error:
+                bench.ranks.failed(error)
                 rows.append(run.row(spec, **failure(error)))
         rows.extend(shared())
     return rows

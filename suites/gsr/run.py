@@ -207,10 +207,10 @@ class GsrRun(MethodRun):
                     check, launch = check.worst(bound.check), bound.launch
                 place = self.place(active, at)
                 place.before(period)
-                time_decoding(bound.step, bound.rectify, period, device, periods=1)
+                time_decoding(bound.step, bound.rectify, period, device, periods=1, ranks=self.bench.ranks)
                 timing = time_decoding(
                     bound.step, bound.rectify, period, device, restart=lambda place=place: place.before(period),  # type: ignore[misc]
-                    periods=plan.periods, seconds=plan.seconds,
+                    periods=plan.periods, seconds=plan.seconds, ranks=self.bench.ranks,
                 )  # fmt: skip
                 timed.append(Point(part.active, context, timing.mean_us))
             seconds += integrate(part, timed)
@@ -280,7 +280,7 @@ def _tokens(script: Sequence[Segment]) -> int:
 def memory_bytes(case: GsrCase) -> int:
     """What the case needs at least: weights, both layouts of the candidates' caches, the answer's, work space."""
     config = case.config
-    embedding = 0 if config.tied_head else config.head_parameters * element_bytes(case)
+    embedding = config.embedding_parameters * element_bytes(case)
     candidates = 2 * kv_bytes(case, case.prompt + max(case.lengths))
     answer = kv_bytes(case, case.refine + case.answer) // case.batch
     return weight_bytes(case) + embedding + config.layers * (candidates + answer) + SCRATCH_BYTES

@@ -12,7 +12,7 @@ from ..core.flags import CASES, Flag, Options
 from ..core.registry import Plan, Suite
 from ..core.spec import MethodSpec, joining
 from ..core.sweep import Sweep
-from ..engine.case import config_of, default_dtype
+from ..engine.case import config_of, default_dtype, share_of
 from ..engine.measure import DecodePlan
 from ..micro.cases import DEFAULT_MODEL
 from ..model.config import MODELS
@@ -71,7 +71,7 @@ def choose_case(options: Options, device: torch.device) -> GsrCase:
     dtype = options.dtype or default_dtype(device)
     page = options.page_size if options.page_size is not None else 256 if cuda else 0
     return GsrCase(
-        model, config_of(model), lengths, options.prompt_tokens, options.summary_tokens or summary,
+        model, share_of(config_of(model)), lengths, options.prompt_tokens, options.summary_tokens or summary,
         options.answer or answer, options.weights or dtype, dtype, options.run or ("sampled" if cuda else "full"),
         options.points, page or None, seed=options.seed,
     )  # fmt: skip
@@ -103,5 +103,5 @@ def show_plan(plan: Plan, device: torch.device, console: Console) -> None:
 
 SUITE = Suite(
     "gsr", "self-refinement: candidates side by side, then one answer from them", EXAMPLES, FLAGS, plan, run_case,
-    print_report, show_plan,
+    print_report, show_plan, shares_model=True,
 )  # fmt: skip

@@ -71,11 +71,11 @@ class ReplayRun(CaseRun):
             torch.cuda.reset_peak_memory_stats(device)
         self.on_step(f"time {spec.label}")
         self.begin(engine)
-        time_decoding(bound.step, None, ROUNDS, device, periods=1)  # warm-up
+        time_decoding(bound.step, None, ROUNDS, device, periods=1, ranks=bench.ranks)  # warm-up
         with Conditions(device) as conditions:
             timing = time_decoding(
                 bound.step, None, ROUNDS, device, restart=lambda: self.begin(engine), periods=bench.plan.periods,
-                seconds=bench.plan.seconds, energy=EnergyCounter(device),
+                seconds=bench.plan.seconds, energy=EnergyCounter(device), ranks=bench.ranks,
             )  # fmt: skip
         yielded = 1 + acceptance.mean
         self.state.lengths.fill_(case.context)

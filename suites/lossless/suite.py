@@ -14,7 +14,7 @@ from ..core.registry import Plan, Suite
 from ..core.results import read_rows
 from ..core.spec import MethodSpec
 from ..core.sweep import Sweep, swept
-from ..engine.case import config_of, default_dtype, real_model
+from ..engine.case import config_of, default_dtype, real_model, share_of
 from ..engine.measure import DecodePlan
 from ..engine.sampling import Sampling
 from ..micro.cases import DEFAULT_MODEL
@@ -66,7 +66,7 @@ def choose_specs(options: Options, device: torch.device) -> list[MethodSpec]:
 def choose_case(options: Options, device: torch.device, specs: Sequence[MethodSpec]) -> LosslessCase:
     """The real model's case. Raises ValueError for random weights, or where text and drafts are over its context."""
     model = options.model or SMOLLM
-    config = real_model(model, "acceptance means nothing on random weights without --replay FILE")
+    config = share_of(real_model(model, "acceptance means nothing on random weights without --replay FILE"))
     quick, cuda = options.scale == "quick", device.type == "cuda"
     prompts, prompt, tokens = (4, 512, 32) if quick else (8, 4096, 256) if cuda else (8, 1024, 64)
     case = LosslessCase(
@@ -86,7 +86,7 @@ def choose_replays(options: Options, device: torch.device, specs: Sequence[Metho
     dtype = options.dtype or default_dtype(device)
     return [
         ReplayCase(
-            model, config_of(model), b, c, w, dtype, options.shared_kv, "synthetic", sampling, options.seed,
+            model, share_of(config_of(model)), b, c, w, dtype, options.shared_kv, "synthetic", sampling, options.seed,
             acceptances,
         )
         for w in options.weights or ["int4" if device.type == "cuda" else dtype]
@@ -118,5 +118,5 @@ def plan(options: Options, device: torch.device) -> Plan:
 
 SUITE = Suite(
     "lossless", "dense decoding's own tokens: sparse steps draft, dense passes verify", EXAMPLES, FLAGS, plan, run_case,
-    print_report,
+    print_report, shares_model=True,
 )  # fmt: skip

@@ -18,12 +18,13 @@ from ..core import flags
 from ..core.command import result_path
 from ..core.failure import failure
 from ..core.flags import CASES, Flag, Options
+from ..core.ranks import RankLost, Ranks
 from ..core.registry import Plan, Suite
 from ..core.results import read_rows, rewrite, write_csv
 from ..core.runner import INTERRUPTED
 from ..core.spec import MethodSpec, dense_here, joining, resa_here
 from ..core.sweep import Sweep
-from ..engine.case import default_dtype, real_model
+from ..engine.case import default_dtype, real_model, share_of
 from ..engine.sampling import Sampling
 from ..model.smollm import NAME as SMOLLM
 from .judge import LIMIT_S, Judge, unavailable
@@ -32,6 +33,7 @@ from .prompting import STYLES
 from .records import REFUSED, Record, RecordFile, read_records
 from .run import MathsCase, MathsRun, encode, load
 from .table import print_report, result_rows
+from .together import Unwritten, unjudged
 from .work import Item, Rank, repeat
 
 EXAMPLES = f"""examples:
@@ -41,6 +43,7 @@ EXAMPLES = f"""examples:
   resa-bench maths --problems mine.jsonl --samples 4   an object a line: problem (or question), answer, id
   torchrun --nproc-per-node 8 -m resa_bench.suites maths --problems ... --model ... --output runs/maths
                                                        the same on 8 GPUs, each with its share of the answers
+  torchrun --nproc-per-node 2 -m resa_bench.suites maths --tensor-parallel --model ...     one model on 2 GPUs
   resa-bench maths --table runs/maths                  the table of what is there so far
 
 the paper's table (arXiv 2506.04108): its five sets lie in ReSA/math_data of github.com/microsoft/unilm as
@@ -87,6 +90,7 @@ FLAGS = (
     flags.BATCH.but(many=False, default=8, group=flags.RUN, help="answers decoded together on each device (default 8)"),
     Flag("--judge-s", "most seconds to judge an answer", kind=flags.number(0.0, 3600.0, above=0.0), default=LIMIT_S,
          metavar="S"),
+    flags.switch("--tensor-parallel", "under torchrun all ranks share one model, and not the problems"),
     flags.DEVICE, flags.OUTPUT, flags.PLAN.but(names="--plan", help="print problems and methods, and stop"),
     Flag("--table", "print the table of a run's output, and stop", kind=flags.path, metavar="DIR"),
 )  # fmt: skip
@@ -104,6 +108,7 @@ def choose_problems(options: Options, device: torch.device) -> list[Problem]:
 def choose_case(options: Options, device: torch.device) -> MathsCase:
     """Raises ValueError for a model without text, or of another architecture."""
     config = real_model(options.model, "random weights solve nothing")
+    config = share_of(config) if options.tensor_parallel else config
     max_tokens = PAPER_TOKENS if device.type == "cuda" or options.problems else CPU_TOKENS
     if options.scale == "quick":
         max_tokens = QUICK_TOKENS
@@ -157,7 +162,11 @@ def act(options: Options, device: torch.device, command: str, console: Console) 
     if options.table is not None:
         return show_table(options.table, console)
     rank = Rank.from_environment()
+    ranks = Ranks.from_environment() if options.tensor_parallel else Ranks()
     device = rank.device(device)
+    if options.tensor_parallel:  # to each rank all the problems
+        rank = Rank()
+        console = console if ranks.first else Console(quiet=True)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     missing_package = unavailable()
@@ -170,25 +179,33 @@ def act(options: Options, device: torch.device, command: str, console: Console) 
     if rank.rank == 0:
         sets = list(dict.fromkeys(p.set for p in problems))
         counted = ", ".join(f"{name} ({sum(p.set == name for p in problems)})" for name in sets)
-        console.print(f"{case.config.name}, {case.dtype}, on {rank.world} x {device.type}: {counted}", highlight=False)
+        console.print(
+            f"{case.config.name}, {case.dtype}, on {max(rank.world, ranks.world)} x {device.type}: {counted}",
+            highlight=False,
+        )
         console.print(f"methods: {', '.join(s.label for s in specs)}; answers in {folder}", highlight=False)
     if options.plan:
         return 0
     meets = rank.meet()
+    ranks.join(device)
     asked = repeat(problems, options.samples, options.answers)
     case = replace(case, batch=min(case.batch, len(rank.share(asked)) or 1))  # more places would stay empty
     loaded = load(case, specs, device)
     prompts = encode(problems, loaded, case.prompt)
     items = [Item(problem, sample, tuple(prompts[problem])) for problem, sample in asked]
     run = MathsRun(case, specs, items, loaded, device)
-    file = RecordFile(folder, rank.rank, rank.world)
+    file = RecordFile(folder, rank.rank, rank.world) if ranks.first else Unwritten(folder)
     try:
-        failures = answer_all(run, specs, rank, items, options.judge_s, file, console)
+        failures = answer_all(run, specs, rank, items, options.judge_s, file, console, ranks)
+    except RankLost as error:
+        Console(stderr=True).print(f"[red]resa-bench maths:[/] {escape(str(error))}; judged answers are kept")
+        return 1
     except KeyboardInterrupt:
         console.print("[yellow]interrupted:[/] judged answers are kept; the same command goes on from here")
         return INTERRUPTED
     rank.wait()
-    if rank.rank == 0:
+    ranks.leave()
+    if rank.rank == 0 and ranks.first:
         known = {(p.set, p.id, p.digest) for p in problems}
         records = [
             r for r in read_records(folder) if r.setting == case.setting and (r.set, r.problem, r.digest) in known
@@ -207,10 +224,13 @@ def act(options: Options, device: torch.device, command: str, console: Console) 
 
 def answer_all(
     run: MathsRun, specs: Sequence[MethodSpec], rank: Rank, items: Sequence[Item], judge_s: float, file: RecordFile,
-    console: Console,
+    console: Console, ranks: Ranks,
 ) -> list[str]:  # fmt: skip
-    """This rank's share under every method; a method that fails costs its own answers alone. What failed, in words."""
-    done = {record.key for record in read_records(file.path.parent)}
+    """This rank's share under every method; a method that fails costs its own answers alone. What failed, in words.
+
+    `ranks`: those that share the model. Raises RankLost where one of them failed alone.
+    """
+    done = ranks.same({record.key for record in read_records(file.path.parent)} if ranks.first else set())
     share = rank.share(items)
     failures: list[str] = []
     left = {spec: [i for i in share if run.record(spec, i, REFUSED).key not in done] for spec in specs}
@@ -233,7 +253,7 @@ def answer_all(
                 progress.update(task, step=f"{name}: {tally.text()}")
 
             try:
-                for records in run.answer(spec, left[spec], judge, file, on_period):
+                for records in run.answer(spec, left[spec], judge if ranks.first else unjudged, file, on_period):
                     tally.answers += sum(r.outcome != REFUSED for r in records)
                     tally.right += sum(r.outcome == "right" for r in records)
                     progress.advance(task, len(records))
@@ -242,6 +262,7 @@ def answer_all(
                         printed = time.monotonic()
                         console.print(f"rank {rank.rank}, {spec.label}: {tally.text()}", highlight=False)
             except Exception as error:
+                ranks.failed(error)
                 outcome = failure(error)
                 failures += [outcome["reason"]] if outcome["status"] != "skipped" else []
                 console.print(f"[red]{spec.label} {outcome['status']}:[/] {escape(outcome['reason'])}", highlight=False)

@@ -14,6 +14,7 @@ from torch import Tensor
 from .config import ModelConfig, RopeScaling, usable_context
 from .decoder import Decoder
 from .families import families
+from .parallel.shard import Shard
 from .schema import MOST, Fields, one_line, parse_object, read_text, shown
 from .weight_files import ADAPTER_FILES, INDEX, SINGLE, StoredTensor, stored_tensors, weight_files
 from .weights import Stored, assemble
@@ -23,9 +24,10 @@ COMPARED_ROWS = 4096  # of embedding and head that are held at a time
 
 
 def load_checkpoint(
-    folder: Path, *, dtype: torch.dtype, device: torch.device, weight_dtype: str | None = None
-) -> Decoder:
-    """The decoder in `folder`, cast to `dtype`; `weight_dtype` as for `random_decoder`.
+    folder: Path, *, dtype: torch.dtype, device: torch.device, weight_dtype: str | None = None,
+    shard: Shard | None = None,
+) -> Decoder:  # fmt: skip
+    """The decoder in `folder`, cast to `dtype`; `weight_dtype` and `shard` as for `random_decoder`.
 
     Raises:
         ValueError: a file or tensor is missing or malformed, which files are the model cannot be told, or the model is
@@ -49,7 +51,7 @@ def load_checkpoint(
 
     stored = Stored({name: tensor.shape for name, tensor in tensors.items()}, read, str(folder))
     stored.check_shapes(config)
-    decoder = assemble(config, stored, dtype=dtype, device=device, weight_dtype=weight_dtype)
+    decoder = assemble(config, stored, dtype=dtype, device=device, weight_dtype=weight_dtype, shard=shard)
     stored.check_all_read("rotary_emb.inv_freq", *((HEAD,) if config.tied_head else ()))
     return decoder
 

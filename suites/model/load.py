@@ -12,6 +12,7 @@ from . import smollm
 from .checkpoint import checkpoint_config, load_checkpoint
 from .config import MODELS, ModelConfig
 from .decoder import Decoder
+from .parallel.shard import Shard
 from .schema import one_line, shown
 from .tokenizer import Tokenizer, UnsupportedTokenizer, folder_tokenizer
 from .weights import random_decoder
@@ -37,6 +38,7 @@ def load_decoder(
     device: torch.device,
     weight_dtype: str | None = None,
     seed: int = 0,
+    shard: Shard | None = None,
 ) -> LoadedModel:
     """Load or draw a model.
 
@@ -46,6 +48,7 @@ def load_decoder(
         dtype: of activations, embedding, norms and head, and of the projections unless `weight_dtype` is `"int4"`.
         weight_dtype: `"int4"`, or `dtype`'s name, which None stands for.
         seed: of random weights.
+        shard: this rank's share of the model.
 
     Raises:
         ValueError: nothing of that name, malformed files, or a model that `Decoder` does not compute.
@@ -53,14 +56,14 @@ def load_decoder(
     """
     if name_or_path in MODELS:
         config = MODELS[name_or_path]
-        decoder = random_decoder(config, dtype=dtype, device=device, weight_dtype=weight_dtype, seed=seed)
+        decoder = random_decoder(config, dtype=dtype, device=device, weight_dtype=weight_dtype, seed=seed, shard=shard)
         return LoadedModel(decoder, None, f"random weights, seed {seed}")
     model, source = _locate(name_or_path)
     if isinstance(model, Path):
-        decoder = load_checkpoint(model, dtype=dtype, device=device, weight_dtype=weight_dtype)
+        decoder = load_checkpoint(model, dtype=dtype, device=device, weight_dtype=weight_dtype, shard=shard)
         tokenizer = folder_tokenizer(model)
         return LoadedModel(decoder, tokenizer and tokenizer.embedded_in(decoder.config.vocab, model), source)
-    decoder = model.decoder(dtype=dtype, device=device, weight_dtype=weight_dtype)
+    decoder = model.decoder(dtype=dtype, device=device, weight_dtype=weight_dtype, shard=shard)
     try:
         tokenizer = model.tokenizer()
     except UnsupportedTokenizer as error:  # which costs what asks in words, not what measures speed

@@ -10,24 +10,30 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import pandas as pd
 import torch
 from rich.console import Console
 
 from ...profiling import ncu, nsys
 from ...profiling.attached import attached
 from ...profiling.nvtx_ranges import NvtxRanges
+from ...profiling.perfetto import Launched, trace_events, write_trace
 from ...profiling.process import ToolFailed, ToolMissing, run
 from ...profiling.ranges import StageClock, listening
 from ...profiling.timeline import Timeline, TraceMismatch, passes
 from ...profiling.trace import record
 from ..core.flags import Options
 from ..core.runner import default_folder
+from ..core.stages import place
 from .analysis import Section, kernel_frame, sections, stage_frame, timeline_frame
 from .bytes import byte_frame, counter_frame
-from .cli import target, target_words
+from .cli import PERFETTO, target, target_words
 from .tables import print_bytes, print_counters, print_sections
 from .target import Facts, facts, run_passes, run_under_tool
 from .workload import Workload, build
+
+LAUNCHED = ["kind", "launch", "stage", "kernel", "start_us", "end_us"]
+"""Columns of timeline.csv."""
 
 
 def profile_run(options: Options, device: torch.device, console: Console) -> int:
@@ -49,6 +55,8 @@ def profile_run(options: Options, device: torch.device, console: Console) -> int
 def profile_nsys(options: Options, device: torch.device, console: Console) -> int:
     """Nsight Systems on a case; torch's profiler where nsys cannot; the clock on a CPU."""
     if device.type != "cuda":
+        if options.perfetto:
+            raise ValueError("profile nsys --perfetto: a CPU records no kernels; expected a CUDA device")
         return _clock(options, device, console)
     folder = _folder(options, device, "nsys")
     try:
@@ -79,6 +87,10 @@ def profile_nsys(options: Options, device: torch.device, console: Console) -> in
     kernel_frame(parts).to_csv(folder / "kernels.csv", index=False)
     timeline_frame(parts).to_csv(folder / "timeline.csv", index=False)
     _finish(folder, parts, known, source, command, console)
+    if options.perfetto:
+        trace_file = folder / options.perfetto if options.perfetto == PERFETTO.bare else options.perfetto
+        write_perfetto(folder, trace_file)
+        console.print(f"trace for ui.perfetto.dev: {trace_file}", highlight=False)
     from ...plots.timeline import draw_timeline
 
     for path in draw_timeline(folder / "timeline.csv", folder / "facts.json", folder / "timeline"):
@@ -114,6 +126,21 @@ def profile_ncu(options: Options, device: torch.device, console: Console) -> int
     print_bytes(trial, console)
     console.print(f"tables in {folder}; the report for Nsight Compute's own window: {report}", highlight=False)
     return int((trial.verdict == "disagrees").any())
+
+
+def write_perfetto(folder: Path, trace_file: Path) -> None:
+    """The passes of a recorded profile as trace-event JSON (profiling/perfetto.py).
+
+    Args:
+        folder: of `profile nsys`, with timeline.csv (or timeline.csv.gz) and facts.json.
+        trace_file: where to write.
+    """
+    table = next(path for path in (folder / "timeline.csv", folder / "timeline.csv.gz") if path.exists())
+    known = json.loads((folder / "facts.json").read_text())
+    launched = [Launched(*values) for values in pd.read_csv(table)[LAUNCHED].itertuples(index=False, name=None)]
+    environment = {name: str(value) for name, value in known["environment"].items()}
+    about = {"case": known["case"], "source": known["source"], **environment}
+    write_trace(trace_file, trace_events({known["label"]: launched}, place, **about))
 
 
 def _failed(reason: object, console: Console) -> int:

@@ -124,7 +124,8 @@ class QualityRun(MethodRun):
                 yield row(metric.name, float(average), **columns)
         for i, value in enumerate(forced.kv_error.tolist()):
             yield row("kv_error", value, layer=i)
-        for i, heads in enumerate([] if forced.recall is None else forced.recall.tolist()):
+        recall = [] if forced.recall is None else torch.cat(self.bench.ranks.gathered(forced.recall), 1).tolist()
+        for i, heads in enumerate(recall):
             for head, value in enumerate(heads):
                 yield row("recall", value, 4, layer=i, head=head)
         for name, value in forced.whole.items():

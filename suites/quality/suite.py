@@ -17,7 +17,7 @@ from ..core.registry import Plan, Suite
 from ..core.settings import SETTINGS
 from ..core.spec import PINNED, MethodSpec, unique
 from ..core.sweep import Sweep
-from ..engine.case import default_dtype, real_model
+from ..engine.case import default_dtype, real_model, share_of
 from ..model.smollm import NAME as SMOLLM
 from .cases import PIN, SOURCES, QualityCase, default_specs
 from .run import run_case
@@ -82,7 +82,7 @@ SCALES = {
 def choose_cases(options: Options, device: torch.device, specs: Sequence[MethodSpec]) -> list[QualityCase]:
     """A case for each source. Raises ValueError for a model without text, or a text over its context."""
     scale, model = SCALES[options.scale], options.model
-    config = real_model(model, "random weights say nothing about quality")
+    config = share_of(real_model(model, "random weights say nothing about quality"))
     if Path(model).is_dir() and not (Path(model) / "tokenizer.json").exists():
         raise ValueError(f"--model {model}: has no tokenizer.json, which the texts need; put the model's there")
     steps, window = options.steps or scale.steps, max(spec.window for spec in specs)
@@ -124,4 +124,5 @@ def plan(options: Options, device: torch.device) -> Plan:
     return Plan(choose_cases(options, device, specs), specs)
 
 
-SUITE = Suite("quality", "what a faster step costs on a real model", EXAMPLES, FLAGS, plan, run_case, print_report)
+SUITE = Suite("quality", "what a faster step costs on a real model", EXAMPLES, FLAGS, plan, run_case, print_report,
+              shares_model=True)  # fmt: skip
