@@ -338,7 +338,7 @@ def test_markdown_is_printed_unwrapped_and_with_the_same_status(tmp_path: Path) 
         append(path, rows)
     console = Console(width=40, record=True, file=(tmp_path / "out.txt").open("w"))
     assert compare_files(*paths, 0.02, console, as_markdown=True) == 1
-    assert console.export_text().rstrip("\n") == markdown(compare(*(read_rows(path) for path in paths)))
+    assert console.export_text().rstrip("\n") == markdown(compare(read_rows(paths[0]), read_rows(paths[1])))
 
 
 # --- decode rows ------------------------------------------------------------------------------------------------------
