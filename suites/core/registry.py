@@ -17,6 +17,7 @@ from rich.console import Console
 
 from .bench import Bench, Case, Report
 from .flags import Flag, Options
+from .reference import WHOLE, Part
 from .rows import Row
 from .spec import MethodSpec
 
@@ -60,6 +61,7 @@ class Suite:
         act: the whole command, for suites that do not go through the runner: options, device, command line, console
             to exit status.
         extra: the optional dependencies of pyproject.toml that it needs.
+        reference: its parts of the reference run; the default list where it says nothing.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Suite:
     show_plan: Callable[[Plan, torch.device, Console], None] | None = None
     act: Callable[[Options, torch.device, str, Console], int] | None = None
     extra: str | None = None
+    reference: tuple[Part, ...] = WHOLE
 
     def __post_init__(self) -> None:
         if self.act is None and None in (self.run, self.report):
