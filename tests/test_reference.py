@@ -25,7 +25,7 @@ from resa_bench.suites.reference.chip import describe_chip, folder_name
 from resa_bench.suites.reference.manifest import Sources, read_manifest
 from resa_bench.suites.reference.parts import Step, choose, steps
 from resa_bench.suites.reference.run import Reference
-from resa_bench.suites.reference.spread import spreads
+from resa_bench.suites.core.spread import spreads
 from rich.console import Console
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

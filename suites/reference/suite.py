@@ -14,11 +14,11 @@ from ..core.flags import Flag, Options
 from ..core.registry import Plan, Suite
 from ..core.report import new_table
 from ..core.runner import default_folder
+from ..core.spread import print_spread
 from .chip import describe_chip, describe_versions, folder_name
 from .manifest import Manifest, Sources, read_manifest
 from .parts import Step, choose, steps
 from .run import Reference
-from .spread import print_spread
 
 EXAMPLES = """examples:
   resa-bench reference                                 every suite, into results/<device>/ (30 minutes on an H100)

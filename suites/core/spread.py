@@ -10,9 +10,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from ..core.report import new_table
-from ..core.results import read_rows
-from ..core.rows import Row, identity
+from .report import new_table
+from .results import read_rows
+from .rows import Row, identity
 
 WHOLE_STEPS = ("total", "total_amortised")
 
