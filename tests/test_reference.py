@@ -20,12 +20,12 @@ from resa_bench.suites.core.registry import Plan, Suite, suites
 from resa_bench.suites.core.results import append, read_rows
 from resa_bench.suites.core.rows import Row, from_record
 from resa_bench.suites.core.runner import INTERRUPTED
+from resa_bench.suites.core.spread import spreads
 from resa_bench.suites.profile.reference import profile_rows
 from resa_bench.suites.reference.chip import describe_chip, folder_name
 from resa_bench.suites.reference.manifest import Sources, read_manifest
 from resa_bench.suites.reference.parts import Step, choose, steps
 from resa_bench.suites.reference.run import Reference
-from resa_bench.suites.core.spread import spreads
 from rich.console import Console
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

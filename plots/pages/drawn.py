@@ -1,8 +1,8 @@
 """Figures of the pages: drawn from result files, and checked to be what these give.
 
 Beside the figures of a folder lies `figures.json`: the hash of the rows they were drawn from, the version of
-matplotlib, and each figure's own hash. A figure is as its rows give it if these hashes hold. Where the version of matplotlib is the
-pinned one, the figures are drawn again as well, so that a change of the drawing code shows, too.
+matplotlib, and each figure's own hash. A figure is as its rows give it if these hashes hold. Where the
+version of matplotlib is the pinned one, the figures are drawn again as well: a change of the drawing code shows, too.
 """
 
 from __future__ import annotations

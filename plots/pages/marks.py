@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .numbers import PlaceError, Sources, write
+from .printed import render_printed
 from .runs import render_run, render_spread
 from .tables import render
 
@@ -59,6 +60,7 @@ KINDS: dict[str, Callable[[Mapping[str, Any], Places, Path], str]] = {
     "value": lambda entry, places, page: write(entry, places.sources),
     "table": lambda entry, places, page: render(entry, places.sources),
     "figure": _figure,
+    "printed": lambda entry, places, page: render_printed(entry, places.sources),
     "run": lambda entry, places, page: render_run(places.root / entry["folder"]),
     "spread": lambda entry, places, page: render_spread([places.root / folder for folder in entry["folders"]]),
 }

@@ -14,6 +14,7 @@ An entry of docs/places.toml says it:
 from __future__ import annotations
 
 import math
+import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ import pandas as pd
 from ...suites.core.analysis import share_error
 from ...suites.core.report import crossing
 from ...suites.core.results import read_rows
-from ...suites.core.rows import to_frame
+from ...suites.core.rows import COLUMNS
 
 Place = Mapping[str, Any]
 
@@ -53,7 +54,8 @@ class PlaceError(ValueError):
 @cache
 def frame_of(path: Path) -> pd.DataFrame:
     """The rows of a result file, with `short_commit` and `kilotokens` beside their columns."""
-    frame = to_frame(read_rows(path)).infer_objects()
+    values = operator.attrgetter(*COLUMNS)
+    frame = pd.DataFrame([values(row) for row in read_rows(path)], columns=list(COLUMNS)).infer_objects()
     empty = frame.columns[frame.isna().all()]
     frame = frame.astype({name: float for name in empty if frame[name].dtype == object})
     frame["short_commit"] = frame["commit"].str.slice(0, 7)
@@ -70,7 +72,8 @@ def _one(frame: pd.DataFrame) -> pd.Series:
 
 def _mean(frame: pd.DataFrame) -> pd.Series:
     """Means of the numbers, each row counted by its samples; of words the distinct ones."""
-    weights = frame["n_samples"].fillna(1).astype(float)
+    frame = frame.dropna(axis="columns", how="all")
+    weights = frame["n_samples"].fillna(1).astype(float) if "n_samples" in frame else pd.Series(1.0, frame.index)
     numbers = frame.select_dtypes("number")
     means = numbers.mul(weights, axis=0).sum() / weights.sum()
     return pd.concat([means, _words(frame.drop(columns=numbers.columns))])
@@ -78,6 +81,7 @@ def _mean(frame: pd.DataFrame) -> pd.Series:
 
 def _any(frame: pd.DataFrame) -> pd.Series:
     """Medians of the numbers, of words the distinct ones: what rows have in common."""
+    frame = frame.dropna(axis="columns", how="all")
     numbers = frame.select_dtypes("number")
     return pd.concat([numbers.median(), _words(frame.drop(columns=numbers.columns)), pd.Series({"count": len(frame)})])
 
@@ -111,29 +115,48 @@ TAKES: dict[str, Callable[[pd.DataFrame], pd.Series | None]] = {
 """What may be made of the rows that fit."""
 
 
-def select(place: Place, sources: Sources, where: str) -> pd.DataFrame | None:
-    """The rows of the first file that has some; None where none has. Raises PlaceError for a file or query at fault."""
+@cache
+def fitting(path: Path, condition: str) -> pd.Series:
+    """Which rows of a file a condition fits; asked once, since the cells of a table share most conditions."""
+    frame = frame_of(path)
+    try:
+        return pd.Series(frame.index.isin(frame.query(condition).index), index=frame.index)
+    except Exception as error:  # pandas raises what its parser and numpy raise
+        raise PlaceError(f"cannot ask {path.name} for {condition!r}: {error}") from None
+
+
+def select(place: Place, sources: Sources, where: Sequence[str]) -> pd.DataFrame | None:
+    """The rows that all conditions fit, of the first file that has some; None where none has.
+
+    Raises:
+        PlaceError: a file or condition at fault.
+    """
     name = place.get("file", "")
     if name not in sources.files:
         raise PlaceError(f"file {name!r} is no entry of [files]; known are {', '.join(sources.files)}")
+    named = {name: f"({text})" for name, text in sources.conditions.items()}
     try:
-        where = Template(where).substitute(sources.conditions)
+        conditions = [Template(condition).substitute(named) for condition in where]
     except (KeyError, ValueError) as error:
-        raise PlaceError(f"{where!r}: {error} is no entry of [conditions]") from None
-    paths = [sources.root / path for path in sources.files[name] if (sources.root / path).is_file()]
-    for path in paths:
-        try:
-            frame = frame_of(path).query(where)
-        except Exception as error:  # pandas raises what its parser and numpy raise
-            raise PlaceError(f"cannot ask {path.name} for {where!r}: {error}") from None
-        if len(frame):
-            return frame
+        raise PlaceError(f"{' and '.join(where)!r}: {error} is no entry of [conditions]") from None
+    for path in (sources.root / path for path in sources.files[name]):
+        if not path.is_file():
+            continue
+        frame = frame_of(path)
+        fits = pd.Series(True, index=frame.index)
+        for condition in conditions:
+            fits &= fitting(path, condition)
+        if fits.any():
+            chosen = frame[fits]
+            chosen.attrs["path"] = path
+            return chosen
     return None
 
 
-def joined(*conditions: str | None) -> str:
-    """One query of several."""
-    return " and ".join(f"({condition})" for condition in conditions if condition)
+def listed(*conditions: str | Sequence[str] | None) -> list[str]:
+    """Conditions that are there, in one list."""
+    texts = [[condition] if isinstance(condition, str) else list(condition or ()) for condition in conditions]
+    return [text for several in texts for text in several]
 
 
 def evaluate(place: Place, sources: Sources) -> pd.Series | None:
@@ -142,15 +165,14 @@ def evaluate(place: Place, sources: Sources) -> pd.Series | None:
     Raises:
         PlaceError: several rows where one was expected, or an entry at fault.
     """
-    where = joined(place.get("where"))
-    frame = select(place, sources, where)
+    frame = select(place, sources, listed(place.get("where")))
     if frame is None:
         return None
     taken = _take(place.get("take", "one"), frame)
     if taken is None:
         return None
     for name, condition in place.get("beside", {}).items():
-        other = select(place, sources, joined(place.get("shared"), condition))
+        other = select(place, sources, listed(place.get("shared"), condition))
         if other is None:
             return None
         columns = _take(place.get("take", "one"), other)
@@ -181,7 +203,9 @@ def write(place: Place, sources: Sources) -> str:
     if columns is None:
         if "none" in place:
             return str(place["none"])
-        raise PlaceError(f"no row of {', '.join(sources.files[place['file']])} fits {joined(place.get('where'))}")
+        raise PlaceError(
+            f"no row of {', '.join(sources.files[place['file']])} fits {' and '.join(listed(place.get('where')))}"
+        )
     try:
         values = {str(key): value for key, value in columns.items()}
         text = str(place["form"]).format(**values)

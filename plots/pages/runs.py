@@ -12,12 +12,15 @@ from .tables import markdown
 
 MANIFEST = "manifest.json"
 NO_MANIFEST = "These files are of several commits: each row names its own, and the command that repeats it."
+NOT_MEASURED = "Not measured yet."
 ONE_CHIP = "Only one chip of this kind has been measured."
 
 
 def render_run(folder: Path) -> str:
     """Commit, chip, versions and minutes, then a line a part. Raises PlaceError for a file that is no manifest."""
     path = folder / MANIFEST
+    if not folder.is_dir():
+        return NOT_MEASURED
     if not path.is_file():
         return NO_MANIFEST
     try:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .numbers import DAGGER, Place, PlaceError, Sources, joined, write
+from .numbers import DAGGER, Place, PlaceError, Sources, listed, write
 
 THROTTLED = f"{DAGGER} ran under the power cap: the clock was below its maximum."
 
@@ -43,7 +43,7 @@ def _cell(place: Place, row: Place, column: Place, sources: Sources) -> str:
     conditions = (place.get("where"), column.get("of"), row.get("of"))
     shared = (place.get("where"), column.get("of"))
     try:
-        cell = {"mark": True, **common, **own, "where": joined(*conditions), "shared": joined(*shared)}
+        cell = {"mark": True, **common, **own, "where": listed(*conditions), "shared": listed(*shared)}
         return write(cell, sources)
     except PlaceError as error:
         raise PlaceError(f"row {row['label']!r}, column {column['head']!r}: {error}") from None
