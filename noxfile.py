@@ -1,6 +1,7 @@
 """The commands of the README. `nox --no-venv` runs the same sessions with what is installed, installing nothing."""
 
 import os
+import shutil
 import sys
 import tomllib
 from pathlib import Path
@@ -12,6 +13,7 @@ nox.options.default_venv_backend = "virtualenv"
 
 ROOT = Path(__file__).parent
 PACKAGES = ("kernels", "baselines", "profiling", "suites", "plots")
+PUBLISHED = (".md", ".png", ".svg", "")  # endings of what the site shows
 EXTRAS = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
 
 
@@ -118,6 +120,30 @@ def plots(session: nox.Session) -> None:
 def report(session: nox.Session) -> None:
     """One page of result files: nox -s report -- results/h100 -o report.html"""
     _suite(session)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Figures and numbers of README and docs, from the result files. `-- --check` says what differs from its rows."""
+    env = _install(session)
+    session.run(_python(session), "-m", "resa_bench.plots.pages", *session.posargs, env=env, external=True)
+
+
+@nox.session
+def site(session: nox.Session) -> None:
+    """The docs as a site in build/site (mkdocs-material). `-- serve` shows it while you write."""
+    if session.virtualenv.is_sandboxed:
+        session.install("mkdocs-material>=9.5")
+    pages = ROOT / "build" / "pages"
+    shutil.rmtree(pages, ignore_errors=True)
+    for name in ("README.md", "LICENSE", "docs", "results"):
+        for path in [ROOT / name, *(ROOT / name).rglob("*")]:
+            if path.is_file() and path.suffix in PUBLISHED:
+                copy = pages / path.relative_to(ROOT)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, copy)
+    words = session.posargs or ["build", "--strict"]
+    session.run(_python(session), "-m", "mkdocs", *words, external=True)
 
 
 @nox.session

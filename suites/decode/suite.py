@@ -13,6 +13,7 @@ from ...profiling.timing import make_timer
 from ..core import flags
 from ..core.flags import Flag, Options, number, whole
 from ..core.ranks import Ranks
+from ..core.reference import Part
 from ..core.registry import Plan, Suite
 from ..core.report import new_table
 from ..core.spec import MethodSpec, unique
@@ -159,7 +160,7 @@ def plan(options: Options, device: torch.device) -> Plan:
         exchange=choose_exchange(options), drift=options.drift,
     )  # fmt: skip
     kinds = [*(["eager"] if measure.eager and cuda else []), *(["gap"] if measure.breakdown else [])]
-    narrowed = options.case or options.context or options.batch or options.weights or options.shared_kv
+    narrowed = options.context or options.batch or options.weights or options.shared_kv  # --case picks from the list
     study = cuda and options.scale == "default" and not narrowed and Sweep.of(options).plain
     note = f"under {tool}: stages are left out, since two tracers cannot share the GPU"
     return Plan(
@@ -221,5 +222,16 @@ def show_plan(plan: Plan, device: torch.device, console: Console) -> None:
         console.print(f"the device has {total / 1e9:.1f} GB; cases in red do not fit and are skipped", highlight=False)
 
 
-SUITE = Suite("decode", "a whole transformer, token by token", EXAMPLES, FLAGS, plan, run_case, print_report, show_plan,
-              shares_model=True)  # fmt: skip
+ENERGY = "--context 64K 256K --batch 1 4 --weights int4 --no-eager --no-breakdown --seconds 4"
+REFERENCE = (
+    Part("--case '*-b1-*'", gpu_minutes=4.0, cpu_minutes=4.0),
+    Part("--case '*-b4-*' '*-b8-*'", name="batches", gpu_minutes=4.0, cpu_minutes=None),
+    Part(
+        f"{ENERGY} --method resa resa-fused sdpa-cudnn triton-dense", name="energy", file="energy",
+        gpu_minutes=1.7, cpu_minutes=None,
+    ),
+)  # fmt: skip
+SUITE = Suite(
+    "decode", "a whole transformer, token by token", EXAMPLES, FLAGS, plan, run_case, print_report, show_plan,
+    shares_model=True, reference=REFERENCE,
+)  # fmt: skip

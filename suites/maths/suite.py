@@ -19,6 +19,7 @@ from ..core.command import result_path
 from ..core.failure import failure
 from ..core.flags import CASES, Flag, Options
 from ..core.ranks import RankLost, Ranks
+from ..core.reference import Part
 from ..core.registry import Plan, Suite
 from ..core.results import read_rows, rewrite, write_csv
 from ..core.runner import INTERRUPTED
@@ -303,5 +304,5 @@ def show_table(folder: Path, console: Console) -> int:
 
 SUITE = Suite(
     "maths", "problems solved under each method: accuracy and length", EXAMPLES, FLAGS, plan, act=act,
-    extra="maths",
+    extra="maths", reference=(Part("--quick --sums 16", gpu_minutes=0.7, cpu_minutes=2.0),),
 )  # fmt: skip

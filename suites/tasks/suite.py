@@ -6,6 +6,7 @@ import torch
 
 from ..core import flags
 from ..core.flags import CASES, Flag, Options
+from ..core.reference import Part
 from ..core.registry import Plan, Suite
 from ..core.spec import MethodSpec, unique
 from ..core.sweep import Sweep
@@ -74,6 +75,12 @@ def plan(options: Options, device: torch.device) -> Plan:
     return Plan(choose_cases(options, device), specs)
 
 
-SUITE = Suite(
-    "tasks", "free decoding, needles and key-copy, beside dense", EXAMPLES, FLAGS, plan, run_case, print_report
+EXPECTED = {"divergence": (1.0, 9.0), "needle": (1.5, 9.0), "copy": (1.0, 9.0)}
+"""Minutes of each task in the reference run: on an H100, and on two CPU cores."""
+REFERENCE = tuple(
+    Part(f"--task {task}", name=task, gpu_minutes=gpu, cpu_minutes=cpu) for task, (gpu, cpu) in EXPECTED.items()
 )
+SUITE = Suite(
+    "tasks", "free decoding, needles and key-copy, beside dense", EXAMPLES, FLAGS, plan, run_case, print_report,
+    reference=REFERENCE,
+)  # fmt: skip
