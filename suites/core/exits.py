@@ -26,7 +26,6 @@ MEANINGS = {
 }
 """What each status of a command means (docs/exit-status.md)."""
 
-ISSUES = "https://github.com/resa-bench/resa-bench/issues"
 PACKAGE = Path(__file__).resolve().parents[2]
 PLACES = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.ENAMETOOLONG)
 """Errors of a place that another place has not."""
@@ -80,6 +79,6 @@ def tell(error: Exception, command: str, console: Console) -> int:
         console.print(f"[red]{escape(command)}:[/] {escape(line_of(error))}", highlight=False)
         return FAILED if isinstance(error, CheckFailed) else UNUSABLE
     traceback.print_exception(error, file=sys.stderr)
-    text = f"this is a fault of resa-bench, not yours: please report the command and the lines above at {ISSUES}"
+    text = "this is a fault of resa-bench, not yours: please report the command and the lines above"
     console.print(f"[red]{escape(command)}:[/] {text}", highlight=False)
     return FAULT

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,17 +17,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ...profiling.device import describe
 from ..core import flags
 from ..core.command import result_path
+from ..core.exits import DONE, FAILED, INTERRUPTED
 from ..core.failure import failure
 from ..core.flags import CASES, Flag, Options
 from ..core.registry import Plan, Suite
-from ..core.results import read_rows, rewrite, write_csv
-from ..core.runner import INTERRUPTED
+from ..core.results import check_folder, check_place, read_rows, rewrite, write_csv
 from ..core.spec import MethodSpec, dense_here, joining, resa_here
 from ..core.sweep import Sweep
 from ..engine.case import default_dtype, real_model
 from ..engine.sampling import Sampling
 from ..model.smollm import NAME as SMOLLM
-from .judge import LIMIT_S, Judge, unavailable
+from .judge import LIMIT_S, UNJUDGED, Judge, unavailable
 from .problems import GSM_PACKAGE, Problem, gsm_symbolic, load_problems, sums
 from .prompting import STYLES
 from .records import REFUSED, Record, RecordFile, read_records
@@ -89,14 +90,20 @@ FLAGS = (
     flags.BATCH.but(many=False, default=8, group=flags.RUN, help="answers decoded together on each device (default 8)"),
     Flag(names=("--judge-s",), kind=flags.number(0.0, 3600.0, above=0.0), default=LIMIT_S, metavar="S",
          help="most seconds to judge an answer"),
+    Flag(names=("--judge-again",), constant=True, default=False,
+         help="judge anew, by the end of its text, each answer there whose judging took too long or crashed"),
     flags.DEVICE, flags.OUTPUT, flags.PLAN.but(names=("--plan",), help="print problems and methods, and stop"),
     Flag(names=("--table",), kind=flags.path, metavar="DIR", help="print the table of a run's output, and stop"),
 )  # fmt: skip
 
 
-def choose_problems(options: Options, device: torch.device) -> list[Problem]:
-    """Those of the files and of the generators; sums by default. Raises ValueError."""
-    problems, count = load_problems(options.problems, options.limit), options.sums
+def choose_problems(options: Options, device: torch.device, warn: Callable[[str], None]) -> list[Problem]:
+    """Those of the files and of the generators; sums by default. Raises ValueError.
+
+    Args:
+        warn: is told which records of the files are left out.
+    """
+    problems, count = load_problems(options.problems, options.limit, warn), options.sums
     if count is None and options.gsm_symbolic is None and not options.problems:
         count = QUICK_SUMS if options.scale == "quick" else GPU_SUMS if device.type == "cuda" else CPU_SUMS
     problems += sums(count, options.seed) if count is not None else []
@@ -166,16 +173,24 @@ def act(options: Options, device: torch.device, command: str, console: Console) 
     if missing_package:
         raise ValueError(missing_package)
     case, specs = choose_case(options, device), choose_specs(options, device)
-    problems = choose_problems(options, device)
+    problems = choose_problems(options, device, partial(console.print, style="yellow", highlight=False, markup=False))
     path = result_path("maths", options, device)
     folder = path.with_suffix("")
     if rank.rank == 0:
         sets = list(dict.fromkeys(p.set for p in problems))
         counted = ", ".join(f"{name} ({sum(p.set == name for p in problems)})" for name in sets)
-        console.print(f"{case.config.name}, {case.dtype}, on {rank.world} x {device.type}: {counted}", highlight=False)
-        console.print(f"methods: {', '.join(s.label for s in specs)}; answers in {folder}", highlight=False)
+        console.print(
+            f"{case.config.name}, {case.dtype}, on {rank.world} x {device.type}: {counted}",
+            highlight=False,
+            markup=False,
+        )
+        console.print(
+            f"methods: {', '.join(s.label for s in specs)}; answers in {folder}", highlight=False, markup=False
+        )
     if options.plan:
         return 0
+    check_folder(folder)
+    check_place(path)
     meets = rank.meet()
     asked = repeat(problems, options.samples, options.answers)
     case = replace(case, batch=min(case.batch, len(rank.share(asked)) or 1))  # more places would stay empty
@@ -184,6 +199,8 @@ def act(options: Options, device: torch.device, command: str, console: Console) 
     items = [Item(problem, sample, tuple(prompts[problem])) for problem, sample in asked]
     run = MathsRun(case, specs, items, loaded, device)
     file = RecordFile(folder, rank.rank, rank.world)
+    if options.judge_again and rank.rank == 0:
+        judge_again(folder, file, options.judge_s, console)
     try:
         failures = answer_all(run, specs, rank, items, options.judge_s, file, console)
     except KeyboardInterrupt:
@@ -197,14 +214,15 @@ def act(options: Options, device: torch.device, command: str, console: Console) 
         ]
         wanted = {run.record(spec, item, REFUSED).key for spec in specs for item in items}
         missing = len(wanted - {record.key for record in records})
-        print_report(records, console)
         write_rows(path, records, case, device, command)
-        console.print(f"{len(records)} answers in {folder}, accuracies in {path}")
+        print_report(records, console)
+        console.print(f"{len(records)} answers in {folder}, accuracies in {path}", highlight=False, markup=False)
         if not meets:
-            console.print(f"other ranks may not be done: resa-bench maths --table {folder.parent} once they are")
+            text = f"other ranks may not be done: resa-bench maths --table {folder.parent} once they are"
+            console.print(text, highlight=False, markup=False)
         elif missing:
             console.print(f"[yellow]{missing} of {len(wanted)} answers are missing:[/] the same command goes on")
-    return int(bool(failures))
+    return FAILED if failures else DONE
 
 
 def answer_all(
@@ -224,7 +242,7 @@ def answer_all(
     quiet = not console.is_terminal or rank.rank != 0
     with (
         Judge(judge_s) as judge,
-        Progress(*columns, TextColumn("{task.fields[step]}"), console=console, disable=quiet) as progress,
+        Progress(*columns, TextColumn("{task.fields[step]}", markup=False), console=console, disable=quiet) as progress,
     ):
         task = progress.add_task("answers", total=count, step="")
         for spec in specs:
@@ -242,15 +260,27 @@ def answer_all(
                     report_refused(records, spec, specs, console)
                     if not console.is_terminal and time.monotonic() - printed > LOG_S:
                         printed = time.monotonic()
-                        console.print(f"rank {rank.rank}, {spec.label}: {tally.text()}", highlight=False)
+                        console.print(f"rank {rank.rank}, {spec.label}: {tally.text()}", highlight=False, markup=False)
             except Exception as error:
                 outcome = failure(error)
                 failures += [outcome["reason"]] if outcome["status"] != "skipped" else []
                 console.print(f"[red]{spec.label} {outcome['status']}:[/] {escape(outcome['reason'])}", highlight=False)
                 continue
             if left[spec] and not console.is_terminal:
-                console.print(f"rank {rank.rank}, {spec.label}: {tally.text()}", highlight=False)
+                console.print(f"rank {rank.rank}, {spec.label}: {tally.text()}", highlight=False, markup=False)
     return failures
+
+
+def judge_again(folder: Path, file: RecordFile, judge_s: float, console: Console) -> None:
+    """Judge the answers of a folder whose judging was cut short by the text that was kept, into this process's file."""
+    unjudged = [record for record in read_records(folder) if record.outcome in UNJUDGED]
+    with Judge(judge_s) as judge:
+        for record in unjudged:
+            verdict = judge(record.expected, record.text)
+            if verdict.outcome not in UNJUDGED:
+                file.append([replace(record, outcome=verdict.outcome, extracted=verdict.extracted)])
+    judged = len(unjudged) - sum(record.outcome in UNJUDGED for record in read_records(folder))
+    console.print(f"{judged} of {len(unjudged)} answers that were not judged are now", highlight=False)
 
 
 def report_refused(records: Sequence[Record], spec: MethodSpec, specs: Sequence[MethodSpec], console: Console) -> None:
@@ -258,7 +288,9 @@ def report_refused(records: Sequence[Record], spec: MethodSpec, specs: Sequence[
     if spec == specs[0]:
         for record in records:
             if record.outcome == REFUSED and record.sample == 0:
-                console.print(f"[yellow]refused:[/] {record.set}/{record.problem}: {record.reason}", highlight=False)
+                console.print(
+                    f"[yellow]refused:[/] {escape(f'{record.set}/{record.problem}: {record.reason}')}", highlight=False
+                )
 
 
 def write_rows(path: Path, records: Sequence[Record], case: MathsCase, device: torch.device, command: str) -> None:
