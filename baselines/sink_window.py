@@ -15,7 +15,9 @@ from ..kernels.pipeline import SparseLayer, SparseMethod
 from ..kernels.portable import TorchSparseLayer
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["tokens", "width", "sink_blocks", "ratio_numerator", "ratio_denominator", "floor_blocks"]
+)
 def _sink_window_kernel(
     lists,  # int32 [B, 1, N]
     counts,  # int32 [B, 1]

@@ -212,7 +212,7 @@ M = TypeVar("M", bound=type[DecodeMethod])
 
 
 def register(name: str) -> Callable[[M], M]:
-    """Class decorator: make a method known by `name` to every suite, table and plot. Raises ValueError for a taken one."""
+    """Class decorator: make a method known by `name` to every suite, table, plot. Raises ValueError for a taken one."""
     return entry(_registry, "method", name)  # type: ignore[return-value]
 
 

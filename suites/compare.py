@@ -135,27 +135,25 @@ def render(comparison: Comparison) -> Table:
     table.add_column("verdict", overflow="fold")
     for row in comparison.newly_failed:
         run = [] if one_run else [_run(row)]
-        table.add_row(*_names(row, names), *run, "", "", "", _coloured("newly failed", f": {row.reason}"))
+        table.add_row(*map(escape, _names(row, names)), *run, "", "", "", _coloured("newly failed", f": {row.reason}"))
     for pair in changed:
         run = [] if one_run else [_run(pair.a)]
         throttled = " (throttled)" if "throttled" in (pair.a.status, pair.b.status) else ""
         numbers = (f"{pair.a.time_us:.2f}", f"{pair.b.time_us:.2f}", f"{pair.ratio:.3f}")
-        table.add_row(*_names(pair.a, names), *run, *numbers, _coloured(pair.verdict, throttled))
+        table.add_row(*map(escape, _names(pair.a, names)), *run, *numbers, _coloured(pair.verdict, throttled))
     return table
 
 
 def compare_files(path_a: Path, path_b: Path, tolerance: float = 0.02, console: Console | None = None) -> int:
     """Compare two files and print what changed. Returns the exit status.
 
-    0: nothing got worse. 1: a whole step is slower, or something newly failed. 2: nothing was comparable, or a file is
-    unreadable.
+    0: nothing got worse. 1: a whole step is slower, or something newly failed. 2: nothing was comparable.
+
+    Raises:
+        OSError, ValueError: a file that cannot be read, or holds what is no result row.
     """
     console = console or Console()
-    try:
-        comparison = compare(_read(Path(path_a)), _read(Path(path_b)), tolerance)
-    except (OSError, ValueError) as error:
-        console.print(f"cannot compare: {error}", style="red", markup=False)
-        return 2
+    comparison = compare(read_rows(path_a), read_rows(path_b), tolerance)
     if comparison.devices_a != comparison.devices_b:
         a, b = (", ".join(names) or "unknown" for names in (comparison.devices_a, comparison.devices_b))
         console.print(f"warning: the devices differ: A ran on {a}, B on {b}", style="yellow", markup=False)
@@ -191,13 +189,6 @@ def summary(comparison: Comparison) -> list[str]:
             named = ", ".join(f"{method} {count}" for method, count in sorted(methods.items()))
             lines.append(f"only in {name}: {len(rows)} rows ({named})")
     return lines
-
-
-def _read(path: Path) -> list[Row]:
-    try:
-        return read_rows(path)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not a text file ({error})") from error
 
 
 def _ratio(a: Row, b: Row) -> float:

@@ -42,10 +42,9 @@ class PlainConsole(Console):
 def leave_closed_streams() -> None:
     """Have what is still printed go nowhere: a stream whose reader is gone raises again when Python ends."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in (sys.__stdout__, sys.__stderr__):
+    for stream in filter(None, (sys.__stdout__, sys.__stderr__)):
         try:
-            if stream is not None:
-                stream.flush()
+            stream.flush()
         except (OSError, ValueError):
             os.dup2(nowhere, stream.fileno())
     os.close(nowhere)
