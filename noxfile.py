@@ -86,6 +86,22 @@ def tests(session: nox.Session) -> None:
     session.run(*command, *session.posargs, env=env, external=True)
 
 
+FUZZ = {"COMMANDS": "1000", "FILES": "200", "PORTABLE": "1000", "KERNELS": "100", "KILLS": "30"}
+"""How much the fuzz session draws of each kind (tests/fuzz_seeds.py)."""
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """Random commands, files and settings, suites killed at random moments: hours. Arguments go to pytest."""
+    env = _install(session, "test", "maths")
+    for kind, number in FUZZ.items():
+        name = f"RESA_BENCH_FUZZ_{kind}"
+        env[name] = os.environ.get(name, number)
+    files = [f"tests/test_{name}.py" for name in ("fuzz_commands", "model_malformed", "fuzz_settings", "fuzz_kills")]
+    command = [_python(session), "-m", "pytest", "--benchmark-disable", "--timeout", "7200", *files]
+    session.run(*command, *session.posargs, env=env, external=True)
+
+
 @nox.session
 def benchmark(session: nox.Session) -> None:
     """The micro suite under pytest-benchmark (`pytest --benchmark-only`). Arguments go to pytest."""
