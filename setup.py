@@ -11,7 +11,7 @@ from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
-TOP = ("kernels", "baselines", "profiling", "suites", "plots")
+TOP = ("kernels", "baselines", "profiling", "suites", "plots", "integrations")
 
 
 class Stamped(build_py):
