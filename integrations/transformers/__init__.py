@@ -4,7 +4,7 @@ The prompt is dense, every step after it is the method's, and a method that rect
 values live in this project's caches, once. What cannot be served is refused by name (`kernels.Unsupported`).
 """
 
-from .attach import Adapter, attach, detach
+from .adapter import Adapter, attach, detach
 from .cache import SparseCache
 
 __all__ = ["Adapter", "SparseCache", "attach", "detach"]

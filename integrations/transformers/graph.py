@@ -17,7 +17,7 @@ from ...kernels import StepTensors, Unsupported
 from .attention import running
 
 if TYPE_CHECKING:
-    from .attach import Adapter
+    from .adapter import Adapter
     from .cache import SparseCache, SparseLayer
 
 KNOWN = frozenset(

@@ -48,7 +48,8 @@ def case_table(case: str, rows: Sequence[Row], names: Names | None = None) -> Ta
     idle = f"; the idle GPU takes {first.idle_watts:.0f} W" if first.idle_watts else ""
     table = new_table(f"{case}: decoding with {first.weight_dtype} weights, {prompt}{cache}{idle}", COLUMNS)
     for row in sorted(steps(of_case), key=lambda r: -(r.tokens_per_s or 0)):
-        notes = [] if row.launch == launch else [str(row.launch)]
+        notes = [row.client] if row.client else []
+        notes += [] if row.launch == launch else [str(row.launch)]
         notes += ["fixed length"] if row.fixed_length else []
         table.add_row(
             titled(row, names, notes),
