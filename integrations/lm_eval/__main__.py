@@ -1,4 +1,4 @@
-"""`lm_eval` that knows the model `resa` and our tasks: its own command line, and `--include_path` where none is given."""
+"""`lm_eval` that knows the model `resa` and our tasks: its command line, with `--include_path` where none is given."""
 
 from __future__ import annotations
 

@@ -19,7 +19,6 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from ...kernels import Unsupported
-from ...kernels.config import DTYPES
 from ...kernels.config import SETTINGS as STEP_SETTINGS
 from ...suites.core.settings import MODEL_SETTINGS
 from ...suites.core.spec import dense_here
@@ -156,13 +155,9 @@ def load_own(name: str, options: dict[str, Any]) -> tuple[PreTrainedModel, dict[
     """
     device = torch.device(options.pop("device", None) or ("cuda" if torch.cuda.is_available() else "cpu"))
     asked = options.pop("dtype", "auto")
-    names = {
-        "float32": "fp32",
-        "bfloat16": "bf16",
-        "float16": "fp16",
-        "auto": "bf16" if device.type == "cuda" else "fp32",
-    }
-    dtype = asked if isinstance(asked, torch.dtype) else DTYPES[names.get(asked, asked)]
+    if asked == "auto":
+        asked = "bfloat16" if device.type == "cuda" else "float32"
+    dtype = asked if isinstance(asked, torch.dtype) else getattr(torch, asked)
     loaded = load_decoder(name, dtype=dtype, device=device)
     if loaded.tokenizer is None:
         raise Unsupported(f"pretrained: {name} has no tokenizer; {loaded.no_tokenizer or 'give a model that has one'}")
