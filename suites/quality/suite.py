@@ -17,7 +17,7 @@ from ..core.registry import Plan, Suite
 from ..core.settings import SETTINGS
 from ..core.spec import PINNED, MethodSpec, unique
 from ..core.sweep import Sweep
-from ..engine.case import default_dtype, real_model
+from ..engine.case import default_dtype, model_notes, real_model
 from ..model.smollm import NAME as SMOLLM
 from .cases import PIN, SOURCES, QualityCase, default_specs
 from .run import run_case
@@ -127,7 +127,8 @@ def choose_specs(options: Options, device: torch.device) -> list[MethodSpec]:
 def plan(options: Options, device: torch.device) -> Plan:
     """What `resa-bench quality` measures. Raises ValueError."""
     specs = choose_specs(options, device)
-    return Plan(choose_cases(options, device, specs), specs)
+    cases = choose_cases(options, device, specs)
+    return Plan(cases, specs, notes=model_notes(options.model))
 
 
 SUITE = Suite("quality", "what a faster step costs on a real model", EXAMPLES, FLAGS, plan, run_case, print_report)

@@ -9,7 +9,7 @@ from ..core.flags import CASES, Flag, Options
 from ..core.registry import Plan, Suite
 from ..core.spec import MethodSpec, unique
 from ..core.sweep import Sweep
-from ..engine.case import default_dtype, real_model
+from ..engine.case import default_dtype, model_notes, real_model
 from ..model.smollm import NAME as SMOLLM
 from .cases import GRID, TASKS, TaskCase, default_list, default_specs, dense_spec
 from .run import run_case
@@ -71,7 +71,8 @@ def choose_specs(options: Options, device: torch.device) -> list[MethodSpec]:
 def plan(options: Options, device: torch.device) -> Plan:
     """What `resa-bench tasks` measures. Raises ValueError."""
     specs = choose_specs(options, device)
-    return Plan(choose_cases(options, device), specs)
+    cases = choose_cases(options, device)
+    return Plan(cases, specs, notes=model_notes(options.model))
 
 
 SUITE = Suite(
