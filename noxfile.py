@@ -12,7 +12,7 @@ nox.options.sessions = ["bench"]
 nox.options.default_venv_backend = "virtualenv"
 
 ROOT = Path(__file__).parent
-PACKAGES = ("kernels", "baselines", "profiling", "suites", "plots")
+PACKAGES = ("kernels", "baselines", "profiling", "suites", "plots", "integrations")
 PUBLISHED = (".md", ".png", ".svg", "")  # endings of what the site shows
 EXTRAS = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
 

@@ -27,7 +27,7 @@ COMMIT_VARIABLE = "RESA_BENCH_COMMIT"
 """Names the commit of an exported tree (a container, a remote machine), with `-dirty` at its end if it was changed."""
 
 DISTRIBUTION = "resa-bench"
-PACKAGES = ("kernels", "baselines", "profiling", "suites", "plots")
+PACKAGES = ("kernels", "baselines", "profiling", "suites", "plots", "integrations")
 """The folders at the top: packages of the import name `resa_bench`."""
 SOURCES = (".py", ".cu", ".cuh")
 NO_SOURCES = ":(exclude)results"

@@ -22,8 +22,8 @@ from .core.flags import Flag, add_flags, options
 from .core.plugins import load_plugins
 from .core.registry import Suite, suites
 from .core.results import check_folder
-from .core.verdict import TOLERANCE
 from .core.terminal import console_for, leave_closed_streams, prepare_streams
+from .core.verdict import TOLERANCE
 from .decode.suite import FLAGS as DECODE_FLAGS
 from .decode.suite import least_context
 from .micro.cases import DEFAULT_MODEL, PRESETS

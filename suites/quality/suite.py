@@ -18,7 +18,7 @@ from ..core.registry import Plan, Suite
 from ..core.settings import SETTINGS
 from ..core.spec import PINNED, MethodSpec, unique
 from ..core.sweep import Sweep
-from ..engine.case import default_dtype, real_model, share_of
+from ..engine.case import default_dtype, model_notes, real_model, share_of
 from ..model.smollm import NAME as SMOLLM
 from .cases import PIN, SOURCES, QualityCase, default_specs
 from .run import run_case
@@ -122,7 +122,8 @@ def choose_specs(options: Options, device: torch.device) -> list[MethodSpec]:
 def plan(options: Options, device: torch.device) -> Plan:
     """What `resa-bench quality` measures. Raises ValueError."""
     specs = choose_specs(options, device)
-    return Plan(choose_cases(options, device, specs), specs)
+    cases = choose_cases(options, device, specs)
+    return Plan(cases, specs, notes=model_notes(options.model))
 
 
 LONG = "--steps 1K --source text own --rectify-every 1 16 32 128 --pinned-blocks 0 1 --method sparse resa oracle"

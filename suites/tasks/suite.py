@@ -10,7 +10,7 @@ from ..core.reference import Part
 from ..core.registry import Plan, Suite
 from ..core.spec import MethodSpec, unique
 from ..core.sweep import Sweep
-from ..engine.case import default_dtype, real_model
+from ..engine.case import default_dtype, model_notes, real_model
 from ..model.smollm import NAME as SMOLLM
 from .cases import GRID, TASKS, TaskCase, default_list, default_specs, dense_spec
 from .run import run_case
@@ -72,7 +72,8 @@ def choose_specs(options: Options, device: torch.device) -> list[MethodSpec]:
 def plan(options: Options, device: torch.device) -> Plan:
     """What `resa-bench tasks` measures. Raises ValueError."""
     specs = choose_specs(options, device)
-    return Plan(choose_cases(options, device), specs)
+    cases = choose_cases(options, device)
+    return Plan(cases, specs, notes=model_notes(options.model))
 
 
 EXPECTED = {"divergence": (1.0, 9.0), "needle": (1.5, 9.0), "copy": (1.0, 9.0)}
