@@ -161,7 +161,7 @@ def run(layer: Layer, step: StepTensors) -> Tensor:
     return layer.output(step)
 
 
-ON_KERNELS = ("resa", "resa-fused", "sparse", "triton-dense", "quest", "retro", "retro-cached")
+ON_KERNELS = ("resa", "resa-fused", "sparse", "triton-dense", "quest", "retro", "retro-cached", "sink-window")
 NO_ROOM = {"one": 65, "more": 1000, "int32": 2**31 - 1}
 
 

@@ -245,6 +245,24 @@ def record(problem: str, outcome: str = "right", sample: int = 0, method: str = 
     )  # fmt: skip
 
 
+def test_a_verdict_stands_before_a_judging_cut_short(tmp_path: Path) -> None:
+    """Whichever file comes first: another run's answer of the same problem may time out."""
+    RecordFile(tmp_path, 0, 1).append([record("1", "right"), record("2", "timeout")])
+    RecordFile(tmp_path, 0, 2).append([record("1", "crashed"), record("2", "wrong")])
+    assert {r.problem: r.outcome for r in read_records(tmp_path)} == {"1": "right", "2": "wrong"}
+
+
+def test_what_was_not_judged_is_judged_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the end of the answer that the record keeps; what cannot be judged again stays as it was."""
+    monkeypatch.setattr(suite, "Judge", lambda limit_s: Judge(0.3, [sys.executable, "-c", FAKE]))
+    file = RecordFile(tmp_path)
+    file.append([record("1", "timeout", text="a"), record("2", "crashed", text="die"), record("3", "wrong", text="x")])
+    console = Console(width=200, record=True, file=io.StringIO())
+    suite.judge_again(tmp_path, file, 1.0, console)
+    assert {r.problem: r.outcome for r in read_records(tmp_path)} == {"1": "right", "2": "crashed", "3": "wrong"}
+    assert "1 of 2 answers that were not judged are now" in console.export_text()
+
+
 def test_records_survive_a_torn_line(tmp_path: Path) -> None:
     first = RecordFile(tmp_path, 0, 2)
     first.append([record("1"), record("2")])

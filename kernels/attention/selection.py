@@ -289,7 +289,7 @@ def select_blocks(
         raise ValueError(f"scores: {blocks} blocks a row, at most {MAX_BLOCKS}; take a larger block_size")
     if check_values:
         cache.check_values()
-        for b, length in enumerate(cache.lengths.tolist()):
+        for b, length in enumerate(cache.lengths_on_host()):
             if scores[b, :, : config.blocks(length)].isnan().any():
                 raise ValueError(f"scores: NaN in the valid scores of sequence {b}")
     width = max(triton.next_power_of_2(blocks), 32)

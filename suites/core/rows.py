@@ -79,6 +79,7 @@ class RunPart:
     fixed_length: bool | None = None  # a captured step attends to the case's context, whatever the length
     cache_state: str | None = None
     launch: str | None = None
+    client: str | None = None  # software that ran the steps; None: this project's engine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,8 +229,8 @@ COLUMNS = tuple(f.name for f in fields(Row))
 REQUIRED = tuple(f.name for f in fields(Row) if f.default is MISSING)
 IDENTITY = (
     "suite", "model", "case", "method", "stage", "context", "batch", *SETTINGS, "dtype", "weight_dtype", "kv_layout",
-    "paged", "shared_kv", "selection_pattern", "cache_state", "launch", "metric", "step", "layer", "head", "depth",
-    "seed",
+    "paged", "shared_kv", "selection_pattern", "cache_state", "launch", "client", "metric", "step", "layer", "head",
+    "depth", "seed",
 )  # fmt: skip
 """What tells one measurement from another within a file, and pairs them between files."""
 

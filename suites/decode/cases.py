@@ -12,6 +12,7 @@ from ...kernels import SparseConfig
 from ..core.flags import K, size_word
 from ..core.spec import PINNED, MethodSpec, joining, make_spec
 from ..engine.case import GPU_DENSE, GPU_TEXT_DENSE, ModelCase, check_counts, check_types
+from ..engine.client import ENGINE
 from ..engine.measure import EAGER_STEPS
 from ..engine.sampling import Sampling
 from ..model.config import ModelConfig
@@ -33,6 +34,7 @@ class DecodeCase(ModelCase):
     prompt: str = "synthetic"
     sampling: Sampling = field(default_factory=Sampling)
     seed: int = 0
+    client: str = field(default=ENGINE, kw_only=True)
 
     def __post_init__(self) -> None:
         check_counts(context=self.context, batch=self.batch)
@@ -42,10 +44,11 @@ class DecodeCase(ModelCase):
 
     @property
     def slug(self) -> str:
-        """`decode-qwen2.5-7b-int4-b1-256k`, then `-shared` (one K/V cache), `-text`, the sampling where they apply."""
+        """`decode-qwen2.5-7b-int4-b1-256k`, then `-shared` (one K/V cache), `-text`, the client, the sampling."""
         parts = ["decode", self.config.name, self.weights, f"b{self.batch}", size_word(self.context)]
         parts += ["shared"] if self.shared_kv else []
         parts += ["text"] if self.prompt == "text" else []
+        parts += [self.client] if self.client != ENGINE else []
         return "-".join(parts) + self.sampling.word
 
     def columns(self) -> dict[str, Any]:

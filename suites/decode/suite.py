@@ -7,17 +7,20 @@ from dataclasses import replace
 import torch
 from rich.console import Console
 
+from ...kernels import NotHere
 from ...profiling.attached import attached
 from ...profiling.ceilings import measure_ceilings
 from ...profiling.timing import make_timer
 from ..core import flags
 from ..core.flags import Flag, Options, number, whole
 from ..core.ranks import Ranks
+from ..core.reference import Part
 from ..core.registry import Plan, Suite
 from ..core.report import new_table
-from ..core.spec import MethodSpec, unique
+from ..core.spec import MethodSpec, dense_here, resa_here, unique
 from ..core.sweep import Sweep, matching
 from ..engine.case import config_of, default_dtype, share_of
+from ..engine.client import CLIENTS, ENGINE, load_client
 from ..engine.costs import memory_bytes, plan_costs
 from ..engine.exchange_time import ExchangeTime, exchange_time, measured_exchange
 from ..engine.measure import EAGER_STEPS, DecodePlan
@@ -26,7 +29,7 @@ from ..micro.cases import DEFAULT_MODEL
 from ..model.config import MODELS
 from ..model.smollm import NAME as SMOLLM
 from .cases import TEXT_PERIODS, DecodeCase, default_list, default_specs, is_study, study_specs
-from .run import run_case
+from .client import run_case
 from .table import print_report
 
 EXAMPLES = f"""examples:
@@ -39,6 +42,7 @@ EXAMPLES = f"""examples:
   resa-bench decode --batch 8 --context 256K --shared-kv               one K/V cache for all layers, as in the paper
   torchrun --nproc-per-node 2 -m resa_bench.suites decode --model qwen2.5-32b --context 128K     two GPUs, one model
   resa-bench decode --model llama-3.1-70b --simulate-ranks 8 --context 128K --weights int4    one of 8 GPUs, alone
+  resa-bench decode --client transformers --context 128K --batch 1     our methods inside transformers, beside its own
   resa-bench decode --rectify-every 16 32 64 128 --method resa triton-dense --context 256K
 
 A rerun goes on where the last one stopped (same device, commit and output folder); --fresh starts over."""
@@ -57,13 +61,18 @@ EXCHANGE_GBPS = Flag(
     kind=number(0.0, 1e6, above=0.0), metavar="GB/s",
 )  # fmt: skip
 NO_BREAKDOWN = flags.switch("--no-breakdown", "leave out the stages")
+CLIENT = Flag(
+    "--client",
+    "software that runs the steps beside this project's engine: transformers, with our methods and its own dense",
+    choices=(ENGINE, *CLIENTS), default=ENGINE,
+)  # fmt: skip
 FLAGS = (
     flags.QUICK, flags.FULL, flags.CASE, flags.CONTEXT, flags.BATCH,
     flags.MODEL.but(help=f"{', '.join((*MODELS, SMOLLM))}, a Hugging Face folder or a .gguf file (presets have random "
                     "weights)"),
     flags.WEIGHTS, flags.DTYPE, flags.SHARED_KV, flags.PROMPT, flags.TEMPERATURE, flags.TOP_P, flags.SEED,
     *flags.METHOD_FLAGS, *flags.RUN_FLAGS, flags.SECONDS, flags.NO_EAGER, DRIFT, NO_BREAKDOWN,
-    SIMULATE_RANKS, EXCHANGE_US, EXCHANGE_GBPS,
+    CLIENT, SIMULATE_RANKS, EXCHANGE_US, EXCHANGE_GBPS,
 )  # fmt: skip
 
 
@@ -105,6 +114,9 @@ def choose_cases(options: Options, device: torch.device, period: int) -> list[De
         ]
     else:
         cases = [c for c in listed if not options.weights or c.weights in options.weights]
+    if options.client != ENGINE:
+        check_client(options)
+        cases = [replace(c, client=options.client) for c in cases if c.weights == dtype and not c.shared_kv]
     cases = matching([replace(c, sampling=sampling) for c in cases], options.case, "decode")
     least = least_context(prompt, period)
     for case in cases:
@@ -127,6 +139,16 @@ def choose_exchange(options: Options) -> tuple[float, float] | None:
     return given
 
 
+def check_client(options: Options) -> None:
+    """Raises ValueError for options that a client does not serve."""
+    for name, given in (
+        ("--weights int4", "int4" in options.weights), ("--shared-kv", options.shared_kv),
+        ("--temperature", options.temperature > 0), ("--drift", options.drift),
+    ):  # fmt: skip
+        if given:
+            raise ValueError(f"{name}: is the engine's alone; leave it out beside --client {options.client}")
+
+
 def least_context(prompt: str, period: int) -> int:
     """The shortest context that holds what is timed."""
     return (TEXT_PERIODS * period if prompt == "text" else max(period, 2 * EAGER_STEPS)) + 1
@@ -134,9 +156,13 @@ def least_context(prompt: str, period: int) -> int:
 
 def choose_specs(options: Options, device: torch.device, prompt: str) -> list[MethodSpec]:
     """The default methods at the settings given; with --method those named, each as its name means everywhere."""
+    own = client_methods(options)
     sweep = Sweep.of(options)
     if sweep.names:
         return sweep.named()
+    if own:
+        names = (dense_here(device), resa_here(device), *own)
+        return unique(spec for name in names for spec in sweep.variants(name))
     specs = []
     for every in sweep.values("rectify_every"):
         base = replace(sweep.base(), rectify_every=every)
@@ -145,6 +171,16 @@ def choose_specs(options: Options, device: torch.device, prompt: str) -> list[Me
             sweep.values("window"), sweep.values("dense_layers", 2),
         )  # fmt: skip
     return unique(specs)
+
+
+def client_methods(options: Options) -> tuple[str, ...]:
+    """The dense methods of the client asked for, which are registered by then. Raises ValueError."""
+    if options.client == ENGINE:
+        return ()
+    try:
+        return load_client(options.client).METHODS
+    except NotHere as error:
+        raise ValueError(str(error)) from None
 
 
 def plan(options: Options, device: torch.device) -> Plan:
@@ -159,7 +195,7 @@ def plan(options: Options, device: torch.device) -> Plan:
         exchange=choose_exchange(options), drift=options.drift,
     )  # fmt: skip
     kinds = [*(["eager"] if measure.eager and cuda else []), *(["gap"] if measure.breakdown else [])]
-    narrowed = options.case or options.context or options.batch or options.weights or options.shared_kv
+    narrowed = options.context or options.batch or options.weights or options.shared_kv  # --case picks from the list
     study = cuda and options.scale == "default" and not narrowed and Sweep.of(options).plain
     note = f"under {tool}: stages are left out, since two tracers cannot share the GPU"
     return Plan(
@@ -221,5 +257,16 @@ def show_plan(plan: Plan, device: torch.device, console: Console) -> None:
         console.print(f"the device has {total / 1e9:.1f} GB; cases in red do not fit and are skipped", highlight=False)
 
 
-SUITE = Suite("decode", "a whole transformer, token by token", EXAMPLES, FLAGS, plan, run_case, print_report, show_plan,
-              shares_model=True)  # fmt: skip
+ENERGY = "--context 64K 256K --batch 1 4 --weights int4 --no-eager --no-breakdown --seconds 4"
+REFERENCE = (
+    Part("--case '*-b1-*'", gpu_minutes=4.0, cpu_minutes=4.0),
+    Part("--case '*-b4-*' '*-b8-*'", name="batches", gpu_minutes=4.0, cpu_minutes=None),
+    Part(
+        f"{ENERGY} --method resa resa-fused sdpa-cudnn triton-dense", name="energy", file="energy",
+        gpu_minutes=1.7, cpu_minutes=None,
+    ),
+)  # fmt: skip
+SUITE = Suite(
+    "decode", "a whole transformer, token by token", EXAMPLES, FLAGS, plan, run_case, print_report, show_plan,
+    shares_model=True, reference=REFERENCE,
+)  # fmt: skip

@@ -52,7 +52,8 @@ def case_table(case: str, rows: Sequence[Row], names: Names | None = None) -> Ta
     title = f"{case}: decoding with {first.weight_dtype} weights, {prompt}{cache}{shared(first)}{idle}"
     table = new_table(title if modelled is None else f"{title}\nexchange: {modelled}", columns)
     for row in sorted(steps(of_case), key=lambda r: -(r.tokens_per_s or 0)):
-        notes = [] if row.launch == launch else [str(row.launch)]
+        notes = [row.client] if row.client else []
+        notes += [] if row.launch == launch else [str(row.launch)]
         notes += ["fixed length"] if row.fixed_length else []
         table.add_row(
             titled(row, names, notes),

@@ -12,7 +12,7 @@ from ...kernels.config import DTYPES, ceil_div
 from ..core.ranks import Ranks
 from ..model.config import MODELS, ModelConfig
 from ..model.fingerprint import fingerprint
-from ..model.load import model_config
+from ..model.load import FOREIGN, foreign, model_config
 from ..model.parallel.shard import Shard
 from ..model.smollm import CONFIG as SMOLLM_CONFIG
 from ..model.smollm import NAME as SMOLLM
@@ -167,6 +167,11 @@ def real_model(model: str, why: str) -> ModelConfig:
     if model in MODELS:
         raise ValueError(f"--model {model}: {why}; give a checkpoint")
     return config_of(model)
+
+
+def model_notes(model: str) -> list[str]:
+    """What a person is told of a model before a run: that another library runs it."""
+    return [f"{model}: {FOREIGN}"] if foreign(model) else []
 
 
 def default_dtype(device: torch.device) -> str:

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from ..core import command, flags
 from ..core.flags import CASES, Flag, Options
+from ..core.reference import Part
 from ..core.registry import Plan, Suite
 from ..core.spec import MethodSpec, joining
 from ..core.sweep import Sweep
@@ -103,5 +104,5 @@ def show_plan(plan: Plan, device: torch.device, console: Console) -> None:
 
 SUITE = Suite(
     "gsr", "self-refinement: candidates side by side, then one answer from them", EXAMPLES, FLAGS, plan, run_case,
-    print_report, show_plan, shares_model=True,
+    print_report, show_plan, shares_model=True, reference=(Part(gpu_minutes=2.2, cpu_minutes=1.5),),
 )  # fmt: skip

@@ -10,6 +10,7 @@ import torch
 from ..core import flags
 from ..core.command import result_path
 from ..core.flags import CASES, SETTING_FLAGS, Flag, K, Options
+from ..core.reference import Part
 from ..core.registry import Plan, Suite
 from ..core.results import read_rows
 from ..core.spec import MethodSpec
@@ -116,7 +117,14 @@ def plan(options: Options, device: torch.device) -> Plan:
     return Plan(cases, specs, measure=measure, fresh=fresh)
 
 
+REFERENCE = (
+    Part(gpu_minutes=1.0, cpu_minutes=None),
+    Part("--replay {work}/lossless/lossless.jsonl --draft-length 2 4 8", name="replayed",
+         gpu_minutes=1.0, cpu_minutes=None),
+    Part("--prompts 50 --tokens 256 --prompt-tokens 512 --draft-length 4", name="proof",
+         gpu_minutes=None, cpu_minutes=8.0),
+)  # fmt: skip
 SUITE = Suite(
     "lossless", "dense decoding's own tokens: sparse steps draft, dense passes verify", EXAMPLES, FLAGS, plan, run_case,
-    print_report, shares_model=True,
+    print_report, shares_model=True, reference=REFERENCE,
 )  # fmt: skip

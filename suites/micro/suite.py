@@ -12,6 +12,7 @@ from ...kernels import SparseConfig
 from ...profiling.timing import Plan as TimingPlan
 from ..core import flags
 from ..core.flags import CASES, Flag, Options
+from ..core.reference import Part
 from ..core.registry import Plan, Suite
 from ..core.spec import MethodSpec
 from ..core.sweep import Sweep, matching
@@ -121,7 +122,7 @@ def plan(options: Options, device: torch.device) -> Plan:
         min_samples=20 if cuda else 7,
     )
     left_out = (("warm", options.no_warm), ("eager", options.no_eager))
-    as_listed = options.scale == "default" and not (options.case or options.context)
+    as_listed = options.scale == "default" and not options.context  # --case picks from the list
     settings = Sweep.of(options)
     plain = as_listed and not (settings.names or settings.summaries or "window" in settings.given)
     config = next((spec.config for spec in specs if spec.name == "resa"), SparseConfig())
@@ -142,6 +143,8 @@ def show_plan(plan: Plan, device: torch.device, console: Console) -> None:
     console.print("methods: " + ", ".join(spec.label for spec in plan.specs), highlight=False, markup=False)
 
 
+REFERENCE = (Part(gpu_minutes=5.0, cpu_minutes=4.0),)
 SUITE = Suite(
-    "micro", "one decode step of attention, kernel by kernel", EXAMPLES, FLAGS, plan, run_case, print_report, show_plan
-)
+    "micro", "one decode step of attention, kernel by kernel", EXAMPLES, FLAGS, plan, run_case, print_report, show_plan,
+    reference=REFERENCE,
+)  # fmt: skip

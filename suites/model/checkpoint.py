@@ -87,6 +87,10 @@ def _open(folder: Path, paths: set[Path]) -> dict[Path, Any]:
         raise ValueError(f"{folder}: the weights cannot be read: {one_line(error)}") from None
 
 
+class UnknownFamily(ValueError):
+    """A model of a family that `Decoder` does not compute; transformers may."""
+
+
 def read_config(folder: Path) -> ModelConfig:
     """config.json as a ModelConfig, every field checked. `context` is what the model is usable for, scaling included.
 
@@ -98,7 +102,7 @@ def read_config(folder: Path) -> ModelConfig:
     fields = Fields(read_json(folder, "config.json"), str(folder / "config.json"))
     model_type = fields.values.get("model_type")
     if not isinstance(model_type, str) or model_type not in families():
-        raise ValueError(f"{folder}: model_type is {shown(model_type)}, supported are {', '.join(families())}")
+        raise UnknownFamily(f"{folder}: model_type is {shown(model_type)}, supported are {', '.join(families())}")
     family = families()[model_type]
     _reject_unsupported(folder, fields)
     fields.check_present(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -57,6 +57,9 @@ class Cells(Protocol):
 
 class Decoder:
     """A model's weights and what it computes with them."""
+
+    own_linears: ClassVar[bool] = True
+    """Whether its linear layers are this project's kernels."""
 
     def __init__(
         self, config: ModelConfig, embedding: Tensor, layers: Sequence[LayerWeights], norm: Norm, head: Weight,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from . import smollm
-from .checkpoint import checkpoint_config, load_checkpoint
+from .checkpoint import UnknownFamily, checkpoint_config, load_checkpoint, read_config
 from .config import MODELS, ModelConfig
 from .decoder import Decoder
 from .parallel.shard import Shard
@@ -19,6 +20,10 @@ from .weights import random_decoder
 
 if TYPE_CHECKING:
     from .gguf_file import GGUFModel
+
+
+FALLBACK = "resa_bench.integrations.transformers.decoder"
+FOREIGN = "run by transformers: our decoder does not know the family"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +65,13 @@ def load_decoder(
         return LoadedModel(decoder, None, f"random weights, seed {seed}")
     model, source = _locate(name_or_path)
     if isinstance(model, Path):
-        decoder = load_checkpoint(model, dtype=dtype, device=device, weight_dtype=weight_dtype, shard=shard)
+        if foreign(name_or_path):
+            if weight_dtype == "int4":
+                raise ValueError(f"{model}: {FOREIGN}, which has no 4-bit weights of ours; take 16 bits")
+            decoder = _transformers(model).folder_decoder(model, dtype=dtype, device=device)
+            source = f"{source}, {FOREIGN}"
+        else:
+            decoder = load_checkpoint(model, dtype=dtype, device=device, weight_dtype=weight_dtype, shard=shard)
         tokenizer = folder_tokenizer(model)
         return LoadedModel(decoder, tokenizer and tokenizer.embedded_in(decoder.config.vocab, model), source)
     decoder = model.decoder(dtype=dtype, device=device, weight_dtype=weight_dtype, shard=shard)
@@ -80,7 +91,36 @@ def model_config(name_or_path: str) -> ModelConfig:
     if name_or_path in MODELS:
         return MODELS[name_or_path]
     model, _ = _locate(name_or_path)
-    return checkpoint_config(model) if isinstance(model, Path) else model.config
+    if not isinstance(model, Path):
+        return model.config
+    try:
+        return checkpoint_config(model)
+    except UnknownFamily as error:
+        config: ModelConfig = _transformers(model, str(error)).folder_config(model)
+        return config
+
+
+def foreign(name_or_path: str) -> bool:
+    """Whether it is a folder whose family is not ours, which transformers runs in our decoder's place."""
+    path = Path(name_or_path)
+    try:
+        if not path.is_dir():
+            return False
+        read_config(path)
+    except UnknownFamily:
+        return True
+    except (OSError, ValueError):  # loading it says what is wrong
+        pass
+    return False
+
+
+def _transformers(folder: Path, fault: str = "") -> Any:
+    """The integration that runs other families. Raises ValueError where transformers is not installed."""
+    try:
+        return import_module(FALLBACK)
+    except ModuleNotFoundError as error:
+        asked = f"{error.name} would run it: pip install 'resa-bench[transformers]'"
+        raise ValueError(f"{fault or folder}; {asked}") from None
 
 
 def _locate(name_or_path: str) -> tuple[Path | GGUFModel, str]:

@@ -13,11 +13,12 @@ from ...kernels.config import GQA_POLICIES
 from ..core import flags
 from ..core.analysis import LEVEL
 from ..core.flags import Options
+from ..core.reference import Part
 from ..core.registry import Plan, Suite
 from ..core.settings import SETTINGS
 from ..core.spec import PINNED, MethodSpec, unique
 from ..core.sweep import Sweep
-from ..engine.case import default_dtype, real_model, share_of
+from ..engine.case import default_dtype, model_notes, real_model, share_of
 from ..model.smollm import NAME as SMOLLM
 from .cases import PIN, SOURCES, QualityCase, default_specs
 from .run import run_case
@@ -121,8 +122,16 @@ def choose_specs(options: Options, device: torch.device) -> list[MethodSpec]:
 def plan(options: Options, device: torch.device) -> Plan:
     """What `resa-bench quality` measures. Raises ValueError."""
     specs = choose_specs(options, device)
-    return Plan(choose_cases(options, device, specs), specs)
+    cases = choose_cases(options, device, specs)
+    return Plan(cases, specs, notes=model_notes(options.model))
 
 
-SUITE = Suite("quality", "what a faster step costs on a real model", EXAMPLES, FLAGS, plan, run_case, print_report,
-              shares_model=True)  # fmt: skip
+LONG = "--steps 1K --source text own --rectify-every 1 16 32 128 --pinned-blocks 0 1 --method sparse resa oracle"
+REFERENCE = (
+    Part(gpu_minutes=1.0, cpu_minutes=8.0),
+    Part(LONG, name="long", gpu_minutes=0.6, cpu_minutes=None),
+)
+SUITE = Suite(
+    "quality", "what a faster step costs on a real model", EXAMPLES, FLAGS, plan, run_case, print_report,
+    shares_model=True, reference=REFERENCE,
+)  # fmt: skip
