@@ -72,7 +72,6 @@ class ClientRun(CaseRun):
         if cuda:
             release(device)
             torch.cuda.reset_peak_memory_stats(device)
-        conditions = Conditions(device)
         rectify = None if tokens < spec.period else contender.rectify
 
         def restart() -> None:
@@ -80,19 +79,18 @@ class ClientRun(CaseRun):
 
         restart()
         time_period(contender.step, rectify, tokens, device)  # compiles, captures
-        conditions.read()
-        timing = time_decoding(
-            contender.step, rectify, tokens, device,
-            restart=restart, periods=self.bench.plan.periods, seconds=0.0 if tokens < spec.period else self.seconds,
-        )  # fmt: skip
-        if rectify is None and contender.rectify is not None:
-            timing.apart_us = self.rectification_us(contender, spec)
-        conditions.read()
-        costs = self.costs(self.bound)
+        with Conditions(device) as conditions:
+            timing = time_decoding(
+                contender.step, rectify, tokens, device,
+                restart=restart, periods=self.bench.plan.periods, seconds=0.0 if tokens < spec.period else self.seconds,
+            )  # fmt: skip
+            if rectify is None and contender.rectify is not None:
+                timing.apart_us = self.rectification_us(contender, spec)
+        work = self.work(self.bound)
         bound = replace(self.bound, spec=spec, check=Check(error, error / TOLERANCE[case.torch_dtype]))
         peak = torch.cuda.max_memory_allocated(device) if cuda else None
         clocks = conditions.columns()
-        return self.total(bound, timing, costs, clocks, launch, client=case.client, peak_memory_bytes=peak)
+        return self.total(bound, timing, work, clocks, launch, client=case.client, peak_memory_bytes=peak)
 
     @property
     def seconds(self) -> float:
