@@ -109,6 +109,8 @@ def harmful() -> list[Row]:
         timed("micro", HARM, HARM, 4096, 20.0, model=HARM, case=HARM, **words),
         timed(HARM, HARM, "total", 4096, 20.0, model=HARM, case=HARM, **words),
         value(HARM, HARM, 1, 1.0, case=HARM, model=HARM),
+        value("__proto__", "constructor", 1, 1.0, case="__proto__", model="constructor"),
+        timed("constructor", "toString", "__proto__", 4096, 20.0, case="valueOf"),
     ]
 
 

@@ -122,6 +122,8 @@ def test_filters_narrow_what_is_shown_and_stand_in_the_address(opened: Opened, b
     assert set(cells(opened, "Context")) == {"32K"}
     fragment = opened.page.evaluate("location.hash")
     assert fragment == "#method=Quest&context=32K"
+    opened.page.locator("#sections").get_by_text("All rows").click()
+    assert opened.page.evaluate("[location.hash, document.activeElement.id]") == [fragment, "rows-title"]
     again = Opened(browser, report, fragment)
     playwright.expect(again.page.locator(ROWS)).to_have_count(3)
     again.context.close()
@@ -209,6 +211,12 @@ def test_harmful_words_are_shown_and_do_nothing(opened: Opened) -> None:
     page.locator("[data-filter=case].chosen").wait_for()
     assert HARM in cells(opened, "Case")
     assert HARM in page.locator("#missing").inner_text()
+    page.keyboard.press("Escape")  # closes the list
+    page.locator("#clear").click()
+    for case in (HARM, "__proto__"):
+        page.locator("#quality").get_by_label("Case").select_option(label=f"{case}, forced, second")
+        assert page.locator("#quality tbody tr").count() == 1
+    assert cells(opened, "constructor", "quality") == ["1"]
     assert page.evaluate("window.harmed === undefined && document.querySelectorAll('img').length === 0")
     assert page.evaluate("document.scripts.length") == 2
 

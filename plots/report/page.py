@@ -13,8 +13,8 @@ from .payload import payload
 
 ASSETS = Path(__file__).parent / "assets"
 SCRIPTS = (
-    "dom.js", "format.js", "data.js", "marks.js", "tooltip.js", "chart.js", "table.js", "filters.js",
-    "head.js", "speed.js", "stages.js", "timeline.js", "quality.js", "compare.js", "rows.js", "main.js",
+    "dom.js", "format.js", "data.js", "marks.js", "tooltip.js", "scale.js", "chart.js", "lanes.js", "table.js",
+    "filters.js", "head.js", "speed.js", "stages.js", "timeline.js", "quality.js", "compare.js", "rows.js", "main.js",
 )  # fmt: skip
 """One script in this order: a file uses what files before it declare."""
 

@@ -1,8 +1,11 @@
 // The payload, unpacked: rows as objects, and what is chosen of them.
 const page = JSON.parse(byId("data").textContent);
 
-const SUITE_TITLES = { decode: "Whole model (decode)", micro: "Kernels of one layer (micro)" };
-const suiteTitle = (suite) => SUITE_TITLES[page.suites[suite]] || page.suites[suite];
+const SUITE_TITLES = new Map([
+  ["decode", "Whole model (decode)"],
+  ["micro", "Kernels of one layer (micro)"],
+]);
+const suiteTitle = (suite) => SUITE_TITLES.get(page.suites[suite]) || page.suites[suite];
 
 function unpack(columns) {
   const names = Object.keys(columns);
@@ -11,7 +14,9 @@ function unpack(columns) {
   const lists = names.map((name) => columns[name].split(","));
   return Array.from({ length: count }, (_, id) => {
     const row = { id };
-    names.forEach((name, i) => { row[name] = lists[i][id] === "" ? null : Number(lists[i][id]); });
+    names.forEach((name, i) => {
+      row[name] = lists[i][id] === "" ? null : Number(lists[i][id]);
+    });
     return place(row);
   });
 }

@@ -28,11 +28,23 @@ function part(id, title, about, has, draw) {
   if (!has) return null;
   const body = el("div");
   const lead = about ? el("p", { class: "soft" }, about) : null;
-  const section = el("section", { class: "part", id, "aria-labelledby": `${id}-title` },
-    el("h2", { id: `${id}-title` }, title), lead, body);
+  const section = el(
+    "section",
+    { class: "part", id, "aria-labelledby": `${id}-title` },
+    el("h2", { id: `${id}-title`, tabindex: "-1" }, title),
+    lead,
+    body,
+  );
   byId("main").append(section);
-  byId("sections").append(el("a", { href: `#${id}` }, title));
-  const redraw = () => {  // what has the focus keeps it, and the page its height meanwhile
+  const go = (event) => {
+    // the address is the filters'
+    event.preventDefault();
+    section.scrollIntoView();
+    section.querySelector("h2").focus({ preventScroll: true });
+  };
+  byId("sections").append(el("a", { href: `#${id}`, on: { click: go } }, title));
+  const redraw = () => {
+    // what has the focus keeps it, and the page its height meanwhile
     const key = body.contains(document.activeElement) ? document.activeElement.dataset.key : null;
     const open = new Set([...body.querySelectorAll("details[open]")].map((details) => details.dataset.key));
     body.style.setProperty("min-height", `${body.offsetHeight}px`);
@@ -51,8 +63,11 @@ let pickers = 0;
 /** A labelled list of options; `act(value)` is told the choice. */
 function picker(label, options, chosen, act) {
   const id = `pick-${(pickers += 1)}`;
-  const list = el("select", { id, "data-key": label, on: { change: () => act(list.value) } },
-    options.map(([value, words]) => el("option", { value, selected: String(value) === String(chosen) }, words)));
+  const list = el(
+    "select",
+    { id, "data-key": label, on: { change: () => act(list.value) } },
+    options.map(([value, words]) => el("option", { value, selected: String(value) === String(chosen) }, words)),
+  );
   return el("span", { class: "pick" }, el("label", { for: id }, label), list);
 }
 

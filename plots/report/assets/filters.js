@@ -65,12 +65,23 @@ function showFilters() {
 
 /** A box to tick for each value, with the rows it has under the other filters. The boxes stay, so that focus does. */
 function fillOptions(fieldset, { name, title, words }, options) {
-  const left = groupBy(everything.filter((record) => matches(record, name)), (record) => record[name]);
+  const left = groupBy(
+    everything.filter((record) => matches(record, name)),
+    (record) => record[name],
+  );
   if (!fieldset.firstChild) {
-    fieldset.append(el("legend", {}, `${title}: none ticked shows all`), ...options.map((value) =>
-      el("label", { "data-value": words(value) },
-        el("input", { type: "checkbox", on: { change: (event) => tick(name, value, event.target.checked) } }),
-        words(value), el("span", { class: "count" }))));
+    fieldset.append(
+      el("legend", {}, `${title}: none ticked shows all`),
+      ...options.map((value) =>
+        el(
+          "label",
+          { "data-value": words(value) },
+          el("input", { type: "checkbox", on: { change: (event) => tick(name, value, event.target.checked) } }),
+          words(value),
+          el("span", { class: "count" }),
+        ),
+      ),
+    );
   }
   options.forEach((value, i) => {
     const label = fieldset.querySelectorAll("label")[i];
@@ -100,7 +111,8 @@ function showRest(place) {
   }
   const some = chosen.way !== "usual" || DIMENSIONS.some(({ name }) => chosen[name].size);
   byId("clear").hidden = !some;
-  parts.get("rest").textContent = `${counted(chosenRows().length, "timed row")}, ` +
+  parts.get("rest").textContent =
+    `${counted(chosenRows().length, "timed row")}, ` +
     counted(values.filter((entry) => matches(entry)).length, "metric value");
 }
 
@@ -111,7 +123,8 @@ function clearFilters() {
   filtersChanged();
 }
 
-document.addEventListener("click", (event) => {  // a click elsewhere closes an open list
+document.addEventListener("click", (event) => {
+  // a click elsewhere closes an open list
   for (const details of byId("filters").querySelectorAll("details[open]")) {
     if (!details.contains(event.target)) details.open = false;
   }

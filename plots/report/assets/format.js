@@ -16,7 +16,10 @@ function short(value, digits = 3) {
 
 /** 262144 is 256K. */
 function tokens(context) {
-  for (const [unit, name] of [[1 << 20, "M"], [1 << 10, "K"]]) {
+  for (const [unit, name] of [
+    [1 << 20, "M"],
+    [1 << 10, "K"],
+  ]) {
     if (context >= unit) return Number((context / unit).toPrecision(4)) + name;
   }
   return String(context);

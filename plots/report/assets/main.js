@@ -2,7 +2,8 @@
 const sections = [headline, speed, stages, traces, quality, trades, compared, table, missing].filter(Boolean);
 sections[0].section.classList.add("first");
 
-if (page.comparisons.length) {  // two runs of the same cases: what the page is for
+if (page.comparisons.length) {
+  // two runs of the same cases: what the page is for
   const [first, ...others] = byId("sections").children;
   first.after(others.find((link) => link.hash === "#compare"));
   sections[0].section.after(compared.section);
@@ -17,7 +18,9 @@ function themeButton() {
   const button = byId("theme");
   const wanted = matchMedia("(prefers-color-scheme: dark)");
   const isDark = () => (root.dataset.theme ? root.dataset.theme === "dark" : wanted.matches);
-  const say = () => { button.textContent = isDark() ? "Light theme" : "Dark theme"; };
+  const say = () => {
+    button.textContent = isDark() ? "Light theme" : "Dark theme";
+  };
   button.addEventListener("click", () => {
     root.dataset.theme = isDark() ? "light" : "dark";
     say();
