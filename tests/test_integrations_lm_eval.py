@@ -72,7 +72,9 @@ def test_log_likelihoods_of_ragged_requests_are_dense_ones() -> None:
     lm = resa_of(model, method="resa", active_ratio=1.0, rectify_every=4, batch_size=3)
     generator = torch.Generator().manual_seed(0)
     lengths = [(1, 1), (1, 9), (30, 1), (20, 13), (2, 2)]
-    requests = [(None, *(torch.randint(3, 120, (n,), generator=generator).tolist() for n in pair)) for pair in lengths]
+    requests: list[Any] = [
+        (None, *(torch.randint(3, 120, (n,), generator=generator).tolist() for n in pair)) for pair in lengths
+    ]
     answers = lm._loglikelihood_tokens(requests, disable_tqdm=True)
     for (_, context, continuation), (score, greedy) in zip(requests, answers, strict=True):
         with torch.no_grad():

@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 import torch
 from resa_bench.suites.cli import main
+from resa_bench.suites.core.exits import INTERRUPTED
 from resa_bench.suites.core.ranked import LeadingWorker, RanksEnded, follow, lead
 from resa_bench.suites.core.ranks import RankLost, Ranks
 from resa_bench.suites.core.results import read_rows
-from resa_bench.suites.core.runner import INTERRUPTED, run_cases
+from resa_bench.suites.core.runner import run_cases
 from resa_bench.suites.core.worker import Settings
 from resa_bench.suites.model.config import ModelConfig
 from resa_bench.suites.model.weights import assemble
