@@ -374,8 +374,8 @@ def test_what_attention_is_handed_is_not_lost(arguments: dict[str, Any], why: st
 def test_models_that_are_not_served_are_refused() -> None:
     import transformers
 
-    small: dict[str, Any] = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 16}
-    small |= {"intermediate_size": 32, "num_key_value_heads": 1}
+    small: dict[str, Any] = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    small |= {"intermediate_size": 32, "num_key_value_heads": 1, "head_dim": 16}
     gemma2 = transformers.Gemma2ForCausalLM(transformers.Gemma2Config(**small))  # softcaps its scores
     with pytest.raises(Unsupported, match="attention interface"):
         attach(gemma2, "resa")
