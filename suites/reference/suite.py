@@ -33,19 +33,14 @@ A rerun goes on where the last one stopped, on another machine too, as long as i
 was run from another commit is run again; `--part` runs some and leaves the others as they are. Exit status: 0 all
 done, 1 a part failed, 130 parts are left."""
 
-PART = Flag(names=("--part",), many=True, default=(), group=flags.CASES, metavar="NAME", help="these parts only")
-LIST = Flag(names=("--list", "--plan"), constant=True, default=False, help="print the parts, and stop")
-MINUTES = Flag(
-    names=("--minutes",), kind=flags.number(0.0, 1e6, above=0.0), metavar="N", help="how long this call may take"
+PART = flags.several("--part", "these parts only", metavar="NAME")
+LIST = flags.PLAN.but(names=("--list", "--plan"), help="print the parts, and stop")
+MINUTES = Flag("--minutes", "how long this call may take", kind=flags.number(0.0, 1e6, above=0.0), metavar="N")
+CHIP = Flag("--chip", "which chip of the kind this is", kind=flags.whole(1, 64), default=1, metavar="N")
+ALLOW_DIRTY = flags.switch("--allow-dirty", "run from changed sources; the manifest says so")
+SPREAD = flags.several(
+    "--spread", "print how far the runs in these folders differ, and stop", flags.RUN, kind=flags.path, metavar="DIR"
 )
-CHIP = Flag(names=("--chip",), kind=flags.whole(1, 64), default=1, metavar="N", help="which chip of the kind this is")
-ALLOW_DIRTY = Flag(
-    names=("--allow-dirty",), constant=True, default=False, help="run from changed sources; the manifest says so"
-)
-SPREAD = Flag(
-    names=("--spread",), many=True, kind=flags.path, default=(), metavar="DIR",
-    help="print how far the runs in these folders differ, and stop",
-)  # fmt: skip
 FLAGS = (
     PART, LIST, MINUTES, CHIP, ALLOW_DIRTY, SPREAD, flags.DEVICE,
     flags.OUTPUT.but(help="default results/<device>[/chip<N>]"),
