@@ -122,7 +122,7 @@ def _heights(line: Line2D) -> list[float]:
 
 
 def _allowed(rows: list[Row], look: Look, top: float) -> Curve:
-    """The tokens per second that rows' floors allow; without points where they lie far above `top`, the most measured."""
+    """The tokens per second that rows' floors allow; no points where they end far above `top`, the most measured."""
     points = [(row.context, row.batch / row.floor_us * 1e6) for row in rows if row.floor_us]
     near = len(points) > 1 and points[-1][1] <= HEADROOM * top
     return Curve(look.title, look, [x for x, _ in points if near], [y for _, y in points if near])

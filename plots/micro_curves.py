@@ -59,7 +59,7 @@ def latency(figures: FigureSet) -> Figure:
 
 @figure("speedup", suite="micro")
 def speedup(figures: FigureSet) -> Figure:
-    """One decode step (`total`) over the best dense one: the main sparse methods, the others, what ReSA's floor allows."""
+    """One decode step (`total`) over the best dense one: the main sparse methods and ReSA's floor, then the others."""
     figures.need_curve()
     room = MOST - 2
     able = [v for v in ranked(figures.lines) if _any(figures, v, "total")]

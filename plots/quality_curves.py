@@ -77,9 +77,9 @@ def quality_recall(figures: QualitySet) -> Figure:
     chosen: dict[tuple[object, ...], Variant] = {}
     for variant, rows in lines.items():
         key = selection(rows[0])
-        if any(row.metric == "recall" for row in rows):
-            if key not in chosen or variant.get("rectify_every") == USUAL_PERIOD:
-                chosen[key] = variant
+        stands = key not in chosen or variant.get("rectify_every") == USUAL_PERIOD
+        if stands and any(row.metric == "recall" for row in rows):
+            chosen[key] = variant
     if not chosen:
         raise NotDrawn("no row has the metric recall (step by step it is not measured)")
     firsts = ranked(chosen.values())
@@ -120,8 +120,8 @@ def _chosen(figures: QualitySet, lines: Lines, metric: str) -> list[Curve]:
     """The curves of a panel: a method each; of the excess those that select as ReSA's first variant does."""
     alike = first_selection(lines)
     level = next((v for v in alike if v.get("rectify_every") == LEVEL), None)
-    others = [v for v in lines if v != level]
-    chosen = [v for v in alike if v != level] if metric == "excess" else ranked(others)
+    others = [v for v in lines if v.get("rectify_every") != LEVEL]
+    chosen = [v for v in alike if v in others] if metric == "excess" else ranked(others)
     names = short_names(row for v in chosen for row in lines[v])
     curves = []
     for variant in chosen:

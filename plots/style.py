@@ -206,7 +206,9 @@ def finish(fig: Figure, title: str, caption: str, legend: Sequence[Artist] = ())
 
 def part_labels(fig: Figure) -> None:
     """Lay the figure out for good, and move the labels at lines' ends apart, so that none covers another."""
-    fig.draw_without_rendering()  # lays out: the heights of panels are known after it
+    engine = fig.get_layout_engine()
+    if engine is not None:
+        engine.execute(fig)  # the heights of panels are known after it
     fig.set_layout_engine("none")
     for ax in fig.axes:
         labels = [text for text in ax.texts if isinstance(text, Annotation) and text.get_gid() == END_LABEL]
