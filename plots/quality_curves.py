@@ -54,7 +54,7 @@ def quality_drift(figures: QualitySet) -> Figure:
             log_axis(ax)
         elif metric not in ("extra_loss", "excess"):
             ax.set_ylim(0)
-    used = [lines[v][0] for v in (*ranked(lines)[: MOST - 1], *first_selection(lines))]
+    used = [row for v in (*ranked(lines)[: MOST - 1], *first_selection(lines)) for row in lines[v]]
     notes = (
         figures.about,
         full_names(used),
@@ -63,7 +63,7 @@ def quality_drift(figures: QualitySet) -> Figure:
     band = (
         "band: one standard error over stretches of steps" if any(c.band for cs in shown.values() for c in cs) else ""
     )
-    return finish(fig, f"{figures.model}: drift from dense decoding", circumstances(figures.rows, *notes, band))
+    return finish(fig, f"{figures.model}: drift from dense decoding", circumstances(used, *notes, band))
 
 
 @figure("quality-recall", suite="quality")
@@ -103,7 +103,7 @@ def quality_recall(figures: QualitySet) -> Figure:
     notes = [figures.about, full_names(row for variant in firsts[:MOST] for row in lines[variant])]
     notes += ["share of the exact softmax over all keys, mean over steps and query heads"]
     notes += [f"band: query heads of {names[banded]}, least to most"] if banded else []
-    rows = [row for row in figures.rows if row.metric == "recall"]
+    rows = [row for variant in firsts[:MOST] for row in lines[variant] if row.metric == "recall"]
     return finish(fig, f"{figures.model}: recall of attention by selected blocks", circumstances(rows, *notes))
 
 
