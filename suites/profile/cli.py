@@ -42,7 +42,7 @@ STEPS = flags.STEPS.but(
 )
 OUTPUT = flags.OUTPUT.but(help="default runs/<device>/<commit>/profile/<case>-<method>")
 PERFETTO = Flag(names=("--perfetto",), kind=flags.path, metavar="FILE", bare=Path("trace.json"),
-                help="write the passes as a trace for ui.perfetto.dev (default trace.json beside the tables)")  # fmt: skip
+                help="the passes as a trace for ui.perfetto.dev (default trace.json by the tables)")  # fmt: skip
 FOR_CHILD = (
     Flag(names=("--facts",), kind=flags.path, metavar="FILE", help="where to write what a reader of the trace needs"),
     Flag(names=("--one-by-one",), constant=True, default=False, help="no replays, of a model one layer (for ncu)"),
