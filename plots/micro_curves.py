@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..suites.core.looks import BLACK, TITLES, Look
 from ..suites.core.rows import Row
 from ..suites.core.spec import Variant
 from .caption import best_dense_of, caption, counted, title
@@ -19,57 +18,71 @@ from .curves import (
     RESA_FLOOR,
     Curve,
     column_curve,
-    draw_curves,
     full_names,
+    grid,
+    level_line,
     name_of,
     short_names,
-)
+)  # fmt: skip
 from .data import FigureSet, NotDrawn, best_dense, points, ranked
 from .registry import figure
-from .style import context_axis, finish, log_axis, panels
+from .style import finish, log_axis
 
 SPEEDUP = "speedup_vs_best_dense"
 ALONE_DASHES = (0, (1, 1.2))
 PARTS = {"attend": "attention alone", "total": "whole step"}
 
-Groups = dict[str, dict[int, list[Curve]]]
-"""Curves by what the panels' titles say of them, then by batch."""
+Lines = Callable[[int], list[Curve]]
+"""The curves of a batch."""
 
 
 @figure("latency", suite="micro")
 def latency(figures: FigureSet) -> Figure:
     """Median microseconds of a step, log-log, band q20 to q80: the main methods, and below them the dense kernels."""
     figures.need_curve()
-    sparse = ranked(figures.lines)[: MOST - 2]
-    dense = sorted((v for v in figures.lines if v.is_dense), key=lambda v: _longest(figures, v))[: MOST - 1]
-    groups: Groups = {}
-    for batch in figures.batches():
-        rivals = _best_dense(figures, batch)
-        floor = column_curve(rivals, "floor_us", DENSE_FLOOR)
-        main = [_timed(figures, variant, batch) for variant in sparse]
-        groups.setdefault("", {})[batch] = [*main, column_curve(rivals, "median_us", BEST_DENSE), floor]
-        if len(dense) > 1:
-            kernels = [_timed(figures, variant, batch) for variant in dense]
-            groups.setdefault("dense kernels", {})[batch] = [*kernels, floor]
-    fig, axes, drawn = _grid(figures, groups, "decode step, µs")
+    rivals = {
+        n: [best[1] for c in figures.contexts() if (best := best_dense(figures, n, c))] for n in figures.batches()
+    }
+    floors = {n: column_curve(rows, "floor_us", DENSE_FLOOR) for n, rows in rivals.items()}
+    dense = sorted((v for v in figures.lines if v.is_dense), key=lambda v: _at_longest(figures, v))[: MOST - 1]
+
+    def timed(variant: Variant, batch: int) -> Curve:
+        rows = points(figures.lines[variant], "total", batch, "median_us")
+        curve = column_curve(rows, "median_us", figures.looks[variant], name_of(variant))
+        able = all(row.q20_us and row.q80_us for row in rows)
+        return replace(curve, band=([r.q20_us or 0.0 for r in rows], [r.q80_us or 0.0 for r in rows]) if able else None)
+
+    def main(n: int) -> list[Curve]:
+        sparse = [timed(variant, n) for variant in ranked(figures.lines)[: MOST - 2]]
+        return [*sparse, column_curve(rivals[n], "median_us", BEST_DENSE), floors[n]]
+
+    groups: dict[str, Lines] = {"": main}
+    if len(dense) > 1:
+        groups["dense kernels"] = lambda n: [*(timed(variant, n) for variant in dense), floors[n]]
+    fig, axes, drawn = _batches(figures, groups, "decode step, µs")
     log_axis(axes[0])
-    notes = (full_names(drawn), "median, band q20 to q80", best_dense_of(drawn), left_out(figures, drawn))
-    return finish(fig, title(figures, "attention time of a decode step"), caption(figures, drawn, *notes))
+    left = {row.variant for row in figures.rows if row.stage == "total"} - {row.variant for row in drawn}
+    notes = (full_names(drawn), "median, band q20 to q80", best_dense_of(drawn))
+    more = f"{counted(len(left), 'further variant')} in the figure `methods`" if left else ""
+    return finish(fig, title(figures, "attention time of a decode step"), caption(figures, drawn, *notes, more))
 
 
 @figure("speedup", suite="micro")
 def speedup(figures: FigureSet) -> Figure:
-    """One decode step (`total`) over the best dense one: the main sparse methods, the others, what ReSA's floor allows."""
+    """One decode step (`total`) over the best dense one: the main sparse methods and ReSA's floor, then the others."""
     figures.need_curve()
-    room = MOST - 2
-    able = [v for v in ranked(figures.lines) if _any(figures, v, "total")]
-    parts = {"": able[:room], "other methods": able[room : 2 * room + 1]}
-    groups: Groups = {}
-    for name, variants in parts.items():
-        for batch in figures.batches():
-            limit = [] if name else [_limit(figures, batch)]
-            lines = [_ratios(figures, variant, batch, "total") for variant in variants]
-            groups.setdefault(name, {})[batch] = [*lines, *limit]
+    able, room = ranked(figures.lines), MOST - 2
+    resa = next(iter(figures.resa()), None)
+
+    def floor(n: int) -> Curve:
+        return column_curve(
+            points(figures.lines[resa], "total", n, "floor_speedup") if resa else [], "floor_speedup", RESA_FLOOR
+        )
+
+    groups: dict[str, Lines] = {
+        "": lambda n: [*(_ratios(figures, v, n, "total") for v in able[:room]), floor(n)],
+        "other methods": lambda n: [_ratios(figures, v, n, "total") for v in able[room : room + MOST - 1]],
+    }
     return _speedups(figures, groups, "speed-up of a decode step")
 
 
@@ -80,19 +93,23 @@ def speedup_amortised(figures: FigureSet) -> Figure:
     First the usual setting of each form beside the step alone (dotted), then for each form all its settings.
     """
     figures.need_curve("total_amortised")
-    groups: Groups = {}
-    for batch in figures.batches("total_amortised"):
-        both = []
-        for variants in list(figures.forms().values())[:2]:
-            both.append(_ratios(figures, variants[0], batch, "total_amortised"))
-            alone = _ratios(figures, variants[0], batch, "total", "step alone")
-            both.append(replace(alone, look=replace(alone.look, linestyle=ALONE_DASHES)))
-        groups.setdefault("", {})[batch] = both
-        for method, variants in figures.forms().items():
-            settings = [v for v in variants if _any(figures, v, "total_amortised")][: MOST - 1]
-            if len(settings) > 1:
-                lines = [_ratios(figures, v, batch, "total_amortised", _setting(figures, v)) for v in settings]
-                groups.setdefault(TITLES.get(method, method), {})[batch] = lines
+    stage = "total_amortised"
+    forms = list(figures.forms().values())
+
+    def usual(n: int) -> list[Curve]:
+        alone = [_ratios(figures, own[0], n, "total", "step alone") for own in forms[:2]]
+        dotted = [replace(curve, look=replace(curve.look, linestyle=ALONE_DASHES)) for curve in alone]
+        paid = [_ratios(figures, own[0], n, stage) for own in forms[:2]]
+        return [curve for pair in zip(paid, dotted, strict=True) for curve in pair]
+
+    groups: dict[str, Lines] = {"": usual}
+    for own in forms:
+        names = short_names(row for variant in own for row in figures.lines[variant])
+        words = {variant: names[variant].removeprefix(name_of(variant)).strip() for variant in own[: MOST - 1]}
+        if len(own) > 1:
+            groups[name_of(own[0])] = lambda n, words=words: [
+                _ratios(figures, v, n, stage, w) for v, w in words.items()
+            ]  # type: ignore[misc]
     return _speedups(figures, groups, "speed-up with rectification")
 
 
@@ -103,22 +120,21 @@ def floors(figures: FigureSet) -> Figure:
     A cold row above 1 has wrong bytes or a warm cache. It is drawn where it is, and the caption counts it.
     """
     figures.need_curve()
-    groups: Groups = {}
-    for stage, words in PARTS.items():
-        stages = sorted({r.stage for r in figures.rows if stage in r.stage.split("+") and r.floor_fraction is not None})
-        for batch in figures.batches():
-            rival = best_dense(figures, batch, max(r.context for r in figures.rows if r.batch == batch))
-            lines = []
-            for variant in [*([rival[0]] if rival else []), *ranked(figures.lines)][: MOST - 1]:
-                rows = [r for name in stages for r in points(figures.lines[variant], name, batch, "floor_fraction")]
-                rows.sort(key=lambda row: row.context)
-                label = "" if not rows else name_of(variant)
-                lines.append(column_curve(rows, "floor_fraction", figures.looks[variant], label))
-            if any(line.xs for line in lines):
-                groups.setdefault(words, {})[batch] = [*lines, _flat(figures, 1.0, "floor")]
-    if not groups:
+
+    def reached(stage: str, n: int) -> list[Curve]:
+        stages = sorted({row.stage for row in figures.rows if stage in row.stage.split("+")})
+        rival = best_dense(figures, n, max(row.context for row in figures.rows if row.batch == n))
+        curves = []
+        for variant in [*([rival[0]] if rival else []), *ranked(figures.lines)][: MOST - 1]:
+            rows = [r for name in stages for r in points(figures.lines[variant], name, n, "floor_fraction")]
+            rows.sort(key=lambda row: row.context)
+            curves.append(column_curve(rows, "floor_fraction", figures.looks[variant], name_of(variant)))
+        return [*curves, level_line("floor", 1.0, figures.contexts())]
+
+    groups: dict[str, Lines] = {words: lambda n, s=stage: reached(s, n) for stage, words in PARTS.items()}  # type: ignore[misc]
+    if not any(row.floor_fraction is not None for row in figures.rows):
         raise NotDrawn("no row has floor_fraction")
-    fig, axes, drawn = _grid(figures, groups, "floor / median")
+    fig, axes, drawn = _batches(figures, groups, "floor / median")
     axes[0].set_ylim(0, max(1.05, *(1.05 * (row.floor_fraction or 0.0) for row in drawn)))
     ceilings = sorted({round(row.read_ceiling_gbps) for row in drawn if row.read_ceiling_gbps})
     above = sum((row.floor_fraction or 0.0) > 1 for row in drawn)
@@ -131,77 +147,27 @@ def floors(figures: FigureSet) -> Figure:
     return finish(fig, title(figures, "share of the floor reached"), caption(figures, drawn, *notes))
 
 
-def left_out(figures: FigureSet, drawn: Iterable[Row]) -> str:
-    """How many variants another figure shows, in words."""
-    shown = {row.variant for row in drawn}
-    left = [v for v in figures.lines if v not in shown and any(r.stage == "total" for r in figures.lines[v])]
-    return f"{counted(len(left), 'further variant')} in the figure `methods`" if left else ""
+def _batches(figures: FigureSet, groups: dict[str, Lines], quantity: str) -> tuple[Figure, list[Axes], list[Row]]:
+    """A row of panels a group, a column a batch, all on one scale."""
+    batches = figures.batches()
+    columns = min(len(batches), 3)
+    cells: list[tuple[str, list[Curve]]] = []
+    for name, lines in groups.items():
+        own = [(f"batch {n}{', ' if name else ''}{name}", lines(n)) for n in batches]
+        if any(curve.rows for _, curves in own for curve in curves):
+            cells += [*own, *[("", [])] * (-len(own) % columns)]
+    return grid(cells, quantity, columns=columns)
 
 
-def _speedups(figures: FigureSet, groups: Groups, what: str) -> Figure:
-    drawn = [row for by_batch in groups.values() for lines in by_batch.values() for line in lines for row in line.rows]
-    if not drawn:
+def _speedups(figures: FigureSet, groups: dict[str, Lines], what: str) -> Figure:
+    even = level_line("best dense", 1.0, figures.contexts())
+    groups = {name: lambda n, own=own: [*own(n), even] for name, own in groups.items()}  # type: ignore[misc]
+    if not any(row.speedup_vs_best_dense for row in figures.rows):
         raise NotDrawn(f"no sparse row has {SPEEDUP}: was a dense method measured in the same cases?")
-    groups = {
-        name: {n: [*lines, _flat(figures, 1.0, "best dense")] for n, lines in by_batch.items() if _rows(lines)}
-        for name, by_batch in groups.items()
-    }
-    fig, axes, drawn = _grid(figures, groups, "speed-up, log scale")
+    fig, axes, drawn = _batches(figures, groups, "speed-up, log scale")
     log_axis(axes[0], "x")
     heading = title(figures, f"{what} over the best dense kernel")
     return finish(fig, heading, caption(figures, drawn, full_names(drawn), best_dense_of(drawn)))
-
-
-def _grid(figures: FigureSet, groups: Groups, quantity: str) -> tuple[Figure, list[Axes], list[Row]]:
-    """A row of panels a group, a column a batch, all on one scale; the axes that hold lines, and the rows drawn."""
-    groups = {name: {n: lines for n, lines in by_batch.items() if _points(lines)} for name, by_batch in groups.items()}
-    groups = {name: by_batch for name, by_batch in groups.items() if by_batch}
-    batches = sorted({batch for by_batch in groups.values() for batch in by_batch})
-    columns = min(len(batches), 3)
-    cells = [(name, batch) for name in groups for batch in _filled(batches, columns)]
-    fig, axes, left = panels(len(cells), 2.2, columns=columns)
-    drawn: list[Row] = []
-    used: list[Axes] = []
-    for ax, (name, batch) in zip(axes, cells, strict=True):
-        lines = groups[name].get(batch or 0, [])
-        if not lines:
-            ax.set_visible(False)
-            continue
-        drawn += draw_curves(ax, lines)
-        used.append(ax)
-        ax.set_title(f"batch {batch}{', ' if name else ''}{name}")
-        ax.set_xlabel("context, tokens")
-        context_axis(ax, sorted({int(x) for group in groups.values() for own in group.values() for x in _points(own)}))
-    for ax in left:
-        ax.set_ylabel(quantity)
-    return fig, used, drawn
-
-
-def _filled(batches: Sequence[int], columns: int) -> list[int | None]:
-    """The batches, and empty cells after the last, so that each group starts on the left."""
-    return [*batches, *[None] * (-len(batches) % columns)]
-
-
-def _points(lines: Sequence[Curve]) -> list[float]:
-    return [x for line in lines if line.rows for x in line.xs]
-
-
-def _rows(lines: Sequence[Curve]) -> list[Row]:
-    return [row for line in lines for row in line.rows]
-
-
-def _setting(figures: FigureSet, variant: Variant) -> str:
-    """What tells a variant from others of its method."""
-    rows = [row for rows in figures.lines.values() for row in rows if row.method == variant.method]
-    return short_names(rows)[variant].removeprefix(name_of(variant)).strip()
-
-
-def _timed(figures: FigureSet, variant: Variant, batch: int) -> Curve:
-    rows = points(figures.lines[variant], "total", batch, "median_us")
-    curve = column_curve(rows, "median_us", figures.looks[variant], name_of(variant))
-    if not all(row.q20_us and row.q80_us for row in rows):
-        return curve
-    return replace(curve, band=([row.q20_us or 0.0 for row in rows], [row.q80_us or 0.0 for row in rows]))
 
 
 def _ratios(figures: FigureSet, variant: Variant, batch: int, stage: str, label: str = "") -> Curve:
@@ -209,31 +175,8 @@ def _ratios(figures: FigureSet, variant: Variant, batch: int, stage: str, label:
     return column_curve(rows, SPEEDUP, figures.looks[variant], label or name_of(variant))
 
 
-def _limit(figures: FigureSet, batch: int) -> Curve:
-    """What the floors of ReSA's usual setting allow."""
-    variant = next(iter(figures.resa()), None)
-    rows = points(figures.lines[variant], "total", batch, "floor_speedup") if variant else []
-    return column_curve(rows, "floor_speedup", RESA_FLOOR)
-
-
-def _flat(figures: FigureSet, y: float, label: str) -> Curve:
-    contexts = figures.contexts()
-    return Curve(label, Look(BLACK, ""), [contexts[0], contexts[-1]], [y, y])
-
-
-def _any(figures: FigureSet, variant: Variant, stage: str) -> bool:
-    return any(row.stage == stage and row.speedup_vs_best_dense for row in figures.lines[variant])
-
-
-def _best_dense(figures: FigureSet, batch: int) -> list[Row]:
-    """The fastest dense step at each context."""
-    rivals = (best_dense(figures, batch, context) for context in figures.contexts())
-    return [rival[1] for rival in rivals if rival]
-
-
-def _longest(figures: FigureSet, variant: Variant) -> tuple[int, float]:
-    """Sorts by the time at the longest context, of variants that have it first."""
-    last = max(
-        (r for r in figures.lines[variant] if r.stage == "total"), key=lambda r: (r.context, -r.batch), default=None
-    )
+def _at_longest(figures: FigureSet, variant: Variant) -> tuple[int, float]:
+    """Sorts by the time at the longest context, variants that have it first."""
+    steps = [row for row in figures.lines[variant] if row.stage == "total"]
+    last = max(steps, key=lambda row: (row.context, -row.batch), default=None)
     return (-last.context, last.median_us or 0.0) if last else (0, 0.0)

@@ -54,7 +54,7 @@ def quality_drift(figures: QualitySet) -> Figure:
             log_axis(ax)
         elif metric not in ("extra_loss", "excess"):
             ax.set_ylim(0)
-    used = [lines[v][0] for v in (*ranked(lines)[: MOST - 1], *first_selection(lines))]
+    used = [row for v in (*ranked(lines)[: MOST - 1], *first_selection(lines)) for row in lines[v]]
     notes = (
         figures.about,
         full_names(used),
@@ -63,7 +63,7 @@ def quality_drift(figures: QualitySet) -> Figure:
     band = (
         "band: one standard error over stretches of steps" if any(c.band for cs in shown.values() for c in cs) else ""
     )
-    return finish(fig, f"{figures.model}: drift from dense decoding", circumstances(figures.rows, *notes, band))
+    return finish(fig, f"{figures.model}: drift from dense decoding", circumstances(used, *notes, band))
 
 
 @figure("quality-recall", suite="quality")
@@ -77,9 +77,9 @@ def quality_recall(figures: QualitySet) -> Figure:
     chosen: dict[tuple[object, ...], Variant] = {}
     for variant, rows in lines.items():
         key = selection(rows[0])
-        if any(row.metric == "recall" for row in rows):
-            if key not in chosen or variant.get("rectify_every") == USUAL_PERIOD:
-                chosen[key] = variant
+        stands = key not in chosen or variant.get("rectify_every") == USUAL_PERIOD
+        if stands and any(row.metric == "recall" for row in rows):
+            chosen[key] = variant
     if not chosen:
         raise NotDrawn("no row has the metric recall (step by step it is not measured)")
     firsts = ranked(chosen.values())
@@ -103,7 +103,7 @@ def quality_recall(figures: QualitySet) -> Figure:
     notes = [figures.about, full_names(row for variant in firsts[:MOST] for row in lines[variant])]
     notes += ["share of the exact softmax over all keys, mean over steps and query heads"]
     notes += [f"band: query heads of {names[banded]}, least to most"] if banded else []
-    rows = [row for row in figures.rows if row.metric == "recall"]
+    rows = [row for variant in firsts[:MOST] for row in lines[variant] if row.metric == "recall"]
     return finish(fig, f"{figures.model}: recall of attention by selected blocks", circumstances(rows, *notes))
 
 
@@ -120,8 +120,8 @@ def _chosen(figures: QualitySet, lines: Lines, metric: str) -> list[Curve]:
     """The curves of a panel: a method each; of the excess those that select as ReSA's first variant does."""
     alike = first_selection(lines)
     level = next((v for v in alike if v.get("rectify_every") == LEVEL), None)
-    others = [v for v in lines if v != level]
-    chosen = [v for v in alike if v != level] if metric == "excess" else ranked(others)
+    others = [v for v in lines if v.get("rectify_every") != LEVEL]
+    chosen = [v for v in alike if v in others] if metric == "excess" else ranked(others)
     names = short_names(row for v in chosen for row in lines[v])
     curves = []
     for variant in chosen:

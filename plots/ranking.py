@@ -17,7 +17,7 @@ from .caption import caption, circumstances, title
 from .data import FigureSet, NotDrawn, points
 from .quality_data import LEVEL_LOOK, QualitySet, kl_error
 from .registry import figure
-from .style import SMALL_PT, WIDTHS_IN, finish, names_of, starred, tokens
+from .style import SMALL_PT, WIDTHS_IN, finish, names_of, panels, starred, tokens
 
 LEAST = 3  # variants that make a comparison
 BAR_IN = 0.155
@@ -39,8 +39,8 @@ def methods(figures: FigureSet) -> Figure:
         raise NotDrawn(f"fewer than {LEAST} variants were timed in one case")
     drawn = [row for rows in shown.values() for row in rows]
     names = names_of(drawn)
-    fig = Figure(figsize=(WIDTHS_IN[2], 0.5 + BAR_IN * max(map(len, shown.values()))), layout="constrained")
-    for ax, (batch, rows) in zip(fig.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True):
+    fig, axes, _ = panels(len(shown), 0.5 + BAR_IN * max(map(len, shown.values())), share_y=False, columns=3)
+    for ax, (batch, rows) in zip(axes, shown.items(), strict=True):
         times = [row.median_us or 0.0 for row in rows]
         lows, highs = (
             [abs((getattr(r, c) or t) - t) for r, t in zip(rows, times, strict=True)] for c in ("q20_us", "q80_us")

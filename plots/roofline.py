@@ -80,9 +80,9 @@ def roofs(rows: Sequence[Row]) -> tuple[float | None, float | None]:
     reads = [row.read_ceiling_gbps for row in rows if row.read_ceiling_gbps]
     matrix = [row.matrix_ceiling_tflops for row in rows if row.matrix_ceiling_tflops]
     for row in rows:
-        if row.floor_us and row.bytes and row.flops and row.read_ceiling_gbps:
-            if row.floor_us > 1.02 * row.bytes / row.read_ceiling_gbps / 1e3:
-                matrix.append(row.flops / row.floor_us / 1e6)
+        read_us = (row.bytes or 0) / (row.read_ceiling_gbps or 1.0) / 1e3
+        if row.floor_us and row.flops and row.read_ceiling_gbps and row.floor_us > 1.02 * read_us:
+            matrix.append(row.flops / row.floor_us / 1e6)
     return max(reads, default=None), max(matrix, default=None)
 
 

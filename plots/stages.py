@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
@@ -20,7 +21,7 @@ from .data import FigureSet, NotDrawn, best_dense, points
 from .decode_data import Setting, fastest_dense, parts, settings, steps, usual
 from .registry import figure
 from .stage_style import REST, bar_place, fill, stage_patch, step_parts
-from .style import MARK, SMALL_PT, WIDTHS_IN, bar_axis, finish, stack, starred, tokens
+from .style import MARK, SMALL_PT, WIDTHS_IN, bar_axis, finish, panels, stack, starred, tokens
 
 BAR, SPACE = 0.86, 0.7  # widths in bars, of a bar and between contexts
 NAME_IN = 0.13  # inches that a name under a bar needs
@@ -105,16 +106,15 @@ def _apart(figures: FigureSet, name: str, variant: Variant, batch: int, context:
 
 def _alike(groups: Groups) -> dict[str, Groups]:
     """Neighbouring contexts whose highest bars are within SPAN of each other, by a name for each such panel."""
-    panels: list[Groups] = []
+    close: list[Groups] = []
     lowest = 0.0
     for context, bars in groups.items():
         height = max(sum(bar.heights.values()) for bar in bars)
-        if not panels or height > SPAN * lowest:
-            panels.append({})
+        if not close or height > SPAN * lowest:
+            close.append({})
             lowest = height
-        panels[-1][context] = bars
-    ends = [(tokens(min(part)), tokens(max(part))) for part in panels]
-    return {low if low == high else f"{low} to {high}": part for (low, high), part in zip(ends, panels, strict=True)}
+        close[-1][context] = bars
+    return {" to ".join(dict.fromkeys((tokens(min(part)), tokens(max(part))))): part for part in close}
 
 
 def _whole(figures: FigureSet, where: Setting) -> Groups:
@@ -147,61 +147,36 @@ def _draw_figure(
     quantity: str,
     what: str,
     notes: Sequence[str],
-    scales: Mapping[str, object],
+    scales: Mapping[str, Any],
 ) -> Figure:
-    """Panels in rows as wide as the figure; those of one key in `scales` share a scale."""
+    """A panel a group, bars as wide in all; those of one key in `scales` share a scale."""
     bars = [bar for by_context in groups.values() for group in by_context.values() for bar in group]
     longest = max(len(bar.name) for bar in bars)
-    rows = _rows_of({name: _inches(by_context) for name, by_context in groups.items()})
-    full_in = max(WIDTHS_IN[1], max(sum(_inches(groups[name]) for name in names) for names in rows))
-    fig = Figure(figsize=(full_in, (1.9 + 0.052 * longest) * len(rows)), layout="constrained")
-    grid = fig.add_gridspec(len(rows), 1)
-    alike: dict[object, list[Axes]] = {}
-    for i, names in enumerate(rows):
-        widths = [_inches(groups[name]) for name in names]
-        strip = grid[i].subgridspec(1, len(names) + 1, width_ratios=[*widths, max(1e-3, full_in - sum(widths))])
-        for j, name in enumerate(names):
-            ax = fig.add_subplot(strip[j])
-            _draw(ax, groups[name], 6 + 4.1 * longest)
-            ax.set_title(name)
-            ax.set_ylabel(quantity if name == names[0] else "")
-            alike.setdefault(scales.get(name, name), []).append(ax)
-    for axes in alike.values():
-        top = max(ax.get_ylim()[1] for ax in axes)
-        for ax in axes:
+    widest = max(sum(map(len, by_context.values())) + SPACE * (len(by_context) - 1) for by_context in groups.values())
+    columns = 3 if len(groups) > 2 and widest * NAME_IN < WIDTHS_IN[3] / 3 - 0.6 else 2
+    fig, axes, left = panels(len(groups), 1.9 + 0.052 * longest, share_y=False, columns=columns)
+    alike: dict[Any, list[Axes]] = {}
+    for ax, (name, by_context) in zip(axes, groups.items(), strict=True):
+        _draw(ax, by_context, widest, 6 + 4.1 * longest)
+        ax.set_title(name)
+        ax.set_ylabel(quantity if ax in left else "")
+        alike.setdefault(scales.get(name, name), []).append(ax)
+    for own in alike.values():
+        top = max(ax.get_ylim()[1] for ax in own)
+        for ax in own:
             ax.set_ylim(0, top)
     drawn = [bar.step for bar in bars]
     rivals = sorted({row.method for row in drawn if row.variant.is_dense})
+    dense = f"dense: {', '.join(rivals)}" if rivals else ""
     own_scale = (
         f"{'panels' if len(alike) == len(groups) else 'batches'} have their own scales" if len(alike) > 1 else ""
     )
-    words = caption(
-        figures, drawn, f"dense: {', '.join(rivals)}" if rivals else "", full_names(drawn), *notes, own_scale
-    )
+    words = caption(figures, drawn, dense, full_names(drawn), *notes, own_scale)
     return finish(fig, title(figures, what), words, _legend(bars))
 
 
-def _inches(groups: Groups) -> float:
-    """The width of a panel with its axis, room for its title included."""
-    bars = sum(map(len, groups.values())) + SPACE * (len(groups) - 1)
-    return 0.7 + max(bars * NAME_IN, 1.6)
-
-
-def _rows_of(widths: dict[str, float]) -> list[list[str]]:
-    """Names of panels, as many in a row as have room."""
-    rows: list[list[str]] = []
-    left = 0.0
-    for name, inches in widths.items():
-        if inches > left:
-            rows.append([])
-            left = WIDTHS_IN[3]
-        rows[-1].append(name)
-        left -= inches
-    return rows
-
-
-def _draw(ax: Axes, groups: Groups, below_pt: float) -> None:
-    """Groups side by side; contexts stand below their names."""
+def _draw(ax: Axes, groups: Groups, width: float, below_pt: float) -> None:
+    """Groups side by side, in a panel with room for `width` bars; contexts stand below their names."""
     x = 0.0
     at: list[float] = []
     for context, bars in groups.items():
@@ -219,7 +194,7 @@ def _draw(ax: Axes, groups: Groups, below_pt: float) -> None:
         x += SPACE
     bar_axis(ax, at, [bar.name for bars in groups.values() for bar in bars], rotation=90)
     ax.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
-    ax.set_xlim(-0.8, max(x - SPACE, 3.0) - 0.2)
+    ax.set_xlim(-0.8, max(width, 4.0) - 0.2)
 
 
 def _legend(bars: Sequence[Bar]) -> list[Artist]:

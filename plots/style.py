@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 from matplotlib.artist import Artist
@@ -153,7 +153,7 @@ def throttled(fig: Figure) -> str:
 
 
 def panels(
-    count: int, height_in: float = 2.1, *, share_y: bool | str = True, columns: int | None = None
+    count: int, height_in: float = 2.1, *, share_y: bool | Literal["row"] = True, columns: int | None = None
 ) -> tuple[Figure, list[Axes], list[Axes]]:
     """A figure of `count` panels, `columns` (3 at most) side by side.
 
@@ -169,7 +169,7 @@ def panels(
     columns = min(count, columns or (2 if count in (2, 4) else 3))
     rows = -(-count // columns)
     fig = Figure(figsize=(WIDTHS_IN[columns], height_in * rows), layout="constrained")
-    axes = list(fig.subplots(rows, columns, sharey=share_y, squeeze=False).flat)  # type: ignore[call-overload]
+    axes = list(fig.subplots(rows, columns, sharey=share_y, squeeze=False).flat)
     for ax in axes[count:]:
         ax.set_visible(False)
     return fig, axes[:count], axes[:count:columns]
@@ -206,7 +206,9 @@ def finish(fig: Figure, title: str, caption: str, legend: Sequence[Artist] = ())
 
 def part_labels(fig: Figure) -> None:
     """Lay the figure out for good, and move the labels at lines' ends apart, so that none covers another."""
-    fig.draw_without_rendering()  # lays out: the heights of panels are known after it
+    engine = fig.get_layout_engine()
+    if engine is not None:
+        engine.execute(fig)  # the heights of panels are known after it
     fig.set_layout_engine("none")
     for ax in fig.axes:
         labels = [text for text in ax.texts if isinstance(text, Annotation) and text.get_gid() == END_LABEL]

@@ -1,7 +1,7 @@
 """A recorded pass as Chrome's trace-event JSON, which ui.perfetto.dev and chrome://tracing open.
 
-A process is a method, a thread a stage (and one of the passes themselves), a complete event (`ph` X) a kernel. Times are
-microseconds from the first pass's start; a pass starts where the one before it ended.
+A process is a method, a thread a stage (and one of the passes themselves), a complete event (`ph` X) a kernel. Times
+are microseconds from the first pass's start; a pass starts where the one before it ended.
 """
 
 from __future__ import annotations

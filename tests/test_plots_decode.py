@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from figure_parts import labels, readable, texts
+from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from resa_bench import baselines  # noqa: F401  (registers the rivals)
@@ -18,11 +20,11 @@ from resa_bench.plots.decode_attention import PAPER, decode_attention
 from resa_bench.plots.decode_curves import decode_speedup, decode_tokens
 from resa_bench.plots.decode_data import decode_sets, fastest_dense, settings
 from resa_bench.plots.decode_periods import decode_periods
-from resa_bench.plots.decode_stages import decode_stages
 from resa_bench.plots.figures import draw_all
 from resa_bench.plots.registry import figures_of
 from resa_bench.plots.stage_style import STAGE_COLOURS, bar_place, fill
-from resa_bench.plots.style import SMALL_PT, names_of, paper
+from resa_bench.plots.stages import decode_stages
+from resa_bench.plots.style import END_LABEL, RING, names_of, paper
 from resa_bench.suites.core.results import append
 from resa_bench.suites.core.rows import Row
 from resa_bench.suites.core.spec import PINNED
@@ -127,13 +129,6 @@ def write(path: Path, rows: list[Row]) -> Path:
     for name in dict.fromkeys(row.case for row in rows):
         append(path, [row for row in rows if row.case == name])
     return path
-
-
-def texts(fig: Figure) -> str:
-    """Title, legend and caption of a figure, on one line."""
-    legend = [text.get_text() for box in fig.legends for text in box.get_texts()]
-    words = [*legend, *(text.get_text() for text in fig.texts)]
-    return " ".join(" ".join(words).replace("\u00a0", " ").split())
 
 
 def titles(fig: Figure) -> list[str]:
@@ -262,21 +257,7 @@ def test_nothing_is_clipped_or_too_small_to_read(name: str, setting: str) -> Non
     fig = whole(name, setting == "one-kernel")
     if setting == "one-setting":
         fig = DECODE_FIGURES[name](only_set(alone))
-    fig.draw_without_rendering()
-    shown = [ax for ax in fig.axes if ax.get_visible()]
-    heading, words = fig.texts
-    (box,) = fig.legends
-    extents = [artist.get_window_extent() for artist in (heading, words, box)] + [ax.get_tightbbox() for ax in shown]
-    for extent in extents:  # pixels
-        assert min(extent.x0, extent.y0) >= -1
-        assert extent.x1 <= fig.bbox.x1 + 1
-        assert extent.y1 <= fig.bbox.y1 + 1
-    assert extents[0].y0 >= max(e.y1 for e in extents[3:]) - 1
-    assert extents[2].y1 <= min(e.y0 for e in extents[3:]) + 1
-    assert extents[1].y1 <= extents[2].y0
-    sizes = {words.get_fontsize()} | {t.get_fontsize() for t in box.get_texts()}
-    sizes |= {t.get_fontsize() for ax in shown for t in (*ax.get_xticklabels(), *ax.get_yticklabels(), *ax.texts)}
-    assert min(sizes) >= SMALL_PT
+    readable(fig)
 
 
 @pytest.mark.parametrize("name", DECODE_FIGURES)
@@ -294,25 +275,32 @@ def test_tick_names_do_not_overlap(name: str) -> None:
 # What the figures show
 
 
-def test_tokens_draws_a_line_a_method_the_best_dense_area_and_the_ratio() -> None:
+def test_tokens_draws_the_main_methods_the_best_dense_their_floors_and_the_ratio() -> None:
     figures = only_set(run_of())
     fig = whole("decode-tokens")
     assert titles(fig) == ["bf16 weights, batch 1", "int4 weights, batch 1", "bf16 weights, batch 8, shared K/V"]
     ax = fig.axes[0]
     assert ax.get_xscale() == "log"
+    assert ax.get_ylim() == fig.axes[1].get_ylim()  # side by side, on one scale from 0
     assert ax.get_ylim()[0] == 0
     best = fastest_dense(figures, settings(figures)[0])
     assert [row.method for row in best.values()] == ["sdpa-cudnn"] * 3
     drawn = [list(line.get_ydata()) for line in ax.lines]
     assert [row.tokens_per_s for row in best.values()] in drawn
     assert [1.5 * (row.tokens_per_s or 0) for row in best.values()] in [pytest.approx(ys) for ys in drawn]
-    (ratio,) = [text.get_text() for text in ax.texts]
+    assert labels(fig) == ["best dense", "ReSA", "Quest", "dense floor", "ReSA's floor"]
+    (ratio,) = ratios(ax)
     assert re.fullmatch(r"\d\.\d\dx", ratio)
     words = texts(fig)
-    for name in ("best dense", "cuDNN (SDPA)", "ReSA b16", "Quest b16 group-sum", "what the floor allows"):
+    for name in ("best dense: sdpa-cudnn", "ReSA b16", "Quest b16 group-sum"):
         assert name in words
     assert "5 variants timed at one context only: not drawn" in words
     assert "f64" not in words
+
+
+def ratios(ax: Axes) -> list[str]:
+    """The texts within a panel: what is no line's name."""
+    return [text.get_text() for text in ax.texts if text.get_gid() != END_LABEL]
 
 
 def test_a_ratio_is_that_of_the_rows_own_run(tmp_path: Path) -> None:
@@ -324,8 +312,8 @@ def test_a_ratio_is_that_of_the_rows_own_run(tmp_path: Path) -> None:
         if row.stage == "total" and row.variant.is_dense and row.tokens_per_s and row.mean_us
     ]
     figures = only_set(rows + late)
-    words = [[text.get_text() for text in ax.texts] for ax in decode_tokens(figures).axes]
-    own = [[text.get_text() for text in ax.texts] for ax in decode_tokens(only_set(rows)).axes]
+    words = [ratios(ax) for ax in decode_tokens(figures).axes]
+    own = [ratios(ax) for ax in decode_tokens(only_set(rows)).axes]
     last = next(r for r in rows if (r.method, r.stage, r.context, r.weight_dtype) == ("resa", "total", 256 * K, "bf16"))
     assert words == own
     assert words[0] == [f"{last.speedup_vs_best_dense:.2f}x"]
@@ -354,24 +342,31 @@ def test_sampled_decoding_has_panels_of_its_own() -> None:
     ]
 
 
-def test_throttled_rows_are_hollow_points_or_starred_bars_and_nothing_else_is_said_to_be() -> None:
+def test_throttled_rows_are_ringed_points_or_starred_bars_and_nothing_else_is_said_to_be() -> None:
     hot = [replace(row, status="throttled") if row.method == "quest" else row for row in run_of()]
     fig = decode_tokens(only_set(hot))
-    hollow = [line for ax in fig.axes for line in ax.lines if line.get_markerfacecolor() == "white"]
-    assert {line.get_marker() for line in hollow} == {"v"}  # Quest's own
-    assert f"hollow ({len(hollow)} points): measured under throttling" in texts(fig)
+    rings = [line for ax in fig.axes for line in ax.lines if line.get_label() == RING]
+    assert len(rings) == 9  # Quest's, in three panels
+    assert f"ringed ({len(rings)} points): measured under throttling" in texts(fig)
     bars = decode_stages(only_set(hot))
     names = [tick.get_text() for ax in bars.axes for tick in ax.get_xticklabels()]
-    assert "hollow" not in texts(bars)
+    assert "ringed" not in texts(bars)
     assert f"* ({names.count('Quest*')} bars): measured under throttling" in texts(bars)
     for draw in (decode_attention, decode_periods):  # without Quest
         assert "throttling" not in texts(draw(only_set(in_own_run(hot))))
 
 
-def test_floors_that_are_drawn_lie_within_their_panel() -> None:
+def test_a_throttled_bar_keeps_its_colour() -> None:
+    hot = [replace(row, status="throttled") if row.rectify_every == 64 else row for row in run_of()]
+    fig = decode_periods(only_set(hot))
+    assert [t.get_text() for t in fig.axes[0].get_xticklabels()] == ["16", "32", "64*", "128"]
+    assert len({bar.get_facecolor() for bar in fig.axes[0].patches if bar.get_facecolor() != (1, 1, 1, 1)}) == 1
+
+
+def test_floors_end_within_their_panel() -> None:
     for ax in whole("decode-tokens").axes:
-        lines = [line for line in ax.lines if ax.get_visible()]
-        assert max((max(line.get_ydata()) for line in lines), default=0.0) <= ax.get_ylim()[1]  # type: ignore[type-var]
+        ends = [list(line.get_ydata())[-1] for line in ax.lines if ax.get_visible()]
+        assert max(ends, default=0.0) <= ax.get_ylim()[1]  # type: ignore[type-var]
 
 
 def test_floors_far_above_are_left_out_of_tokens() -> None:
@@ -386,7 +381,7 @@ def test_speedup_draws_the_column_its_limit_and_the_line_at_one() -> None:
     column = [row.speedup_vs_best_dense for row in rows if row.batch == 1]
     for ys in ([1, 1], column, [2.5] * 3):
         assert ys in drawn
-    assert "what ReSA's floor allows" in texts(fig)
+    assert labels(fig) == ["ReSA", "Quest", "ReSA's floor", "best dense"]
     assert "cuDNN (SDPA)" not in texts(fig)
     assert "best dense: sdpa-cudnn" in texts(fig)
 
@@ -444,13 +439,18 @@ def test_several_variants_in_one_kernel_are_named_by_their_settings() -> None:
     assert ticks == ["dense", "ReSA", "ReSA (one kernel) b16", "ReSA (one kernel) b32", "Quest"]
 
 
-def test_one_kernel_is_a_line_of_tokens_and_the_ratio_stays_the_chains() -> None:
-    chain, beside = whole("decode-tokens"), whole("decode-tokens", True)
-    for ax, more in zip(chain.axes, beside.axes, strict=True):
-        assert [t.get_text() for t in ax.texts] == [t.get_text() for t in more.texts]
-        assert len(more.lines) == len(ax.lines) + (1 if ax.get_visible() else 0)
-    assert "ReSA (one kernel) b16" in texts(beside)
-    assert "ratio: ReSA b16 over the best dense of its run" in texts(beside)
+def test_one_kernel_stands_beside_the_chain_and_the_ratio_is_its_own() -> None:
+    rows = run_of()
+    beside = decode_tokens(only_set(rows + in_own_run([*fused(rows), *rows])[: len(fused(rows))]))
+    assert labels(beside) == ["best dense", "ReSA (one kernel)", "ReSA", "dense floor", "ReSA's floor"]
+    last = [
+        r
+        for r in in_own_run([*fused(rows), *rows])
+        if (r.method, r.stage, r.context) == ("resa-fused", "total", 256 * K)
+    ]
+    step = next(r for r in last if (r.weight_dtype, r.batch) == ("bf16", 1))
+    assert ratios(beside.axes[0]) == [f"{step.speedup_vs_best_dense:.2f}x"]
+    assert "ratio: ReSA (one kernel) over the best dense of its run" in texts(beside)
 
 
 @pytest.mark.parametrize("name", ["decode-attention", "decode-periods"])

@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from figure_parts import labels, readable, texts
+from matplotlib.figure import Figure
 from resa_bench import baselines  # noqa: F401  (registers the rivals)
 from resa_bench.plots.data import NotDrawn
 from resa_bench.plots.decode_data import decode_sets
 from resa_bench.plots.figures import draw_all
+from resa_bench.plots.quality_curves import _chosen, quality_drift, quality_recall
 from resa_bench.plots.quality_data import QualitySet, plain, quality_sets
-from resa_bench.plots.quality_drift import _curves, quality_drift
-from resa_bench.plots.quality_methods import quality_methods
-from resa_bench.plots.quality_recall import quality_recall
-from resa_bench.plots.quality_speed import Point, SpeedSet, front, pair, quality_speed
+from resa_bench.plots.quality_speed import Point, SpeedSet, front, pair, quality_speed, speed_errors
+from resa_bench.plots.ranking import quality_methods
 from resa_bench.plots.style import names_of, paper
 from resa_bench.suites.core.looks import GREY, look_of
 from resa_bench.suites.core.results import append
@@ -101,18 +102,39 @@ def by_name(figures: QualitySet) -> dict[str, Any]:
 
 
 def excess_of(figures: QualitySet) -> dict[str, Any]:
-    names = names_of(figures.rows)
-    return {names.of(v): points for v, points in _curves(figures.rows, figures.lines, "excess").items()}
+    """Points of the lines of excess, by what stands at their ends."""
+    curves = _chosen(figures, figures.lines, "excess")
+    return {curve.label: list(zip(curve.xs, curve.ys, strict=True)) for curve in curves}
 
 
 def test_excess_is_over_the_level_of_the_same_selection(figures: QualitySet) -> None:
     excess = excess_of(figures)
-    assert set(excess) == {"sparse only b16", "ReSA (torch) b16 f32", "ReSA (torch) b16 f128"}  # not Quest's
-    assert [y for _, y in excess["sparse only b16"]] == pytest.approx([0.09] * 3)
-    assert [x for x, _ in excess["sparse only b16"]] == [16, 48, 80]
+    own = {"sparse only", "ReSA (torch) b16 f32", "ReSA (torch) b16 f128"}  # not Quest's
+    assert set(excess) == own | {"ReSA, f = 1"}
+    assert [y for _, y in excess["sparse only"]] == pytest.approx([0.09] * 3)
+    assert [x for x, _ in excess["sparse only"]] == [16, 48, 80]
+    assert [y for _, y in excess["ReSA, f = 1"]] == [0.0] * 3
     with paper():
-        words = [ax.get_title() for ax in quality_drift(figures).axes if ax.get_visible()]
+        fig = quality_drift(figures)
+        readable(fig)
+    assert labels(fig) == ["ReSA (torch)", "Quest", "sparse only", "oracle top-k", "ReSA, f = 1"]
+    words = [ax.get_title() for ax in fig.axes if ax.get_visible()]
     assert words == ["KL(dense || method), nats", "KL over that of f = 1, nats", "error of new K and V"]
+
+
+def test_a_band_is_a_standard_error_over_the_stretches_taken_together(quality_rows: list[Row]) -> None:
+    longer = [replace(r, step=s, value=v) for r in quality_rows if r.metric == "kl" and r.step == 32
+              for s, v in zip(range(32, 32 * 17, 32), [0.1, 0.3] * 8, strict=True)]  # fmt: skip
+    (figures,) = quality_sets(longer)
+    (curve, *_) = _chosen(figures, figures.lines, "kl")
+    assert list(curve.ys) == pytest.approx([0.2] * 8)
+    assert curve.band is not None
+    assert list(curve.band[0]) == pytest.approx([0.1] * 8)
+    assert list(curve.band[1]) == pytest.approx([0.3] * 8)
+    with paper():
+        fig = quality_drift(figures)
+    assert len(fig.axes[0].collections) == len(labels(fig)) == 5
+    assert "band: one standard error over stretches of steps" in texts(fig)
 
 
 def test_the_level_is_grey_and_other_looks_are_their_methods(figures: QualitySet) -> None:
@@ -122,12 +144,12 @@ def test_the_level_is_grey_and_other_looks_are_their_methods(figures: QualitySet
     assert len(set(styles.values())) == len(METHODS)
 
 
-def test_recall_has_one_line_a_selection(figures: QualitySet) -> None:
+def test_recall_has_one_line_a_method(figures: QualitySet) -> None:
     with paper():
         (ax,) = quality_recall(figures).axes
     drawn = {tuple(round(float(y), 3) for y in line.get_ydata()) for line in ax.lines}  # type: ignore[arg-type]
     means = {kl: tuple(round(0.9 - kl - 0.1 * layer + 0.015, 3) for layer in range(3)) for _, _, kl in METHODS}
-    assert drawn == {means[kl] for kl in (0.12, 0.16, 0.11, 0.01)}  # of ReSA and sparse steps f = 32 alone
+    assert drawn == {means[kl] for kl in (0.12, 0.11, 0.01)}  # of ReSA and Quest the usual variant
     (band,) = ax.collections
     low, high = band.get_paths()[0].get_extents().intervaly
     assert (low, high) == pytest.approx((0.58, 0.81))
@@ -153,9 +175,19 @@ def test_points_are_paired_by_settings(figures: QualitySet, decode_rows: list[Ro
     ]  # f = 64 has no KL, Quest without dense layers and the oracle no time
     with paper():
         (ax,) = quality_speed(SpeedSet(figures, decode)).axes
-    assert len(ax.lines) == len(points) + 2  # the front, and f = 1
+    measured = [line for line in ax.lines if len(line.get_xdata()) == 1]  # type: ignore[arg-type]
+    assert len(measured) == len(points)
+    stairs = next(line for line in ax.lines if line.get_label() == "front")
+    assert stairs.get_drawstyle() == "steps-pre"  # up to a point's speed its KL is what can be had
+    assert list(stairs.get_xdata())[1:] == [100.0, 170.0, 180.0, 190.0, 200.0]  # type: ignore[arg-type]
+    assert list(stairs.get_ydata())[1:] == pytest.approx([0.0, 0.11, 0.12, 0.14, 0.15])  # type: ignore[arg-type]
+    bars = [path.vertices for box in ax.collections for path in box.get_paths()]  # type: ignore[attr-defined]
+    error = 0.01 / 3**0.5  # of stretches at -0.01, 0 and 0.01 around the mean
+    heights = sorted({round(float(ends[1][1] - ends[0][1]), 5) for ends in bars})
+    assert heights == [0.0, round(2 * error, 5)]
+    assert {text.get_text() for text in ax.texts} >= {"1", "2", "5", "a sparse step's own error"}
     assert ax.get_xlabel() == "tokens/s, large shape at 256K (int4 weights, batch 1)"
-    assert ax.get_ylabel() == "KL(dense || method) on\nsmall, nats a token"
+    assert ax.get_ylabel() == "KL(dense || method) on small,\nnats a token"
 
 
 def in_one_kernel(rows: list[Row], **columns: Any) -> list[Row]:
@@ -174,28 +206,42 @@ def test_one_kernel_is_a_point_with_the_quality_of_the_chain(
     ]
     with paper():
         fig = quality_speed(SpeedSet(figures, decode))
-    names = [text.get_text() for text in fig.legends[0].get_texts()]
+        readable(fig)
+    names = listed(fig)
     assert len(set(names)) == len(names) == len(points)
-    assert "ReSA (one kernel) b16" in names
-    assert [line.get_marker() for line in fig.axes[0].lines].count("*") == 1
+    assert "ReSA (one kernel) b16" in [name.removesuffix(" (on the front)") for name in names]
+    assert [line.get_color() for line in fig.axes[0].lines].count(look_of("resa-fused").colour) == 1
     (own,) = quality_sets(in_one_kernel(quality_rows))  # its quality was measured itself
     with paper():
-        names = [text.get_text() for text in quality_speed(SpeedSet(own, decode)).legends[0].get_texts()]
-    assert "ReSA (one kernel) b16" in names
+        names = listed(quality_speed(SpeedSet(own, decode)))
+    assert "ReSA (one kernel) b16 (on the front)" in names
+
+
+def listed(fig: Figure) -> list[str]:
+    """The names beside the points, without their numbers."""
+    return [t.get_text().split("  ")[1] for t in fig.axes[0].texts if "  " in t.get_text()]
+
+
+def test_errors_of_speed_are_those_of_the_mean(decode_rows: list[Row]) -> None:
+    row = replace(decode_rows[0], mean_us=10_000.0, tokens_per_s=100.0, ci_low_us=8_000.0, ci_high_us=12_500.0)
+    assert speed_errors(row) == pytest.approx((20.0, 25.0))
+    assert speed_errors(replace(row, ci_low_us=None)) == (0.0, 0.0)
 
 
 def test_one_kernel_beside_the_chain_has_its_own_line_and_level(quality_rows: list[Row], figures: QualitySet) -> None:
     fused = [replace(row, value=(row.value or 0.0) + 0.01) for row in in_one_kernel(quality_rows)]
     (both,) = quality_sets([*quality_rows, *fused])
     excess, alone = (excess_of(quality) for quality in (both, figures))
-    assert {name: excess[name] for name in alone} == alone
+    assert set(excess) == {"ReSA (one kernel) b16 f32", "ReSA (one kernel) b16 f128", "ReSA (torch) b16 f32",
+                           "ReSA (torch) b16 f128", "ReSA, f = 1"}  # fmt: skip
+    assert all(excess[name] == alone[name] for name in set(excess) & set(alone))
     assert [y for _, y in excess["ReSA (one kernel) b16 f32"]] == pytest.approx([0.06] * 3)
     styles, variants = both.looks, by_name(both)
     assert len(set(styles.values())) == len(METHODS) + 2  # the level is one line, whoever computed it
     names = [f"ReSA ({form}) b16 f32" for form in ("one kernel", "torch")]
-    assert len({styles[variants[name]].colour for name in names}) == 1
+    assert [styles[variants[name]].colour for name in names] == [look_of(m).colour for m in ("resa-fused", "resa")]
     with paper():
-        assert quality_drift(both).legends
+        assert labels(quality_drift(both))[:2] == ["ReSA (one kernel)", "ReSA (torch)"]
 
 
 def test_a_ratio_that_the_least_number_of_blocks_overrules_is_no_pair(

@@ -253,12 +253,12 @@ def test_table_and_figure(rows: list[Row], tmp_path: Path) -> None:
     assert table_text(read_rows(path)) == text
     drawn = draw_all([path], tmp_path)
     names = [f"quality-{kind}-tiny-b2-300-72-text.{e}" for kind in KINDS for e in ("png", "svg")]
-    assert [p.name for p in drawn] == names
-    words = drawn[1].read_text()
+    assert sorted(p.name for p in drawn) == sorted(names)
+    words = next(p for p in drawn if p.name == names[1]).read_text()
     for name in (
         "drift from dense decoding",
-        "ReSA (torch) b16 r0.1 f1000",
-        "ReSA (torch) b16 r0.1 f1",
+        "ReSA (torch)",
+        "ReSA, f = 1",
         "steps since prefill",
     ):
         assert name in words

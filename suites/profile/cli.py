@@ -41,7 +41,7 @@ STEPS = flags.STEPS.but(
 )
 OUTPUT = flags.OUTPUT.but(help="default runs/<device>/<commit>/profile/<case>-<method>")
 PERFETTO = Flag(
-    "--perfetto", "write the passes as a trace for ui.perfetto.dev (default trace.json beside the tables)",
+    "--perfetto", "the passes as a trace for ui.perfetto.dev (default trace.json by the tables)",
     kind=flags.path, metavar="FILE", bare=Path("trace.json"),
 )  # fmt: skip
 FOR_CHILD = (
