@@ -129,7 +129,7 @@ def capture_range() -> Iterator[None]:
         torch.cuda.profiler.stop()
 
 
-class Counter:
+class Counter(Listener):
     """A listener that counts ranges."""
 
     def __init__(self) -> None:
@@ -149,7 +149,7 @@ def _idle_range() -> None:
         pass
 
 
-class OneLayer:
+class OneLayer(Listener):
     """A listener in front of another: the capture range is open in one layer of each pass alone."""
 
     def __init__(self, behind: Listener, layer: int) -> None:
