@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 import torch
 from resa_bench.suites.cli import build_parser, main
+from resa_bench.suites.core.exits import INTERRUPTED
 from resa_bench.suites.core.plugins import VARIABLE
 from resa_bench.suites.core.reference import MOST_MINUTES, Part
 from resa_bench.suites.core.registry import Plan, Suite, suites
 from resa_bench.suites.core.results import append, read_rows
 from resa_bench.suites.core.rows import Row, from_record
-from resa_bench.suites.core.runner import INTERRUPTED
 from resa_bench.suites.core.spread import spreads
 from resa_bench.suites.profile.reference import profile_rows
 from resa_bench.suites.reference.chip import describe_chip, folder_name

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from ..core.runner import INTERRUPTED
+from ..core.exits import INTERRUPTED
 from .manifest import FAILED, INCOMPLETE, OK, STOPPED, Manifest, PartRecord, Sources, file_entry, is_intact
 from .parts import Step
 from .publish import lines_of, publish_kept, published_lines, restore, write_published
