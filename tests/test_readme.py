@@ -72,6 +72,16 @@ def test_library_snippet_runs() -> None:
     assert bool(names["out"].isfinite().all())
 
 
+def test_snippet_for_transformers_runs() -> None:
+    pytest.importorskip("transformers")
+    from transformers_models import tiny
+
+    (snippet,) = [block for block in blocks("python") if "attach(model" in block]
+    model = tiny("llama")
+    inputs = {"input_ids": torch.arange(1, 41)[None]}
+    exec(compile(snippet.replace("200", "2"), "README.md", "exec"), {"model": model, "inputs": inputs})
+
+
 @pytest.mark.parametrize("words", ["register_family", "register_metric", "@figure("])
 def test_other_examples_of_adding_run(words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from resa_bench.plots import registry as figures

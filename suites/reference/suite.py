@@ -34,7 +34,7 @@ was run from another commit is run again; `--part` runs some and leaves the othe
 done, 1 a part failed, 130 parts are left."""
 
 PART = flags.several("--part", "these parts only", metavar="NAME")
-LIST = flags.PLAN.but(names=("--list", "--plan"), help="print the parts, and stop")
+LIST = flags.PLAN.but(help="print the parts, and stop")
 MINUTES = Flag("--minutes", "how long this call may take", kind=flags.number(0.0, 1e6, above=0.0), metavar="N")
 CHIP = Flag("--chip", "which chip of the kind this is", kind=flags.whole(1, 64), default=1, metavar="N")
 ALLOW_DIRTY = flags.switch("--allow-dirty", "run from changed sources; the manifest says so")
@@ -84,10 +84,10 @@ def act(options: Options, device: torch.device, command: str, console: Console) 
         return 0
     order = steps(device)
     chosen = choose(order, options.part)
-    sources = checked_sources(options.allow_dirty or options.list)
+    sources = checked_sources(options.allow_dirty or options.plan)
     output, work = output_folder(options, device), default_folder(device) / "reference"
     manifest = read_manifest(output)
-    if options.fresh and not options.list:
+    if options.fresh and not options.plan:
         remove_listed(manifest, output)
         shutil.rmtree(work, ignore_errors=True)
         manifest = Manifest()
@@ -100,7 +100,7 @@ def act(options: Options, device: torch.device, command: str, console: Console) 
     run = Reference(
         order, output, work, device, sources, manifest, chip, describe_versions(device), console, options.device
     )
-    if options.list:
+    if options.plan:
         print_parts(run, chosen, console)
         return 0
     return run.run(chosen, options.minutes)
