@@ -10,11 +10,21 @@ from ..suites.core.looks import BLUE, GREEN, GREY, LIGHT_GREY, ORANGE, SKY, VERM
 from ..suites.core.stages import ATTENTION, FUSED, place
 
 TAN, PALE_TAN, BROWN = "#D9C9A3", "#EEE5CF", "#A38B5D"  # linear layers: one family, told apart by lightness
+PURPLE, PALE_PURPLE = "#8C6BB1", "#CBBBE0"  # what ranks exchange
 STAGE_COLOURS = {
     **dict(zip(ATTENTION, (LIGHT_GREY, SKY, ORANGE, BLUE, GREEN), strict=True)), "rectify": VERMILLION,
     "project": PALE_TAN, "ffn": TAN, "head": BROWN, "sample": "#DDDDDD", "other": "#DDDDDD", "gap": "white",
+    "all-reduce": PURPLE, "all-gather": PALE_PURPLE,
 }  # fmt: skip
-ALIKE = ("project", "ffn", "head", "sample", "other")  # the same for every method: at the bottom, to be compared
+ALIKE = (
+    "project",
+    "ffn",
+    "all-reduce",
+    "head",
+    "all-gather",
+    "sample",
+    "other",
+)  # the same for every method: at the bottom, to be compared
 REST = ("sample", "other")  # too small to tell apart: one part of a bar
 NAMES = {
     "project": "projections", "ffn": "feed-forward", "head": "LM head", "rectify": "rectify: attention",

@@ -27,9 +27,11 @@ COMMIT_VARIABLE = "RESA_BENCH_COMMIT"
 """Names the commit of an exported tree (a container, a remote machine), with `-dirty` at its end if it was changed."""
 
 DISTRIBUTION = "resa-bench"
-PACKAGES = ("kernels", "baselines", "profiling", "suites", "plots")
+PACKAGES = ("kernels", "baselines", "profiling", "suites", "plots", "integrations")
 """The folders at the top: packages of the import name `resa_bench`."""
 SOURCES = (".py", ".cu", ".cuh")
+NO_SOURCES = ":(exclude)results"
+"""What git is not asked about: a run that publishes result files does not change what it measures."""
 BUILT = "built_commit.txt"
 """Beside this file in a built wheel, written when it is built: what `built_stamp` gives."""
 
@@ -176,7 +178,9 @@ def _state_by_git(root: Path) -> tuple[str, bool] | None:
         if Path(_ask_git(root, "rev-parse", "--show-toplevel").removesuffix("\n")).resolve() != root:
             return None
         commit = _ask_git(root, "rev-parse", "HEAD").strip()
-        changes = _ask_git(root, "status", "--porcelain", "--untracked-files=all", "-z").split("\0")
+        changes = _ask_git(root, "status", "--porcelain", "--untracked-files=all", "-z", "--", ".", NO_SOURCES).split(
+            "\0"
+        )
     except (OSError, ValueError, subprocess.SubprocessError):  # ValueError: a file name that is no text
         return None
     # A new source file may be a new method; other new files (results, notes) change nothing.

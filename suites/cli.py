@@ -12,16 +12,17 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.markup import escape
 
 from .. import baselines  # noqa: F401  (registers the rivals)
 from ..profiling.source import package_version
 from .core import flags
-from .core.command import run_suite
+from .core.command import result_path, run_suite
+from .core.exits import CLOSED, DONE, INTERRUPTED, UNUSABLE, epilog, tell
 from .core.flags import Flag, add_flags, options
 from .core.plugins import load_plugins
 from .core.registry import Suite, suites
-from .core.runner import INTERRUPTED
+from .core.results import check_folder
+from .core.terminal import console_for, leave_closed_streams, prepare_streams
 from .core.verdict import TOLERANCE
 from .decode.suite import FLAGS as DECODE_FLAGS
 from .decode.suite import least_context
@@ -44,7 +45,7 @@ runs alone; `resa-bench micro --help` and `resa-bench decode --help` have more. 
 stopped; --fresh starts over."""
 
 HALVES = ("micro", "decode")
-ONLY = Flag(names=("--only",), choices=HALVES, help="one half of the job")
+ONLY = Flag("--only", "one half of the job", choices=HALVES)
 
 
 def bench_flags() -> list[Flag]:
@@ -66,17 +67,19 @@ class ShowVersion(argparse.Action):
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands; a parsed namespace holds `act`, `command` and what was given."""
     parser = argparse.ArgumentParser(
-        prog="resa-bench", description="What sparse-attention decoding buys: ReSA against dense, Quest and others."
+        prog="resa-bench",
+        description="What sparse-attention decoding buys: ReSA against dense, Quest and others.",
+        epilog=epilog(),
+        formatter_class=(raw := argparse.RawDescriptionHelpFormatter),
     )
     parser.add_argument("--version", action=ShowVersion, help="show the version and exit")
     commands = parser.add_subparsers(dest="command", required=True)
-    raw = argparse.RawDescriptionHelpFormatter
     help_text = "the main job: both suites on their default lists, tables, plots"
-    bench = commands.add_parser("bench", help=help_text, epilog=BENCH_EXAMPLES, formatter_class=raw)
+    bench = commands.add_parser("bench", help=help_text, epilog=epilog(BENCH_EXAMPLES), formatter_class=raw)
     add_flags(bench, [flag.but(choices=()) if flag.name == "model" else flag for flag in (*bench_flags(), ONLY)])
     bench.set_defaults(act=act_bench)
     for suite in suites().values():
-        command = commands.add_parser(suite.name, help=suite.help, epilog=suite.examples, formatter_class=raw)
+        command = commands.add_parser(suite.name, help=suite.help, epilog=epilog(suite.examples), formatter_class=raw)
         add_flags(command, suite.flags)
         command.set_defaults(act=partial(act_suite, suite))
     profile = commands.add_parser("profile", help="from a slow number to its cause: the case under nsys or ncu")
@@ -86,6 +89,10 @@ def build_parser() -> argparse.ArgumentParser:
     plots.add_argument("results", nargs="+", type=Path, help="JSON Lines files, or folders of them")
     plots.add_argument("--output", type=Path, help="folder of the figures (default: plots/ beside the first file)")
     plots.set_defaults(act=act_plots)
+    report = commands.add_parser("report", help="one page of result files: opens in any browser, fetches nothing")
+    report.add_argument("results", nargs="+", type=Path, help="JSON Lines files, or folders of them (traces too)")
+    report.add_argument("-o", "--output", type=Path, help="the page (default: report.html beside the first file)")
+    report.set_defaults(act=act_report)
     compare = commands.add_parser(
         "compare", help="same, faster, slower or unclear, row by row; exit status 1 if a whole step got slower"
     )
@@ -135,7 +142,31 @@ def act_bench(given: Given, console: Console) -> int:
         statuses.append(act_suite(suites()[name], half, console) if half is not None else 0)
         if statuses[-1] == INTERRUPTED:
             break
-    return next((status for status in statuses if status), 0)
+    if INTERRUPTED not in statuses:
+        report_bench(halves, given, device, console)
+    return next((status for status in statuses if status), DONE)
+
+
+def report_bench(halves: list[str], given: Given, device: torch.device, console: Console) -> None:
+    """Write the page of the folder that holds both halves' rows; where that fails, say so: the rows are safe."""
+    chosen = options(bench_flags(), given)
+    files = [result_path(half, chosen, device) for half in halves]
+    if chosen.plan or chosen.no_plots or not any(file.is_file() for file in files):
+        return
+    folder = files[0].parent
+    try:
+        write_page([folder], folder / "report.html", console)
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        console.print(f"no report: {reason}", style="yellow", highlight=False, markup=False)
+
+
+def write_page(paths: list[Path], output: Path, console: Console) -> None:
+    """Write the page of result files and say where it is."""
+    from ..plots.report.page import write_report
+
+    page = write_report(paths, output)
+    console.print(f"report {page} ({page.stat().st_size / 1e3:.0f} kB)", highlight=False, markup=False, soft_wrap=True)
 
 
 def concerns(half: str, given: Given, device: torch.device) -> bool:
@@ -197,9 +228,18 @@ def act_plots(given: Given, console: Console) -> int:
 
     first = given["results"][0]
     folder = given["output"] or (first if first.is_dir() else first.parent) / "plots"
+    check_folder(folder)
     for path in draw_all(given["results"], folder):
         if path.suffix == ".png":
             console.print(f"plot {path}", highlight=False, markup=False)
+    return 0
+
+
+def act_report(given: Given, console: Console) -> int:
+    """`resa-bench report`."""
+    first = given["results"][0]
+    folder = first if first.is_dir() else first.parent
+    write_page(given["results"], given["output"] or folder / "report.html", console)
     return 0
 
 
@@ -239,24 +279,30 @@ def act_flush_demo(given: Given, console: Console) -> int:
 
 
 def run_command(act: Callable[[Given, Console], int], given: Given) -> int:
-    """Run a command: errors from outside are one line and exit status 2."""
-    console = Console(width=None if sys.stdout.isatty() else 140)
+    """Run a command. What ends it is told by `exits.tell`: errors from outside are one line."""
+    errors = console_for(sys.stderr)
+    name = f"resa-bench {given['command']}"
     try:
-        return act(given, console)
-    except (ValueError, TypeError, OSError) as error:
-        text = f"[red]resa-bench {given['command']}:[/] {escape(str(error))}"
-        Console(stderr=True).print(text, highlight=False)
-        return 2
+        return act(given, console_for())
+    except KeyboardInterrupt:
+        errors.print(f"{name}: interrupted; finished cases are kept", highlight=False)
+        return INTERRUPTED
+    except BrokenPipeError:
+        leave_closed_streams()
+        return CLOSED
+    except Exception as error:
+        return tell(error, name, errors)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Entry point. Exit status: 0 fine, 1 something failed or got slower, 2 wrong arguments, 130 interrupted."""
+    """Entry point. The exit status is one of `exits.MEANINGS`."""
+    prepare_streams()
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         load_plugins()
     except ValueError as error:
-        Console(stderr=True).print(f"[red]resa-bench:[/] {escape(str(error))}", highlight=False)
-        return 2
+        console_for(sys.stderr).print(f"resa-bench: {error}", style="red", highlight=False, markup=False)
+        return UNUSABLE
     given = vars(build_parser().parse_args(arguments))
     return run_command(given.pop("act"), given | {"arguments": arguments})
 

@@ -37,12 +37,12 @@ def render(comparison: Comparison) -> Table:
     table.add_column("verdict", overflow="fold")
     for row in comparison.newly_failed:
         run = [] if one_run else [_run(row)]
-        table.add_row(*_names(row, names), *run, "", "", "", _coloured("newly failed", f": {row.reason}"))
+        table.add_row(*map(escape, _names(row, names)), *run, "", "", "", _coloured("newly failed", f": {row.reason}"))
     for pair in changed:
         run = [] if one_run else [_run(pair.a)]
         throttled = " (throttled)" if "throttled" in (pair.a.status, pair.b.status) else ""
         numbers = (f"{pair.a.time_us:.2f}", f"{pair.b.time_us:.2f}", f"{pair.ratio:.3f}")
-        table.add_row(*_names(pair.a, names), *run, *numbers, _coloured(pair.verdict, throttled))
+        table.add_row(*map(escape, _names(pair.a, names)), *run, *numbers, _coloured(pair.verdict, throttled))
     return table
 
 
@@ -51,15 +51,13 @@ def compare_files(
 ) -> int:
     """Compare two files and print what changed, for a terminal or as Markdown. Returns the exit status.
 
-    0: nothing got worse. 1: a whole step is slower, or something newly failed. 2: nothing was comparable, or a file is
-    unreadable.
+    0: nothing got worse. 1: a whole step is slower, or something newly failed. 2: nothing was comparable.
+
+    Raises:
+        OSError, ValueError: a file that cannot be read, or holds what is no result row.
     """
     console = console or Console()
-    try:
-        comparison = compare(_read(Path(path_a)), _read(Path(path_b)), tolerance)
-    except (OSError, ValueError) as error:
-        console.print(f"cannot compare: {error}", style="red", markup=False)
-        return 2
+    comparison = compare(read_rows(path_a), read_rows(path_b), tolerance)
     if as_markdown:
         console.print(markdown(comparison), markup=False, highlight=False, soft_wrap=True)
         return comparison.exit_code
@@ -182,13 +180,6 @@ def _changed(pairs: Sequence[Pair]) -> list[Pair]:
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" + ("" if number == 1 else "s")
-
-
-def _read(path: Path) -> list[Row]:
-    try:
-        return read_rows(path)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not a text file ({error})") from error
 
 
 def _names(row: Row, names: Names) -> tuple[str, str, str]:

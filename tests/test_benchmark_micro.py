@@ -58,7 +58,7 @@ class _Latest:
 
     def of(self, case: Case) -> tuple[Inputs, list[Any]]:
         if case != self.case:
-            self.inputs = self.exact = None
+            self.__dict__.pop("inputs", None)  # one case's memory at a time
             inputs = make_inputs(case, DEVICE, SparseConfig().rectify_every)
             self.case, self.inputs, self.exact = case, inputs, dense_exact(inputs)
         return self.inputs, self.exact

@@ -179,24 +179,20 @@ def test_everything_newly_failed_is_a_regression_not_incomparable(tmp_path: Path
 
 @pytest.mark.parametrize("content", [None, b"not json\n", b"\xff\xfe\n", b'{"suite": "micro"}\n'],
                          ids=["missing", "not-json", "not-text", "not-a-row"])  # fmt: skip
-def test_an_unreadable_file_is_2_and_named(tmp_path: Path, content: bytes | None) -> None:
+def test_an_unreadable_file_is_named(tmp_path: Path, content: bytes | None) -> None:
     append(tmp_path / "good.jsonl", [make()])
     bad = tmp_path / "bad.jsonl"
     if content is not None:
         bad.write_bytes(content)
     for paths in ((tmp_path / "good.jsonl", bad), (bad, tmp_path / "good.jsonl")):
-        console = Console(width=300, record=True, file=(tmp_path / "out.txt").open("w"))
-        assert compare_files(*paths, console=console) == 2
-        text = console.export_text()
-        assert "cannot compare" in text
-        assert "bad.jsonl" in text
+        with pytest.raises((OSError, ValueError), match=r"bad\.jsonl"):
+            compare_files(*paths)
 
 
 @pytest.mark.parametrize("tolerance", [-0.01, 1.0, float("nan")])
-def test_a_tolerance_that_makes_no_sense_is_refused(tolerance: float, tmp_path: Path) -> None:
+def test_a_tolerance_that_makes_no_sense_is_refused(tolerance: float) -> None:
     with pytest.raises(ValueError, match="tolerance: got"):
         compare([make()], [make()], tolerance)
-    assert shown([make()], [make()], tmp_path, tolerance)[0] == 2
 
 
 def test_a_time_of_zero_is_refused() -> None:
@@ -246,7 +242,7 @@ def test_table_names_only_the_settings_that_vary_and_the_run_once() -> None:
     assert list(table.columns[1].cells) == ["resa b16", "resa b32"]
     assert "cold graph" in str(table.title)
     mixed = render(compare([*a, make(100, launch="eager")], [*b, make(150, launch="eager")]))
-    assert sorted(mixed.columns[3].cells) == ["cold eager", "cold graph", "cold graph"]
+    assert sorted(map(str, mixed.columns[3].cells)) == ["cold eager", "cold graph", "cold graph"]
 
 
 @pytest.mark.parametrize(

@@ -187,8 +187,8 @@ def test_references_are_torchs_attention() -> None:
     wanted = torch.nn.functional.scaled_dot_product_attention(
         q.double().view(1, 2, 2, 64), cache.k.double(), cache.v.double()
     )
-    found = dense_reference(q, cache.k[0], cache.v[0], 70)
-    assert torch.allclose(found.out[0], wanted.view(4, 64), rtol=1e-12, atol=1e-14)
+    exact = dense_reference(q, cache.k[0], cache.v[0], 70)
+    assert torch.allclose(exact.out[0], wanted.view(4, 64), rtol=1e-12, atol=1e-14)
 
 
 def test_sparse_lengths_change_in_place() -> None:
@@ -224,13 +224,13 @@ def test_sparse_finds_the_counts_by_the_settings(rows: str, dtype: torch.dtype) 
         selected = [config.selected(n) for n in cache.lengths.tolist()]
         counts = torch.tensor(selected, dtype=torch.int32, device=DEVICE)[:, None].expand(-1, heads).contiguous()
         run_sparse(q, cache, lists, counts, block_size=8, splits=3)
-        found = []
+        outs = []
         for known in (counts, config):
             partials, out = poisoned_partials(24, 3, 64), torch.full_like(q, NAN)
             sparse_decode(q, cache, lists, known, partials, block_size=8, check_values=True)
             merge_partials(partials, out)
-            found.append(out)
-        assert torch.equal(*found)
+            outs.append(out)
+        assert torch.equal(*outs)
 
 
 def test_sparse_strided_arguments() -> None:

@@ -106,7 +106,7 @@ NARROW = """
     ],
 )
 def test_narrow_products_are_found(product: str, narrow: list[bool]) -> None:
-    assert [found for _, found in Definitions(NARROW.format(product=product)).products()] == narrow
+    assert [is_narrow for _, is_narrow in Definitions(NARROW.format(product=product)).products()] == narrow
 
 
 @pytest.mark.gpu

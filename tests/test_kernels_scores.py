@@ -43,11 +43,11 @@ def check_scores(cache: KVCache, q: Tensor, config: SparseConfig) -> None:
         if not blocks:
             continue
         exact, budget = scores_reference(q[b], table[b, :, :blocks], config)
-        found = scores[b, :, :blocks]
+        computed = scores[b, :, :blocks]
         index = torch.arange(blocks, device=DEVICE)
         local = (index >= blocks - config.local_blocks) | (index < config.pinned_blocks)
-        assert torch.equal(found.isposinf(), local.expand_as(found))
-        error = torch.where(local, 0.0, found.double() - exact.masked_fill(local, 0.0)).abs()
+        assert torch.equal(computed.isposinf(), local.expand_as(computed))
+        error = torch.where(local, 0.0, computed.double() - exact.masked_fill(local, 0.0)).abs()
         assert bool((error <= budget).all()), f"sequence {b}: {(error / budget).max():.2f} times the budget"
 
 
@@ -79,7 +79,7 @@ def test_append_while_scoring(layout: str, policy: str, kind: str, dtype: torch.
     lengths = [101, 1, 33, 0]
     q = random(4, 6, 64, dtype=dtype, seed=1)
     k, v = random(2, 4, 2, 64, dtype=dtype, seed=2)
-    found = []
+    results = []
     for fused in (False, True):
         cache = make_cache(lengths, dtype=dtype, capacity=120, layout=layout)
         summaries = poisoned_summaries(cache, config.block_size, config.summary_kind, config.summary_dtype)
@@ -88,10 +88,10 @@ def test_append_while_scoring(layout: str, policy: str, kind: str, dtype: torch.
         if not fused:
             write_tokens(cache, k, v, summaries)
         score_blocks(q, cache, summaries, scores, config, append=(k, v) if fused else None)
-        found.append((*cache.gather(), summaries.logical(cache), scores))
-    for apart, together in zip(*found, strict=True):
+        results.append((*cache.gather(), summaries.logical(cache), scores))
+    for apart, together in zip(*results, strict=True):
         assert same(apart, together)
-    assert torch.equal(found[1][0][0, :, 100], k[0])
+    assert torch.equal(results[1][0][0, :, 100], k[0])
 
 
 def test_append_needs_a_local_block() -> None:

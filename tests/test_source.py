@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -56,9 +57,9 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(COMMIT_VARIABLE, raising=False)
 
     def absent(name: str) -> None:
-        raise source.metadata.PackageNotFoundError(name)
+        raise metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(source.metadata, "distribution", absent)
+    monkeypatch.setattr(metadata, "distribution", absent)
 
 
 @pytest.fixture
@@ -295,7 +296,7 @@ def test_installed_from_a_repositorys_address(
     distribution = SimpleNamespace(
         version="7.8.9", read_text=lambda name: origin, locate_file=lambda name: place / name
     )
-    monkeypatch.setattr(source.metadata, "distribution", lambda name: distribution)
+    monkeypatch.setattr(metadata, "distribution", lambda name: distribution)
     assert source_state() == (None if elsewhere else COMMIT, None)
     assert package_version() == (None if elsewhere else "7.8.9")
     assert source_tag() == f"{'unversioned' if elsewhere else COMMIT[:10]}-{source_hash()}"

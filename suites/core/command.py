@@ -7,9 +7,13 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 
 from .flags import Options
+from .ranked import LeadingWorker, follow
+from .ranks import Ranks
 from .registry import Plan, Suite
+from .results import check_place
 from .runner import Outcome, default_folder, run_cases
 from .worker import Settings, Worker
 
@@ -25,21 +29,29 @@ def run_suite(
         draw: makes the figures of result files in a folder, of suites that take --no-plots; None for none.
 
     Raises:
-        ValueError: options that do not go together.
+        ValueError: options that do not go together. OSError: results cannot be written there, known before measuring.
     """
     if suite.act is not None:
         return suite.act(options, device, command, console)
+    ranks = ranks_of(suite)
+    device = ranks.device(device)
+    if not ranks.first:
+        console = Console(quiet=True)
     plan = suite.plan(options, device)
     if options.plan:
         (suite.show_plan or show_plan)(plan, device, console)
         return 0
+    settings = Settings(str(device), command, plan.measure, ranks)
+    if not ranks.first:
+        return follow(settings)
     path = result_path(suite.name, options, device)
     for note in plan.notes:
         console.print(note, highlight=False, markup=False)
     text = f"{len(plan.cases)} cases x {len(plan.specs)} methods on {device}; results in {path}"
     console.print(text, highlight=False, markup=False)
+    check_place(path)
     outcome = run_cases(
-        plan.cases, plan.specs, Worker(Settings(str(device), command, plan.measure)), path, device, console,
+        plan.cases, plan.specs, LeadingWorker(settings) if ranks.world > 1 else Worker(settings), path, device, console,
         fresh=plan.fresh or options.fresh, kinds=plan.kinds, further=plan.further,
     )  # fmt: skip
     assert suite.report is not None
@@ -48,6 +60,14 @@ def run_suite(
     if draw is not None and not getattr(options, "no_plots", True) and any(row.measured for row in outcome.rows):
         draw([outcome.path], outcome.path.parent / "plots", console)
     return outcome.exit_status
+
+
+def ranks_of(suite: Suite) -> Ranks:
+    """This process among those that torchrun started. Raises ValueError for a suite whose model is not shared."""
+    ranks = Ranks.from_environment()
+    if ranks.world > 1 and not suite.shares_model:
+        raise ValueError(f"under torchrun {suite.name} would run {ranks.world} times; start it alone, on one GPU")
+    return ranks
 
 
 def result_path(suite: str, options: Options, device: torch.device) -> Path:
@@ -74,7 +94,7 @@ def say_how_it_ended(outcome: Outcome, console: Console) -> None:
     console.print(text, highlight=False, markup=False)
     if outcome.lost:
         text = f"{len(outcome.lost)} failures did not take the place of rows that were measured before"
-        console.print(f"[yellow]{text}[/]: {outcome.lost[0].reason}", highlight=False)
+        console.print(f"[yellow]{text}[/]: {escape(outcome.lost[0].reason or '')}", highlight=False)
     if outcome.interrupted:
         console.print("[yellow]interrupted:[/] finished cases are kept; the same command goes on from here")
     elif outcome.failures:

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from .bench import Bench, Case, Report
 from .flags import Flag, Options
+from .reference import WHOLE, Part
 from .rows import Row
 from .spec import MethodSpec
 
@@ -59,7 +60,9 @@ class Suite:
         show_plan: prints what `--plan` says; cases and methods by name where it is None.
         act: the whole command, for suites that do not go through the runner: options, device, command line, console
             to exit status.
+        shares_model: whether the ranks that torchrun starts share one model (tensor parallel).
         extra: the optional dependencies of pyproject.toml that it needs.
+        reference: its parts of the reference run; the default list where it says nothing.
     """
 
     name: str
@@ -72,6 +75,8 @@ class Suite:
     show_plan: Callable[[Plan, torch.device, Console], None] | None = None
     act: Callable[[Options, torch.device, str, Console], int] | None = None
     extra: str | None = None
+    shares_model: bool = False
+    reference: tuple[Part, ...] = WHOLE
 
     def __post_init__(self) -> None:
         if self.act is None and None in (self.run, self.report):
@@ -97,8 +102,8 @@ def folders() -> list[str]:
 
 def suites() -> dict[str, Suite]:
     """Every suite by name: those of this package in the order people meet them, then registered ones."""
-    found = {name: get_suite(name) for name in sorted(folders(), key=_rank)}
-    return found | _registered
+    own = {name: get_suite(name) for name in sorted(folders(), key=_rank)}
+    return own | _registered
 
 
 def get_suite(name: str) -> Suite:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields, make_dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields, make_dataclass
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -70,12 +70,16 @@ class RunPart:
     kv_layout: str | None = None
     paged: bool | None = None
     shared_kv: bool | None = None
+    ranks: int | None = None  # GPUs that share the model; heads, bytes, floors and memory are then one rank's
+    simulated: bool | None = None  # one of the ranks ran alone, without the exchange
+    kv_replicas: int | None = None  # ranks that hold the same KV heads
     selection_pattern: str | None = None
     chunk_kernel: str | None = None  # that attended in rectification; tells nothing apart
     accepted_length: float | None = None
     fixed_length: bool | None = None  # a captured step attends to the case's context, whatever the length
     cache_state: str | None = None
     launch: str | None = None
+    client: str | None = None  # software that ran the steps; None: this project's engine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,10 +110,15 @@ class WorkPart:
     floor_fraction: float | None = None
     gbps: float | None = None
     read_ceiling_gbps: float | None = None
+    matrix_ceiling_tflops: float | None = None
     speedup_vs_best_dense: float | None = None
     best_dense: str | None = None
     floor_speedup: float | None = None  # what the floors allow: best dense's floor over this row's
     tokens_per_s: float | None = None
+    modelled_exchange_us: float | None = None  # of a step's exchanges between ranks, amortised
+    modelled_tokens_per_s: float | None = None  # of simulated ranks: with that exchange
+    modelled_speedup: float | None = None  # the same, against the best dense method with its exchange
+    exchange_model: str | None = None  # where its constants are from
     peak_memory_bytes: int | None = None
     joules_per_token: float | None = None
     idle_watts: float | None = None
@@ -217,24 +226,11 @@ class Row(
 
 
 COLUMNS = tuple(f.name for f in fields(Row))
-REQUIRED = (
-    "suite",
-    "model",
-    "case",
-    "method",
-    "stage",
-    "context",
-    "batch",
-    "q_heads",
-    "kv_heads",
-    "head_dim",
-    "status",
-)
-
+REQUIRED = tuple(f.name for f in fields(Row) if f.default is MISSING)
 IDENTITY = (
     "suite", "model", "case", "method", "stage", "context", "batch", *SETTINGS, "dtype", "weight_dtype", "kv_layout",
-    "paged", "shared_kv", "selection_pattern", "cache_state", "launch", "metric", "step", "layer", "head", "depth",
-    "seed",
+    "paged", "shared_kv", "selection_pattern", "cache_state", "launch", "client", "metric", "step", "layer", "head",
+    "depth", "seed",
 )  # fmt: skip
 """What tells one measurement from another within a file, and pairs them between files."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ...kernels.fused import method as fused
 
 ATTENTION = ("append", "score", "select", "attend", "merge")
-ORDER = ("project", *ATTENTION, "rectify", "ffn", "head", "sample", "other", "gap")
+ORDER = ("project", *ATTENTION, "rectify", "ffn", "all-reduce", "head", "all-gather", "sample", "other", "gap")
 """Stages in the order of a step."""
 FUSED = fused.STAGE
 """The whole sparse step in one kernel: named by its parts."""

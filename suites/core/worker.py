@@ -9,9 +9,9 @@ from __future__ import annotations
 import multiprocessing as mp
 import signal
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -22,6 +22,7 @@ from ...profiling.energy import EnergyCounter
 from ...profiling.timing import make_timer
 from .bench import Bench, Case, Report
 from .plugins import load_plugins
+from .ranks import Ranks
 from .registry import get_suite
 from .rows import Row
 from .spec import MethodSpec
@@ -34,6 +35,7 @@ class Settings:
     device: str
     command: str
     plan: Any = None
+    ranks: Ranks = field(default_factory=Ranks)
 
 
 class WorkerDied(Exception):
@@ -41,16 +43,26 @@ class WorkerDied(Exception):
 
 
 def make_bench(settings: Settings) -> Bench:
-    """Measure the device's ceilings, and gather what rows say about where they come from."""
-    device = torch.device(settings.device)
+    """Measure the device's ceilings, and gather what rows say about where they come from. Ranks go by the first's."""
+    device, ranks = torch.device(settings.device), settings.ranks
+    ranks.join(device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     idle_watts = EnergyCounter(device).idle_watts()
     timer = make_timer(device)
-    return Bench(device, describe(device), settings.command, settings.plan, timer, measure_ceilings(timer), idle_watts)
+    ceilings = ranks.same(measure_ceilings(timer))
+    return Bench(device, describe(device), settings.command, settings.plan, timer, ceilings, idle_watts, ranks)
 
 
-def _serve(pipe: Connection, settings: Settings) -> None:
+class Pipe(Protocol):
+    """Where a measuring process is told what to measure."""
+
+    def send(self, message: Any, /) -> None: ...
+    def recv(self) -> Any: ...
+
+
+def serve(pipe: Pipe, settings: Settings) -> None:
+    """Measure what comes through the pipe until None does. Of several ranks, all measure what the first is told."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
     from ... import baselines  # noqa: F401  (registers the rivals)
 
@@ -58,8 +70,9 @@ def _serve(pipe: Connection, settings: Settings) -> None:
     bench = make_bench(settings)
     pipe.send(("ready", (bench.ceilings, bench.environment.device)))
     while True:
-        task = pipe.recv()
+        task = settings.ranks.same(pipe.recv())
         if task is None:
+            settings.ranks.leave()
             return
         case, specs = task
 
@@ -79,7 +92,7 @@ def _serve(pipe: Connection, settings: Settings) -> None:
 class Worker:
     """Parent's end of a measuring process."""
 
-    def __init__(self, settings: Settings, target: Callable[[Connection, Settings], None] = _serve) -> None:
+    def __init__(self, settings: Settings, target: Callable[[Connection, Settings], None] = serve) -> None:
         self._settings, self._target = settings, target
         self._process: Any = None
         self.ceilings: Ceilings | None = None

@@ -13,6 +13,7 @@ from ...kernels import SparseConfig
 from ..core.flags import K, size_word
 from ..core.spec import PINNED, MethodSpec, joining, make_spec
 from ..engine.case import GPU_DENSE, GPU_TEXT_DENSE, ModelCase, check_counts, check_types
+from ..engine.client import ENGINE
 from ..engine.measure import EAGER_STEPS
 from ..engine.sampling import Sampling
 from ..model.config import ModelConfig
@@ -34,6 +35,7 @@ class DecodeCase(ModelCase):
     prompt: str = "synthetic"
     sampling: Sampling = field(default_factory=Sampling)
     seed: int = 0
+    client: str = field(default=ENGINE, kw_only=True)
 
     def __post_init__(self) -> None:
         check_counts(context=self.context, batch=self.batch)
@@ -43,10 +45,11 @@ class DecodeCase(ModelCase):
 
     @property
     def slug(self) -> str:
-        """`decode-qwen2.5-7b-int4-b1-256k`, then `-shared` (one K/V cache), `-text`, the sampling where they apply."""
+        """`decode-qwen2.5-7b-int4-b1-256k`, then `-shared` (one K/V cache), `-text`, the client, the sampling."""
         parts = ["decode", self.config.name, self.weights, f"b{self.batch}", size_word(self.context)]
         parts += ["shared"] if self.shared_kv else []
         parts += ["text"] if self.prompt == "text" else []
+        parts += [self.client] if self.client != ENGINE else []
         return "-".join(parts) + self.sampling.word
 
     def columns(self) -> dict[str, Any]:
@@ -134,10 +137,10 @@ def default_list(
 
 def matching(cases: Sequence[DecodeCase], names: Sequence[str]) -> list[DecodeCase]:
     """Cases whose slug matches any glob (or contains the text), each once. Raises ValueError if none is left."""
-    found = [c for c in cases if not names or any(fnmatch(c.slug, n) or n in c.slug for n in names)]
-    if not found:
+    chosen = [c for c in cases if not names or any(fnmatch(c.slug, n) or n in c.slug for n in names)]
+    if not chosen:
         raise ValueError(f"--case {' '.join(names)}: no case matches; see `resa-bench decode --plan`")
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(chosen))
 
 
 def is_study(case: DecodeCase) -> bool:

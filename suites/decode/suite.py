@@ -7,24 +7,29 @@ from dataclasses import replace
 import torch
 from rich.console import Console
 
+from ...kernels import NotHere
 from ...profiling.attached import attached
 from ...profiling.ceilings import measure_ceilings
 from ...profiling.timing import make_timer
 from ..core import flags
-from ..core.flags import Flag, Options
+from ..core.flags import Flag, Options, number, whole
+from ..core.ranks import Ranks
+from ..core.reference import Part
 from ..core.registry import Plan, Suite
 from ..core.report import new_table
-from ..core.spec import MethodSpec, unique
+from ..core.spec import MethodSpec, dense_here, resa_here, unique
 from ..core.sweep import Sweep
-from ..engine.case import config_of, default_dtype
+from ..engine.case import config_of, default_dtype, share_of
+from ..engine.client import CLIENTS, ENGINE, load_client
 from ..engine.costs import memory_bytes, plan_costs
+from ..engine.exchange_time import ExchangeTime, exchange_time, measured_exchange
 from ..engine.measure import EAGER_STEPS, DecodePlan
 from ..engine.sampling import Sampling
 from ..micro.cases import DEFAULT_MODEL
 from ..model.config import MODELS
 from ..model.smollm import NAME as SMOLLM
 from .cases import TEXT_PERIODS, DecodeCase, default_list, default_specs, is_study, matching, study_specs
-from .run import run_case
+from .client import run_case
 from .table import print_report
 
 EXAMPLES = f"""examples:
@@ -35,20 +40,39 @@ EXAMPLES = f"""examples:
   resa-bench decode --model llama-3.1-8b --context 128K
   resa-bench decode --model ./checkpoint --prompt text --context 8K    a Hugging Face folder or a .gguf file
   resa-bench decode --batch 8 --context 256K --shared-kv               one K/V cache for all layers, as in the paper
+  torchrun --nproc-per-node 2 -m resa_bench.suites decode --model qwen2.5-32b --context 128K     two GPUs, one model
+  resa-bench decode --model llama-3.1-70b --simulate-ranks 8 --context 128K --weights int4    one of 8 GPUs, alone
+  resa-bench decode --client transformers --context 128K --batch 1     our methods inside transformers, beside its own
   resa-bench decode --rectify-every 16 32 64 128 --method resa triton-dense --context 256K
 
 A rerun goes on where the last one stopped (same device, commit and output folder); --fresh starts over."""
 
-DRIFT = Flag(
-    names=("--drift",), constant=True, default=False, help="ReSA: what each rectification says about the steps before"
-)
-NO_BREAKDOWN = Flag(names=("--no-breakdown",), constant=True, default=False, help="leave out the stages")
+DRIFT = flags.switch("--drift", "ReSA: what each rectification says about the steps before")
+SIMULATE_RANKS = Flag(
+    "--simulate-ranks", "what one of N GPUs does that share the model: its heads and columns, without the exchange",
+    kind=whole(2, 1024), metavar="N", group=flags.CASES,
+)  # fmt: skip
+EXCHANGE_US = Flag(
+    "--exchange-us", "an all-reduce of few bytes, as measured (default: NCCL's own model of an H100's NVLink)",
+    kind=number(0.0, 1e6, above=0.0), metavar="US",
+)  # fmt: skip
+EXCHANGE_GBPS = Flag(
+    "--exchange-gbps", "an all-reduce's bandwidth over each link, as measured; beside --exchange-us",
+    kind=number(0.0, 1e6, above=0.0), metavar="GB/s",
+)  # fmt: skip
+NO_BREAKDOWN = flags.switch("--no-breakdown", "leave out the stages")
+CLIENT = Flag(
+    "--client",
+    "software that runs the steps beside this project's engine: transformers, with our methods and its own dense",
+    choices=(ENGINE, *CLIENTS), default=ENGINE,
+)  # fmt: skip
 FLAGS = (
     flags.QUICK, flags.FULL, flags.CASE, flags.CONTEXT, flags.BATCH,
     flags.MODEL.but(help=f"{', '.join((*MODELS, SMOLLM))}, a Hugging Face folder or a .gguf file (presets have random "
                     "weights)"),
     flags.WEIGHTS, flags.DTYPE, flags.SHARED_KV, flags.PROMPT, flags.TEMPERATURE, flags.TOP_P, flags.SEED,
     *flags.METHOD_FLAGS, *flags.RUN_FLAGS, flags.SECONDS, flags.NO_EAGER, DRIFT, NO_BREAKDOWN,
+    CLIENT, SIMULATE_RANKS, EXCHANGE_US, EXCHANGE_GBPS,
 )  # fmt: skip
 
 
@@ -72,7 +96,7 @@ def choose_cases(options: Options, device: torch.device, period: int) -> list[De
         ValueError: options that do not go together, or contexts shorter than what is timed.
     """
     model, prompt = choose_model(options, device), choose_prompt(options, device)
-    config = config_of(model)
+    config = share_of(config_of(model), options.simulate_ranks)
     dtype = options.dtype or default_dtype(device)
     if prompt == "text" and model in MODELS:
         raise ValueError(f"--prompt text: {model} has random weights and no tokenizer; give --model a checkpoint")
@@ -90,6 +114,9 @@ def choose_cases(options: Options, device: torch.device, period: int) -> list[De
         ]
     else:
         cases = [c for c in listed if not options.weights or c.weights in options.weights]
+    if options.client != ENGINE:
+        check_client(options)
+        cases = [replace(c, client=options.client) for c in cases if c.weights == dtype and not c.shared_kv]
     cases = matching([replace(c, sampling=sampling) for c in cases], options.case)
     least = least_context(prompt, period)
     for case in cases:
@@ -102,6 +129,26 @@ def choose_cases(options: Options, device: torch.device, period: int) -> list[De
     return cases
 
 
+def choose_exchange(options: Options) -> tuple[float, float] | None:
+    """Latency and bandwidth of an all-reduce, as measured; None: as modelled. Raises ValueError for one alone."""
+    given = (options.exchange_us, options.exchange_gbps)
+    if given == (None, None):
+        return None
+    if None in given:
+        raise ValueError("--exchange-us, --exchange-gbps: one was given alone; a measured exchange has both")
+    return given
+
+
+def check_client(options: Options) -> None:
+    """Raises ValueError for options that a client does not serve."""
+    for name, given in (
+        ("--weights int4", "int4" in options.weights), ("--shared-kv", options.shared_kv),
+        ("--temperature", options.temperature > 0), ("--drift", options.drift),
+    ):  # fmt: skip
+        if given:
+            raise ValueError(f"{name}: is the engine's alone; leave it out beside --client {options.client}")
+
+
 def least_context(prompt: str, period: int) -> int:
     """The shortest context that holds what is timed."""
     return (TEXT_PERIODS * period if prompt == "text" else max(period, 2 * EAGER_STEPS)) + 1
@@ -109,9 +156,13 @@ def least_context(prompt: str, period: int) -> int:
 
 def choose_specs(options: Options, device: torch.device, prompt: str) -> list[MethodSpec]:
     """The default methods at the settings given; with --method those named, each as its name means everywhere."""
+    own = client_methods(options)
     sweep = Sweep.of(options)
     if sweep.names:
         return sweep.named()
+    if own:
+        names = (dense_here(device), resa_here(device), *own)
+        return unique(spec for name in names for spec in sweep.variants(name))
     specs = []
     for every in sweep.values("rectify_every"):
         base = replace(sweep.base(), rectify_every=every)
@@ -120,6 +171,16 @@ def choose_specs(options: Options, device: torch.device, prompt: str) -> list[Me
             sweep.values("window"), sweep.values("dense_layers", 2),
         )  # fmt: skip
     return unique(specs)
+
+
+def client_methods(options: Options) -> tuple[str, ...]:
+    """The dense methods of the client asked for, which are registered by then. Raises ValueError."""
+    if options.client == ENGINE:
+        return ()
+    try:
+        return load_client(options.client).METHODS
+    except NotHere as error:
+        raise ValueError(str(error)) from None
 
 
 def plan(options: Options, device: torch.device) -> Plan:
@@ -131,10 +192,10 @@ def plan(options: Options, device: torch.device) -> Plan:
     hidden = tool is not None and cuda and not options.no_breakdown
     measure = DecodePlan(
         seconds=options.seconds, eager=not options.no_eager, breakdown=not options.no_breakdown and not hidden,
-        drift=options.drift,
+        exchange=choose_exchange(options), drift=options.drift,
     )  # fmt: skip
     kinds = [*(["eager"] if measure.eager and cuda else []), *(["gap"] if measure.breakdown else [])]
-    narrowed = options.case or options.context or options.batch or options.weights or options.shared_kv
+    narrowed = options.context or options.batch or options.weights or options.shared_kv  # --case picks from the list
     study = cuda and options.scale == "default" and not narrowed and Sweep.of(options).plain
     note = f"under {tool}: stages are left out, since two tracers cannot share the GPU"
     return Plan(
@@ -149,28 +210,45 @@ def plan(options: Options, device: torch.device) -> Plan:
 
 
 def show_plan(plan: Plan, device: torch.device, console: Console) -> None:
-    """Memory and floors of every case, from shapes and this device's ceilings."""
+    """Memory and floors of every case, from shapes and this device's ceilings; of ranks, a rank's, and the exchange."""
+    ranks = Ranks.from_environment()
+    ranks.join(device)
+    given = plan.measure.exchange or measured_exchange(ranks, device)
+    ranks.leave()
+    models = [exchange_time(case.config, given) for case in plan.cases if isinstance(case, DecodeCase)]
     console.print("measuring the device's ceilings ...", highlight=False)
     ceilings = measure_ceilings(make_timer(device))
     total = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
     title = f"floors at {ceilings.read_gbps:.0f} GB/s read, {ceilings.matrix_tflops:.3g} TFLOP/s"
-    columns = ("case", "memory GB", "method", "floor ms a token", "tokens/s at most", "speed-up")
+    exchanged = next((model for model in models if model is not None), None)
+    memory = "memory GB" if exchanged is None else "memory GB a rank"
+    columns: tuple[str, ...] = ("case", memory, "method", "floor ms a token", "tokens/s at most", "speed-up")
+    if exchanged is not None:
+        columns = (*columns[:4], "exchange ms", *columns[4:])
+        console.print(f"exchange: {exchanged.source}; tokens/s and speed-up contain it", highlight=False)
     table = new_table(f"{title}; speed-up: what they allow over dense", columns)
     dense = next((spec for spec in plan.specs if spec.is_dense), None)
-    for case in plan.cases:
+    for case, model in zip(plan.cases, models, strict=True):
         assert isinstance(case, DecodeCase)
+
+        def times(spec: MethodSpec, case: DecodeCase = case, model: ExchangeTime | None = model) -> tuple[float, float]:
+            """The floor of a step, and its exchange, in microseconds."""
+            return plan_costs(case, spec).floor_us(ceilings), model.step_us(case, spec) if model else 0.0
+
         need = memory_bytes(case, list(plan.specs))
         fits = total is None or need <= total
-        dense_us = plan_costs(case, dense).floor_us(ceilings) if dense else None
+        dense_us = sum(times(dense)) if dense else None
         for i, spec in enumerate(plan.specs):
             if spec.is_dense and spec != dense:
                 continue  # all dense methods have the same floor
-            us = plan_costs(case, spec).floor_us(ceilings)
+            floor, apart = times(spec)
+            us = floor + apart
             table.add_row(
                 case.slug if i == 0 else "",
                 (f"{need / 1e9:.1f}" if fits else f"[red]{need / 1e9:.1f}[/]") if i == 0 else "",
                 "dense" if spec.is_dense else spec.label,
-                f"{us / 1e3:.2f}",
+                f"{floor / 1e3:.2f}",
+                *([f"{apart / 1e3:.2f}"] if exchanged is not None else []),
                 f"{case.batch / us * 1e6:.0f}",
                 f"{dense_us / us:.2f}x" if dense_us else "",
             )
@@ -179,4 +257,16 @@ def show_plan(plan: Plan, device: torch.device, console: Console) -> None:
         console.print(f"the device has {total / 1e9:.1f} GB; cases in red do not fit and are skipped", highlight=False)
 
 
-SUITE = Suite("decode", "a whole transformer, token by token", EXAMPLES, FLAGS, plan, run_case, print_report, show_plan)
+ENERGY = "--context 64K 256K --batch 1 4 --weights int4 --no-eager --no-breakdown --seconds 4"
+REFERENCE = (
+    Part("--case '*-b1-*'", gpu_minutes=4.0, cpu_minutes=4.0),
+    Part("--case '*-b4-*' '*-b8-*'", name="batches", gpu_minutes=4.0, cpu_minutes=None),
+    Part(
+        f"{ENERGY} --method resa resa-fused sdpa-cudnn triton-dense", name="energy", file="energy",
+        gpu_minutes=1.7, cpu_minutes=None,
+    ),
+)  # fmt: skip
+SUITE = Suite(
+    "decode", "a whole transformer, token by token", EXAMPLES, FLAGS, plan, run_case, print_report, show_plan,
+    shares_model=True, reference=REFERENCE,
+)  # fmt: skip

@@ -31,6 +31,7 @@ COLUMNS = (
     "method", "tokens/s", "ms a token", "p50", "p99", "of floor", "vs best dense", "floor allows", "J a token",
     "peak GB",
 )  # fmt: skip
+EXCHANGED = ("exchange ms", "tokens/s with it", "vs best dense with it")  # modelled, of simulated ranks
 
 
 def steps(rows: Sequence[Row]) -> list[Row]:
@@ -46,9 +47,13 @@ def case_table(case: str, rows: Sequence[Row], names: Names | None = None) -> Ta
     cache = ", one K/V cache shared by all layers" if first.shared_kv else ""
     prompt = "synthetic context" if first.selection_pattern == "synthetic" else "text prompt"
     idle = f"; the idle GPU takes {first.idle_watts:.0f} W" if first.idle_watts else ""
-    table = new_table(f"{case}: decoding with {first.weight_dtype} weights, {prompt}{cache}{idle}", COLUMNS)
+    modelled = next((r.exchange_model for r in of_case if r.modelled_tokens_per_s), None)
+    columns = COLUMNS if modelled is None else (*COLUMNS, *EXCHANGED)
+    title = f"{case}: decoding with {first.weight_dtype} weights, {prompt}{cache}{shared(first)}{idle}"
+    table = new_table(title if modelled is None else f"{title}\nexchange: {modelled}", columns)
     for row in sorted(steps(of_case), key=lambda r: -(r.tokens_per_s or 0)):
-        notes = [] if row.launch == launch else [str(row.launch)]
+        notes = [row.client] if row.client else []
+        notes += [] if row.launch == launch else [str(row.launch)]
         notes += ["fixed length"] if row.fixed_length else []
         table.add_row(
             titled(row, names, notes),
@@ -61,9 +66,29 @@ def case_table(case: str, rows: Sequence[Row], names: Names | None = None) -> Ta
             number(row.floor_speedup, ".2f", unit="x"),
             number(row.joules_per_token, ".2f"),
             number(row.peak_memory_bytes, ".1f", 1e-9),
+            *([] if modelled is None else exchanged(row)),
         )
     failed_lines(table, of_case, names)
     return table
+
+
+def shared(row: Row) -> str:
+    """What a title says of ranks that share the model."""
+    if row.ranks is None:
+        return ""
+    copies = f", each KV head on {row.kv_replicas}" if (row.kv_replicas or 1) > 1 else ""
+    if row.simulated:
+        return f"; ONE OF {row.ranks} RANKS alone, without the exchange{copies}"
+    return f"; over {row.ranks} ranks{copies}; floor and memory of one, joules of all"
+
+
+def exchanged(row: Row) -> tuple[str, str, str]:
+    """The cells of EXCHANGED."""
+    return (
+        number(row.modelled_exchange_us, ".2f", 1e-3),
+        number(row.modelled_tokens_per_s, ".1f"),
+        speedup(row.modelled_speedup),
+    )
 
 
 def breakdown_table(case: str, rows: Sequence[Row], names: Names | None = None) -> Table | None:

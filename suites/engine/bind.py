@@ -14,6 +14,7 @@ from ..model.decoder import Decoder
 from .checks import check_attention, check_rectified, check_replay
 from .engine import Engine, State, bind_layers
 from .gate import Check
+from .parallel import check_policy
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +65,13 @@ def can_capture(engine: Engine, device: torch.device) -> bool:
 
 
 def make_method(spec: MethodSpec, decoder: Decoder, batch: int, name: str | None = None) -> DecodeMethod:
-    """The method of a spec (or another by `name` at its settings) for a model's heads, bound to no cache yet."""
+    """The method of a spec (or another by `name` at its settings) for a model's heads, bound to no cache yet.
+
+    Raises:
+        Unsupported: its lists would have to span the ranks that share the model.
+    """
     kind = get_method(name or spec.name)
+    check_policy(kind, spec.config.gqa_policy, decoder.config)
     return kind(decoder.config.attention(batch), spec.config, dtype=decoder.dtype, device=decoder.device)
 
 

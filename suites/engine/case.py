@@ -9,9 +9,11 @@ import torch
 
 from ...kernels import AttentionShape, NotHere
 from ...kernels.config import DTYPES, ceil_div
+from ..core.ranks import Ranks
 from ..model.config import MODELS, ModelConfig
 from ..model.fingerprint import fingerprint
-from ..model.load import model_config
+from ..model.load import FOREIGN, foreign, model_config
+from ..model.parallel.shard import Shard
 from ..model.smollm import CONFIG as SMOLLM_CONFIG
 from ..model.smollm import NAME as SMOLLM
 
@@ -40,8 +42,11 @@ class ModelCase:
         def batch(self) -> int: ...
         @property
         def context(self) -> int: ...
-        @property
-        def weights(self) -> str: ...
+
+    @property
+    def weights(self) -> str:
+        """Of the activations' type, unless a case says otherwise."""
+        return self.dtype
 
     @property
     def shape(self) -> AttentionShape:
@@ -70,6 +75,7 @@ class ModelCase:
             "kv_heads": self.config.kv_heads,
             "head_dim": self.config.head_dim,
             "layers": self.config.layers,
+            **shares(self.config),
             "model_fingerprint": fingerprint_of(self.model),
             "dtype": self.dtype,
             "weight_dtype": self.weights,
@@ -77,6 +83,37 @@ class ModelCase:
             "paged": False,
             "seed": self.seed,
         }
+
+
+def shares(config: ModelConfig) -> dict[str, Any]:
+    """What a row says of ranks that share a model; heads beside it are one rank's."""
+    if config.ranks == 1:
+        return {}
+    return {"ranks": config.ranks, "simulated": config.simulated, "kv_replicas": config.kv_replicas}
+
+
+def share_of(config: ModelConfig, simulated: int | None = None) -> ModelConfig:
+    """What one rank has of a model: of those that torchrun started, or of as many simulated ones; else the whole.
+
+    (Of unequal shares it is the first rank's, the largest.)
+
+    Raises:
+        ValueError: both, or a model that so many ranks cannot share.
+    """
+    world = Ranks.from_environment().world
+    if simulated and world > 1:
+        raise ValueError(f"--simulate-ranks {simulated}: torchrun has started {world} real ones; run it alone")
+    if (simulated or world) == 1:
+        return config
+    return Shard(0, simulated or world, bool(simulated)).config(config)
+
+
+def shard_of(config: ModelConfig) -> Shard | None:
+    """This process's share of a model; None for the whole. Alone, where ranks are simulated, it is the first's."""
+    if config.ranks == 1:
+        return None
+    rank = 0 if config.simulated else torch.distributed.get_rank()
+    return Shard(rank, config.ranks, config.simulated)
 
 
 @cache
@@ -130,6 +167,11 @@ def real_model(model: str, why: str) -> ModelConfig:
     if model in MODELS:
         raise ValueError(f"--model {model}: {why}; give a checkpoint")
     return config_of(model)
+
+
+def model_notes(model: str) -> list[str]:
+    """What a person is told of a model before a run: that another library runs it."""
+    return [f"{model}: {FOREIGN}"] if foreign(model) else []
 
 
 def default_dtype(device: torch.device) -> str:

@@ -69,10 +69,12 @@ class State:
 
     @property
     def batch(self) -> int:
+        """Sequences."""
         return self.lengths.shape[0]
 
     @property
     def capacity(self) -> int:
+        """Tokens that each cache has room for."""
         return self.caches[0].capacity
 
     def start(self, length: int | Tensor, pending: Tensor) -> None:
@@ -274,7 +276,9 @@ class Engine:
             run()
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # NCCL's own thread asks for events while this one captures: no error of ours
+        mode = "global" if self.decoder.exchange is None else "thread_local"
+        with torch.cuda.graph(graph, capture_error_mode=mode):
             run()
         return Replay(graph, (self, run))
 

@@ -10,7 +10,7 @@ import torch
 
 from ...kernels import Unsupported
 from ..model.load import LoadedModel, load_decoder
-from .case import ModelCase
+from .case import ModelCase, shard_of
 from .checks import check_linears
 from .engine import State
 from .prompt import english_text, prefill
@@ -31,14 +31,17 @@ class Loader:
         Raises:
             CheckFailed: a linear layer is wrong.
         """
-        key = (case.model, case.weights, case.dtype, case.seed)
+        key = (case.config.name, case.model, case.weights, case.dtype, case.seed)
         if self._model is None or self._key != key:
             self._model = self._prefilled = None
             release(device)
             self._model = load_decoder(
-                case.model, dtype=case.torch_dtype, device=device, weight_dtype=case.weights, seed=case.seed
-            )
+                case.model, dtype=case.torch_dtype, device=device, weight_dtype=case.weights, seed=case.seed,
+                shard=shard_of(case.config),
+            )  # fmt: skip
             self._key, self._checked = key, set()
+        if case.config.ranks > 1:
+            torch.manual_seed(case.seed)  # ranks sample alike
         check_linears(self._model.decoder, rows - self._checked)
         self._checked |= rows
         return self._model
@@ -62,9 +65,9 @@ class Loader:
 
 def copy_tokens(source: State, target: State, tokens: int) -> None:
     """Copy the first tokens' K and V of one sequence to every sequence of another state."""
-    for theirs, mine in zip(source.caches, target.caches, strict=True):
-        mine.k[:, :, :tokens] = theirs.k[:, :, :tokens]
-        mine.v[:, :, :tokens] = theirs.v[:, :, :tokens]
+    for original, copy in zip(source.caches, target.caches, strict=True):
+        copy.k[:, :, :tokens] = original.k[:, :, :tokens]
+        copy.v[:, :, :tokens] = original.v[:, :, :tokens]
 
 
 def release(device: torch.device) -> None:

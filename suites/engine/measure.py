@@ -6,13 +6,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import TypeVar
 
 import torch
 
 from ...profiling.energy import EnergyCounter
 from ...profiling.ranges import span
 from ...profiling.stats import quantile
+from ..core.ranks import Ranks
 
+T = TypeVar("T")
 EAGER_STEPS = 8  # timed after as many of warm-up: an eager step costs the host tens of milliseconds
 
 
@@ -24,6 +27,7 @@ class DecodePlan:
     seconds: float = 2.0  # at least, so that the energy counter has something to count
     eager: bool = True  # on a GPU: some steps launched eagerly beside
     breakdown: bool = True
+    exchange: tuple[float, float] | None = None  # latency in us and GB/s a link of ranks' all-reduce; None: modelled
     drift: bool = False  # of methods that rectify: what each rectification says about the steps before it
 
 
@@ -48,10 +52,27 @@ class Timing:
 
     @property
     def wall_mean_us(self) -> float:
+        """The same by the wall clock."""
         return self.wall_us / len(self.token_us) + self.apart_us
 
     def quantile_us(self, q: float) -> float:
+        """The interval that a share `q` of all does not exceed."""
         return quantile(sorted(self.token_us), q)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for a GPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def wall_seconds(run: Callable[[], T], device: torch.device) -> tuple[float, T]:
+    """Seconds by the wall clock until the device is done, and what `run` gives."""
+    synchronize(device)
+    start = time.perf_counter()
+    result = run()
+    synchronize(device)
+    return time.perf_counter() - start, result
 
 
 def time_period(
@@ -79,8 +100,7 @@ def time_period(
         else:
             times.append(clock())
 
-    if cuda:
-        torch.cuda.synchronize(device)
+    synchronize(device)
     start = clock()
     stamp()
     for n in range(1, tokens + 1):
@@ -90,8 +110,7 @@ def time_period(
             with span("rectification", context):
                 rectify()
         stamp()
-    if cuda:
-        torch.cuda.synchronize(device)
+    synchronize(device)
     wall = (clock() - start) * 1e6
     if cuda:
         return [a.elapsed_time(b) * 1e3 for a, b in pairwise(stamps)], wall
@@ -110,18 +129,21 @@ def time_decoding(
     energy: EnergyCounter | None = None,
     clock: Callable[[], float] = time.perf_counter,
     context: int | None = None,
+    ranks: Ranks | None = None,
 ) -> Timing:
     """Time at least `periods` whole periods of `tokens` tokens, and at least `seconds` of wall time.
 
     Args:
         restart: called before every period, outside the timed spans.
         context: tokens at each period's end, where all end alike.
+        ranks: that decode together: the first decides how long, and its times are everyone's; joules are summed.
     """
+    ranks = ranks or Ranks()
     timing = Timing()
     before = energy.joules() if energy else None
     begin = clock()
     done = 0
-    while done < periods or clock() - begin < seconds:
+    while ranks.same(done < periods or clock() - begin < seconds):
         restart()
         intervals, wall = time_period(step, rectify, tokens, device, clock, context)
         timing.token_us += intervals
@@ -132,4 +154,7 @@ def time_decoding(
     after = energy.joules() if energy else None
     if before is not None and after is not None:
         timing.joules = after - before
+    joules = ranks.gathered(timing.joules)
+    timing = ranks.same(timing)
+    timing.joules = None if None in joules else sum(filter(None, joules))
     return timing

@@ -20,13 +20,15 @@ from ..engine.sampling import Sampling
 from ..model.config import ModelConfig
 from ..model.load import LoadedModel
 from .generate import Answer, Batch, places_needed
-from .judge import Judge
+from .judge import Verdict
 from .problems import Problem
 from .prompting import prompt_ids
 from .records import REFUSED, Record, RecordFile, Setting
 from .sampling import StreamSampling
 from .work import Item
 
+Judges = Callable[[str, str], Verdict]
+"""From the expected answer and a text to what became of it."""
 PERIOD = 32  # steps between looks at the tokens, of methods that do not rectify
 CHECK_TOKENS = 1024  # that methods are checked at
 TEXT_CHARS = 4000  # of an answer's end kept in its record
@@ -118,7 +120,7 @@ class MathsRun:
         return Batch(bound, sampling, steps, max_tokens=case.max_tokens, ends=ends, seed=case.seed)
 
     def answer(
-        self, spec: MethodSpec, items: Sequence[Item], judge: Judge, file: RecordFile,
+        self, spec: MethodSpec, items: Sequence[Item], judge: Judges, file: RecordFile,
         on_period: Callable[[int], None] = lambda _: None,
     ) -> Iterator[list[Record]]:  # fmt: skip
         """Answer `items` under a method; records as they come, written before they are handed on.
@@ -144,7 +146,7 @@ class MathsRun:
                 yield records
         release(self.device)
 
-    def judged(self, spec: MethodSpec, answer: Answer, judge: Judge) -> Record:
+    def judged(self, spec: MethodSpec, answer: Answer, judge: Judges) -> Record:
         """The record of an answer."""
         assert self.loaded.tokenizer is not None
         text = self.loaded.tokenizer.decode(answer.ids, special=False)

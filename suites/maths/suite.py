@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,22 +17,25 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ...profiling.device import describe
 from ..core import flags
 from ..core.command import result_path
+from ..core.exits import DONE, FAILED, INTERRUPTED
 from ..core.failure import failure
 from ..core.flags import CASES, Flag, Options
+from ..core.ranks import RankLost, Ranks
+from ..core.reference import Part
 from ..core.registry import Plan, Suite
-from ..core.results import read_rows, rewrite, write_csv
-from ..core.runner import INTERRUPTED
+from ..core.results import check_folder, check_place, read_rows, rewrite, write_csv
 from ..core.spec import MethodSpec, dense_here, joining, resa_here
 from ..core.sweep import Sweep
-from ..engine.case import default_dtype, real_model
+from ..engine.case import default_dtype, real_model, share_of
 from ..engine.sampling import Sampling
 from ..model.smollm import NAME as SMOLLM
-from .judge import LIMIT_S, Judge, unavailable
+from .judge import LIMIT_S, UNJUDGED, Judge, unavailable
 from .problems import GSM_PACKAGE, Problem, gsm_symbolic, load_problems, sums
 from .prompting import STYLES
 from .records import REFUSED, Record, RecordFile, read_records
 from .run import MathsCase, MathsRun, encode, load
 from .table import print_report, result_rows
+from .together import Unwritten, unjudged
 from .work import Item, Rank, repeat
 
 EXAMPLES = f"""examples:
@@ -41,6 +45,7 @@ EXAMPLES = f"""examples:
   resa-bench maths --problems mine.jsonl --samples 4   an object a line: problem (or question), answer, id
   torchrun --nproc-per-node 8 -m resa_bench.suites maths --problems ... --model ... --output runs/maths
                                                        the same on 8 GPUs, each with its share of the answers
+  torchrun --nproc-per-node 2 -m resa_bench.suites maths --tensor-parallel --model ...     one model on 2 GPUs
   resa-bench maths --table runs/maths                  the table of what is there so far
 
 the paper's table (arXiv 2506.04108): its five sets lie in ReSA/math_data of github.com/microsoft/unilm as
@@ -64,13 +69,12 @@ MODEL = "which model, and how it is asked"
 
 
 def _count(name: str, help: str, default: int | None = None) -> Flag:
-    return Flag(names=(name,), kind=flags.whole(), group=CASES, metavar="N", default=default, help=help)
+    return Flag(name, help, CASES, kind=flags.whole(), metavar="N", default=default)
 
 
 FLAGS = (
     flags.QUICK.but(help="well under a minute"),
-    Flag(names=("--problems",), many=True, kind=flags.path, default=(), group=CASES, metavar="FILE",
-         help="JSON Lines, a set each"),
+    flags.several("--problems", "JSON Lines, a set each", kind=flags.path, metavar="FILE"),
     _count("--gsm-symbolic", "N problems drawn from its 100 templates"),
     _count("--sums", "N sums, differences, products (the default)"),
     _count("--limit", "the first N problems of each file"),
@@ -78,25 +82,31 @@ FLAGS = (
     _count("--answers", "samples such that each set gets at least N answers"),
     flags.MODEL.but(group=MODEL, default=SMOLLM, help="SmolLM2, a folder or a .gguf file"),
     flags.DTYPE.but(group=MODEL, help="default bf16, on a CPU fp32"),
-    Flag(names=("--int4",), constant=True, default=False, group=MODEL, help="4-bit weights"),
+    flags.switch("--int4", "4-bit weights", MODEL),
     flags.PROMPT.but(choices=STYLES, default="chat", group=MODEL, help="plain: the authors' text, without a template"),
-    Flag(names=("--max-tokens",), kind=flags.tokens, group=MODEL, metavar="TOKENS",
-         help="new tokens (default 16K, on a CPU 192)"),
+    Flag("--max-tokens", "new tokens (default 16K, on a CPU 192)", MODEL, kind=flags.tokens, metavar="TOKENS"),
     flags.TEMPERATURE.but(group=MODEL, default=0.6, help="default 0.6; 0 is greedy"),
     flags.TOP_P.but(group=MODEL, default=None, help="default 0.9"),
     flags.SEED.but(group=MODEL),
     *flags.METHOD_FLAGS,
     flags.BATCH.but(many=False, default=8, group=flags.RUN, help="answers decoded together on each device (default 8)"),
-    Flag(names=("--judge-s",), kind=flags.number(0.0, 3600.0, above=0.0), default=LIMIT_S, metavar="S",
-         help="most seconds to judge an answer"),
-    flags.DEVICE, flags.OUTPUT, flags.PLAN.but(names=("--plan",), help="print problems and methods, and stop"),
-    Flag(names=("--table",), kind=flags.path, metavar="DIR", help="print the table of a run's output, and stop"),
+    Flag("--judge-s", "most seconds to judge an answer", kind=flags.number(0.0, 3600.0, above=0.0), default=LIMIT_S,
+         metavar="S"),
+    flags.switch("--judge-again",
+                 "judge anew, by the end of its text, each answer there whose judging took too long or crashed"),
+    flags.switch("--tensor-parallel", "under torchrun all ranks share one model, and not the problems"),
+    flags.DEVICE, flags.OUTPUT, flags.PLAN.but(names="--plan", help="print problems and methods, and stop"),
+    Flag("--table", "print the table of a run's output, and stop", kind=flags.path, metavar="DIR"),
 )  # fmt: skip
 
 
-def choose_problems(options: Options, device: torch.device) -> list[Problem]:
-    """Those of the files and of the generators; sums by default. Raises ValueError."""
-    problems, count = load_problems(options.problems, options.limit), options.sums
+def choose_problems(options: Options, device: torch.device, warn: Callable[[str], None]) -> list[Problem]:
+    """Those of the files and of the generators; sums by default. Raises ValueError.
+
+    Args:
+        warn: is told which records of the files are left out.
+    """
+    problems, count = load_problems(options.problems, options.limit, warn), options.sums
     if count is None and options.gsm_symbolic is None and not options.problems:
         count = QUICK_SUMS if options.scale == "quick" else GPU_SUMS if device.type == "cuda" else CPU_SUMS
     problems += sums(count, options.seed) if count is not None else []
@@ -106,6 +116,7 @@ def choose_problems(options: Options, device: torch.device) -> list[Problem]:
 def choose_case(options: Options, device: torch.device) -> MathsCase:
     """Raises ValueError for a model without text, or of another architecture."""
     config = real_model(options.model, "random weights solve nothing")
+    config = share_of(config) if options.tensor_parallel else config
     max_tokens = PAPER_TOKENS if device.type == "cuda" or options.problems else CPU_TOKENS
     if options.scale == "quick":
         max_tokens = QUICK_TOKENS
@@ -159,60 +170,83 @@ def act(options: Options, device: torch.device, command: str, console: Console) 
     if options.table is not None:
         return show_table(options.table, console)
     rank = Rank.from_environment()
+    ranks = Ranks.from_environment() if options.tensor_parallel else Ranks()
     device = rank.device(device)
+    if options.tensor_parallel:  # to each rank all the problems
+        rank = Rank()
+        console = console if ranks.first else Console(quiet=True)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     missing_package = unavailable()
     if missing_package:
         raise ValueError(missing_package)
     case, specs = choose_case(options, device), choose_specs(options, device)
-    problems = choose_problems(options, device)
+    problems = choose_problems(options, device, partial(console.print, style="yellow", highlight=False, markup=False))
     path = result_path("maths", options, device)
     folder = path.with_suffix("")
     if rank.rank == 0:
         sets = list(dict.fromkeys(p.set for p in problems))
         counted = ", ".join(f"{name} ({sum(p.set == name for p in problems)})" for name in sets)
-        console.print(f"{case.config.name}, {case.dtype}, on {rank.world} x {device.type}: {counted}", highlight=False)
-        console.print(f"methods: {', '.join(s.label for s in specs)}; answers in {folder}", highlight=False)
+        console.print(
+            f"{case.config.name}, {case.dtype}, on {max(rank.world, ranks.world)} x {device.type}: {counted}",
+            highlight=False,
+            markup=False,
+        )
+        console.print(
+            f"methods: {', '.join(s.label for s in specs)}; answers in {folder}", highlight=False, markup=False
+        )
     if options.plan:
         return 0
+    check_folder(folder)
+    check_place(path)
     meets = rank.meet()
+    ranks.join(device)
     asked = repeat(problems, options.samples, options.answers)
     case = replace(case, batch=min(case.batch, len(rank.share(asked)) or 1))  # more places would stay empty
     loaded = load(case, specs, device)
     prompts = encode(problems, loaded, case.prompt)
     items = [Item(problem, sample, tuple(prompts[problem])) for problem, sample in asked]
     run = MathsRun(case, specs, items, loaded, device)
-    file = RecordFile(folder, rank.rank, rank.world)
+    file = RecordFile(folder, rank.rank, rank.world) if ranks.first else Unwritten(folder)
+    if options.judge_again and rank.rank == 0 and isinstance(file, RecordFile):
+        judge_again(folder, file, options.judge_s, console)
     try:
-        failures = answer_all(run, specs, rank, items, options.judge_s, file, console)
+        failures = answer_all(run, specs, rank, items, options.judge_s, file, console, ranks)
+    except RankLost as error:
+        Console(stderr=True).print(f"[red]resa-bench maths:[/] {escape(str(error))}; judged answers are kept")
+        return 1
     except KeyboardInterrupt:
         console.print("[yellow]interrupted:[/] judged answers are kept; the same command goes on from here")
         return INTERRUPTED
     rank.wait()
-    if rank.rank == 0:
+    ranks.leave()
+    if rank.rank == 0 and ranks.first:
         known = {(p.set, p.id, p.digest) for p in problems}
         records = [
             r for r in read_records(folder) if r.setting == case.setting and (r.set, r.problem, r.digest) in known
         ]
         wanted = {run.record(spec, item, REFUSED).key for spec in specs for item in items}
         missing = len(wanted - {record.key for record in records})
-        print_report(records, console)
         write_rows(path, records, case, device, command)
-        console.print(f"{len(records)} answers in {folder}, accuracies in {path}")
+        print_report(records, console)
+        console.print(f"{len(records)} answers in {folder}, accuracies in {path}", highlight=False, markup=False)
         if not meets:
-            console.print(f"other ranks may not be done: resa-bench maths --table {folder.parent} once they are")
+            text = f"other ranks may not be done: resa-bench maths --table {folder.parent} once they are"
+            console.print(text, highlight=False, markup=False)
         elif missing:
             console.print(f"[yellow]{missing} of {len(wanted)} answers are missing:[/] the same command goes on")
-    return int(bool(failures))
+    return FAILED if failures else DONE
 
 
 def answer_all(
     run: MathsRun, specs: Sequence[MethodSpec], rank: Rank, items: Sequence[Item], judge_s: float, file: RecordFile,
-    console: Console,
+    console: Console, ranks: Ranks,
 ) -> list[str]:  # fmt: skip
-    """This rank's share under every method; a method that fails costs its own answers alone. What failed, in words."""
-    done = {record.key for record in read_records(file.path.parent)}
+    """This rank's share under every method; a method that fails costs its own answers alone. What failed, in words.
+
+    `ranks`: those that share the model. Raises RankLost where one of them failed alone.
+    """
+    done = ranks.same({record.key for record in read_records(file.path.parent)} if ranks.first else set())
     share = rank.share(items)
     failures: list[str] = []
     left = {spec: [i for i in share if run.record(spec, i, REFUSED).key not in done] for spec in specs}
@@ -224,7 +258,7 @@ def answer_all(
     quiet = not console.is_terminal or rank.rank != 0
     with (
         Judge(judge_s) as judge,
-        Progress(*columns, TextColumn("{task.fields[step]}"), console=console, disable=quiet) as progress,
+        Progress(*columns, TextColumn("{task.fields[step]}", markup=False), console=console, disable=quiet) as progress,
     ):
         task = progress.add_task("answers", total=count, step="")
         for spec in specs:
@@ -235,22 +269,35 @@ def answer_all(
                 progress.update(task, step=f"{name}: {tally.text()}")
 
             try:
-                for records in run.answer(spec, left[spec], judge, file, on_period):
+                for records in run.answer(spec, left[spec], judge if ranks.first else unjudged, file, on_period):
                     tally.answers += sum(r.outcome != REFUSED for r in records)
                     tally.right += sum(r.outcome == "right" for r in records)
                     progress.advance(task, len(records))
                     report_refused(records, spec, specs, console)
                     if not console.is_terminal and time.monotonic() - printed > LOG_S:
                         printed = time.monotonic()
-                        console.print(f"rank {rank.rank}, {spec.label}: {tally.text()}", highlight=False)
+                        console.print(f"rank {rank.rank}, {spec.label}: {tally.text()}", highlight=False, markup=False)
             except Exception as error:
+                ranks.failed(error)
                 outcome = failure(error)
                 failures += [outcome["reason"]] if outcome["status"] != "skipped" else []
                 console.print(f"[red]{spec.label} {outcome['status']}:[/] {escape(outcome['reason'])}", highlight=False)
                 continue
             if left[spec] and not console.is_terminal:
-                console.print(f"rank {rank.rank}, {spec.label}: {tally.text()}", highlight=False)
+                console.print(f"rank {rank.rank}, {spec.label}: {tally.text()}", highlight=False, markup=False)
     return failures
+
+
+def judge_again(folder: Path, file: RecordFile, judge_s: float, console: Console) -> None:
+    """Judge the answers of a folder whose judging was cut short by the text that was kept, into this process's file."""
+    unjudged = [record for record in read_records(folder) if record.outcome in UNJUDGED]
+    with Judge(judge_s) as judge:
+        for record in unjudged:
+            verdict = judge(record.expected, record.text)
+            if verdict.outcome not in UNJUDGED:
+                file.append([replace(record, outcome=verdict.outcome, extracted=verdict.extracted)])
+    judged = len(unjudged) - sum(record.outcome in UNJUDGED for record in read_records(folder))
+    console.print(f"{judged} of {len(unjudged)} answers that were not judged are now", highlight=False)
 
 
 def report_refused(records: Sequence[Record], spec: MethodSpec, specs: Sequence[MethodSpec], console: Console) -> None:
@@ -258,7 +305,9 @@ def report_refused(records: Sequence[Record], spec: MethodSpec, specs: Sequence[
     if spec == specs[0]:
         for record in records:
             if record.outcome == REFUSED and record.sample == 0:
-                console.print(f"[yellow]refused:[/] {record.set}/{record.problem}: {record.reason}", highlight=False)
+                console.print(
+                    f"[yellow]refused:[/] {escape(f'{record.set}/{record.problem}: {record.reason}')}", highlight=False
+                )
 
 
 def write_rows(path: Path, records: Sequence[Record], case: MathsCase, device: torch.device, command: str) -> None:
@@ -284,5 +333,5 @@ def show_table(folder: Path, console: Console) -> int:
 
 SUITE = Suite(
     "maths", "problems solved under each method: accuracy and length", EXAMPLES, FLAGS, plan, act=act,
-    extra="maths",
+    extra="maths", reference=(Part("--quick --sums 16", gpu_minutes=0.7, cpu_minutes=2.0),),
 )  # fmt: skip

@@ -14,6 +14,7 @@ from torch import Tensor
 from .config import ModelConfig, RopeScaling, usable_context
 from .decoder import Decoder
 from .families import families
+from .parallel.shard import Shard
 from .schema import MOST, Fields, one_line, parse_object, read_text, shown
 from .weight_files import ADAPTER_FILES, INDEX, SINGLE, StoredTensor, stored_tensors, weight_files
 from .weights import Stored, assemble
@@ -23,9 +24,10 @@ COMPARED_ROWS = 4096  # of embedding and head that are held at a time
 
 
 def load_checkpoint(
-    folder: Path, *, dtype: torch.dtype, device: torch.device, weight_dtype: str | None = None
-) -> Decoder:
-    """The decoder in `folder`, cast to `dtype`; `weight_dtype` as for `random_decoder`.
+    folder: Path, *, dtype: torch.dtype, device: torch.device, weight_dtype: str | None = None,
+    shard: Shard | None = None,
+) -> Decoder:  # fmt: skip
+    """The decoder in `folder`, cast to `dtype`; `weight_dtype` and `shard` as for `random_decoder`.
 
     Raises:
         ValueError: a file or tensor is missing or malformed, which files are the model cannot be told, or the model is
@@ -49,7 +51,7 @@ def load_checkpoint(
 
     stored = Stored({name: tensor.shape for name, tensor in tensors.items()}, read, str(folder))
     stored.check_shapes(config)
-    decoder = assemble(config, stored, dtype=dtype, device=device, weight_dtype=weight_dtype)
+    decoder = assemble(config, stored, dtype=dtype, device=device, weight_dtype=weight_dtype, shard=shard)
     stored.check_all_read("rotary_emb.inv_freq", *((HEAD,) if config.tied_head else ()))
     return decoder
 
@@ -85,6 +87,10 @@ def _open(folder: Path, paths: set[Path]) -> dict[Path, Any]:
         raise ValueError(f"{folder}: the weights cannot be read: {one_line(error)}") from None
 
 
+class UnknownFamily(ValueError):
+    """A model of a family that `Decoder` does not compute; transformers may."""
+
+
 def read_config(folder: Path) -> ModelConfig:
     """config.json as a ModelConfig, every field checked. `context` is what the model is usable for, scaling included.
 
@@ -96,7 +102,7 @@ def read_config(folder: Path) -> ModelConfig:
     fields = Fields(read_json(folder, "config.json"), str(folder / "config.json"))
     model_type = fields.values.get("model_type")
     if not isinstance(model_type, str) or model_type not in families():
-        raise ValueError(f"{folder}: model_type is {shown(model_type)}, supported are {', '.join(families())}")
+        raise UnknownFamily(f"{folder}: model_type is {shown(model_type)}, supported are {', '.join(families())}")
     family = families()[model_type]
     _reject_unsupported(folder, fields)
     fields.check_present(

@@ -51,7 +51,10 @@ def usable_context(stated: int, scaling: RopeScaling | None) -> int:
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """Shape of a decoder. `ffn` is the width of SwiGLU's halves."""
+    """Shape of a decoder. `ffn` is the width of SwiGLU's halves.
+
+    Of a model that several ranks share (parallel/shard.py) heads and `ffn` are those of one rank.
+    """
 
     name: str
     layers: int
@@ -68,15 +71,20 @@ class ModelConfig:
     qkv_bias: bool = False
     qk_norm: bool = False
     tied_head: bool = False
+    ranks: int = 1  # that share the model
+    simulated: bool = False  # one of them runs alone, without the exchange
+    kv_replicas: int = 1  # ranks that hold the same KV heads
 
     def __post_init__(self) -> None:
         self.attention(1)  # checks the heads
 
     def attention(self, batch: int) -> AttentionShape:
+        """Of one layer, for so many sequences. Raises ValueError for heads that do not divide."""
         return AttentionShape(batch, self.q_heads, self.kv_heads, self.head_dim)
 
     @property
     def qkv_width(self) -> int:
+        """Rows of the fused projection of q, k and v."""
         return (self.q_heads + 2 * self.kv_heads) * self.head_dim
 
     @property
@@ -87,7 +95,13 @@ class ModelConfig:
 
     @property
     def head_parameters(self) -> int:
-        return self.vocab * self.hidden
+        """Parameters of the head; of one rank's part of it."""
+        return self.vocab // self.ranks * self.hidden
+
+    @property
+    def embedding_parameters(self) -> int:
+        """Of the embedding, beyond a head that is a part of it."""
+        return self.vocab * self.hidden - (self.head_parameters if self.tied_head else 0)
 
     def rotary(self) -> tuple[Tensor, float]:
         """Inverse frequencies, float32 `[D / 2]`, and the factor on cos and sin (yarn's; 1 otherwise).
@@ -133,6 +147,13 @@ MODELS = {
             "llama-3.1-8b", 32, 4096, 32, 8, 128, 14336, 128256,
             norm_eps=1e-5, rope_theta=5e5, rope_scaling=LLAMA3_SCALING,
         ),
+        ModelConfig(
+            "llama-3.1-70b", 80, 8192, 64, 8, 128, 28672, 128256,
+            norm_eps=1e-5, rope_theta=5e5, rope_scaling=LLAMA3_SCALING,
+        ),
+        ModelConfig("qwen2.5-32b", 64, 5120, 40, 8, 128, 27648, 152064, norm_eps=1e-5, qkv_bias=True),
+        ModelConfig("qwen2.5-72b", 80, 8192, 64, 8, 128, 29568, 152064, norm_eps=1e-5, qkv_bias=True),
+        ModelConfig("qwen3-32b", 64, 5120, 64, 8, 128, 25600, 151936, context=40960, qk_norm=True),
         ModelConfig("qwen3-8b", 36, 4096, 32, 8, 128, 12288, 151936, context=40960, qk_norm=True),
     )
 }  # fmt: skip

@@ -3,13 +3,15 @@
 Rows are tokens: a decode step has one a sequence, rectification f, prefill a chunk. The decoder never touches a cache.
 Whoever runs it passes `attend(layer, cells)`, which is handed the roped queries, keys and values of that layer's rows
 and returns the attention's output; how K and V are kept, and what is attended to, is the caller's method.
+
+With an `exchange` the decoder is one rank's share of a model: what its second matrices yield is summed over the ranks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -20,6 +22,7 @@ from ...kernels.linear.rope import rope_split
 from ...kernels.linear.weights import DenseWeight, Norm
 from ...profiling.ranges import mark, span
 from .config import ModelConfig
+from .parallel.exchange import Exchange
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,7 @@ class LayerWeights:
 
     @property
     def linears(self) -> tuple[Weight, ...]:
+        """The projections, which 4-bit weights shrink."""
         return self.qkv, self.o, self.gate_up, self.down
 
 
@@ -54,20 +58,27 @@ class Cells(Protocol):
 class Decoder:
     """A model's weights and what it computes with them."""
 
+    own_linears: ClassVar[bool] = True
+    """Whether its linear layers are this project's kernels."""
+
     def __init__(
-        self, config: ModelConfig, embedding: Tensor, layers: Sequence[LayerWeights], norm: Norm, head: Weight
-    ) -> None:
-        """`embedding` `[vocab, hidden]`; `head` `[vocab, hidden]`, the embedding itself where it is tied."""
+        self, config: ModelConfig, embedding: Tensor, layers: Sequence[LayerWeights], norm: Norm, head: Weight,
+        exchange: Exchange | None = None,
+    ) -> None:  # fmt: skip
+        """`embedding` `[vocab, hidden]`; `head` `[vocab / ranks, hidden]`, (a part of) the embedding if it is tied."""
+        self.exchange = exchange
         self.config, self.embedding, self.layers, self.norm, self.head = config, embedding, list(layers), norm, head
         frequency, self._rotary_factor = config.rotary()
         self._frequency = frequency.to(embedding.device)
 
     @property
     def dtype(self) -> torch.dtype:
+        """Of activations, embedding and norms."""
         return self.embedding.dtype
 
     @property
     def device(self) -> torch.device:
+        """Where the weights lie."""
         return self.embedding.device
 
     @property
@@ -78,8 +89,11 @@ class Decoder:
     @property
     def parameter_bytes(self) -> int:
         """Bytes that the weights take."""
-        tied = isinstance(self.head, DenseWeight) and self.head.weight is self.embedding
-        return self.weight_bytes + (0 if tied else self.embedding.numel() * self.embedding.element_size())
+        embedding = self.embedding.numel() * self.embedding.element_size()
+        tied = isinstance(self.head, DenseWeight) and (
+            self.head.weight.untyped_storage().data_ptr() == self.embedding.untyped_storage().data_ptr()
+        )
+        return self.weight_bytes + embedding - (self.head.bytes if tied else 0)
 
     def rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin, float32 `[rows, D / 2]`, of integer positions `[rows]`."""
@@ -107,10 +121,23 @@ class Decoder:
             self.project(i, x, rotary, cells)
         attended = attend(i, cells)
         with mark("project"):
-            x = linear(attended.reshape(len(x), -1), layer.o, residual=x)
+            x = linear(attended.reshape(len(x), -1), layer.o, residual=self._residual(x))
+        x = self._sum(x)
         with mark("ffn"):
             inner = linear(x, layer.gate_up, norm=layer.ffn_norm, swiglu=True)
-            return linear(inner, layer.down, residual=x)
+            x = linear(inner, layer.down, residual=self._residual(x))
+        return self._sum(x)
+
+    def _residual(self, x: Tensor) -> Tensor | None:
+        """What this rank adds to its product: of all ranks, one adds the residual."""
+        return x if self.exchange is None or self.exchange.adds_residual else None
+
+    def _sum(self, x: Tensor) -> Tensor:
+        """Hidden states `[rows, hidden]` summed over the ranks."""
+        if self.exchange is None or self.config.simulated:
+            return x
+        with mark("all-reduce"):
+            return self.exchange.add(x)
 
     def hidden(self, tokens: Tensor, positions: Tensor, cells: Cells, attend: Callable[[int, Cells], Tensor]) -> Tensor:
         """Hidden states after the last block, `[rows, hidden]`, of token ids `[rows]` at `positions` `[rows]`."""
@@ -146,4 +173,8 @@ class Decoder:
     def logits(self, x: Tensor) -> Tensor:
         """Logits `[rows, vocab]` of the model's dtype from hidden states `[rows, hidden]`."""
         with mark("head"):
-            return linear(x, self.head, norm=self.norm)
+            logits = linear(x, self.head, norm=self.norm)
+        if self.exchange is None or self.config.simulated:
+            return logits
+        with mark("all-gather"):
+            return self.exchange.gather(logits)

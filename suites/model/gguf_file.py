@@ -15,6 +15,7 @@ from .config import ModelConfig, RopeScaling, usable_context
 from .decoder import Decoder
 from .families import families
 from .gguf_header import read_gguf
+from .parallel.shard import Shard
 from .schema import MOST, Fields, one_line, shown
 from .tokenizer import Tokenizer, UnsupportedTokenizer, byte_level_bpe
 from .weights import Stored, assemble
@@ -60,7 +61,9 @@ class GGUFModel:
         self._architecture = self._fields.text("general.architecture")
         self.config = self._config(name or header.name)
 
-    def decoder(self, *, dtype: torch.dtype, device: torch.device, weight_dtype: str | None = None) -> Decoder:
+    def decoder(
+        self, *, dtype: torch.dtype, device: torch.device, weight_dtype: str | None = None, shard: Shard | None = None
+    ) -> Decoder:
         """The weights, dequantised to `dtype`; with `weight_dtype="int4"` the projections are quantised anew.
 
         Raises:
@@ -72,7 +75,7 @@ class GGUFModel:
         shapes = {name: self._tensors[stored].shape for name, stored in stored_names.items()}
         stored = Stored(shapes, lambda name: self._read(stored_names[name]), str(self._path))
         stored.check_shapes(self.config)
-        decoder = assemble(self.config, stored, dtype=dtype, device=device, weight_dtype=weight_dtype)
+        decoder = assemble(self.config, stored, dtype=dtype, device=device, weight_dtype=weight_dtype, shard=shard)
         stored.check_all_read(_FACTORS)
         return decoder
 

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from . import smollm
-from .checkpoint import checkpoint_config, load_checkpoint
+from .checkpoint import UnknownFamily, checkpoint_config, load_checkpoint, read_config
 from .config import MODELS, ModelConfig
 from .decoder import Decoder
+from .parallel.shard import Shard
 from .schema import one_line, shown
 from .tokenizer import Tokenizer, UnsupportedTokenizer, folder_tokenizer
 from .weights import random_decoder
 
 if TYPE_CHECKING:
     from .gguf_file import GGUFModel
+
+
+FALLBACK = "resa_bench.integrations.transformers.decoder"
+FOREIGN = "run by transformers: our decoder does not know the family"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +43,7 @@ def load_decoder(
     device: torch.device,
     weight_dtype: str | None = None,
     seed: int = 0,
+    shard: Shard | None = None,
 ) -> LoadedModel:
     """Load or draw a model.
 
@@ -46,6 +53,7 @@ def load_decoder(
         dtype: of activations, embedding, norms and head, and of the projections unless `weight_dtype` is `"int4"`.
         weight_dtype: `"int4"`, or `dtype`'s name, which None stands for.
         seed: of random weights.
+        shard: this rank's share of the model.
 
     Raises:
         ValueError: nothing of that name, malformed files, or a model that `Decoder` does not compute.
@@ -53,14 +61,20 @@ def load_decoder(
     """
     if name_or_path in MODELS:
         config = MODELS[name_or_path]
-        decoder = random_decoder(config, dtype=dtype, device=device, weight_dtype=weight_dtype, seed=seed)
+        decoder = random_decoder(config, dtype=dtype, device=device, weight_dtype=weight_dtype, seed=seed, shard=shard)
         return LoadedModel(decoder, None, f"random weights, seed {seed}")
     model, source = _locate(name_or_path)
     if isinstance(model, Path):
-        decoder = load_checkpoint(model, dtype=dtype, device=device, weight_dtype=weight_dtype)
+        if foreign(name_or_path):
+            if weight_dtype == "int4":
+                raise ValueError(f"{model}: {FOREIGN}, which has no 4-bit weights of ours; take 16 bits")
+            decoder = _transformers(model).folder_decoder(model, dtype=dtype, device=device)
+            source = f"{source}, {FOREIGN}"
+        else:
+            decoder = load_checkpoint(model, dtype=dtype, device=device, weight_dtype=weight_dtype, shard=shard)
         tokenizer = folder_tokenizer(model)
         return LoadedModel(decoder, tokenizer and tokenizer.embedded_in(decoder.config.vocab, model), source)
-    decoder = model.decoder(dtype=dtype, device=device, weight_dtype=weight_dtype)
+    decoder = model.decoder(dtype=dtype, device=device, weight_dtype=weight_dtype, shard=shard)
     try:
         tokenizer = model.tokenizer()
     except UnsupportedTokenizer as error:  # which costs what asks in words, not what measures speed
@@ -77,7 +91,36 @@ def model_config(name_or_path: str) -> ModelConfig:
     if name_or_path in MODELS:
         return MODELS[name_or_path]
     model, _ = _locate(name_or_path)
-    return checkpoint_config(model) if isinstance(model, Path) else model.config
+    if not isinstance(model, Path):
+        return model.config
+    try:
+        return checkpoint_config(model)
+    except UnknownFamily as error:
+        config: ModelConfig = _transformers(model, str(error)).folder_config(model)
+        return config
+
+
+def foreign(name_or_path: str) -> bool:
+    """Whether it is a folder whose family is not ours, which transformers runs in our decoder's place."""
+    path = Path(name_or_path)
+    try:
+        if not path.is_dir():
+            return False
+        read_config(path)
+    except UnknownFamily:
+        return True
+    except (OSError, ValueError):  # loading it says what is wrong
+        pass
+    return False
+
+
+def _transformers(folder: Path, fault: str = "") -> Any:
+    """The integration that runs other families. Raises ValueError where transformers is not installed."""
+    try:
+        return import_module(FALLBACK)
+    except ModuleNotFoundError as error:
+        asked = f"{error.name} would run it: pip install 'resa-bench[transformers]'"
+        raise ValueError(f"{fault or folder}; {asked}") from None
 
 
 def _locate(name_or_path: str) -> tuple[Path | GGUFModel, str]:

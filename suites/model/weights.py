@@ -17,22 +17,25 @@ from ...kernels.linear.int4 import quantise
 from ...kernels.linear.weights import DenseWeight, Norm
 from .config import ModelConfig
 from .decoder import Decoder, LayerWeights
+from .fill import Fill, int4_group
+from .parallel.exchange import exchange_of
+from .parallel.shard import Shard, check_groups
 
 WEIGHT_DTYPES = (*DTYPES, "int4")
-
-Fill = Callable[[str, Tensor], None]  # writes the tensor of that name into the one given, `[N, K]` or `[N]`
 
 _STD = 0.02
 
 
 def random_decoder(
-    config: ModelConfig, *, dtype: torch.dtype, device: torch.device, weight_dtype: str | None = None, seed: int = 0
-) -> Decoder:
+    config: ModelConfig, *, dtype: torch.dtype, device: torch.device, weight_dtype: str | None = None, seed: int = 0,
+    shard: Shard | None = None,
+) -> Decoder:  # fmt: skip
     """A decoder of random weights, drawn on the device: normal of std 0.02, norms that much around one.
 
     Args:
         dtype: of activations, embedding, norms and head.
         weight_dtype: `"int4"` quantises the layers' projections; else `dtype`'s name, which None stands for.
+        shard: this rank's share of the model; what it draws is what it has of the whole model of that seed.
 
     Raises:
         ValueError: `weight_dtype` is none of these, or rows are no multiple of a 4-bit group.
@@ -43,14 +46,24 @@ def random_decoder(
         is_norm = out.ndim == 1 and not name.endswith(".bias")
         out.normal_(1.0 if is_norm else 0.0, _STD, generator=generator)
 
-    return assemble(config, fill, dtype=dtype, device=device, weight_dtype=weight_dtype)
+    return assemble(config, fill, dtype=dtype, device=device, weight_dtype=weight_dtype, shard=shard)
 
 
 def assemble(
-    config: ModelConfig, fill: Fill, *, dtype: torch.dtype, device: torch.device, weight_dtype: str | None = None
-) -> Decoder:
-    """A decoder whose tensors `fill` writes, one matrix at a time. Raises ValueError as `random_decoder` does."""
+    whole: ModelConfig, fill: Fill, *, dtype: torch.dtype, device: torch.device, weight_dtype: str | None = None,
+    shard: Shard | None = None,
+) -> Decoder:  # fmt: skip
+    """A decoder whose tensors `fill` writes, one matrix at a time, or a rank's share of it.
+
+    Raises:
+        ValueError: as `random_decoder`; RuntimeError: the ranks that share it have not met.
+    """
     quantised = _is_int4(dtype, weight_dtype)
+    config, exchange = whole, None
+    if shard is not None:
+        config, fill, exchange = shard.config(whole), shard.fill(whole, fill), exchange_of(shard)
+        if quantised:
+            check_groups(whole, shard.ranks)
 
     def tensor(shape: tuple[int, ...], *names: str) -> Tensor:
         """The tensors of these names, stacked along rows."""
@@ -65,11 +78,12 @@ def assemble(
     def norm(name: str, size: int) -> Norm:
         return Norm(tensor((size,), f"{name}.weight"), config.norm_eps)
 
-    def projection(columns: int, *names: str, bias: bool = False) -> Weight:
+    def projection(columns: int, *names: str, of: int | None = None, bias: bool = False) -> Weight:
+        """`of`: columns of the whole model, whose groups those of 4-bit weights are."""
         rows = sum(_rows(config, f"{name}.weight") for name in names)
         weight = tensor((rows, columns), *(f"{name}.weight" for name in names))
         added = tensor((rows,), *(f"{name}.bias" for name in names)) if bias else None
-        return quantise(weight, added, group=_group(columns)) if quantised else DenseWeight(weight, added)
+        return quantise(weight, added, group=int4_group(of or columns)) if quantised else DenseWeight(weight, added)
 
     def layer(i: int) -> LayerWeights:
         at = f"model.layers.{i}"
@@ -77,19 +91,22 @@ def assemble(
         return LayerWeights(
             attention_norm=norm(f"{at}.input_layernorm", config.hidden),
             qkv=projection(config.hidden, *(f"{attention}.{x}_proj" for x in "qkv"), bias=config.qkv_bias),
-            o=projection(config.q_heads * config.head_dim, f"{attention}.o_proj"),
+            o=projection(config.q_heads * config.head_dim, f"{attention}.o_proj", of=whole.q_heads * config.head_dim),
             ffn_norm=norm(f"{at}.post_attention_layernorm", config.hidden),
             gate_up=projection(config.hidden, f"{at}.mlp.gate_proj", f"{at}.mlp.up_proj"),
-            down=projection(config.ffn, f"{at}.mlp.down_proj"),
+            down=projection(config.ffn, f"{at}.mlp.down_proj", of=whole.ffn),
             q_norm=norm(f"{attention}.q_norm", config.head_dim) if config.qk_norm else None,
             k_norm=norm(f"{attention}.k_norm", config.head_dim) if config.qk_norm else None,
         )
 
-    table = (config.vocab, config.hidden)
-    embedding = tensor(table, "model.embed_tokens.weight")
+    embedding = tensor((config.vocab, config.hidden), "model.embed_tokens.weight")
     layers = [layer(i) for i in range(config.layers)]
-    head = embedding if config.tied_head else tensor(table, "lm_head.weight")
-    return Decoder(config, embedding, layers, norm("model.norm", config.hidden), DenseWeight(head))
+    rows = config.vocab // config.ranks
+    if not config.tied_head:
+        head = tensor((rows, config.hidden), "lm_head.weight")
+    else:
+        head = embedding if shard is None else embedding.narrow(0, shard.vocabulary(whole).first, rows)
+    return Decoder(config, embedding, layers, norm("model.norm", config.hidden), DenseWeight(head), exchange)
 
 
 def _rows(config: ModelConfig, name: str) -> int:
@@ -104,14 +121,9 @@ def _rows(config: ModelConfig, name: str) -> int:
         "gate_proj": config.ffn,
         "up_proj": config.ffn,
         "embed_tokens": config.vocab,
-        "lm_head": config.vocab,
+        "lm_head": config.vocab // config.ranks,
     }
     return rows.get(part, config.hidden)
-
-
-def _group(columns: int) -> int:
-    """Weights that share a 4-bit scale: 128 as is usual, fewer where the rows ask for it (SmolLM2's 576 columns)."""
-    return next((group for group in (128, 64) if columns % group == 0), 32)
 
 
 def _is_int4(dtype: torch.dtype, weight_dtype: str | None) -> bool:

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from ..core.metrics import Steps, step_metrics
 from ..engine.engine import Engine, State
+from ..model.decoder import Decoder
+from ..model.parallel.exchange import Exchange
 from .exposure import exposure
 
 
@@ -72,10 +74,19 @@ class Forced:
         return cls(values, kv_errors.mean((1, 2)).cpu(), None if recall is None else recall.cpu())
 
 
-def relative_error(written: Tensor, exact: Tensor) -> Tensor:
-    """||written - exact|| / ||exact|| over the last two dimensions (heads and their width), float32."""
-    difference = (written.float() - exact.float()).flatten(-2).norm(dim=-1)
-    return difference / exact.float().flatten(-2).norm(dim=-1).clamp(min=torch.finfo(torch.float32).tiny)
+def relative_error(written: Tensor, exact: Tensor, exchange: Exchange | None = None) -> Tensor:
+    """||written - exact|| / ||exact|| over the last two dimensions (heads and their width), float32.
+
+    `exchange`: of ranks that share the model; the heads are those of all.
+    """
+    squares = torch.stack([x.float().flatten(-2).norm(dim=-1) ** 2 for x in (written.float() - exact.float(), exact)])
+    difference, size = (squares if exchange is None else exchange.add(squares)).sqrt()
+    return difference / size.clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def over_ranks(value: Tensor, decoder: Decoder) -> Tensor:
+    """The mean of a value over the ranks that share the model."""
+    return value if decoder.exchange is None else decoder.exchange.add(value.clone()) / decoder.config.ranks
 
 
 def written(state: State, position: int | slice) -> Tensor:
@@ -125,14 +136,15 @@ def run_forced(
 
     def error(t: int) -> Tensor:
         """Of what the caches hold of a token, `[layers, 1, B]`."""
-        return relative_error(written(state, prompt + t), reference.kv[..., t, :]).mean(1)[:, None]
+        was, exact = written(state, prompt + t), reference.kv[..., t, :]
+        return relative_error(was, exact, engine.decoder.exchange).mean(1)[:, None]
 
     for t in range(reference.steps):
         step()
         errors.append(error(t))
         compared.append(reference.compare(slice(t, t + 1), engine.logits[None], errors[-1]))
         if 1 < window <= t + 1:
-            exposures.append(exposure(engine.layers).mean())
+            exposures.append(over_ranks(exposure(engine.layers).mean(), engine.decoder))
             repaired.append(error(t + 1 - window))
         state.pending.copy_(reference.tokens[:, t + 1])
         if rectify is not None and every and (t + 1) % every == 0:

@@ -17,6 +17,7 @@ from ..core.bench import Report
 from ..core.spec import MethodSpec
 from ..engine.engine import State
 from ..model.decoder import Cells, Decoder
+from ..model.parallel.exchange import Exchange
 from .forced import Forced, Reference, relative_error
 from .forced_attention import ForcedAttention, Sequences
 
@@ -122,7 +123,7 @@ def run_parallel(
         on_step(f"{spec.label}, layer {i + 1} of {decoder.config.layers}")
         attention, exact = dense if i < (spec.dense_layers or 0) else sparse, reference.kv[i]
         recall.append(_attend(attention, state, i, prompt, cells, exact if sparse.every else None).mean((0, 1)))
-        errors.append(kv_errors(cells, exact))
+        errors.append(kv_errors(cells, exact, decoder.exchange))
         return cells.out
 
     x = _pass(decoder, reference.tokens[:, :-1], prompt, attend)
@@ -134,7 +135,7 @@ def run_parallel(
     return Forced.of(torch.cat(compared, 1), by_layer, recall=torch.stack(recall))
 
 
-def kv_errors(cells: ChunkTensors, exact: Tensor) -> Tensor:
+def kv_errors(cells: ChunkTensors, exact: Tensor, exchange: Exchange | None = None) -> Tensor:
     """Relative error of every token's key and value, `[T, B]`; `exact` `[2, B, Hkv, T, D]`."""
-    error = relative_error(_written(cells).transpose(2, 3), exact.transpose(2, 3))  # [2, B, T]
+    error = relative_error(_written(cells).transpose(2, 3), exact.transpose(2, 3), exchange)  # [2, B, T]
     return error.mean(0).t()

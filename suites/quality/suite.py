@@ -12,12 +12,13 @@ import torch
 from ...kernels.config import GQA_POLICIES
 from ..core import flags
 from ..core.analysis import LEVEL
-from ..core.flags import CASES, Flag, Options
+from ..core.flags import Options
+from ..core.reference import Part
 from ..core.registry import Plan, Suite
 from ..core.settings import SETTINGS
 from ..core.spec import PINNED, MethodSpec, unique
 from ..core.sweep import Sweep
-from ..engine.case import default_dtype, real_model
+from ..engine.case import default_dtype, model_notes, real_model, share_of
 from ..model.smollm import NAME as SMOLLM
 from .cases import PIN, SOURCES, QualityCase, default_specs
 from .run import run_case
@@ -36,14 +37,8 @@ KL, agreement, loss, the error of keys and values, and the share of attention th
 against dense decoding fed the same tokens. Methods whose steps can be evaluated together are, unless --stepwise. A
 rerun goes on where the last one stopped (same device, commit and output folder); --fresh starts over."""
 
-SOURCE = Flag(
-    names=("--source",), many=True, choices=SOURCES, default=(), group=CASES,
-    help="what is fed (default text; full both)",
-)  # fmt: skip
-STEPWISE = Flag(
-    names=("--stepwise",), constant=True, default=False,
-    help="decode token by token, on a GPU with the kernels; no recall",
-)  # fmt: skip
+SOURCE = flags.several("--source", "what is fed (default text; full both)", choices=SOURCES)
+STEPWISE = flags.switch("--stepwise", "decode token by token, on a GPU with the kernels; no recall")
 GRID: dict[str, tuple[Any, ...]] = {
     "block_size": (16, 32, 64),
     "rectify_every": (LEVEL, 16, 32, 64, 128),
@@ -88,7 +83,7 @@ SCALES = {
 def choose_cases(options: Options, device: torch.device, specs: Sequence[MethodSpec]) -> list[QualityCase]:
     """A case for each source. Raises ValueError for a model without text, or a text over its context."""
     scale, model = SCALES[options.scale], options.model
-    config = real_model(model, "random weights say nothing about quality")
+    config = share_of(real_model(model, "random weights say nothing about quality"))
     if Path(model).is_dir() and not (Path(model) / "tokenizer.json").exists():
         raise ValueError(f"--model {model}: has no tokenizer.json, which the texts need; put the model's there")
     steps, window = options.steps or scale.steps, max(spec.window for spec in specs)
@@ -127,7 +122,16 @@ def choose_specs(options: Options, device: torch.device) -> list[MethodSpec]:
 def plan(options: Options, device: torch.device) -> Plan:
     """What `resa-bench quality` measures. Raises ValueError."""
     specs = choose_specs(options, device)
-    return Plan(choose_cases(options, device, specs), specs)
+    cases = choose_cases(options, device, specs)
+    return Plan(cases, specs, notes=model_notes(options.model))
 
 
-SUITE = Suite("quality", "what a faster step costs on a real model", EXAMPLES, FLAGS, plan, run_case, print_report)
+LONG = "--steps 1K --source text own --rectify-every 1 16 32 128 --pinned-blocks 0 1 --method sparse resa oracle"
+REFERENCE = (
+    Part(gpu_minutes=1.0, cpu_minutes=8.0),
+    Part(LONG, name="long", gpu_minutes=0.6, cpu_minutes=None),
+)
+SUITE = Suite(
+    "quality", "what a faster step costs on a real model", EXAMPLES, FLAGS, plan, run_case, print_report,
+    shares_model=True, reference=REFERENCE,
+)  # fmt: skip

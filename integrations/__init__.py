@@ -1,0 +1,1 @@
+"""What lets other people's software decode with this project's methods: a folder each."""

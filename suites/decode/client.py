@@ -1,0 +1,135 @@
+"""Rows of a case whose model another program decodes too: the engine's first, then the client's on the same caches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+import torch
+
+from ..core.bench import Bench, Conditions, Report
+from ..core.failure import CheckFailed, failure
+from ..core.rows import Row
+from ..core.spec import MethodSpec, dense_here, make_spec
+from ..engine.bind import Bound
+from ..engine.client import ENGINE, Contender, load_client
+from ..engine.gate import Check
+from ..engine.loader import Loader, release
+from ..engine.measure import EAGER_STEPS, time_decoding, time_period
+from . import run
+from .cases import DecodeCase
+from .run import CaseRun
+
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.1}
+"""Largest ||logits - engine's|| / ||engine's||: in 16 bits another order of sums may choose another block."""
+
+
+class ClientRun(CaseRun):
+    """A case in hand, and the client that decodes it beside the engine."""
+
+    bound: Bound
+
+    def prepare(self, loader: Loader) -> None:
+        """As the engine does, in tensors that torch.compile's graphs take."""
+        with torch.inference_mode(False), torch.no_grad():
+            super().prepare(loader)
+
+    def contend(self, spec: MethodSpec) -> Bound:
+        """As the engine does; the client is compared with what was bound last."""
+        self.bound = super().contend(spec)
+        return self.bound
+
+    def measure(self, spec: MethodSpec) -> Iterator[Row]:
+        """The engine's rows of a method, then one a launch of the client's."""
+        with torch.inference_mode(False), torch.no_grad():
+            yield from self.rows_of(spec)
+
+    def rows_of(self, spec: MethodSpec) -> Iterator[Row]:
+        """As `measure`, in tensors that torch.compile's graphs take."""
+        client = load_client(self.case.client)
+        if spec.name in client.METHODS:
+            self.contend(replace(make_spec(dense_here(self.bench.device)), config=spec.config))
+        else:
+            yield from super().measure(spec)
+        for launch, make in client.contenders(self.decoder, self.state, spec):
+            if launch == "eager" and self.bench.device.type == "cuda" and not self.bench.plan.eager:
+                continue
+            try:
+                yield self.client_row(spec, launch, make)
+            except Exception as error:
+                columns = {"client": self.case.client, "launch": launch, "cache_state": "cold"}
+                yield self.row(spec, **(failure(error) | columns))
+            release(self.bench.device)
+
+    def client_row(self, spec: MethodSpec, launch: str, make: Callable[[], Contender]) -> Row:
+        """The row of one contender, checked against the engine. Raises CheckFailed."""
+        device, case = self.bench.device, self.case
+        cuda = device.type == "cuda"
+        self.on_step(f"{case.client} {spec.label}, {launch}")
+        contender = make()
+        tokens = EAGER_STEPS if cuda and launch == "eager" else spec.period
+        error = self.logits_error(contender)
+        if cuda:
+            release(device)
+            torch.cuda.reset_peak_memory_stats(device)
+        conditions = Conditions(device)
+        rectify = None if tokens < spec.period else contender.rectify
+
+        def restart() -> None:
+            contender.stand(self.before(tokens), self.place.pending)
+
+        restart()
+        time_period(contender.step, rectify, tokens, device)  # compiles, captures
+        conditions.read()
+        timing = time_decoding(
+            contender.step, rectify, tokens, device,
+            restart=restart, periods=self.bench.plan.periods, seconds=0.0 if tokens < spec.period else self.seconds,
+        )  # fmt: skip
+        if rectify is None and contender.rectify is not None:
+            timing.apart_us = self.rectification_us(contender, spec)
+        conditions.read()
+        costs = self.costs(self.bound)
+        bound = replace(self.bound, spec=spec, check=Check(error, error / TOLERANCE[case.torch_dtype]))
+        peak = torch.cuda.max_memory_allocated(device) if cuda else None
+        clocks = conditions.columns()
+        return self.total(bound, timing, costs, clocks, launch, client=case.client, peak_memory_bytes=peak)
+
+    @property
+    def seconds(self) -> float:
+        """To decode at least; a text is decoded for its periods alone, as the engine does."""
+        return 0.0 if self.place.ahead else self.bench.plan.seconds
+
+    def before(self, steps: int) -> int:
+        """Tokens that the caches hold where so many steps follow."""
+        return self.place.length if self.place.ahead else self.place.length - steps
+
+    def rectification_us(self, contender: Contender, spec: MethodSpec) -> float:
+        """A token's share of one rectification, timed apart."""
+        assert contender.rectify is not None
+        contender.stand(self.before(spec.period), self.place.pending)
+        for _ in range(spec.period):
+            contender.step()
+        _, wall_us = time_period(contender.rectify, None, 1, self.bench.device)
+        return wall_us / spec.period
+
+    def logits_error(self, contender: Contender) -> float:
+        """How far the logits of one step are from the engine's, relative to their norm. Raises CheckFailed."""
+        self.place.before(1)
+        self.bound.engine.step()
+        expected = self.bound.engine.logits.float()
+        contender.stand(self.before(1), self.place.pending)
+        error = float((contender.step().float() - expected).norm() / expected.norm())
+        if not error <= (most := TOLERANCE[self.case.torch_dtype]):
+            raise CheckFailed(
+                f"{self.case.client}: logits are {error:.2g} of their norm off the engine's, over {most:g}"
+            )
+        return error
+
+
+def run_case(
+    case: DecodeCase, specs: Sequence[MethodSpec], bench: Bench, on_step: Report = lambda _: None
+) -> list[Row]:
+    """Rows of one case: the engine's, and its client's where it has one."""
+    if case.client != ENGINE:
+        load_client(case.client)
+    return run.run_case(case, specs, bench, on_step, CaseRun if case.client == ENGINE else ClientRun)

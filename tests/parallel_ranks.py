@@ -1,0 +1,112 @@
+"""Small models decoded by several processes over gloo, and by one: what tests/test_parallel.py compares.
+
+Processes come from one server that has torch imported, so that they start at once.
+"""
+
+from __future__ import annotations
+
+import multiprocessing as mp
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from resa_bench.kernels import SparseConfig
+from resa_bench.suites.core.spec import MethodSpec
+from resa_bench.suites.engine.bind import layers_of
+from resa_bench.suites.engine.engine import Engine, State, generate
+from resa_bench.suites.engine.prompt import prefill
+from resa_bench.suites.model.config import ModelConfig
+from resa_bench.suites.model.parallel.shard import Shard
+from resa_bench.suites.model.weights import assemble
+from torch import Tensor
+
+CPU = torch.device("cpu")
+BATCH, PROMPT, STEPS, VOCAB = 2, 70, 9, 64
+SPARSE = SparseConfig(block_size=8, active_ratio=0.3, min_blocks=2, rectify_every=4)
+
+
+@dataclass(frozen=True)
+class Small:
+    """A model, the method that decodes it, and the type of its projections."""
+
+    config: ModelConfig
+    spec: MethodSpec = field(default_factory=lambda: MethodSpec("torch-dense", SPARSE))
+    weights: str = "fp32"
+
+
+def small(name: str, q_heads: int = 8, kv_heads: int = 4, dim: int = 16, ffn: int = 96, **more: Any) -> ModelConfig:
+    return ModelConfig(name, 2, 64, q_heads, kv_heads, dim, ffn, VOCAB, rope_theta=1e4, **more)
+
+
+RESA = MethodSpec("resa-torch", SPARSE)
+PER_HEAD = MethodSpec("resa-torch", replace(SPARSE, gqa_policy="per-head"))
+MODELS = {
+    "llama": Small(small("llama"), RESA),
+    "qwen2": Small(small("qwen2", qkv_bias=True, tied_head=True), RESA),
+    "qwen3": Small(small("qwen3", qk_norm=True), RESA),
+    "dense": Small(small("dense")),
+    "fewer-kv-heads-than-ranks": Small(small("gqa", kv_heads=1, qkv_bias=True), PER_HEAD),
+    "int4": Small(small("int4", dim=64, ffn=512), RESA, "int4"),
+    "unequal-columns": Small(small("unequal", dim=64, ffn=640), weights="int4"),
+}
+
+
+@dataclass
+class Decoded:
+    """What a decoding left: logits of each step, token ids fed, keys of the last layer, lists of its last step."""
+
+    logits: Tensor  # [STEPS, B, vocab]
+    tokens: Tensor  # [STEPS, B]
+    keys: Tensor  # [B, Hkv, tokens, D]
+    lists: Tensor | None  # [B, rows, N]
+
+
+def decode(model: Small, shard: Shard | None = None) -> Decoded:
+    """Prefill, then some greedy steps with rectifications, on random weights that make attention matter."""
+    generator = torch.Generator().manual_seed(5)
+
+    def fill(name: str, out: Tensor) -> None:
+        is_norm = out.ndim == 1 and not name.endswith(".bias")
+        out.normal_(1.0 if is_norm else 0.0, 0.15, generator=generator)
+
+    prompt = torch.randint(0, VOCAB, (BATCH, PROMPT), generator=torch.Generator().manual_seed(6))
+    with torch.inference_mode():
+        decoder = assemble(model.config, fill, dtype=torch.float32, device=CPU, weight_dtype=model.weights, shard=shard)
+        state = State.allocate(decoder, BATCH, 96, STEPS)
+        state.start(PROMPT, prefill(decoder, state, prompt).argmax(-1))
+        layers = layers_of(decoder, state, model.spec)
+        every = model.spec.config.rectify_every if model.spec.rectifies else None
+        engine = Engine(decoder, state, layers, rectify_every=every)
+        logits: list[Tensor] = []
+
+        def step() -> None:
+            engine.step()
+            logits.append(engine.logits.clone())
+
+        generate(step, engine.rectify if every else None, every or STEPS, STEPS)
+        selection = layers[-1].selection()
+        keys = layers[-1].cache.gather()[0][:, :, : PROMPT + STEPS]
+        lists = None if selection is None else selection.lists.clone()
+        return Decoded(torch.stack(logits), state.history.clone(), keys.clone(), lists)
+
+
+def _decode_all(rank: int, world: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=world)
+    torch.save({name: decode(model, Shard(rank, world)) for name, model in MODELS.items()}, folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def decode_by(world: int, folder: Path) -> list[dict[str, Decoded]]:
+    """What each of `world` processes has of every model."""
+    context = mp.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    processes = [context.Process(target=_decode_all, args=(rank, world, folder)) for rank in range(world)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(500)
+        assert process.exitcode == 0
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(world)]

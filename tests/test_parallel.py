@@ -1,0 +1,180 @@
+"""A model shared by ranks decodes as one process does; what a rank has; who may run; what exchanges take."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+
+import pytest
+import torch
+from parallel_ranks import MODELS, Decoded, decode, decode_by, small
+from resa_bench.kernels import Unsupported, get_method
+from resa_bench.suites.core.spec import MethodSpec, make_spec
+from resa_bench.suites.decode.cases import DecodeCase
+from resa_bench.suites.engine.case import share_of
+from resa_bench.suites.engine.costs import memory_bytes, plan_costs, weight_bytes
+from resa_bench.suites.engine.exchange_time import ExchangeTime
+from resa_bench.suites.engine.parallel import check_policy
+from resa_bench.suites.model.config import MODELS as PRESETS
+from resa_bench.suites.model.config import preset
+from resa_bench.suites.model.parallel.shard import Shard, check_groups
+
+WORLDS = (2, 4)
+
+
+@cache
+def alone(name: str) -> Decoded:
+    return decode(MODELS[name])
+
+
+@pytest.fixture(scope="module", params=WORLDS, ids=lambda world: f"{world}-ranks")
+def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Decoded]]:
+    return decode_by(request.param, tmp_path_factory.mktemp("ranks"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_ranks_decode_what_one_process_does(ranks: list[dict[str, Decoded]], name: str) -> None:
+    """Over gloo, in fp32: logits of every step on every rank, and the same greedy tokens."""
+    expected = alone(name)
+    for rank in ranks:
+        torch.testing.assert_close(rank[name].logits, expected.logits, rtol=1e-4, atol=2e-4)
+        assert torch.equal(rank[name].tokens, expected.tokens)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_keys_and_lists_of_a_rank_are_those_of_its_heads(ranks: list[dict[str, Decoded]], name: str) -> None:
+    """Selection exchanges nothing: each rank's lists are the whole model's for its own heads."""
+    expected, world = alone(name), len(ranks)
+    heads = expected.keys.shape[1]
+    for rank, results in enumerate(ranks):
+        own = results[name]
+        first, count = rank * heads // world, max(heads // world, 1)
+        torch.testing.assert_close(own.keys, expected.keys[:, first : first + count], rtol=1e-4, atol=2e-4)
+        if expected.lists is not None:
+            assert own.lists is not None
+            rows = expected.lists.shape[1] // world
+            assert torch.equal(own.lists, expected.lists[:, rank * rows : (rank + 1) * rows])
+    assert (expected.lists is None) == MODELS[name].spec.is_dense
+
+
+def test_lists_leave_blocks_out() -> None:
+    """Else equal lists would say nothing."""
+    lists = alone("llama").lists
+    assert lists is not None
+    assert int((lists[0, 0] >= 0).sum()) < 79 // 8
+
+
+# --- what a rank has ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["llama-3.1-70b", "qwen2.5-32b", "qwen2.5-72b", "qwen3-32b"])
+@pytest.mark.parametrize("ranks", [2, 4, 8])
+def test_shares_make_up_the_model(name: str, ranks: int) -> None:
+    whole = preset(name)
+    check_groups(whole, ranks)
+    shares = [Shard(rank, ranks).config(whole) for rank in range(ranks)]
+    assert sum(share.ffn for share in shares) == whole.ffn
+    assert sum(share.q_heads for share in shares) == whole.q_heads
+    assert sum(share.kv_heads for share in shares) == whole.kv_heads
+    assert sum(share.head_parameters for share in shares) == whole.head_parameters
+    assert shares[0].ffn == max(share.ffn for share in shares)
+    assert all(share.ffn % 128 == 0 for share in shares)
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"), [("llama-3.1-70b", 70.6), ("qwen2.5-32b", 32.8), ("qwen2.5-72b", 72.7), ("qwen3-32b", 32.8)]
+)
+def test_presets_have_their_published_size(name: str, billions: float) -> None:
+    config = PRESETS[name]
+    assert not config.tied_head
+    total = config.linear_parameters + config.head_parameters + config.embedding_parameters
+    assert total / 1e9 == pytest.approx(billions, abs=0.06)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "part"), [(3, "8 query heads"), (16, "8 query heads")], ids=["no-divisor", "more-than-heads"]
+)
+def test_heads_that_cannot_be_shared_are_refused(ranks: int, part: str) -> None:
+    with pytest.raises(ValueError, match=f"over {ranks} ranks: {part}"):
+        Shard(0, ranks).config(small("model"))
+
+
+def test_groups_that_would_span_ranks_are_refused() -> None:
+    with pytest.raises(ValueError, match="4-bit groups of 128 of the 128 columns of attention's output"):
+        check_groups(small("model", ffn=512), 2)
+
+
+def test_a_rank_of_a_known_model() -> None:
+    """An eighth of Llama-3.1-70B: its weights by hand, a KV head, and what it needs at 128K."""
+    share = share_of(preset("llama-3.1-70b"), 8)
+    assert (share.name, share.q_heads, share.kv_heads, share.ffn) == ("llama-3.1-70b-rank-of-8", 8, 1, 3584)
+    case = DecodeCase("llama-3.1-70b", share, 1, 131072)
+    layer = 8192 * (10 * 128 + 8 * 128) + 3 * 8192 * 3584
+    assert weight_bytes(case) == 2 * (80 * layer + 16032 * 8192)
+    kv = 80 * 2 * 131072 * 128 * 2
+    assert memory_bytes(case, []) == weight_bytes(case) + 2 * 128256 * 8192 + kv + 4_000_000_000
+    assert plan_costs(case, MethodSpec("torch-dense")).total.bytes == weight_bytes(case) + kv
+
+
+def test_rows_say_what_ran() -> None:
+    columns = DecodeCase("llama-3.1-70b", share_of(preset("llama-3.1-70b"), 16), 1, 4096).columns()
+    assert columns["case"] == "decode-llama-3.1-70b-rank-of-16-bf16-b1-4k"
+    assert columns["model"] == "llama-3.1-70b-rank-of-16"
+    assert (columns["ranks"], columns["simulated"], columns["kv_replicas"], columns["kv_heads"]) == (16, True, 2, 1)
+
+
+def test_simulated_ranks_beside_real_ones_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert share_of(small("model")).name == "model-tp2"
+    with pytest.raises(ValueError, match="torchrun has started 2 real ones"):
+        share_of(small("model"), 2)
+
+
+# --- who may run ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "policy", "ranks", "reason"),
+    [
+        ("resa-torch", "group-mean", 2, None),
+        ("resa-torch", "group-mean", 8, "group-mean the lists span ranks"),
+        ("retro", "group-sum", 8, "group-sum the lists span ranks"),
+        ("oracle", None, 8, "one list per KV head the lists span ranks"),
+        ("quest", "all-heads", 2, "all-heads needs the queries of all 2 ranks"),
+        ("quest", "per-head", 8, None),
+        ("sink-window", None, 8, None),
+        ("torch-dense", None, 8, None),
+    ],
+)
+def test_lists_that_span_ranks_are_refused_by_name(
+    method: str, policy: str | None, ranks: int, reason: str | None
+) -> None:
+    config = Shard(0, ranks).config(small("model", kv_heads=4))
+    spec = make_spec(method, **({"gqa_policy": policy} if policy else {}))
+    if reason is None:
+        check_policy(get_method(method), spec.config.gqa_policy, config)
+        return
+    with pytest.raises(Unsupported, match=reason):
+        check_policy(get_method(method), spec.config.gqa_policy, config)
+
+
+# --- what exchanges take --------------------------------------------------------------------------------------------
+
+
+def test_the_modelled_exchange() -> None:
+    """Latency alone for few bytes, bandwidth alone for many; two a layer and the logits in a step."""
+    model = ExchangeTime(8)
+    assert model.all_reduce_us(1) == pytest.approx(6.6 + 14 * 0.6, rel=1e-3)
+    assert model.all_reduce_us(2**30) == pytest.approx(2**30 * 14 / 8 / 370e3, rel=0.02)
+    given = ExchangeTime.measured(8, 10.0, 100.0)
+    assert given.all_reduce_us(10**6) == pytest.approx(10 + 1e6 * 14 / 8 / 100e3)
+    case = DecodeCase("llama-3.1-70b", share_of(preset("llama-3.1-70b"), 8), 4, 4096)
+    step = 160 * given.all_reduce_us(4 * 8192 * 2) + given.all_gather_us(4 * 128256 * 2)
+    assert given.step_us(case, MethodSpec("torch-dense")) == pytest.approx(step)
+    resa = MethodSpec("resa-torch")
+    rectified = 158 * given.all_reduce_us(4 * 32 * 8192 * 2) / 32
+    assert given.step_us(case, resa) == pytest.approx(step + rectified)
+    assert given.step_us(replace(case, batch=8), resa) > given.step_us(case, resa)
