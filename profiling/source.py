@@ -127,9 +127,8 @@ def _version_by_git(root: Path) -> str:
     try:
         described = _ask_git(root, "describe", "--tags", "--long", "--match", "v[0-9]*")
         tag, distance, _ = described.strip().removeprefix("v").rsplit("-", 2)
-        if distance == "0" and not dirty:
-            return tag
-        return _in_the_making(int(distance), commit, dirty, _next_version(tag))
+        following = _next_version(tag)
+        return tag if distance == "0" and not dirty else _in_the_making(int(distance), commit, dirty, following)
     except (OSError, ValueError, subprocess.SubprocessError):  # no tag, or no git
         pass
     try:
@@ -145,10 +144,10 @@ def _in_the_making(commits: int, commit: str | None, dirty: bool | None = False,
 
 
 def _next_version(tag: str) -> str:
-    """`1.2.4` after `1.2.3`, `2.0rc2` after `2.0rc1`. Raises ValueError for what ends in no number."""
-    parts = re.fullmatch(r"(\d.*?)(\d+)", tag) or re.fullmatch(r"()(\d+)", tag)
+    """`1.2.4` after `1.2.3`, `2.0rc2` after `2.0rc1`. Raises ValueError for a tag that is no version."""
+    parts = re.fullmatch(r"((?:\d+\.)*(?:\d+(?:a|b|rc|\.post))?)(\d+)", tag)
     if parts is None:
-        raise ValueError(f"tag v{tag}: expected a version that ends in a number, such as v1.2.3")
+        raise ValueError(f"tag v{tag}: expected a version, such as v1.2.3 or v1.2.3rc1")
     return f"{parts[1]}{int(parts[2]) + 1}"
 
 

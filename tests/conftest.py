@@ -59,7 +59,13 @@ def device() -> torch.device:
     return DEVICE
 
 
-@pytest.fixture(params=DTYPES, ids=dtype_name)
+def dtype_params() -> list[object]:
+    """Each dtype; under the interpreter, half precision is slow: fp32 alone is for every day."""
+    interpreted = DEVICE.type != "cuda"
+    return [pytest.param(x, marks=[pytest.mark.slow] if interpreted and x != torch.float32 else []) for x in DTYPES]
+
+
+@pytest.fixture(params=dtype_params(), ids=dtype_name)
 def dtype(request: pytest.FixtureRequest) -> torch.dtype:
     """fp16 and fp32 under the interpreter, bf16 and fp16 on a GPU."""
     return request.param

@@ -91,6 +91,8 @@ def test_the_package_of_these_tests_has_a_version() -> None:
         pytest.param(["v1.2.3"], r"1\.2\.4\.dev2\+gHEAD", id="two-commits-later"),
         pytest.param(["v2.0rc1"], r"2\.0rc2\.dev2\+gHEAD", id="after-a-candidate"),
         pytest.param(["v3"], r"4\.dev2\+gHEAD", id="one-number"),
+        pytest.param(["v1.2.3.post1"], r"1\.2\.3\.post2\.dev2\+gHEAD", id="after-a-post-release"),
+        pytest.param(["v2026-results"], r"0\.1\.0\.dev3\+gHEAD", id="a-tag-that-is-no-version"),
         pytest.param(["results-2026"], r"0\.1\.0\.dev3\+gHEAD", id="a-tag-of-something-else"),
     ],
 )
@@ -105,6 +107,11 @@ def test_the_version_follows_from_tags(checkout: Path, tags: list[str], version:
     (checkout / "kernels" / "code.py").write_text("changed\n")
     assert re.fullmatch(pattern + r"\.dirty", str(package_version()))
     assert Version(str(package_version()))
+
+
+def test_a_tag_that_is_no_version_is_none_at_its_commit_either(checkout: Path) -> None:
+    git(checkout, "tag", "v2026-results")
+    assert package_version() == f"0.1.0.dev1+g{git(checkout, 'rev-parse', 'HEAD')[:10]}"
 
 
 def test_the_version_at_a_tag(checkout: Path) -> None:
