@@ -33,7 +33,7 @@ COMMANDS: dict[str, list[str]] = {
     "decode": [*TINY, "--quick", "--context", "256", "320", "512", "--method", "resa-torch", "torch-dense",
                "--seconds", "0.1", "--no-plots"],
     "quality": [*TINY, "--quick", "--prompt-tokens", "256", "--steps", "64", "--no-plots"],
-    "tasks": [*TINY, "--quick", "--context", "512", "--steps", "16", "--no-plots"],
+    "tasks": [*TINY, "--quick", "--task", "divergence", "--context", "512", "1K", "--steps", "16", "--no-plots"],
     "lossless": [*TINY, "--quick", "--prompt-tokens", "256", "--tokens", "32"],
     "gsr": [*TINY, "--candidates", "2", "--lengths", "12", "20", "--summary-tokens", "8", "--answer", "12",
             "--prompt-tokens", "64", "--run", "full"],

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from kernel_cases import dtype_name
-from resa_bench.kernels import AttentionShape, ChunkTensors, KVCache, SparseConfig, StepTensors, get_method
+from resa_bench.kernels import AttentionShape, ChunkTensors, KVCache, SparseConfig, StepTensors, Unsupported, get_method
 from torch import Tensor
 
 SIZES = {"portable": (16, 32, 64, 128), "kernels": (64, 128)}
@@ -182,6 +182,8 @@ class Run:
         self.lengths = list(setting.lengths)
         self.cache.lengths.copy_(torch.tensor(setting.lengths))
         kind = get_method(family.method)
+        if reason := kind.unavailable(self.shape, family.dtype, device):
+            raise Unsupported(reason)
         self.layer = kind(self.shape, config, dtype=family.dtype, device=device).prepare(self.cache)
         self.step = StepTensors(*(torch.empty(family.batch, heads, family.dim, dtype=family.dtype, device=device)
                                   for heads in (self.shape.q_heads, family.kv_heads, family.kv_heads,

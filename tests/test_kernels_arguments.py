@@ -417,9 +417,9 @@ def test_bad_configs(case: tuple[dict[str, Any], str]) -> None:
 @pytest.mark.parametrize(
     ("numbers", "message"),
     [
-        ((0, 4, 2, 64), r"batch: got 0, allowed 1 to"),
-        ((1, 0, 2, 64), r"q_heads: got 0, allowed 1 to"),
-        ((1, 4, 0, 64), r"kv_heads: got 0, allowed 1 to"),
+        ((0, 4, 2, 64), r"batch: got 0, allowed 1 to "),
+        ((1, 0, 2, 64), r"q_heads: got 0, allowed 1 to "),
+        ((1, 4, 0, 64), r"kv_heads: got 0, allowed 1 to "),
         ((1, 4, 3, 64), r"q_heads: got 4, must be a multiple of kv_heads \(3\)"),
         ((1, 2, 4, 64), r"q_heads: got 2, must be a multiple of kv_heads \(4\)"),
         ((1, 4, 2, 80), r"head_dim: got 80, allowed are"),
@@ -429,6 +429,20 @@ def test_bad_configs(case: tuple[dict[str, Any], str]) -> None:
 def test_bad_shapes(numbers: tuple[int, int, int, int], message: str) -> None:
     with pytest.raises(ValueError, match=rf"^{message}"):
         AttentionShape(*numbers)
+
+
+@pytest.mark.parametrize("name", ["batch", "q_heads", "kv_heads", "head_dim"])
+@pytest.mark.parametrize("value", [2.0, "2", None, True], ids=repr)
+def test_shapes_are_of_whole_numbers(name: str, value: Any) -> None:
+    numbers = {"batch": 2, "q_heads": 2, "kv_heads": 2, "head_dim": 64} | {name: value}
+    with pytest.raises(TypeError, match=rf"^{name}: got {value!r}, expected a whole number"):
+        AttentionShape(**numbers)
+
+
+@pytest.mark.parametrize("value", [16.0, "16", True, None], ids=repr)
+def test_a_choice_is_of_its_type(value: Any) -> None:
+    with pytest.raises(ValueError, match=rf"^block_size: got {value!r}, allowed are 8, 16"):
+        SparseConfig(block_size=value)
 
 
 def test_defaults_are_those_of_the_paper() -> None:

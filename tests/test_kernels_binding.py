@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 from kernel_cases import DEVICE, DTYPES, NAN, empty_chunk, empty_step, make_cache, make_method, random, snapshot
-from resa_bench.kernels import AttentionShape, KVCache, Layer, SparseConfig, get_method
+from resa_bench.kernels import AttentionShape, KVCache, Layer, SparseConfig, WindowTensors, get_method
 from resa_bench.kernels.fused.step import _Arguments
+from resa_bench.kernels.method import DenseLayer
 from torch import Tensor
 
 DTYPE = DTYPES[0]
@@ -211,3 +212,29 @@ def test_the_fused_steps_strides_are_of_64_bits() -> None:
     assert all(name.split("_")[-1] in ("batch", "head", "outer", "row", "token") for name in wide)
     narrow = {name for name, kind, *_ in _Arguments._fields_ if kind is ctypes.c_int}
     assert not {name for name in narrow if name.split("_")[-1] in ("batch", "head", "outer", "row", "token", "stride")}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize("name", ["q", "k", "v", "out"])
+def test_bad_windows(name: str, wrong: str) -> None:
+    """A step of several tokens, of a method that repairs."""
+    import resa_bench.baselines  # noqa: F401  (registers it)
+
+    change, error, message = WRONG[wrong]
+    layer, chunk = layer_of("retro"), empty_chunk(SHAPE, 2, DTYPE)
+    window = WindowTensors(chunk.q, chunk.k, chunk.v, chunk.out, torch.zeros_like(layer.cache.lengths))
+    assert layer.window_stages(window)
+    with pytest.raises(error, match=rf"^{name}: {message}"):
+        layer.window_stages(replace(window, **{name: change(getattr(window, name))}))
+    with pytest.raises(ValueError, match=r"^first: got shape \[1\], expected \[2\]"):
+        layer.window_stages(replace(window, first=window.first[:1]))
+
+
+@pytest.mark.parametrize("name", ["q", "k", "v", "out"])
+def test_a_rivals_step_is_checked(name: str) -> None:
+    """What a rival binds to is checked before its library sees it."""
+    layer = DenseLayer(filled_cache(), SHAPE.q_heads, lambda step: lambda: None)
+    step = empty_step(SHAPE, DTYPE)
+    assert [stage.name for stage in layer.stages(step)] == ["append", "attend"]
+    with pytest.raises(ValueError, match=rf"^{name}: got shape \[1, "):
+        layer.stages(replace(step, **{name: getattr(step, name)[:1]}))

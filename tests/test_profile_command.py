@@ -306,6 +306,27 @@ def test_ncu_from_command_to_verdict(
     assert len(pd.read_csv(out / "counters.csv")) == len(ncu.parse(COUNTED))
 
 
+def test_what_an_export_lacks_is_said(
+    gpu: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Tables of what is there, and a line for what another version of the tool leaves out."""
+    export = f"shutil.copy({str(DATA / 'nsys-resa-b1-256k.sqlite')!r}, value('--output'))"
+    drop = "sqlite3.connect(value('--output')).execute('ALTER TABLE NVTX_EVENTS DROP COLUMN int64Value')"
+    body = f"if words[0] == 'export':\n    import sqlite3\n    {export}\n    {drop}\n"
+    monkeypatch.setenv("NSYS", str(stand_in(gpu / "nsys", body)))
+    assert cli.main(["profile", "nsys", "qwen2.5-7b-b1-256k", "--output", str(gpu / "nsys-out")]) == 0
+    printed = capsys.readouterr().out
+    assert "the export lacks NVTX_EVENTS.int64Value: ranges have no payload" in printed
+    assert re.search(r"attend +1 +24\.4 +45\.8%", printed)
+
+    (gpu / "counted.csv").write_text(COUNTED.replace("lts__t_sector_hit_rate.pct", "another"))
+    body = f"if value('--import'): print(open({str(gpu / 'counted.csv')!r}).read())\n"
+    monkeypatch.setenv("NCU", str(stand_in(gpu / "ncu", body)))
+    monkeypatch.setattr(ncu, "counters_denied", lambda: None)
+    assert cli.main(["profile", "ncu", "qwen2.5-7b-b1-128k", "--output", str(gpu / "ncu-out")]) == 0
+    assert "the report lacks lts__t_sector_hit_rate.pct: l2_hit_percent is not known" in capsys.readouterr().out
+
+
 def test_ncu_that_may_not_count(gpu: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("NCU", str(stand_in(gpu / "ncu", "")))
     monkeypatch.setattr(ncu, "counters_denied", lambda: "the driver gives counters to administrators only")

@@ -291,3 +291,13 @@ def test_parts_hold_every_column_once() -> None:
     assert sorted(columns) == sorted(COLUMNS)
     assert tuple(columns) == COLUMNS
     assert make().part("setting")["block_size"] == 16
+
+
+def test_a_name_that_is_no_text_is_written_as_escapes(tmp_path: Path) -> None:
+    """An output folder named in another encoding stands in the command."""
+    command = b"resa-bench micro --output \xe9\xff".decode(errors="surrogateescape")
+    rows = [make(command=command)]
+    rewrite(tmp_path / "rows.jsonl", rows)
+    assert read_rows(tmp_path / "rows.jsonl") == rows
+    write_csv(rows, tmp_path / "rows.csv")
+    assert "--output \\udce9\\udcff" in (tmp_path / "rows.csv").read_text()

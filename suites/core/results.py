@@ -183,5 +183,8 @@ def rewrite(path: Path, rows: Iterable[Row], unreadable: Iterable[tuple[int, str
 
 
 def write_csv(rows: Iterable[Row], path: Path) -> None:
-    """The same rows as CSV, without the columns that are empty throughout."""
-    to_frame(rows).dropna(axis="columns", how="all").to_csv(path, index=False)
+    """The same rows as CSV, without the columns that are empty throughout.
+
+    What is no text (a file's name in another encoding, within a command) is written as its escapes.
+    """
+    to_frame(rows).dropna(axis="columns", how="all").to_csv(path, index=False, errors="backslashreplace")

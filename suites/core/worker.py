@@ -111,7 +111,8 @@ class Worker:
         except (EOFError, ConnectionError):
             self._process.join()
             code, self._process = self._process.exitcode, None
-            raise WorkerDied(f"the measuring process ended with exit code {code}") from None
+            killed = "; it was killed: the system may have run out of memory" if code == -signal.SIGKILL else ""
+            raise WorkerDied(f"the measuring process ended with exit code {code}{killed}") from None
 
     def start(self) -> None:
         """Start the process and measure ceilings, if it is not up. Raises WorkerDied."""
