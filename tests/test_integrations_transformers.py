@@ -63,7 +63,7 @@ def test_few_blocks_read_is_something_else(family: str) -> None:
 def test_other_methods_of_the_registry(method: str) -> None:
     model, inputs = tiny("llama"), prompt(2)
     dense = greedy(model, inputs, tokens=12)
-    settings = {"block_size": 8, "min_blocks": 2}
+    settings: dict[str, Any] = {"block_size": 8, "min_blocks": 2}
     attach(model, method, **settings, active_ratio=1.0)
     assert torch.equal(greedy(model, inputs, tokens=12), dense)
     adapter = attach(model, method, **settings)
@@ -175,7 +175,8 @@ def test_prompt_in_chunks(llama: Any) -> None:
     cache = SparseCache(adapter, 64)
     greedy(llama, inputs, tokens=1, prefill_chunk_size=8, **{cache_name(llama): cache})
     exact = detached_cache(llama, inputs["input_ids"])
-    torch.testing.assert_close(cache.layers[1].keys[:, :, :41], exact.layers[1].keys, atol=1e-4, rtol=1e-4)
+    own: Any = cache.layers[1]
+    torch.testing.assert_close(own.keys[:, :, :41], exact.layers[1].keys, atol=1e-4, rtol=1e-4)
 
 
 def detached_cache(model: Any, ids: torch.Tensor) -> Any:
@@ -388,7 +389,13 @@ def test_what_attention_is_handed_is_not_lost(arguments: dict[str, Any], why: st
 def test_models_that_are_not_served_are_refused() -> None:
     import transformers
 
-    small = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 16}
+    small: dict[str, Any] = {
+        "vocab_size": 60,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "head_dim": 16,
+    }
     small |= {"intermediate_size": 32, "num_key_value_heads": 1}
     gemma2 = transformers.Gemma2ForCausalLM(transformers.Gemma2Config(**small))  # softcaps its scores
 
@@ -396,7 +403,7 @@ def test_models_that_are_not_served_are_refused() -> None:
         attach(gemma2, "resa")
         greedy(gemma2, {"input_ids": torch.ones(1, 4, dtype=torch.long)}, tokens=3)
 
-    with pytest.raises(Unsupported, match="attention interface|softcap"):
+    with pytest.raises(Unsupported, match=r"attention interface|softcap"):
         decode()
     sharing = tiny("llama")
     sharing.config.num_kv_shared_layers = 1
