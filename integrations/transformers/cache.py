@@ -410,11 +410,12 @@ class SparseCache(Cache):
         count = self.outstanding
         ids, positions = torch.cat(self.fed.ids, dim=-1), torch.cat(self.fed.positions, dim=-1)
         for i, layer in enumerate(self.layers):
+            own: Any = layer
             if i in self._states:
                 for name, kept in self._states[i].items():
-                    setattr(layer, name, _copied(kept))
+                    setattr(own, name, _copied(kept))
             elif not isinstance(layer, SparseLayer):
-                layer.crop(-count)
+                own.crop(-count)
         self.length -= count
         self.lengths.sub_(count)
         self.fed = Fed([], [])
