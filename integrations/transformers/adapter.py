@@ -186,7 +186,6 @@ class Adapter:
         tokens, done = fed.shape[1], False
         cache.begin(tokens, pads, fed.shape[0], fed.device)
         cache.dense = dense
-        first = cache.in_prompt
         if "position_ids" not in options and "position_ids" in self._signature.parameters:
             options = {**options, "position_ids": self._counted(cache, tokens)}
         try:
@@ -195,7 +194,7 @@ class Adapter:
             done = True
         finally:
             cache.end(tokens, done)
-        if first and self.rectify_every:
+        if dense and self.rectify_every:
             cache.record_past()
         return output
 

@@ -25,6 +25,10 @@ from ..method import make_method
 
 ROOM = 128  # tokens: capacities are multiples of it, and so of every block size
 PIECE = 1024  # tokens of a dense pass that attend at a time
+REWINDABLE = ("qwen3_next", "lfm2")
+"""Families with linear layers that were tested to go on from a restored state with several tokens."""
+STATES = ("conv_states", "recurrent_states", "has_previous_state")
+"""What a linear layer keeps, a dictionary each."""
 
 
 class SparseLayer(CacheLayerMixin):
@@ -146,6 +150,7 @@ class SparseCache(Cache):
         self._attended: set[int] = set()
         self._methods: dict[tuple[AttentionShape, bool], DecodeMethod] = {}
         self._kernel: ChunkKernel | None = None
+        self._states: dict[int, dict[str, Any]] = {}  # of linear layers, where the outstanding steps began
         super().__init__(layers=[self._layer(i, given) for i, given in enumerate(_layers_of(adapter.config))])
 
     def _layer(self, index: int, given: Any) -> Any:
@@ -158,10 +163,11 @@ class SparseCache(Cache):
         if name == "DummyLayer":  # a layer without attention
             return given
         if name == "LinearAttentionLayer":
-            if self.adapter.spec.rectifies:
+            family = self.adapter.config.model_type
+            if self.adapter.spec.rectifies and family not in REWINDABLE:
                 raise Unsupported(
-                    f"layer {index}: linear attention keeps one state, which {self.adapter.spec.name} would have to "
-                    "take back at each rectification; take a method that does not rectify (sparse, quest)"
+                    f"layer {index}: linear attention of {family}; that it goes on from a state which rectification "
+                    f"restores is known of {', '.join(REWINDABLE)}; take a method that does not rectify (sparse, quest)"
                 )
             return given
         raise Unsupported(f"layer {index}: its cache is a {name}; served are full, sliding-window and linear attention")
@@ -380,6 +386,8 @@ class SparseCache(Cache):
             raise ValueError(f"crop: {count} tokens are more than the shortest sequence has")
         if not count:
             return
+        if any(self.is_linear):
+            raise Unsupported("crop: linear layers keep one state, from which no tokens can be taken")
         for layer in self.other_layers:
             layer.crop(-count)
         self.fed.drop(min(count, self.outstanding))
@@ -401,21 +409,33 @@ class SparseCache(Cache):
         """Take back the outstanding steps, for a dense pass to feed them again: their ids `[B, n]` and positions."""
         count = self.outstanding
         ids, positions = torch.cat(self.fed.ids, dim=-1), torch.cat(self.fed.positions, dim=-1)
-        for layer in self.other_layers:
-            layer.crop(-count)
+        for i, layer in enumerate(self.layers):
+            own: Any = layer
+            if i in self._states:
+                for name, kept in self._states[i].items():
+                    setattr(own, name, _copied(kept))
+            elif not isinstance(layer, SparseLayer):
+                own.crop(-count)
         self.length -= count
         self.lengths.sub_(count)
         self.fed = Fed([], [])
         return ids, positions
 
     def record_past(self) -> None:
-        """Let sliding windows keep what rectification takes back."""
-        for layer in self.other_layers:
-            if hasattr(layer, "activate_past_recording"):
+        """Keep what rectification takes back: of sliding windows their past, of linear layers their state as it is."""
+        for i, layer in enumerate(self.layers):
+            if self.is_linear[i]:
+                self._states[i] = {name: _copied(getattr(layer, name)) for name in STATES}
+            elif not isinstance(layer, SparseLayer) and hasattr(layer, "activate_past_recording"):
                 layer.activate_past_recording()
 
     def __repr__(self) -> str:
         return f"SparseCache({self.adapter.spec.label}, {self.length} tokens, {self.outstanding} outstanding)"
+
+
+def _copied(state: dict[int, Any]) -> dict[int, Any]:
+    """A state's dictionary with tensors of its own."""
+    return {key: value.clone() if isinstance(value, Tensor) else value for key, value in state.items()}
 
 
 def _layers_of(config: Any) -> Iterable[Any]:

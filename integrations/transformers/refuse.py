@@ -47,7 +47,7 @@ def check_model(model: PreTrainedModel) -> None:
         raise Unsupported(f"model: {name} has no `generate`; give a causal language model of transformers")
     if model.config.is_encoder_decoder:
         raise Unsupported(f"model: {name} is an encoder-decoder; causal models alone are served")
-    if not (getattr(model, "_supports_attention_backend", False) and getattr(model, "_supports_sdpa", False)):
+    if not (model._can_set_attn_implementation() and getattr(model, "_supports_sdpa", False)):
         raise Unsupported(
             f"model: {name} does not take attention from transformers' attention interface with SDPA; "
             "models that do are served"

@@ -139,7 +139,7 @@ def drift_table(rows: Sequence[Row], names: Names | None = None) -> Table:
 def crossings(rows: Sequence[Row]) -> dict[tuple[str, ...], BreakEven]:
     """By model, weights, batch and method: the context from which it decodes faster than the best dense one."""
     names, launch = Names(rows), main_launch(rows)
-    sparse = [r for r in steps(rows) if r.block_size is not None and r.launch == launch]
+    sparse = [r for r in steps(rows) if r.block_size is not None and r.launch == launch and not r.client]
 
     def curve(row: Row) -> tuple[str, ...]:
         batch = f"{row.batch}, shared K/V" if row.shared_kv else str(row.batch)
