@@ -19,6 +19,7 @@ from .core import flags
 from .core.command import run_suite
 from .core.flags import Flag, add_flags, options
 from .core.plugins import load_plugins
+from .core.ranks import Ranks
 from .core.registry import Suite, suites
 from .core.runner import INTERRUPTED
 from .decode.suite import FLAGS as DECODE_FLAGS
@@ -168,6 +169,7 @@ def draw(paths: list[Path], folder: Path, console: Console) -> None:
 
 def act_profile_command(given: Given, console: Console) -> int:
     """`resa-bench profile`."""
+    Ranks.alone("profile")
     return act_profile(given, choose_device(given.get("device")), console)
 
 

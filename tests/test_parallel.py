@@ -7,14 +7,22 @@ from functools import cache
 
 import pytest
 import torch
+from benches import make_bench
 from parallel_ranks import MODELS, Decoded, decode, decode_by, small
-from resa_bench.kernels import Unsupported, get_method
+from resa_bench.kernels import SparseConfig, Unsupported, get_method
+from resa_bench.plots.caption import circumstances
+from resa_bench.suites.cli import main
+from resa_bench.suites.core.flags import options
 from resa_bench.suites.core.spec import MethodSpec, make_spec
 from resa_bench.suites.decode.cases import DecodeCase
+from resa_bench.suites.decode.run import run_case
+from resa_bench.suites.decode.table import case_table
 from resa_bench.suites.engine.case import share_of
 from resa_bench.suites.engine.costs import memory_bytes, plan_costs, weight_bytes
 from resa_bench.suites.engine.exchange_time import ExchangeTime
+from resa_bench.suites.engine.measure import DecodePlan
 from resa_bench.suites.engine.parallel import check_policy
+from resa_bench.suites.maths import suite as maths
 from resa_bench.suites.model.config import MODELS as PRESETS
 from resa_bench.suites.model.config import preset
 from resa_bench.suites.model.parallel.shard import Shard, check_groups
@@ -131,6 +139,48 @@ def test_simulated_ranks_beside_real_ones_are_refused(monkeypatch: pytest.Monkey
     assert share_of(small("model")).name == "model-tp2"
     with pytest.raises(ValueError, match="torchrun has started 2 real ones"):
         share_of(small("model"), 2)
+
+
+@pytest.mark.parametrize("given", [["--exchange-us", "9"], ["--exchange-gbps", "300"]], ids=["latency", "bandwidth"])
+def test_half_a_measured_exchange_is_refused(given: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["decode", "--device", "cpu", "--model", "llama-3.1-70b", "--simulate-ranks", "8", *given, "--plan"]
+    assert main(arguments) == 2
+    assert "a measured exchange has both" in " ".join(capsys.readouterr().err.split())
+
+
+def test_maths_share_problems_unless_they_are_to_share_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    for given, name in ({}, "smollm2-135m"), ({"tensor_parallel": True}, "smollm2-135m-tp3"):
+        case = maths.choose_case(options(maths.FLAGS, given), torch.device("cpu"))
+        assert case.config.name == case.setting.model == name
+
+
+def test_rows_of_a_simulated_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own model in all tables; the exchange, as modelled, on top of what was measured."""
+    whole = small("tiny")
+    monkeypatch.setitem(PRESETS, whole.name, whole)
+    case = DecodeCase(whole.name, share_of(whole, 2), 1, 128, "fp32", "fp32")
+    sparse = SparseConfig(rectify_every=4, min_blocks=2)
+    plan = DecodePlan(seconds=0.0, exchange=(1000.0, 1.0))
+    rows = run_case(case, [MethodSpec("torch-dense", sparse), MethodSpec("resa-torch", sparse)], make_bench(plan))
+    dense, resa = (row for row in rows if row.stage == "total")
+    assert {(row.model, row.ranks, row.simulated) for row in rows} == {("tiny-rank-of-2", 2, True)}
+    assert {row.stage for row in rows}.isdisjoint({"all-reduce", "all-gather", "rectify+all-reduce"})
+    for row in (dense, resa):
+        assert row.modelled_exchange_us is not None
+        assert row.modelled_exchange_us > 2 * whole.layers * 1000
+        with_it = row.mean_us + row.modelled_exchange_us
+        assert row.modelled_tokens_per_s == pytest.approx(1e6 / with_it, rel=1e-4)
+        assert row.tokens_per_s == pytest.approx(1e6 / row.mean_us, rel=1e-4)
+    assert dense.modelled_speedup == 1
+    assert resa.modelled_speedup == pytest.approx(resa.modelled_tokens_per_s / dense.modelled_tokens_per_s, rel=1e-4)
+    table = case_table(case.slug, rows)
+    assert "ONE OF 2 RANKS alone, without the exchange" in str(table.title)
+    assert "measured: 1000 us an all-reduce" in str(table.title)
+    assert "ONE OF 2 RANKS" in circumstances(rows)
+    for row in (dense, resa):
+        assert "RANK" not in circumstances([replace(row, ranks=None)])
 
 
 # --- who may run ----------------------------------------------------------------------------------------------------

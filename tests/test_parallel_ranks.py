@@ -55,13 +55,14 @@ def test_one_rank_asks_nobody() -> None:
     assert not torch.distributed.is_initialized()
 
 
-@pytest.mark.parametrize("command", ["micro", "tasks"])
-def test_suites_that_share_no_model_are_refused(
+@pytest.mark.parametrize("command", ["micro", "tasks", "profile"])
+def test_commands_that_share_no_model_are_refused(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert main([command, "--device", "cpu"]) == 2
+    more = ["nsys", "some-case"] if command == "profile" else []
+    assert main([command, *more, "--device", "cpu"]) == 2
     assert f"under torchrun {command} would run 2 times" in " ".join(capsys.readouterr().err.split())
 
 
