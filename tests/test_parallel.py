@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from resa_bench.suites.decode.cases import DecodeCase
 from resa_bench.suites.decode.run import run_case
 from resa_bench.suites.decode.table import case_table
 from resa_bench.suites.engine.case import share_of
+from resa_bench.suites.engine.checks import MODEL_TOLERANCE, relative_distance
 from resa_bench.suites.engine.costs import memory_bytes, plan_costs, weight_bytes
 from resa_bench.suites.engine.exchange_time import ExchangeTime
 from resa_bench.suites.engine.measure import DecodePlan
@@ -65,6 +67,24 @@ def test_keys_and_lists_of_a_rank_are_those_of_its_heads(ranks: list[dict[str, D
             rows = expected.lists.shape[1] // world
             assert torch.equal(own.lists, expected.lists[:, rank * rows : (rank + 1) * rows])
     assert (expected.lists is None) == MODELS[name].spec.is_dense
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+def test_two_gpus_decode_what_one_does(tmp_path: Path) -> None:
+    """Over NCCL, in bf16, steps and rectifications as graphs, fed the same tokens."""
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two CUDA devices")
+    ranks = decode_by(2, tmp_path, "cuda")
+    tolerance = MODEL_TOLERANCE[torch.bfloat16]
+    for name, model in MODELS.items():
+        expected = decode(model, device=torch.device("cuda", 0))
+        first, second = (rank[name] for rank in ranks)
+        assert torch.equal(first.logits, second.logits), name
+        assert torch.equal(first.tokens, expected.tokens), name
+        assert relative_distance(first.logits, expected.logits) <= tolerance, name
+        keys = first.keys if first.keys.shape == expected.keys.shape else torch.cat((first.keys, second.keys), 1)
+        assert relative_distance(keys, expected.keys) <= tolerance, name
 
 
 def test_lists_leave_blocks_out() -> None:
