@@ -1,6 +1,7 @@
 """The commands of the README. `nox --no-venv` runs the same sessions with what is installed, installing nothing."""
 
 import os
+import shutil
 import sys
 import tomllib
 from pathlib import Path
@@ -12,6 +13,7 @@ nox.options.default_venv_backend = "virtualenv"
 
 ROOT = Path(__file__).parent
 PACKAGES = ("kernels", "baselines", "profiling", "suites", "plots")
+PUBLISHED = (".md", ".png", ".svg", "")  # endings of what the site shows
 EXTRAS = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
 
 
@@ -49,7 +51,7 @@ def _suite(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """The main job: measure, print tables, draw plots. Takes every flag of `resa-bench bench` (--quick, --full ...)."""
+    """The main job: measure, print tables, draw plots, write report.html. Takes every flag of `resa-bench bench`."""
     _suite(session)
 
 
@@ -76,11 +78,27 @@ for suite_file in sorted((ROOT / "suites").glob("*/suite.py")):
 @nox.session
 def tests(session: nox.Session) -> None:
     """All tests; on a CPU the kernels run in Triton's interpreter. Arguments go to pytest."""
-    env = _install(session, "test", "maths")
+    env = _install(session, "test", "maths", "browser")
     cores = os.cpu_count() or 1
     workers = min(4, cores)
     env.setdefault("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", str(cores // workers)))  # no thread too many
-    command = [_python(session), "-m", "pytest", "--benchmark-disable", "-n", str(workers)]
+    command = [_python(session), "-m", "pytest", "--benchmark-disable", "-n", str(workers), "--dist", "loadgroup"]
+    session.run(*command, *session.posargs, env=env, external=True)
+
+
+FUZZ = {"COMMANDS": "1000", "FILES": "200", "PORTABLE": "1000", "KERNELS": "100", "KILLS": "30"}
+"""How much the fuzz session draws of each kind (tests/fuzz_seeds.py)."""
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """Random commands, files and settings, suites killed at random moments: hours. Arguments go to pytest."""
+    env = _install(session, "test", "maths")
+    for kind, number in FUZZ.items():
+        name = f"RESA_BENCH_FUZZ_{kind}"
+        env[name] = os.environ.get(name, number)
+    files = [f"tests/test_{name}.py" for name in ("fuzz_commands", "model_malformed", "fuzz_settings", "fuzz_kills")]
+    command = [_python(session), "-m", "pytest", "--benchmark-disable", "--timeout", "7200", *files]
     session.run(*command, *session.posargs, env=env, external=True)
 
 
@@ -115,18 +133,66 @@ def plots(session: nox.Session) -> None:
 
 
 @nox.session
+def report(session: nox.Session) -> None:
+    """One page of result files: nox -s report -- results/h100 -o report.html"""
+    _suite(session)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Figures and numbers of README and docs, from the result files. `-- --check` says what differs from its rows."""
+    env = _install(session)
+    session.run(_python(session), "-m", "resa_bench.plots.pages", *session.posargs, env=env, external=True)
+
+
+@nox.session
+def site(session: nox.Session) -> None:
+    """The docs as a site in build/site (mkdocs-material). `-- serve` shows it while you write."""
+    if session.virtualenv.is_sandboxed:
+        session.install("mkdocs-material>=9.5")
+    pages = ROOT / "build" / "pages"
+    shutil.rmtree(pages, ignore_errors=True)
+    for name in ("README.md", "LICENSE", "docs", "results"):
+        for path in [ROOT / name, *(ROOT / name).rglob("*")]:
+            if path.is_file() and path.suffix in PUBLISHED:
+                copy = pages / path.relative_to(ROOT)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, copy)
+    words = session.posargs or ["build", "--strict"]
+    session.run(_python(session), "-m", "mkdocs", *words, external=True)
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Ruff's checks and format, mypy over the packages and the tests, and the arrows between packages."""
     env = _install(session, "lint", "test")
     run = [_python(session), "-m"]
     session.run(*run, "ruff", "check", *session.posargs, ".", env=env, external=True)
     session.run(*run, "ruff", "format", "--check", ".", env=env, external=True)
-    _links()  # where mypy finds the import name
-    packages = [part for name in PACKAGES for part in ("-p", f"resa_bench.{name}")]
-    session.run(*run, "mypy", *packages, env=env, external=True)
-    session.run(*run, "mypy", "tests", env=env, external=True)
+    _types(session, env)
     env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(_links()), env.get("PYTHONPATH"))))
     session.run(*run, "importlinter.cli", "lint", env=env, external=True)
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Mypy alone, over the packages and the tests: seconds from its cache (the pre-push hook)."""
+    _types(session, _install(session, "lint", "test"))
+
+
+def _types(session: nox.Session, env: dict[str, str]) -> None:
+    _links()  # where mypy finds the import name
+    packages = [part for name in PACKAGES for part in ("-p", f"resa_bench.{name}")]
+    for arguments in (packages, ["tests"]):
+        session.run(_python(session), "-m", "mypy", *arguments, env=env, external=True)
+
+
+@nox.session
+def package(session: nox.Session) -> None:
+    """The sdist and the wheel, built into dist/, installed and tried in environments of their own."""
+    env = _install(session, "test") | {"RESA_BENCH_DIST": str(ROOT / "dist")}
+    command = [_python(session), "-m", "pytest", "--benchmark-disable", "-m", "package", "tests/test_package.py"]
+    session.run(*command, *session.posargs, env=env, external=True)
 
 
 @nox.session

@@ -1,37 +1,60 @@
-"""The folders at the top are packages of one import name, found here so that a new folder needs no list.
+"""What pyproject.toml cannot say: the packages, the version by git's tags, the long description, and the build's stamp.
 
-(`kernels` alone is a name that other libraries probe for; `profiling` is the standard library's from Python 3.15 on.)
-A built package holds the commit that it was built from.
+The folders at the top are packages of one import name. (`kernels` alone is a name that other libraries probe for;
+`profiling` is the standard library's from Python 3.15 on.) A wheel and an sdist hold the commit they were built from.
 """
 
-import sys
+import re
+import tomllib
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
+from setuptools.command.sdist import sdist
 
 ROOT = Path(__file__).parent
-TOP = ("kernels", "baselines", "profiling", "suites", "plots")
+SPEC = spec_from_file_location("source", ROOT / "profiling" / "source.py")
+SPEC.loader.exec_module(source := module_from_spec(SPEC))
+URL = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]["Repository"]
 
 
-class Stamped(build_py):
-    """Writes beside profiling/source.py what it gives about these sources."""
+def stamp(folder: Path) -> None:
+    """Write into a folder of profiling/ what its source.py says about these sources."""
+    (folder / source.BUILT).write_text(source.built_stamp(), encoding="utf-8")
 
+
+class StampedWheel(build_py):
     def run(self) -> None:
         super().run()
-        if self.editable_mode:
-            return
-        sys.path.insert(0, str(ROOT / "profiling"))
-        import source
-
-        target = Path(self.build_lib) / "resa_bench" / "profiling" / source.BUILT
-        target.write_text(source.built_stamp())
+        if not self.editable_mode:
+            stamp(Path(self.build_lib) / "resa_bench" / "profiling")
 
 
+class StampedSdist(sdist):
+    def make_release_tree(self, base_dir: str, files: list[str]) -> None:
+        super().make_release_tree(base_dir, files)
+        stamp(Path(base_dir) / "profiling")
+
+
+def long_description() -> str:
+    """The README with absolute links: a package index has none of the files beside it."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    kinds = ((r"(!\[[^\]]*\]\()", "raw"), (r"((?<!!)\[[^\]]*\]\()", "blob"))
+    for link, kind in kinds:
+        text = re.sub(link + r"(?!https?://|#|mailto:)", rf"\g<1>{URL}/{kind}/main/", text)
+    return re.sub(r"(\]\()(?=#)", rf"\g<1>{URL}", text)
+
+
+TOP = source.PACKAGES
+DATA = ["py.typed", "*.cu", "*.cuh", "*.css", "*.html", "*.j2", "*.js", "assets/*", "LICENSE*"]
+PACKAGES = [f"resa_bench.{name}" for top in TOP for name in (top, *(f"{top}.{inner}" for inner in find_packages(top)))]
 setup(
-    cmdclass={"build_py": Stamped},
-    packages=[
-        f"resa_bench.{name}" for top in TOP for name in (top, *(f"{top}.{inner}" for inner in find_packages(top)))
-    ],
+    version=source.package_version(),
+    long_description=long_description(),
+    long_description_content_type="text/markdown",
+    cmdclass={"build_py": StampedWheel, "sdist": StampedSdist},
+    packages=PACKAGES,
     package_dir={f"resa_bench.{top}": top for top in TOP},
+    package_data=dict.fromkeys(PACKAGES, DATA),
 )

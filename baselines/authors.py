@@ -139,6 +139,6 @@ class ResaAuthors(DecodeMethod):
             cache.kv_heads, config.block_size, config.active_ratio, config.local_blocks, config.min_blocks
         )
         manager.init_centeroids(cache.k.transpose(1, 2), cache.lengths)
-        chosen = max(config.selected(length) for length in cache.lengths.tolist())
+        chosen = max(config.selected(length) for length in cache.lengths_on_host())
         lists = torch.full((cache.batch, cache.kv_heads, chosen), -1, dtype=torch.int32, device=cache.device)
         return AuthorsLayer(cache, self.shape, config, manager, lists)

@@ -76,7 +76,7 @@ class FlashInfer(DecodeMethod):
             Unsupported: a contiguous cache cannot be read as pages (`as_pages`).
         """
         keys, values, table, page = as_pages(cache)
-        lengths = cache.lengths.tolist()
+        lengths = cache.lengths_on_host()
         used = [ceil_div(length, page) for length in lengths]
         indices = torch.cat([table[b, :n] for b, n in enumerate(used)]).to(torch.int32)
         plan = self._plan

@@ -26,6 +26,7 @@ from ..kernels import KVCache, Partials, Stage, StepTensors, Traffic, Unsupporte
 from ..kernels.attention.window import Ring
 from ..kernels.attention.window_decode import window_decode, window_splits
 from ..kernels.attention.window_merge import merge_window
+from ..kernels.binding import check_step, check_window
 from ..kernels.config import SELECTS
 from ..kernels.pipeline import SparseLayer, SparseMethod
 from ..kernels.portable import TorchSparseLayer, refresh_torch, tokens_of, write_tokens_torch
@@ -68,7 +69,12 @@ class RepairingLayer(BlockSparseLayer):
         raise NotImplementedError
 
     def window_stages(self, window: WindowTensors) -> tuple[Stage, ...]:
-        """A step of several tokens: append, select with the newest query, attend and merge with all."""
+        """A step of several tokens: append, select with the newest query, attend and merge with all.
+
+        Raises:
+            TypeError, ValueError: a tensor of the window of the wrong dtype, shape, device or strides (`check_window`).
+        """
+        check_window(window, self.cache, self.shape.q_heads)
         stages = (
             Stage("append", lambda: self.write_window(window), self.graph_safe),
             *self.choose_stages(window.newest),
@@ -79,6 +85,7 @@ class RepairingLayer(BlockSparseLayer):
 
     def stages(self, step: StepTensors) -> tuple[Stage, ...]:
         """A step of one token: nothing is repaired, but the blocks that it loads count as loaded."""
+        check_step(step, self.cache, self.shape.q_heads)
         q, k, v, out = (x.unsqueeze(1) for x in (step.q, step.k, step.v, step.out))
         return self.window_stages(WindowTensors(q, k, v, out, self._start))
 
@@ -155,7 +162,7 @@ class TorchRetroLayer(RepairingLayer, TorchSparseLayer):
         """Gather the listed blocks once, attend with all rows under a mask, merge with what the ring has."""
         work, ring, size = self.work, self.ring, self.config.block_size
         now, heads, device = int(ring.clock), self.shape.kv_heads, ring.clock.device
-        lengths, firsts, counts = self.cache.lengths.tolist(), window.first.tolist(), work.counts[:, 0].tolist()
+        lengths, firsts, counts = self.cache.lengths_on_host(), window.first.tolist(), work.counts[:, 0].tolist()
         for b, (length, first, count) in enumerate(zip(lengths, firsts, counts, strict=True)):
             lists = work.lists[b, :, :count].long().expand(heads, -1)
             tokens = tokens_of(lists, size)  # [Hkv, T]

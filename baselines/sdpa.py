@@ -33,7 +33,7 @@ class _Sdpa(DecodeMethod):
 
     def prepare(self, cache: KVCache) -> DenseLayer:
         """One layer, bound to its cache's length. Raises Unsupported for a paged or ragged cache."""
-        lengths = set(cache.lengths.tolist())
+        lengths = set(cache.lengths_on_host())
         if cache.paged or len(lengths) != 1:
             raise Unsupported("cache: SDPA takes one contiguous length; this cache is paged or ragged")
         length = lengths.pop()

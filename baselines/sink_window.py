@@ -8,19 +8,22 @@ import triton.language as tl
 from torch import Tensor
 
 from ..kernels import KVCache, SparseConfig, Stage, StepTensors, register
-from ..kernels.attention.addressing import selected_blocks
+from ..kernels.attention.addressing import held_tokens, selected_blocks, strided
 from ..kernels.config import ceil_div
 from ..kernels.launch import launch
 from ..kernels.pipeline import SparseLayer, SparseMethod
 from ..kernels.portable import TorchSparseLayer
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["tokens", "width", "sink_blocks", "ratio_numerator", "ratio_denominator", "floor_blocks"]
+)
 def _sink_window_kernel(
     lists,  # int32 [B, 1, N]
     counts,  # int32 [B, 1]
     lengths,  # int32 [B]
-    capacity,  # N
+    tokens,  # the cache's capacity
+    width,  # N
     sink_blocks,
     ratio_numerator,
     ratio_denominator,
@@ -29,11 +32,11 @@ def _sink_window_kernel(
     WIDTH: tl.constexpr,
 ):
     batch = tl.program_id(1)
-    blocks = tl.cdiv(tl.load(lengths + batch), BLOCK)
+    blocks = tl.cdiv(held_tokens(tl.load(lengths + batch), tokens), BLOCK)
     n = selected_blocks(blocks, ratio_numerator, ratio_denominator, floor_blocks)
     place = tl.program_id(0) * WIDTH + tl.arange(0, WIDTH)
     block = tl.where(place < tl.minimum(sink_blocks, n), place, blocks - n + place)
-    tl.store(lists + batch * capacity + place, tl.where(place < n, block, -1), mask=place < capacity)
+    tl.store(lists + strided(batch, width) + place, tl.where(place < n, block, -1), mask=place < width)
     if tl.program_id(0) == 0:
         tl.store(counts + batch, n)
 
@@ -52,7 +55,8 @@ def sink_window_blocks(cache: KVCache, lists: Tensor, counts: Tensor, config: Sp
         lists=lists,
         counts=counts,
         lengths=cache.lengths,
-        capacity=lists.shape[2],
+        tokens=cache.capacity,
+        width=lists.shape[2],
         sink_blocks=config.sink_blocks,
         ratio_numerator=config.ratio.numerator,
         ratio_denominator=config.ratio.denominator,
@@ -85,7 +89,7 @@ class TorchSinkWindowLayer(TorchSparseLayer):
 
     def select(self) -> None:
         """Fill each sequence's list."""
-        for b, length in enumerate(self.cache.lengths.tolist()):
+        for b, length in enumerate(self.cache.lengths_on_host()):
             self.fill(b, sink_window_reference(length, self.config)[None])
 
 

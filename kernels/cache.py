@@ -8,12 +8,10 @@ import torch
 from torch import Tensor
 
 from .checks import check_no_grad, check_range, check_tensor, check_whole, usable_device
-from .config import HEAD_DIMS, ceil_div
+from .config import HEAD_DIMS, MAX_ROWS, ceil_div
 
 MAX_TOKENS = 1 << 28
 """Tokens that a sequence can hold at most: indices of tokens, and tiles of them times splits, fit 32 bits."""
-MAX_ROWS = 1 << 30
-"""Sequences, pages or heads at most, for the same reason."""
 
 
 @dataclass(frozen=True, slots=True)

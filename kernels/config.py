@@ -8,6 +8,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
+from .checks import check_whole
 from .setting import declared, setting
 
 GQA_POLICIES = ("group-mean", "group-sum", "per-head", "all-heads")
@@ -19,16 +20,23 @@ BLOCK_SIZES = (8, 16, 32, 64, 128)
 HEAD_DIMS = (16, 32, 64, 128, 256)
 MAX_BLOCKS = 32768  # blocks in one sequence: one program holds a row of scores in registers
 RATIO_DENOMINATOR = 50_000  # times MAX_BLOCKS it stays below 2^31, as the kernels count
+MAX_ROWS = 1 << 30  # sequences, pages or heads at most: their indices fit 32 bits
 MAX_PERIOD = 1 << 16  # tokens between rectifications, or in a window
 
 
 def ceil_div(a: int, b: int) -> int:
+    """The quotient rounded up."""
     return -(-a // b)
 
 
 @dataclass(frozen=True, slots=True)
 class AttentionShape:
-    """Batch and heads of one attention layer. `group` is the number of query heads that share a KV head."""
+    """Batch and heads of one attention layer. `group` is the number of query heads that share a KV head.
+
+    Raises:
+        TypeError: a number that is no int.
+        ValueError: out of range, query heads that are no multiple of the KV heads, a head dim not in HEAD_DIMS.
+    """
 
     batch: int
     q_heads: int
@@ -37,15 +45,16 @@ class AttentionShape:
 
     def __post_init__(self) -> None:
         for name in ("batch", "q_heads", "kv_heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: got {getattr(self, name)}, must be at least 1")
+            check_whole(name, getattr(self, name), 1, MAX_ROWS)
         if self.q_heads % self.kv_heads:
             raise ValueError(f"q_heads: got {self.q_heads}, must be a multiple of kv_heads ({self.kv_heads})")
+        check_whole("head_dim", self.head_dim, 1, max(HEAD_DIMS))
         if self.head_dim not in HEAD_DIMS:
             raise ValueError(f"head_dim: got {self.head_dim}, allowed are {HEAD_DIMS}")
 
     @property
     def group(self) -> int:
+        """Query heads of a KV head."""
         return self.q_heads // self.kv_heads
 
 

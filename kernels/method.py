@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 
 from .attention.summaries import write_tokens
+from .binding import check_step
 from .cache import KVCache
 from .config import AttentionShape, SparseConfig
+from .registry import entry
 
 
 class Unsupported(ValueError):
@@ -77,6 +79,7 @@ class WindowTensors:
 
     @property
     def tokens(self) -> int:
+        """w."""
         return self.q.shape[1]
 
     @property
@@ -210,16 +213,8 @@ M = TypeVar("M", bound=type[DecodeMethod])
 
 
 def register(name: str) -> Callable[[M], M]:
-    """Class decorator: make a method known by `name` to every suite, table and plot."""
-
-    def add(cls: M) -> M:
-        if _registry.get(name, cls).__qualname__ != cls.__qualname__:
-            raise ValueError(f"method {name!r} is registered already, by {_registry[name].__qualname__}")
-        cls.name = name
-        _registry[name] = cls
-        return cls
-
-    return add
+    """Class decorator: make a method known by `name` to every suite, table, plot. Raises ValueError for a taken one."""
+    return entry(_registry, "method", name)  # type: ignore[return-value]
 
 
 def registered() -> dict[str, type[DecodeMethod]]:
@@ -250,6 +245,12 @@ class DenseLayer(Layer):
     _result: Tensor | None = None
 
     def stages(self, step: StepTensors) -> tuple[Stage, ...]:
+        """Append and attend.
+
+        Raises:
+            TypeError, ValueError: a tensor of the step of the wrong dtype, shape, device or strides (`check_step`).
+        """
+        check_step(step, self.cache, self.q_heads)
         attend = self.attend(step)
 
         def run() -> None:

@@ -139,10 +139,10 @@ class TorchSparseLayer(BlockSparseLayer):
         if config.gqa_policy in ("group-sum", "all-heads"):
             slots = slots.sum(2, keepdim=True)
         table = self.summaries.data[:, :, :top].flatten(3).float()  # [B, Hkv, M, 2 D]
-        found = slots @ table.transpose(2, 3)  # [B, Hkv, 1 or G, M]
+        computed = slots @ table.transpose(2, 3)  # [B, Hkv, 1 or G, M]
         if config.gqa_policy == "all-heads":
-            found = found.sum(1, keepdim=True)
-        scores[:, :, :top] = found.flatten(1, 2)
+            computed = computed.sum(1, keepdim=True)
+        scores[:, :, :top] = computed.flatten(1, 2)
         index = torch.arange(top, device=scores.device)
         for b, length in enumerate(lengths):
             blocks = config.blocks(length)

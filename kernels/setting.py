@@ -48,7 +48,7 @@ class Setting:
         if value is None and self.default is None:
             return
         if self.choices:
-            if value not in self.choices:
+            if not any(type(value) is type(choice) and value == choice for choice in self.choices):
                 allowed = ", ".join(map(str, self.choices))
                 raise ValueError(f"{self.name}: got {value!r}, allowed are {allowed}")
             return

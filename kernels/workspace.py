@@ -153,7 +153,7 @@ def sparse_traffic(
     query = shape.batch * shape.q_heads * dim * size
     new_token = 2 * shape.batch * shape.kv_heads * dim * size
     summary_bytes = config.summary_bytes(dim, size) * shape.kv_heads if scored else 0
-    blocks = sum(config.blocks(length) for length in cache.lengths.tolist())
+    blocks = sum(config.blocks(length) for length in cache.lengths_on_host())
     summary = blocks * summary_bytes
     score_rows_bytes = 4 * blocks * lists.shape[1] if scored else 0
     entries = 4 * int((lists >= 0).sum())

@@ -16,6 +16,8 @@ from .registry import figure_sets, slugs
 VARIED = ("summary_kind", "summary_dtype", *PINNED)
 """Settings of a selection that change what is read, hardly how much: studied for quality, in few cases."""
 USUAL_LAYOUT = "head-major"
+RIVALS = ("quest", "retro", "sparse", "sink-window", "retro-cached", "oracle")
+"""In which order rivals come where a panel has no room for all; methods that are not named here come before them."""
 
 
 class NotDrawn(Exception):
@@ -162,6 +164,20 @@ def order(variant: Variant) -> tuple[Any, ...]:
         number = value if isinstance(value, (int, float)) else 0
         ranks.append((value not in (None, usual.get(name, entry.default)), number, str(value or "")))
     return (not variant.is_dense, steps != "resa", steps, variant.method != steps, variant.method, ranks)
+
+
+def ranked(variants: Iterable[Variant]) -> list[Variant]:
+    """The first variant of each method that is not dense: ReSA's forms, the fused one first, then its rivals."""
+    firsts: dict[str, Variant] = {}
+    for variant in variants:
+        if not variant.is_dense:
+            firsts.setdefault(variant.method, variant)
+
+    def rank(variant: Variant) -> tuple[bool, bool, int]:
+        place = RIVALS.index(variant.method) + 1 if variant.method in RIVALS else 0
+        return (steps_of(variant.method) != "resa", variant.method != "resa-fused", place)
+
+    return sorted(firsts.values(), key=rank)
 
 
 def is_varied(variant: Variant) -> bool:

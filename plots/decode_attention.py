@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -15,7 +14,7 @@ from ..suites.core.rows import Row
 from ..suites.core.spec import Variant
 from .caption import caption, title
 from .data import FigureSet, NotDrawn
-from .decode_data import Setting, own_rival, parts, settings, steps, usual_resa
+from .decode_data import Setting, own_rival, parts, settings, steps, usual
 from .registry import figure
 from .style import SMALL_PT, bar_axis, finish, names_of, panels, stack, starred, tokens
 
@@ -39,6 +38,7 @@ class Pair:
 
     @property
     def speedup(self) -> float:
+        """Dense over ReSA."""
         return self.dense_ms / sum(self.resa_ms.values())
 
 
@@ -65,7 +65,7 @@ def decode_attention(figures: FigureSet) -> Figure:
     paper = PAPER if figures.model.lower().startswith(PAPER_MODEL) else {}
     if pairs.keys() & paper.keys():
         pairs = {context: pair for context, pair in pairs.items() if context in paper}
-    fig, axes, left = panels(len(pairs), 2.0, share_y=False, columns=3)
+    fig, axes, left = panels(len(pairs), 2.2, share_y=False, columns=3)
     for ax, (context, (rival, step)) in zip(axes, pairs.items(), strict=True):
         dense_ms = _part_ms(figures, rival, PARTS["attention"])
         resa_ms = {part: _part_ms(figures, step, stages) for part, stages in PARTS.items()}
@@ -75,19 +75,20 @@ def decode_attention(figures: FigureSet) -> Figure:
     for ax in left:
         ax.set_ylabel("attention a step, ms")
     with_paper = any(context in paper for context in pairs)
-    legend: list[Artist] = [Patch(facecolor=colour, label=part) for part, colour in COLOURS.items()]
+    legend = [Patch(facecolor=colour, label=part) for part, colour in COLOURS.items()]
     drawn = [row for pair in pairs.values() for row in pair]
     notes = (
         str(where),
         f"dense: {', '.join(sorted({rival.method for rival, _ in pairs.values()}))}, of the same run",
         names_of([pair[1] for pair in pairs.values()]).of(variant),
         "kernel times from a trace" if figures.launch == "graph" else "",
+        "each panel has its own scale" if len(pairs) > 1 else "",
         "estimation: score and select, and an append fused with them",
         "attention: append, attend and merge",
         "paper: arXiv 2506.04108, A100-80G, FlashAttention, read off its figure" if with_paper else "",
     )
     heading = title(figures, "attention of the whole model in a decode step, ReSA's rectification amortised")
-    return finish(fig, heading, legend, caption(figures, drawn, *notes))
+    return finish(fig, heading, caption(figures, drawn, *notes), legend)
 
 
 def _chosen(figures: FigureSet) -> tuple[Setting, Variant]:
@@ -96,7 +97,7 @@ def _chosen(figures: FigureSet) -> tuple[Setting, Variant]:
         (where, variant)
         for where in settings(figures)
         if where.shared_kv and where.batch == BATCH
-        for variant in usual_resa(figures)
+        for variant in usual(figures, figures.resa())
         if steps(figures, variant, where, "speedup_vs_best_dense")
     ]
     if not able:

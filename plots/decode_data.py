@@ -103,11 +103,6 @@ def usual(figures: FigureSet, variants: Iterable[Variant]) -> list[Variant]:
     return [variant for variant, count in cases.items() if 2 * count > most]
 
 
-def usual_resa(figures: FigureSet) -> list[Variant]:
-    """The variants of ReSA's first form that were timed in most cases."""
-    return usual(figures, figures.resa())
-
-
 def parts(figures: FigureSet, step: Row) -> dict[str, Row]:
     """The stages of a whole step, by name."""
     stages = [r for r in figures.lines[step.variant] if r.stage != "total" and r.mean_us is not None]

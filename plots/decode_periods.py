@@ -8,18 +8,18 @@ from typing import Any
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from ..suites.core.looks import BLACK, VERMILLION
+from ..suites.core.looks import BLACK, VERMILLION, Look
 from ..suites.core.rows import Row
 from ..suites.core.settings import SETTINGS
 from ..suites.core.spec import Variant
 from .caption import caption, title
+from .curves import Curve, draw_curves
 from .data import FigureSet, NotDrawn
 from .decode_data import fastest_dense, parts, setting
 from .registry import figure
-from .style import HOLLOW, LIMIT_DASHES, SMALL_PT, bar_axis, finish, panels, tokens
+from .style import SMALL_PT, bar_axis, finish, panels, starred, tokens
 
 AXES = {"rectify_every": "tokens between rectifications, f", "block_size": "block size b, tokens"}
 _OUTLINE: dict[str, Any] = {"facecolor": "white", "edgecolor": VERMILLION, "linewidth": 0.8, "linestyle": (0, (2, 1))}
@@ -33,21 +33,22 @@ def decode_periods(figures: FigureSet) -> Figure:
     studies = {column: rows for column, rows in studies.items() if rows}
     if not studies:
         raise NotDrawn("no case was measured with several rectification periods or block sizes of ReSA")
-    fig, axes, left = panels(len(studies), 2.1)
+    fig, axes, left = panels(len(studies), 2.2, columns=2)
     drawn: list[Row] = []
     rivals: set[str] = set()
     shared = False
     for ax, (column, rows) in zip(axes, studies.items(), strict=True):
         rival = fastest_dense(figures, setting(rows[0])).get(rows[0].context)
         if rival is not None:
-            ax.axhline(rival.tokens_per_s or 0.0, color=BLACK, linewidth=1.0, linestyle=LIMIT_DASHES)
+            high = rival.tokens_per_s or 0.0
+            draw_curves(ax, [Curve("best dense", Look(BLACK, ""), [-0.7, max(len(rows), 3) - 0.3], [high, high])])
             rivals.add(rival.method)
         for x, row in enumerate(rows):
             shared |= _bar(ax, x, row, _share(figures, row))
         other = "block_size" if column == "rectify_every" else "rectify_every"
         fixed = SETTINGS[other].word.format(getattr(rows[0], other))
         ax.set_title(f"{setting(rows[0])}, {tokens(rows[0].context)}, {fixed}")
-        bar_axis(ax, range(len(rows)), [str(getattr(row, column)) for row in rows])
+        bar_axis(ax, range(len(rows)), [starred(str(getattr(row, column)), [row]) for row in rows])
         ax.set_xlabel(AXES[column])
         ax.set_xlim(-0.7, max(len(rows), 3) - 0.3)
         drawn += rows
@@ -57,11 +58,9 @@ def decode_periods(figures: FigureSet) -> Figure:
     legend: list[Artist] = [Patch(facecolor=VERMILLION, label="ReSA")]
     if shared:
         legend.append(Patch(**_OUTLINE, label="if rectification were free (its share of the time)"))
-    if rivals:
-        legend.append(Line2D([], [], color=BLACK, linewidth=1.0, linestyle=LIMIT_DASHES, label="best dense"))
     note = f"best dense: {', '.join(sorted(rivals))}" if rivals else ""
     heading = title(figures, "rectification period and block size of ReSA")
-    return finish(fig, heading, legend, caption(figures, drawn, note))
+    return finish(fig, heading, caption(figures, drawn, note), legend)
 
 
 def _study(figures: FigureSet, column: str) -> list[Row]:
@@ -85,13 +84,10 @@ def _share(figures: FigureSet, step: Row) -> float | None:
 
 def _bar(ax: Axes, x: int, row: Row, share: float | None) -> bool:
     height = row.tokens_per_s or 0.0
-    hollow = row.status == "throttled"
     if share is not None and share < 1:
         top, words = height / (1 - share), f"{share:.{0 if share >= 0.095 else 1}%}"
         ax.bar(x, top, 0.68, **_OUTLINE)
         ax.text(x, top, words, ha="center", va="bottom", fontsize=SMALL_PT)
-    bar = ax.bar(x, height, 0.68, facecolor="white" if hollow else VERMILLION, edgecolor=VERMILLION, linewidth=0.8)
-    if hollow:
-        bar.patches[0].set_label(HOLLOW)
-    ax.text(x, height, f"{height:.4g}", ha="center", va="top", fontsize=SMALL_PT, color="black" if hollow else "white")
+    ax.bar(x, height, 0.68, facecolor=VERMILLION, edgecolor=VERMILLION, linewidth=0.8)
+    ax.text(x, height, f"{height:.4g}", ha="center", va="top", fontsize=SMALL_PT, color="white")
     return share is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import stdev
 from typing import Any
 
 from ..suites.core.analysis import LEVEL, selection_of
@@ -75,6 +76,12 @@ def first_selection(lines: Lines) -> list[Variant]:
     """ReSA and sparse steps alone, as far as they select as the first variant of ReSA does."""
     first = next((selection(rows[0]) for rows in lines.values() if rows[0].rectify_every), None)
     return [variant for variant, rows in lines.items() if selection(rows[0]) == first]
+
+
+def kl_error(rows: Sequence[Row]) -> float:
+    """The standard error of the mean KL over stretches of steps; 0 of a single one."""
+    values = [row.value or 0.0 for row in rows if row.metric == "kl" and row.layer is None]
+    return stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
 
 
 def plain(lines: Lines) -> Lines:

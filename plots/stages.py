@@ -1,73 +1,93 @@
-"""Where the time of a step goes: each stage's own graph stacked, the whole step's graph marked beside them."""
+"""Where the time of a step goes: bars of stages, a group a context; of one layer's attention and of a whole model."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from ..suites.core.looks import TITLES
 from ..suites.core.rows import Row
 from ..suites.core.spec import Variant
 from ..suites.core.stages import place
 from .caption import caption, title
+from .curves import full_names, short_names
 from .data import FigureSet, NotDrawn, best_dense, points
+from .decode_data import Setting, fastest_dense, parts, settings, steps, usual
 from .registry import figure
-from .stage_style import fill, step_parts
-from .style import MARK, SINGLE_IN, bar_axis, finish, names_of, stack, starred, tokens
+from .stage_style import REST, bar_place, fill, stage_patch, step_parts
+from .style import MARK, SMALL_PT, WIDTHS_IN, bar_axis, finish, stack, starred, tokens
+
+BAR, SPACE = 0.86, 0.7  # widths in bars, of a bar and between contexts
+NAME_IN = 0.13  # inches that a name under a bar needs
+SPAN = 4.0  # times from a panel's shortest dense step to its longest, at most: more would flatten the short ones
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """One method at one context."""
+
+    name: str
+    step: Row
+    heights: dict[str, float]  # by stage, in drawing order
+    measured: float | None = None  # where the step itself is marked, beside its stages
+
+
+Groups = dict[int, list[Bar]]
+"""Bars by context."""
 
 
 @figure("stages", suite="micro")
 def stages(figures: FigureSet) -> Figure:
-    """Microseconds by stage: ReSA's variants and the best dense, a row of panels a batch, a panel a context.
+    """Microseconds by stage: the best dense method and ReSA's variants; the measured step is a diamond.
 
-    Each panel has its own scale from 0. The stages are timed apart, so their sum is not the measured `total`.
+    The stages are timed apart, so their sum is not the measured `total`. Contexts that differ little share a panel.
     """
-    forms = figures.forms().values()
-    staged = [v for variants in forms for v in variants if any(step_parts(row.stage) for row in figures.lines[v])]
+    staged = [v for own in figures.forms().values() for v in own if any(step_parts(r.stage) for r in figures.lines[v])]
     if not staged:
         raise NotDrawn("no ReSA row of a single stage")
-    measured = {(row.batch, row.context) for v in staged for row in figures.lines[v] if step_parts(row.stage)}
-    batches, contexts = sorted({b for b, _ in measured}), sorted({c for _, c in measured})
-    names = names_of(row for variant in staged for row in figures.lines[variant])
-    words = TITLES.get(staged[0].method, "")  # which the title gives: `b16 fp8` is left of the first form
-    short = {v: names.of(v).removeprefix(f"{words} " if v.method == staged[0].method else "") for v in staged}
-    panel_in = 0.42 + 0.15 * (len(staged) + 1)
-    width_in = max(SINGLE_IN, panel_in * len(contexts))
-    fig = Figure(figsize=(width_in, 1.7 * len(batches)), layout="constrained")
-    grid = fig.subplots(len(batches), len(contexts), squeeze=False)
-    drawn: list[Row] = []
-    for i, batch in enumerate(batches):
-        first = min(context for n, context in measured if n == batch)
-        for j, context in enumerate(contexts):
-            ax = grid[i, j]
-            if (batch, context) not in measured:
-                ax.set_visible(False)
-                continue
-            dense = best_dense(figures, batch, context)
-            bars = [("dense", _at(figures, dense[0], batch, context))] if dense else []
-            sparse = [(short[v], _at(figures, v, batch, context)) for v in staged]
-            bars += [(name, rows) for name, rows in sparse if rows]
-            for x, (_, rows) in enumerate(bars):
-                stack(ax, x, [(row.median_us or 0.0, fill(row.stage)) for row in rows if row.stage != "total"], 0.76)
-                totals = [row.median_us or 0.0 for row in rows if row.stage == "total"]
-                ax.plot([x] * len(totals), totals, **MARK)
-                drawn += rows
-            bar_axis(ax, range(len(bars)), [starred(name, rows) for name, rows in bars], rotation=90)
-            ax.set_xlim(-0.6, len(bars) - 0.4)
-            ax.set_title(f"{tokens(context)} tokens")
-            ax.tick_params(axis="y", length=0, pad=2)
-            ax.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
-            ax.set_ylabel(f"batch {batch}\nµs" if context == first else "")
-    rivals = sorted({row.method for row in drawn if row.method not in {v.method for v in staged}})
-    note = f"dense: {', '.join(rivals)}" if rivals else ""
-    words = caption(figures, drawn, note, "stages timed apart: each contains a launch that the step overlaps")
-    return finish(fig, title(figures, "time of a step by stage"), _legend(drawn), words)
+    names = short_names(row for variant in staged for row in figures.lines[variant])
+    groups: dict[str, Groups] = {}
+    for batch in sorted({row.batch for v in staged for row in figures.lines[v] if step_parts(row.stage)}):
+        shown: Groups = {}
+        for context in sorted({r.context for v in staged for r in figures.lines[v] if r.batch == batch}):
+            bars = [_apart(figures, names[v], v, batch, context) for v in staged]
+            rival = best_dense(figures, batch, context)
+            dense = [_apart(figures, "dense", rival[0], batch, context)] if rival else []
+            if any(bars):
+                shown[context] = [bar for bar in [*dense, *bars] if bar]
+        groups |= {f"batch {batch}, {words}": part for words, part in _alike(shown).items()}
+    note = "stages timed apart: each contains a launch that the step overlaps"
+    return _draw_figure(figures, groups, "a step, µs", "time of a step by stage", [note], {})
 
 
-def _at(figures: FigureSet, variant: Variant, batch: int, context: int) -> list[Row]:
-    """Rows of one bar: its stages in order, then `total`. Where a part is there fused and single, fused counts."""
+@figure("decode-stages", suite="decode")
+def decode_stages(figures: FigureSet) -> Figure:
+    """Milliseconds a token by stage of the best dense method and the sparse ones, a panel a setting.
+
+    The stages sum to the mean step: what they leave is the gap. Where tracing made them longer than the step, the gap
+    would be below 0: it is drawn as 0, and a diamond marks the step.
+    """
+    groups = {str(where): _whole(figures, where) for where in settings(figures)}
+    groups = {where: by_context for where, by_context in groups.items() if by_context}
+    bars = [bar for by_context in groups.values() for group in by_context.values() for bar in group]
+    if not bars:
+        raise NotDrawn("no whole step has stages: was it measured with --no-breakdown?")
+    below = [bar for bar in bars if bar.measured is not None]
+    notes = ["gap: what the stages leave of the mean step"]
+    if below:
+        most = max(sum(bar.heights.values()) / (bar.measured or 1.0) - 1 for bar in below)
+        notes.append(f"{len(below)} of {len(bars)} gaps below 0 (tracing takes time, {most:.1%} at most): drawn as 0")
+    scales = {str(where): (where.batch, where.shared_kv) for where in settings(figures)}
+    return _draw_figure(figures, groups, "a step, ms", "time of a decode step by stage", notes, scales)
+
+
+def _apart(figures: FigureSet, name: str, variant: Variant, batch: int, context: int) -> Bar | None:
+    """Stages that were timed apart, and the step. Where a part is there fused and single, fused counts."""
     rows = [r for r in figures.lines[variant] if r.batch == batch and r.context == context and r.median_us is not None]
     kept: list[Row] = []
     covered: set[str] = set()
@@ -76,12 +96,133 @@ def _at(figures: FigureSet, variant: Variant, batch: int, context: int) -> list[
             kept.append(row)
             covered.update(step_parts(row.stage))
     kept.sort(key=lambda row: place(row.stage))
-    return kept + points(rows, "total", batch, "median_us")
+    total = points(rows, "total", batch, "median_us")
+    if not kept:
+        return None
+    heights = {row.stage: row.median_us or 0.0 for row in kept}
+    return Bar(starred(name, [*kept, *total]), (total or kept)[0], heights, total[0].median_us if total else None)
 
 
-def _legend(drawn: list[Row]) -> list[Line2D | Patch]:
-    present = {row.stage for row in drawn} - {"total"}
-    legend: list[Line2D | Patch] = [Patch(label=stage, **fill(stage)) for stage in sorted(present, key=place)]
-    if any(row.stage == "total" for row in drawn):
-        legend.append(Line2D([], [], label="measured total", **MARK))
-    return legend
+def _alike(groups: Groups) -> dict[str, Groups]:
+    """Neighbouring contexts whose highest bars are within SPAN of each other, by a name for each such panel."""
+    panels: list[Groups] = []
+    lowest = 0.0
+    for context, bars in groups.items():
+        height = max(sum(bar.heights.values()) for bar in bars)
+        if not panels or height > SPAN * lowest:
+            panels.append({})
+            lowest = height
+        panels[-1][context] = bars
+    ends = [(tokens(min(part)), tokens(max(part))) for part in panels]
+    return {low if low == high else f"{low} to {high}": part for (low, high), part in zip(ends, panels, strict=True)}
+
+
+def _whole(figures: FigureSet, where: Setting) -> Groups:
+    """Steps with stages: the fastest dense method's, then the sparse variants'."""
+    sparse = usual(figures, [variant for variant in figures.lines if not variant.is_dense])
+    names = short_names(row for variant in sparse for row in figures.lines[variant])
+    groups: Groups = {}
+    for context, row in fastest_dense(figures, where).items():
+        groups.setdefault(context, []).append(_bar(figures, "dense", row))
+    for variant in sparse:
+        for row in steps(figures, variant, where):
+            groups.setdefault(row.context, []).append(_bar(figures, names[variant], row))
+    groups = {context: [bar for bar in bars if bar.heights] for context, bars in sorted(groups.items())}
+    return {context: bars for context, bars in groups.items() if bars}
+
+
+def _bar(figures: FigureSet, name: str, step: Row) -> Bar:
+    timed = parts(figures, step)
+    heights: dict[str, float] = {}
+    for stage in sorted(timed, key=bar_place):
+        shown = REST[-1] if stage in REST else stage
+        heights[shown] = heights.get(shown, 0.0) + max(timed[stage].mean_us or 0.0, 0.0) / 1e3
+    below = "gap" in timed and (timed["gap"].mean_us or 0.0) < 0
+    return Bar(starred(name, [step]), step, heights, (step.mean_us or 0.0) / 1e3 if below else None)
+
+
+def _draw_figure(
+    figures: FigureSet,
+    groups: dict[str, Groups],
+    quantity: str,
+    what: str,
+    notes: Sequence[str],
+    scales: Mapping[str, object],
+) -> Figure:
+    """Panels in rows as wide as the figure; those of one key in `scales` share a scale."""
+    bars = [bar for by_context in groups.values() for group in by_context.values() for bar in group]
+    longest = max(len(bar.name) for bar in bars)
+    rows = _rows_of({name: _inches(by_context) for name, by_context in groups.items()})
+    full_in = max(WIDTHS_IN[1], max(sum(_inches(groups[name]) for name in names) for names in rows))
+    fig = Figure(figsize=(full_in, (1.9 + 0.052 * longest) * len(rows)), layout="constrained")
+    grid = fig.add_gridspec(len(rows), 1)
+    alike: dict[object, list[Axes]] = {}
+    for i, names in enumerate(rows):
+        widths = [_inches(groups[name]) for name in names]
+        strip = grid[i].subgridspec(1, len(names) + 1, width_ratios=[*widths, max(1e-3, full_in - sum(widths))])
+        for j, name in enumerate(names):
+            ax = fig.add_subplot(strip[j])
+            _draw(ax, groups[name], 6 + 4.1 * longest)
+            ax.set_title(name)
+            ax.set_ylabel(quantity if name == names[0] else "")
+            alike.setdefault(scales.get(name, name), []).append(ax)
+    for axes in alike.values():
+        top = max(ax.get_ylim()[1] for ax in axes)
+        for ax in axes:
+            ax.set_ylim(0, top)
+    drawn = [bar.step for bar in bars]
+    rivals = sorted({row.method for row in drawn if row.variant.is_dense})
+    own_scale = (
+        f"{'panels' if len(alike) == len(groups) else 'batches'} have their own scales" if len(alike) > 1 else ""
+    )
+    words = caption(
+        figures, drawn, f"dense: {', '.join(rivals)}" if rivals else "", full_names(drawn), *notes, own_scale
+    )
+    return finish(fig, title(figures, what), words, _legend(bars))
+
+
+def _inches(groups: Groups) -> float:
+    """The width of a panel with its axis, room for its title included."""
+    bars = sum(map(len, groups.values())) + SPACE * (len(groups) - 1)
+    return 0.7 + max(bars * NAME_IN, 1.6)
+
+
+def _rows_of(widths: dict[str, float]) -> list[list[str]]:
+    """Names of panels, as many in a row as have room."""
+    rows: list[list[str]] = []
+    left = 0.0
+    for name, inches in widths.items():
+        if inches > left:
+            rows.append([])
+            left = WIDTHS_IN[3]
+        rows[-1].append(name)
+        left -= inches
+    return rows
+
+
+def _draw(ax: Axes, groups: Groups, below_pt: float) -> None:
+    """Groups side by side; contexts stand below their names."""
+    x = 0.0
+    at: list[float] = []
+    for context, bars in groups.items():
+        middle = x + (len(bars) - 1) / 2
+        for bar in bars:
+            stack(ax, x, [(height, fill(stage)) for stage, height in bar.heights.items() if height], BAR)
+            if bar.measured is not None:
+                ax.plot([x], [bar.measured], **MARK)
+            at.append(x)
+            x += 1
+        ax.annotate(
+            tokens(context), (middle, 0), (0, -below_pt), xycoords=("data", "axes fraction"),
+            textcoords="offset points", ha="center", va="top", fontsize=SMALL_PT + 0.5, fontweight="bold",
+        )  # fmt: skip
+        x += SPACE
+    bar_axis(ax, at, [bar.name for bars in groups.values() for bar in bars], rotation=90)
+    ax.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+    ax.set_xlim(-0.8, max(x - SPACE, 3.0) - 0.2)
+
+
+def _legend(bars: Sequence[Bar]) -> list[Artist]:
+    present = {stage for bar in bars for stage, height in bar.heights.items() if height > 0}
+    marked = [Line2D([], [], label="measured step", **MARK)] if any(bar.measured is not None for bar in bars) else []
+    return [*(stage_patch(stage) for stage in sorted(present, key=bar_place)), *marked]

@@ -1,10 +1,11 @@
-"""How figures look: sizes of a two-column paper, axes, lines, what stands below; looks are suites/core/looks.py's."""
+"""How figures look: sizes, axes, bars, marks of throttled rows, what stands below; looks are suites/core/looks.py's."""
 
 from __future__ import annotations
 
+import bisect
 import math
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -14,22 +15,22 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
-from matplotlib.lines import Line2D
-from matplotlib.text import Text
-from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
+from matplotlib.text import Annotation, Text
+from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from ..suites.core.looks import TITLES, Look
+from ..suites.core.looks import TITLES
 from ..suites.core.rows import Row
-from ..suites.core.spec import Names, Variant
+from ..suites.core.spec import Names
 
-SINGLE_IN = 3.4  # inches, one column
-DOUBLE_IN = 7.0  # inches, both columns
+WIDTHS_IN = {1: 4.4, 2: 7.4, 3: 9.9}  # of a figure, by panels side by side
 SMALL_PT = 7.0  # the smallest type in any figure
-DPI = 220
-TICK_IN = 0.30  # inches between the named ticks of a context axis, at least
+DPI = 200
+TICK_IN = 0.32  # inches between the named ticks of a context axis, at least
+PLAIN_IN = 1.3  # inches of a panel's width that its names and ticks take
 
-LIMIT_DASHES = (0, (6, 2))  # what a floor or the best dense method allows
-HOLLOW = "_throttled"  # label of artists drawn hollow, which legends leave out
+LIMIT_DASHES = (0, (6, 2))  # what a floor allows
+RING = "_throttled"  # label of the rings around points that were measured under throttling
+END_LABEL = "end-label"  # gid of the texts at the ends of lines, which `finish` moves apart
 MARK: Any = {"color": "black", "marker": "D", "markersize": 3.2, "linestyle": ""}  # what was measured, beside a stack
 STAR = "*"  # after the name of a bar that was measured under throttling
 
@@ -37,7 +38,7 @@ _RC: Any = {
     "font.size": SMALL_PT,
     "axes.titlesize": 8,
     "axes.labelsize": 8,
-    "figure.titlesize": 8.5,
+    "figure.titlesize": 9,
     "legend.fontsize": SMALL_PT,
     "xtick.labelsize": SMALL_PT,
     "ytick.labelsize": SMALL_PT,
@@ -49,8 +50,9 @@ _RC: Any = {
     "grid.color": "#E4E4E4",
     "grid.linewidth": 0.5,
     "lines.linewidth": 1.2,
-    "lines.markersize": 3.8,
+    "lines.markersize": 4.0,
     "hatch.linewidth": 1.6,
+    "font.family": "DejaVu Sans",  # matplotlib brings it: no file depends on the fonts of a machine
     "svg.hashsalt": "resa-bench",  # the same rows give the same file
     "text.parse_math": False,  # a reason may hold dollar signs
 }
@@ -58,7 +60,8 @@ _RC: Any = {
 
 def paper() -> AbstractContextManager[None]:
     """Matplotlib settings of all figures, for a `with` block around drawing and saving."""
-    return matplotlib.rc_context(_RC)
+    usual = {name: value for name, value in matplotlib.rcParamsDefault.items() if not name.startswith("backend")}
+    return matplotlib.rc_context({**usual, **_RC})
 
 
 def tokens(context: int) -> str:
@@ -69,12 +72,20 @@ def tokens(context: int) -> str:
     return str(context)
 
 
+def names_of(rows: Iterable[Row]) -> Names:
+    """Names of the variants side by side in a figure."""
+    return Names(rows, TITLES)
+
+
+# Axes
+
+
 def context_axis(ax: Axes, contexts: Sequence[int]) -> None:
     """A log2 axis of contexts, each a tick; the longest is named, then what has room to its left."""
     ax.set_xscale("log", base=2)
     low, high = contexts[0] / 1.2, contexts[-1] * 1.2
     spec = ax.get_subplotspec()
-    width_in = ax.figure.bbox.width / ax.figure.dpi / (spec.get_gridspec().ncols if spec else 1) - 0.6
+    width_in = ax.figure.bbox.width / ax.figure.dpi / (spec.get_gridspec().ncols if spec else 1) - PLAIN_IN
     names: list[str] = []
     last = float("inf")
     for context in reversed(contexts):
@@ -88,60 +99,21 @@ def context_axis(ax: Axes, contexts: Sequence[int]) -> None:
         ax.set_xlim(low, high)
 
 
-def draw_line(ax: Axes, rows: Sequence[Row], column: str, look: Look) -> None:
-    """`column` over context; rows measured under throttling get the same marker, hollow and larger.
-
-    A look without a marker is a limit: a thin line, whatever its rows were measured under.
-    """
-    xs, ys = [row.context for row in rows], [getattr(row, column) for row in rows]
-    steady = [i for i, row in enumerate(rows) if row.status != "throttled"] if look.marker else None
-    width = None if look.marker else 0.8
-    ax.plot(xs, ys, color=look.colour, marker=look.marker, ls=look.linestyle, lw=width, markevery=steady)
-    for row, x, y in zip(rows, xs, ys, strict=True):
-        if row.status == "throttled" and look.marker:
-            draw_point(ax, x, y, look, row, size=5.5)
+def log_axis(ax: Axes, unit: str = "") -> None:
+    """A logarithmic y axis whose ticks are plain numbers."""
+    ax.set_yscale("log")
+    low, high = ax.get_ylim()
+    ax.yaxis.set_major_locator(LogLocator(base=10, subs=(1, 1.5, 2, 3, 5, 7) if high / low < 12 else (1, 2, 5)))
+    ax.yaxis.set_minor_locator(NullLocator())
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}{unit}"))
 
 
-def draw_point(ax: Axes, x: float, y: float, look: Look, row: Row, size: float) -> None:
-    """The marker of a row alone: hollow where it was measured under throttling."""
-    (point,) = ax.plot([x], [y], look.marker or "o", color=look.colour, markersize=size, clip_on=False)
-    if row.status == "throttled":
-        point.set_markerfacecolor("white")
-        point.set_label(HOLLOW)
-
-
-def starred(name: str, rows: Iterable[Row]) -> str:
-    """The name of a stack of bars, with a star where any of its rows was measured under throttling."""
-    return name + STAR if any(row.status == "throttled" for row in rows) else name
-
-
-def throttled(fig: Figure) -> str:
-    """What the caption says of what is drawn hollow or starred; empty where nothing is."""
-    shown = [ax for ax in fig.axes if ax.get_visible()]
-    points = sum(line.get_label() == HOLLOW for ax in shown for line in ax.lines)
-    bars = sum(patch.get_label() == HOLLOW for ax in shown for patch in ax.patches)
-    stars = sum(tick.get_text().endswith(STAR) for ax in shown for tick in ax.get_xticklabels())
-    counts = (("hollow", points, "point"), ("hollow", bars, "bar"), (STAR, stars, "bar"))
-    marks = [f"{mark} ({count} {what}{'' if count == 1 else 's'})" for mark, count, what in counts if count]
-    return f"{' and '.join(marks)}: measured under throttling" if marks else ""
-
-
-def legend_line(look: Look, label: str, *, line: bool = True) -> Line2D:
-    """A look in a legend; its marker alone where points stand for themselves."""
-    dashes: Any = look.linestyle if line else ""
-    return Line2D([], [], color=look.colour, marker=look.marker, linestyle=dashes, label=label)
-
-
-def names_of(rows: Iterable[Row]) -> Names:
-    """Names of the variants side by side in a figure."""
-    return Names(rows, TITLES)
-
-
-def legend_lines(looks: Mapping[Variant, Look], rows: Iterable[Row]) -> list[Line2D]:
-    """A line in the legend for each variant of the rows drawn, in the order of the looks."""
-    rows = list(rows)
-    names, drawn = names_of(rows), {row.variant for row in rows}
-    return [legend_line(look, names.of(variant)) for variant, look in looks.items() if variant in drawn]
+def bar_axis(ax: Axes, places: Sequence[float], names: Sequence[str], rotation: int = 0) -> None:
+    """Names under bars, few lines across them."""
+    ax.set_xticks(places, names, rotation=rotation)
+    ax.tick_params(axis="x", length=0, pad=2)
+    ax.grid(visible=False, axis="x")
+    ax.yaxis.set_major_locator(MaxNLocator(5))
 
 
 def stack(ax: Axes, x: float, parts: Iterable[tuple[float, dict[str, Any]]], width: float) -> float:
@@ -153,33 +125,58 @@ def stack(ax: Axes, x: float, parts: Iterable[tuple[float, dict[str, Any]]], wid
     return top
 
 
-def bar_axis(ax: Axes, places: Sequence[float], names: Sequence[str], rotation: int = 0) -> None:
-    """Names under bars, few lines across them."""
-    ax.set_xticks(places, names, rotation=rotation)
-    ax.tick_params(axis="x", length=0, pad=2)
-    ax.grid(visible=False, axis="x")
-    ax.yaxis.set_major_locator(MaxNLocator(5))
+# Rows measured under throttling
+
+
+def ring(ax: Axes, x: float, y: float) -> None:
+    """A mark around a point that was measured under throttling; the point keeps its colour and marker."""
+    ax.plot([x], [y], "o", markersize=8.5, markerfacecolor="none", markeredgecolor="black", mew=0.7, label=RING)
+
+
+def starred(name: str, rows: Iterable[Row]) -> str:
+    """The name of a stack of bars, with a star where any of its rows was measured under throttling."""
+    return name + STAR if any(row.status == "throttled" for row in rows) else name
+
+
+def throttled(fig: Figure) -> str:
+    """What the caption says of what is ringed or starred; empty where nothing is."""
+    shown = [ax for ax in fig.axes if ax.get_visible()]
+    points = sum(line.get_label() == RING for ax in shown for line in ax.lines)
+    names = (name for ax in shown for name in (*ax.get_xticklabels(), *ax.get_yticklabels()))
+    stars = sum(name.get_text().endswith(STAR) for name in names)
+    counts = (("ringed", points, "point"), (STAR, stars, "bar"))
+    marks = [f"{mark} ({count} {what}{'' if count == 1 else 's'})" for mark, count, what in counts if count]
+    return f"{' and '.join(marks)}: measured under throttling" if marks else ""
+
+
+# Whole figures
 
 
 def panels(
-    count: int, height_in: float = 2.1, *, share_y: bool = True, columns: int | None = None
+    count: int, height_in: float = 2.1, *, share_y: bool | str = True, columns: int | None = None
 ) -> tuple[Figure, list[Axes], list[Axes]]:
-    """A figure of `count` panels, `columns` side by side: one column of the paper for one, both for more.
+    """A figure of `count` panels, `columns` (3 at most) side by side.
+
+    Args:
+        count: of panels.
+        height_in: of each.
+        share_y: one scale for all (True), for those side by side ("row"), or for each its own (False).
+        columns: as many as the figure's width has room for, if not given.
 
     Returns:
         The figure, its panels, and those of them that stand leftmost.
     """
     columns = min(count, columns or (2 if count in (2, 4) else 3))
     rows = -(-count // columns)
-    fig = Figure(figsize=(SINGLE_IN if count == 1 else DOUBLE_IN, height_in * rows), layout="constrained")
-    axes = list(fig.subplots(rows, columns, sharey=share_y, squeeze=False).flat)
+    fig = Figure(figsize=(WIDTHS_IN[columns], height_in * rows), layout="constrained")
+    axes = list(fig.subplots(rows, columns, sharey=share_y, squeeze=False).flat)  # type: ignore[call-overload]
     for ax in axes[count:]:
         ax.set_visible(False)
     return fig, axes[:count], axes[:count:columns]
 
 
-def finish(fig: Figure, title: str, legend: Sequence[Artist], caption: str) -> Figure:
-    """Put the title above, the legend and then the caption below, and grow the figure by what they take.
+def finish(fig: Figure, title: str, caption: str, legend: Sequence[Artist] = ()) -> Figure:
+    """Put the title above, the legend and then the caption below, grow the figure by that, and part its end labels.
 
     The caption ends with what is drawn as measured under throttling.
     """
@@ -203,7 +200,37 @@ def finish(fig: Figure, title: str, legend: Sequence[Artist], caption: str) -> F
     engine = fig.get_layout_engine()
     if engine is not None:
         engine.set(rect=(0, below / total, 1, 1 - below / total))  # type: ignore[call-arg]
+    part_labels(fig)
     return fig
+
+
+def part_labels(fig: Figure) -> None:
+    """Lay the figure out for good, and move the labels at lines' ends apart, so that none covers another."""
+    fig.draw_without_rendering()  # lays out: the heights of panels are known after it
+    fig.set_layout_engine("none")
+    for ax in fig.axes:
+        labels = [text for text in ax.texts if isinstance(text, Annotation) and text.get_gid() == END_LABEL]
+        if labels:
+            wanted = [ax.transAxes.inverted().transform(ax.transData.transform(text.xy))[1] for text in labels]
+            gap = 1.08 * max(Text.get_window_extent(text).height for text in labels) / ax.bbox.height
+            for text, y in zip(labels, spread(wanted, gap), strict=True):
+                text.set_y(y)
+
+
+def spread(wanted: Sequence[float], gap: float) -> list[float]:
+    """Places within 0 to 1 in the order of those wanted, `gap` apart at least, that move them least (in squares)."""
+    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
+    blocks: list[tuple[float, int]] = []  # means of wanted - rank * gap, and how many labels each holds
+    for rank, i in enumerate(order):
+        mean, count = wanted[i] - rank * gap, 1
+        while blocks and blocks[-1][0] > mean:
+            before, others = blocks.pop()
+            mean, count = (before * others + mean * count) / (others + count), others + count
+        blocks.append((mean, count))
+    top = 1.0 - (len(wanted) - 1) * gap
+    least = [min(max(mean, 0.0), max(top, 0.0)) for mean, count in blocks for _ in range(count)]
+    by_index = {i: low + rank * gap for rank, (i, low) in enumerate(zip(order, least, strict=True))}
+    return [by_index[i] for i in range(len(wanted))]
 
 
 def _size_in(fig: Figure, artist: Artist) -> tuple[float, float]:
@@ -214,15 +241,17 @@ def _size_in(fig: Figure, artist: Artist) -> tuple[float, float]:
 
 def _fit(fig: Figure, text: Text, words: str, width_in: float) -> None:
     """Wrap to as few lines as fit the width."""
-    for chars in range(int(width_in * 24), 10, -1):
+
+    def fits(chars: int) -> bool:
         text.set_text("\n".join(textwrap.wrap(words, chars, break_on_hyphens=False)))
-        if _size_in(fig, text)[0] <= width_in:
-            return
+        return _size_in(fig, text)[0] <= width_in
+
+    fits(10 + bisect.bisect(range(11, int(width_in * 24)), False, key=lambda chars: not fits(chars)))
 
 
 def _legend(fig: Figure, handles: Sequence[Artist], width_in: float) -> Legend:
-    """Below everything, in as many columns (four at most) as fit the width."""
-    for columns in range(min(len(handles), 4), 0, -1):
+    """Below everything, in as many columns as fit the width."""
+    for columns in range(len(handles), 0, -1):
         box = fig.legend(handles=list(handles), loc="lower center", ncols=columns, frameon=False, borderpad=0.2)
         if columns == 1 or _size_in(fig, box)[0] <= width_in:
             break
@@ -231,25 +260,14 @@ def _legend(fig: Figure, handles: Sequence[Artist], width_in: float) -> Legend:
 
 
 def save(fig: Figure, stem: Path) -> list[Path]:
-    """Write `stem`.png and `stem`.svg."""
+    """Write `stem`.png and `stem`.svg, without dates or versions: the same rows give the same bytes.
+
+    Other versions of matplotlib or FreeType may draw text and curves a little otherwise, and so change the bytes.
+    """
     stem.parent.mkdir(parents=True, exist_ok=True)
     written = []
-    for ending in (".png", ".svg"):
+    for ending, metadata in ((".png", {"Software": None}), (".svg", {"Date": None, "Creator": None})):
         path = stem.with_name(stem.name + ending)  # a stem may hold a dot: qwen2.5-7b
-        fig.savefig(path, dpi=DPI, metadata={"Date": None} if ending == ".svg" else None)
+        fig.savefig(path, dpi=DPI, metadata=metadata)
         written.append(path)
     return written
-
-
-def curve_panels(
-    titles: Sequence[str], contexts: Sequence[int], quantity: str, height_in: float = 2.1
-) -> tuple[Figure, list[Axes]]:
-    """Panels with these titles, of curves of a quantity over contexts."""
-    fig, axes, left = panels(len(titles), height_in)
-    for ax, words in zip(axes, titles, strict=True):
-        ax.set_title(words)
-        ax.set_xlabel("context, tokens")
-        context_axis(ax, contexts)
-    for ax in left:
-        ax.set_ylabel(quantity)
-    return fig, axes

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from ..suites.core.analysis import share_error
-from ..suites.core.looks import DOTTED, Look, looks
+from ..suites.core.looks import DARK_GREY, DOTTED, GREY, Look, look_of
 from ..suites.core.rows import Row
-from ..suites.core.spec import Names
 from .caption import circumstances
-from .data import NotDrawn, order
+from .curves import MOST, Curve, draw_curves, name_of, short_names
+from .data import NotDrawn, order, ranked
 from .registry import figure, figure_sets, slugs
-from .style import context_axis, finish, legend_line, names_of, panels, tokens
+from .style import SMALL_PT, WIDTHS_IN, context_axis, finish, tokens
 
 CHUNK = "chunk"  # stage of answers that came of whole chunks, a dense method's second line
-_SPREAD = 1.03  # between neighbours, so that error bars stand side by side
+CHUNK_LOOK = Look(GREY, "", DOTTED)
+MARKERS = "osD^v"  # of contexts
+LINE_IN = 0.19
 
 Lines = dict[str, list[Row]]
 """Rows by the name of their line."""
@@ -56,7 +60,7 @@ def task_sets(rows: Sequence[Row]) -> list[TaskSet]:
 
 @figure("tasks", suite="tasks")
 def tasks(figures: TaskSet) -> Figure:
-    """Survival over tokens, key-copy by context, needles by depth; a panel whose task was not run says so.
+    """Survival over tokens of the main methods; key-copy and needles by depth of all; a task that was not run says so.
 
     Raises:
         NotDrawn: nothing but dense decoding was measured.
@@ -64,71 +68,79 @@ def tasks(figures: TaskSet) -> Figure:
     if len({row.method for row in figures.rows}) < 2:
         raise NotDrawn("dense decoding alone leaves nothing to compare")
     rows = sorted(figures.rows, key=lambda row: (order(row.variant), row.stage == CHUNK))
-    names, by_variant = names_of(rows), looks(dict.fromkeys(row.variant for row in rows))
-    styles: dict[str, Look] = {}
+    names = short_names(rows)
+    lines: Lines = {}
     for row in rows:
-        look = by_variant[row.variant]
-        chunked = replace(look, marker="", linestyle=DOTTED)
-        styles[_name(row, names)] = chunked if row.stage == CHUNK else look
-    fig, axes, _ = panels(3, height_in=2.5, share_y=False)
-    drawers = {"divergence": _survival, "copy": _copies, "needle": _needles}
-    for ax, (task, draw) in zip(axes, drawers.items(), strict=True):
-        of_task = figures.of(task)
-        lines = {name: [row for row in of_task if _name(row, names) == name] for name in styles}
-        lines = {name: own for name, own in lines.items() if own}
-        if lines:
-            draw(ax, lines, styles)
+        lines.setdefault(names[row.variant] + (" in chunks" if row.stage == CHUNK else ""), []).append(row)
+    answering = [name for name, line in lines.items() if any(row.metric in ("copy", "needle") for row in line)]
+    fig = Figure(figsize=(WIDTHS_IN[3], 0.9 + LINE_IN * max(len(lines), 8)), layout="constrained")
+    left, middle, right = fig.subplots(1, 3, width_ratios=(5, 4, 4))
+    legend: list[Artist] = []
+    for ax, task, draw in ((left, "divergence", _survival), (middle, "copy", _copies), (right, "needle", _needles)):
+        kept = [id(row) for row in figures.of(task)]
+        own = {name: [row for row in line if id(row) in kept] for name, line in lines.items()}
+        if any(own.values()):
+            legend += draw(ax, own if task == "divergence" else {name: own[name] for name in answering})
         else:
             ax.text(0.5, 0.5, f"{task} was not run", ha="center", transform=ax.transAxes)
             ax.set_axis_off()
-    legend = [legend_line(look, name) for name, look in styles.items()]
+    right.tick_params(labelleft=not middle.axison)
     note = "dense prefill; questions and answers are steps of the method; bars: one standard error"
     title = f"{figures.model}: free decoding and retrieval beside dense decoding"
-    return finish(fig, title, legend, circumstances(figures.rows, note))
+    return finish(fig, title, circumstances(figures.rows, note), legend)
 
 
-def _name(row: Row, names: Names) -> str:
-    return f"{names[row]} in chunks" if row.stage == CHUNK else names[row]
-
-
-def _survival(ax: Axes, lines: Lines, styles: dict[str, Look]) -> None:
+def _survival(ax: Axes, lines: Lines) -> list[Artist]:
     longest = max(row.context for own in lines.values() for row in own)
-    first = next(row for own in lines.values() for row in own if row.context == longest)
-    last = 1
-    for name, own in lines.items():
-        points = sorted((r for r in own if r.metric == "survival" and r.context == longest), key=lambda r: r.step or 0)
-        xs, ys = [row.step or 0 for row in points], [row.value or 0.0 for row in points]
-        look = styles[name]
-        ax.plot(xs, ys, color=look.colour, marker=look.marker, ls=look.linestyle, markevery=2)
-        last = max(last, *xs)
+    points = {
+        name: sorted((r for r in own if r.metric == "survival" and r.context == longest), key=lambda r: r.step or 0)
+        for name, own in lines.items()
+    }
+    points = {name: own for name, own in points.items() if own}
+    first = ranked(own[0].variant for own in points.values())
+    rivals = sorted(
+        (n for n, own in points.items() if own[0].variant in first), key=lambda n: first.index(points[n][0].variant)
+    )
+    chunked = [name for name, own in points.items() if own[0].stage == CHUNK][:1]
+    curves = []
+    for name in (*chunked, *rivals[: MOST - len(chunked)]):
+        own = points[name]
+        look = CHUNK_LOOK if name in chunked else look_of(own[0].method)
+        label = name if name in chunked else name_of(own[0].variant)
+        curves.append(Curve(label, look, [r.step or 0 for r in own], [r.value or 0.0 for r in own], (), every=2))
+    draw_curves(ax, curves)
+    last = int(max(curve.xs[-1] for curve in curves))
     ax.set_title("still equal to dense")
-    ax.set_xlabel(f"tokens decoded, {first.n_samples} prompts of {tokens(longest)}")
+    ax.set_xlabel(f"tokens decoded, {next(iter(points.values()))[0].n_samples} prompts of {tokens(longest)}")
     ax.set_ylabel("share of prompts")
     context_axis(ax, [2**i for i in range(last.bit_length())])
     ax.set_xlim(0.9, last * 1.1)
     ax.set_ylim(0, 1.05)
+    return []
 
 
-def _copies(ax: Axes, lines: Lines, styles: dict[str, Look]) -> None:
+def _copies(ax: Axes, lines: Lines) -> list[Artist]:
+    """A point a method and context; the contexts' marks, for the legend where there are several."""
     contexts = sorted({row.context for own in lines.values() for row in own})
+    marks = {context: MARKERS[i % len(MARKERS)] for i, context in enumerate(contexts)}
+    for y, own in enumerate(lines.values()):
+        for row in (row for row in own if row.metric == "copy"):
+            shift = 0.36 * (contexts.index(row.context) - (len(contexts) - 1) / 2) / len(contexts)
+            error, colour = share_error(row.value or 0.0, row.n_samples or 1), look_of(row.method).colour
+            ax.errorbar(row.value or 0.0, y + shift, xerr=error, fmt=marks[row.context], color=colour, elinewidth=0.8)
     count = max(row.n_samples or 0 for own in lines.values() for row in own if row.metric == "copy")
-    for i, (name, own) in enumerate(lines.items()):
-        points = sorted((row for row in own if row.metric == "copy"), key=lambda row: row.context)
-        shift = _SPREAD ** (i - (len(lines) - 1) / 2)
-        errors = [share_error(row.value or 0.0, row.n_samples or 1) for row in points]
-        look = styles[name]
-        ax.errorbar(
-            [row.context * shift for row in points], [row.value or 0.0 for row in points], errors,
-            color=look.colour, marker=look.marker, ls=look.linestyle, elinewidth=0.6,
-        )  # fmt: skip
-    context_axis(ax, contexts)
-    ax.set_xlim(contexts[0] / 1.35, contexts[-1] * 1.35)
-    ax.set_title(f"values copied exactly (of {count})")
-    ax.set_xlabel("tokens of the list")
-    ax.set_ylim(0, 1.05)
+    _names(ax, lines)
+    ax.set_title(f"values copied exactly, of {count}")
+    ax.set_xlabel(f"share{'' if len(contexts) > 1 else f', list of {tokens(contexts[0])} tokens'}")
+    ax.set_xlim(-0.02, 1.02)
+    ax.grid(visible=False, axis="y")
+    if len(contexts) == 1:
+        return []
+    style = {"color": DARK_GREY, "linestyle": ""}
+    return [Line2D([], [], marker=mark, label=f"list of {tokens(c)} tokens", **style) for c, mark in marks.items()]  # type: ignore[arg-type]
 
 
-def _needles(ax: Axes, lines: Lines, styles: dict[str, Look]) -> None:
+def _needles(ax: Axes, lines: Lines) -> list[Artist]:
     """A cell a method and depth, all contexts together: hits of those asked."""
     contexts = sorted({row.context for own in lines.values() for row in own})
     depths = sorted({row.depth for own in lines.values() for row in own if row.depth is not None})
@@ -140,13 +152,19 @@ def _needles(ax: Axes, lines: Lines, styles: dict[str, Look]) -> None:
             asked = sum(row.n_samples or 0 for row in rows)
             hits = round(sum((row.value or 0.0) * (row.n_samples or 0) for row in rows))
             shares[-1].append(hits / asked if asked else float("nan"))
-            dark = shares[-1][-1] > 0.6
-            ax.text(x, y, f"{hits}/{asked}", ha="center", va="center", color="white" if dark else "black")
+            colour = "white" if shares[-1][-1] > 0.6 else "black"
+            ax.text(x, y, f"{hits}/{asked}" if asked else "", ha="center", va="center", color=colour, fontsize=SMALL_PT)
     ax.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     ax.grid(visible=False)
     ax.set_xticks(range(len(depths)), [f"{depth:g}" for depth in depths])
-    shared = set.intersection(*(set(name.split()) for name in list(lines)[1:])) if len(lines) > 2 else set()
-    ax.set_yticks(range(len(lines)), [" ".join(w for w in name.split() if w not in shared) for name in lines])
-    ax.tick_params(length=0)
+    _names(ax, lines)
     ax.set_title(f"needles found, {' + '.join(map(tokens, contexts))}")
     ax.set_xlabel("depth of the needle")
+    return []
+
+
+def _names(ax: Axes, lines: Lines) -> None:
+    """The lines' names from above, one a row of the panel."""
+    ax.set_yticks(range(len(lines)), list(lines))
+    ax.set_ylim(len(lines) - 0.5, -0.5)
+    ax.tick_params(axis="y", length=0)

@@ -1,5 +1,8 @@
 """Which sources a number comes from: the package's version, its own commit and state, and a hash of its files.
 
+The version follows from git's tags (`v1.2.3`), for rows and for a build alike: setup.py asks `package_version`, too. So
+this file imports nothing but the standard library, and names the folders that a wheel holds.
+
 A package may lie inside another project's repository (its environment, a vendored copy): that commit says nothing.
 So git is asked only where the package is a checkout of its own: the folder that holds it has this project's
 pyproject.toml and a `.git`. Everything else is told apart by the hash.
@@ -9,18 +12,26 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import tomllib
+from email.parser import HeaderParser
 from hashlib import sha256
 from importlib import metadata
 from pathlib import Path
+
+FIRST_VERSION = "0.1.0"
+"""What is in the making as long as no tag names a version."""
 
 COMMIT_VARIABLE = "RESA_BENCH_COMMIT"
 """Names the commit of an exported tree (a container, a remote machine), with `-dirty` at its end if it was changed."""
 
 DISTRIBUTION = "resa-bench"
 PACKAGES = ("kernels", "baselines", "profiling", "suites", "plots")
+"""The folders at the top: packages of the import name `resa_bench`."""
 SOURCES = (".py", ".cu", ".cuh")
+NO_SOURCES = ":(exclude)results"
+"""What git is not asked about: a run that publishes result files does not change what it measures."""
 BUILT = "built_commit.txt"
 """Beside this file in a built wheel, written when it is built: what `built_stamp` gives."""
 
@@ -66,13 +77,19 @@ def source_tag() -> str:
 
 
 def package_version() -> str | None:
-    """The package's version, from the pyproject.toml beside it or as installed; None for a mere copy of files."""
-    project = _project(_root())
-    version = project.get("version")
-    if project.get("name") == DISTRIBUTION and isinstance(version, str):
-        return version
-    distribution = _distribution()
-    return None if distribution is None else distribution.version
+    """The package's version (PEP 440): by the tags of a checkout of its own, else as it was packed or installed.
+
+    `1.2.3` at the tag `v1.2.3`; `1.2.4.dev5+g0123456789` five commits later, with `.dirty` at its end where sources
+    were changed. None for a mere copy of the packages.
+    """
+    root = _root()
+    if _is_checkout(root):
+        return _version_by_git(root)
+    if packed := _packed_version(root):
+        return packed
+    if distribution := _distribution():
+        return distribution.version
+    return _in_the_making(0, source_state()[0]) if _is_project(root) else None
 
 
 def built_stamp() -> str:
@@ -96,33 +113,75 @@ def _project(root: Path) -> dict[str, object]:
     return table if isinstance(table, dict) else {}
 
 
+def _is_project(root: Path) -> bool:
+    return _project(root).get("name") == DISTRIBUTION
+
+
 def _is_checkout(root: Path) -> bool:
-    return (root / ".git").exists() and _project(root).get("name") == DISTRIBUTION
+    return (root / ".git").exists() and _is_project(root)
 
 
-def _state_by_git(root: Path) -> tuple[str, bool] | None:
-    """Commit and state as git tells them; None where there is no git, or it refuses, or nothing is committed."""
+def _version_by_git(root: Path) -> str:
+    """The version by the nearest tag; without tags, or without git, what is in the making."""
+    commit, dirty = source_state()
+    try:
+        described = _ask_git(root, "describe", "--tags", "--long", "--match", "v[0-9]*")
+        tag, distance, _ = described.strip().removeprefix("v").rsplit("-", 2)
+        if distance == "0" and not dirty:
+            return tag
+        return _in_the_making(int(distance), commit, dirty, _next_version(tag))
+    except (OSError, ValueError, subprocess.SubprocessError):  # no tag, or no git
+        pass
+    try:
+        return _in_the_making(int(_ask_git(root, "rev-list", "--count", "HEAD")), commit, dirty)
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return _in_the_making(0, commit, dirty)
+
+
+def _in_the_making(commits: int, commit: str | None, dirty: bool | None = False, version: str = FIRST_VERSION) -> str:
+    """A version before `version`: so many commits after the last one."""
+    local = "+g" + commit[:10] + (".dirty" if dirty else "") if commit else ""
+    return f"{version}.dev{commits}{local}"
+
+
+def _next_version(tag: str) -> str:
+    """`1.2.4` after `1.2.3`, `2.0rc2` after `2.0rc1`. Raises ValueError for what ends in no number."""
+    parts = re.fullmatch(r"(\d.*?)(\d+)", tag) or re.fullmatch(r"()(\d+)", tag)
+    if parts is None:
+        raise ValueError(f"tag v{tag}: expected a version that ends in a number, such as v1.2.3")
+    return f"{parts[1]}{int(parts[2]) + 1}"
+
+
+def _packed_version(root: Path) -> str | None:
+    """The version that an unpacked sdist says in its PKG-INFO; None where there is none of this project's."""
+    try:
+        headers = HeaderParser().parsestr((root / "PKG-INFO").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return headers["Version"] if headers["Name"] == DISTRIBUTION else None
+
+
+def _ask_git(root: Path, *arguments: str) -> str:
+    """What git prints. Raises OSError, SubprocessError or ValueError (a file name that is no text)."""
     # Inside a hook GIT_DIR and its like name another repository.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     # Git refuses another user's folder, whose configuration may run programs; the folder's code runs here anyway.
     git = ["git", "--no-optional-locks", "-c", f"safe.directory={root}", "-c", "core.fsmonitor=false", "-C", str(root)]
 
-    def ask(*arguments: str) -> str:
-        return subprocess.run(
-            [*git, *arguments],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=True,
-            timeout=20,
-            env=environment,
-        ).stdout
+    return subprocess.run(
+        [*git, *arguments], capture_output=True, text=True, errors="replace", check=True, timeout=20, env=environment
+    ).stdout
 
+
+def _state_by_git(root: Path) -> tuple[str, bool] | None:
+    """Commit and state as git tells them; None where there is no git, or it refuses, or nothing is committed."""
     try:
-        if Path(ask("rev-parse", "--show-toplevel").removesuffix("\n")).resolve() != root:
+        if Path(_ask_git(root, "rev-parse", "--show-toplevel").removesuffix("\n")).resolve() != root:
             return None
-        commit = ask("rev-parse", "HEAD").strip()
-        changes = ask("status", "--porcelain", "--untracked-files=all", "-z").split("\0")
+        commit = _ask_git(root, "rev-parse", "HEAD").strip()
+        changes = _ask_git(root, "status", "--porcelain", "--untracked-files=all", "-z", "--", ".", NO_SOURCES).split(
+            "\0"
+        )
     except (OSError, ValueError, subprocess.SubprocessError):  # ValueError: a file name that is no text
         return None
     # A new source file may be a new method; other new files (results, notes) change nothing.

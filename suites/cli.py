@@ -12,16 +12,19 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.markup import escape
 
 from .. import baselines  # noqa: F401  (registers the rivals)
+from ..profiling.source import package_version
 from .core import flags
-from .core.command import run_suite
+from .core.command import result_path, run_suite
+from .core.exits import CLOSED, DONE, INTERRUPTED, UNUSABLE, epilog, tell
 from .core.flags import Flag, add_flags, options
 from .core.plugins import load_plugins
 from .core.ranks import Ranks
 from .core.registry import Suite, suites
-from .core.runner import INTERRUPTED
+from .core.results import check_folder
+from .core.verdict import TOLERANCE
+from .core.terminal import console_for, leave_closed_streams, prepare_streams
 from .decode.suite import FLAGS as DECODE_FLAGS
 from .decode.suite import least_context
 from .micro.cases import DEFAULT_MODEL, PRESETS
@@ -43,7 +46,7 @@ runs alone; `resa-bench micro --help` and `resa-bench decode --help` have more. 
 stopped; --fresh starts over."""
 
 HALVES = ("micro", "decode")
-ONLY = Flag(names=("--only",), choices=HALVES, help="one half of the job")
+ONLY = Flag("--only", "one half of the job", choices=HALVES)
 
 
 def bench_flags() -> list[Flag]:
@@ -51,19 +54,33 @@ def bench_flags() -> list[Flag]:
     return list({flag.name + str(flag.constant): flag for flag in (*DECODE_FLAGS, *MICRO_FLAGS)}.values())
 
 
+class ShowVersion(argparse.Action):
+    """`--version`: asks git only when it is given."""
+
+    def __init__(self, option_strings: list[str], dest: str, help: str | None = None) -> None:
+        super().__init__(option_strings, dest=argparse.SUPPRESS, default=argparse.SUPPRESS, nargs=0, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(f"{parser.prog} {package_version() or 'of unknown version'}")
+        parser.exit()
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands; a parsed namespace holds `act`, `command` and what was given."""
     parser = argparse.ArgumentParser(
-        prog="resa-bench", description="What sparse-attention decoding buys: ReSA against dense, Quest and others."
+        prog="resa-bench",
+        description="What sparse-attention decoding buys: ReSA against dense, Quest and others.",
+        epilog=epilog(),
+        formatter_class=(raw := argparse.RawDescriptionHelpFormatter),
     )
+    parser.add_argument("--version", action=ShowVersion, help="show the version and exit")
     commands = parser.add_subparsers(dest="command", required=True)
-    raw = argparse.RawDescriptionHelpFormatter
     help_text = "the main job: both suites on their default lists, tables, plots"
-    bench = commands.add_parser("bench", help=help_text, epilog=BENCH_EXAMPLES, formatter_class=raw)
+    bench = commands.add_parser("bench", help=help_text, epilog=epilog(BENCH_EXAMPLES), formatter_class=raw)
     add_flags(bench, [flag.but(choices=()) if flag.name == "model" else flag for flag in (*bench_flags(), ONLY)])
     bench.set_defaults(act=act_bench)
     for suite in suites().values():
-        command = commands.add_parser(suite.name, help=suite.help, epilog=suite.examples, formatter_class=raw)
+        command = commands.add_parser(suite.name, help=suite.help, epilog=epilog(suite.examples), formatter_class=raw)
         add_flags(command, suite.flags)
         command.set_defaults(act=partial(act_suite, suite))
     profile = commands.add_parser("profile", help="from a slow number to its cause: the case under nsys or ncu")
@@ -73,14 +90,24 @@ def build_parser() -> argparse.ArgumentParser:
     plots.add_argument("results", nargs="+", type=Path, help="JSON Lines files, or folders of them")
     plots.add_argument("--output", type=Path, help="folder of the figures (default: plots/ beside the first file)")
     plots.set_defaults(act=act_plots)
+    report = commands.add_parser("report", help="one page of result files: opens in any browser, fetches nothing")
+    report.add_argument("results", nargs="+", type=Path, help="JSON Lines files, or folders of them (traces too)")
+    report.add_argument("-o", "--output", type=Path, help="the page (default: report.html beside the first file)")
+    report.set_defaults(act=act_report)
     compare = commands.add_parser(
         "compare", help="same, faster, slower or unclear, row by row; exit status 1 if a whole step got slower"
     )
     compare.add_argument("a", type=Path)
     compare.add_argument("b", type=Path)
     tolerance = "differences up to this count as the same"
-    compare.add_argument("--tolerance", type=flags.argument(flags.number(0.0, 1.0)), default=0.05, help=tolerance)
+    compare.add_argument("--tolerance", type=flags.argument(flags.number(0.0, 1.0)), default=TOLERANCE, help=tolerance)
+    compare.add_argument("--markdown", action="store_true", help="a verdict for a pull request")
     compare.set_defaults(act=act_compare)
+    export = commands.add_parser("export", help="rows in the format of another tool")
+    export.add_argument("results", nargs="+", type=Path, help="JSON Lines files")
+    export.add_argument("--format", choices=("flashinfer-trace",), required=True, help="flashinfer-bench's dataset")
+    export.add_argument("-o", "--output", type=Path, required=True, help="a new folder")
+    export.set_defaults(act=act_export)
     doctor = commands.add_parser("doctor", help="what is here, what is missing, and the command that brings it")
     doctor.add_argument("--json", action="store_true", help="the same as JSON: group, name, status, found, remedy")
     doctor.set_defaults(act=act_doctor)
@@ -116,7 +143,31 @@ def act_bench(given: Given, console: Console) -> int:
         statuses.append(act_suite(suites()[name], half, console) if half is not None else 0)
         if statuses[-1] == INTERRUPTED:
             break
-    return next((status for status in statuses if status), 0)
+    if INTERRUPTED not in statuses:
+        report_bench(halves, given, device, console)
+    return next((status for status in statuses if status), DONE)
+
+
+def report_bench(halves: list[str], given: Given, device: torch.device, console: Console) -> None:
+    """Write the page of the folder that holds both halves' rows; where that fails, say so: the rows are safe."""
+    chosen = options(bench_flags(), given)
+    files = [result_path(half, chosen, device) for half in halves]
+    if chosen.plan or chosen.no_plots or not any(file.is_file() for file in files):
+        return
+    folder = files[0].parent
+    try:
+        write_page([folder], folder / "report.html", console)
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        console.print(f"no report: {reason}", style="yellow", highlight=False, markup=False)
+
+
+def write_page(paths: list[Path], output: Path, console: Console) -> None:
+    """Write the page of result files and say where it is."""
+    from ..plots.report.page import write_report
+
+    page = write_report(paths, output)
+    console.print(f"report {page} ({page.stat().st_size / 1e3:.0f} kB)", highlight=False, markup=False, soft_wrap=True)
 
 
 def concerns(half: str, given: Given, device: torch.device) -> bool:
@@ -179,9 +230,18 @@ def act_plots(given: Given, console: Console) -> int:
 
     first = given["results"][0]
     folder = given["output"] or (first if first.is_dir() else first.parent) / "plots"
+    check_folder(folder)
     for path in draw_all(given["results"], folder):
         if path.suffix == ".png":
             console.print(f"plot {path}", highlight=False, markup=False)
+    return 0
+
+
+def act_report(given: Given, console: Console) -> int:
+    """`resa-bench report`."""
+    first = given["results"][0]
+    folder = first if first.is_dir() else first.parent
+    write_page(given["results"], given["output"] or folder / "report.html", console)
     return 0
 
 
@@ -189,7 +249,20 @@ def act_compare(given: Given, console: Console) -> int:
     """`resa-bench compare`."""
     from .compare import compare_files
 
-    return compare_files(given["a"], given["b"], given["tolerance"], console)
+    return compare_files(given["a"], given["b"], given["tolerance"], console, given["markdown"])
+
+
+def act_export(given: Given, console: Console) -> int:
+    """`resa-bench export`."""
+    from .export.flashinfer_trace import export_files
+
+    dataset = export_files(given["results"], given["output"])
+    traces = sum(map(len, dataset.traces.values()))
+    text = f"{traces} traces of {len(dataset.definitions)} definitions in {given['output']}"
+    console.print(text, highlight=False, markup=False)
+    for reason, count in dataset.left_out.most_common():
+        console.print(f"left out: {count} rows ({reason})", highlight=False, markup=False)
+    return 0
 
 
 def act_doctor(given: Given, console: Console) -> int:
@@ -208,24 +281,30 @@ def act_flush_demo(given: Given, console: Console) -> int:
 
 
 def run_command(act: Callable[[Given, Console], int], given: Given) -> int:
-    """Run a command: errors from outside are one line and exit status 2."""
-    console = Console(width=None if sys.stdout.isatty() else 140)
+    """Run a command. What ends it is told by `exits.tell`: errors from outside are one line."""
+    errors = console_for(sys.stderr)
+    name = f"resa-bench {given['command']}"
     try:
-        return act(given, console)
-    except (ValueError, TypeError, OSError) as error:
-        text = f"[red]resa-bench {given['command']}:[/] {escape(str(error))}"
-        Console(stderr=True).print(text, highlight=False)
-        return 2
+        return act(given, console_for())
+    except KeyboardInterrupt:
+        errors.print(f"{name}: interrupted; finished cases are kept", highlight=False)
+        return INTERRUPTED
+    except BrokenPipeError:
+        leave_closed_streams()
+        return CLOSED
+    except Exception as error:
+        return tell(error, name, errors)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Entry point. Exit status: 0 fine, 1 something failed or got slower, 2 wrong arguments, 130 interrupted."""
+    """Entry point. The exit status is one of `exits.MEANINGS`."""
+    prepare_streams()
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         load_plugins()
     except ValueError as error:
-        Console(stderr=True).print(f"[red]resa-bench:[/] {escape(str(error))}", highlight=False)
-        return 2
+        console_for(sys.stderr).print(f"resa-bench: {error}", style="red", highlight=False, markup=False)
+        return UNUSABLE
     given = vars(build_parser().parse_args(arguments))
     return run_command(given.pop("act"), given | {"arguments": arguments})
 

@@ -80,9 +80,9 @@ def _method(group: str, name: str, reason: str | None, ready: str = "ready") -> 
 
 def _device(device: torch.device) -> Iterator[Finding]:
     if device.type != "cuda":
-        found = f"none that torch {torch.__version__} sees: the portable torch path is measured"
+        state = f"none that torch {torch.__version__} sees: the portable torch path is measured"
         remedy = None if torch.version.cuda else "this torch is a CPU build; a CUDA one: pip install torch"
-        yield Finding("device", "GPU", "missing", found, remedy)
+        yield Finding("device", "GPU", "missing", state, remedy)
         return
     for i in range(torch.cuda.device_count()):
         gpu = torch.cuda.get_device_properties(i)
@@ -122,11 +122,11 @@ def _tools() -> Iterator[Finding]:
             if path is None:
                 yield Finding("tools", tool.name, "missing", "not found", tool.remedy)
             else:
-                found = f"{version(path)} at {path}"
+                state = f"{version(path)} at {path}"
                 fault = importer_fault(path) if tool is NSYS else None
                 if fault:
-                    raise OSError(f"{found}, which records but cannot make a report: {fault}")
-                yield Finding("tools", tool.name, "ok", found)
+                    raise OSError(f"{state}, which records but cannot make a report: {fault}")
+                yield Finding("tools", tool.name, "ok", state)
         except OSError as error:
             shared = "shared libr" in str(error)
             remedy = LIBRARIES if shared else None

@@ -31,8 +31,12 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("filterwarnings", f"ignore:{message}:RuntimeWarning")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked `gpu` are skipped where kernels are interpreted."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests marked `package` run where they are asked for, those marked `gpu` where kernels are compiled."""
+    if "package" not in config.getoption("-m"):
+        built = [item for item in items if item.get_closest_marker("package")]
+        config.hook.pytest_deselected(items=built)
+        items[:] = [item for item in items if item not in built]
     if DEVICE.type == "cuda":
         return
     for item in items:

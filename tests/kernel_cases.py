@@ -15,6 +15,7 @@ import pkgutil
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from types import ModuleType
+from typing import Any
 
 import torch
 from resa_bench.kernels import (
@@ -124,13 +125,13 @@ def assert_summaries(cache: KVCache, summaries: Summaries, tokens: int | None = 
     size, unit = summaries.block_size, torch.finfo(element).eps / 2
     spacing = {torch.float16: 2.0**-24, torch.float8_e4m3fn: 2.0**-9}  # of subnormal numbers
     floor = spacing.get(element, 0.0) / 2
-    keys, found = cache.gather()[0], summaries.logical(cache).float()
+    keys, table = cache.gather()[0], summaries.logical(cache).float()
     for b, length in enumerate(cache.lengths.tolist()):
         first = 0 if tokens is None else max(length - tokens, 0) // size
         last = ceil_div(length, size)
-        assert bool(found[b, :, :first].isnan().all()), f"sequence {b}: a block before the touched ones was written"
-        assert bool(found[b, :, last:].isnan().all()), f"sequence {b}: a block past the sequence's end was written"
-        touched = found[b, :, first:last]
+        assert bool(table[b, :, :first].isnan().all()), f"sequence {b}: a block before the touched ones was written"
+        assert bool(table[b, :, last:].isnan().all()), f"sequence {b}: a block past the sequence's end was written"
+        touched = table[b, :, first:last]
         if summaries.kind == "minmax":
             exact = summaries_reference(keys[b], length, size)[:, first:]
             assert torch.equal(touched.float(), rounded(exact, element).float())
@@ -210,9 +211,9 @@ def kernel_modules() -> list[ModuleType]:
     import resa_bench.kernels
 
     return [
-        importlib.import_module(found.name)
+        importlib.import_module(module.name)
         for package in (resa_bench.kernels, resa_bench.baselines)
-        for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
     ]
 
 
@@ -277,7 +278,9 @@ def run_variants(
 
 def record_variants(capacity: int = 256 * 1024, sm_count: int = 132) -> list[Launch]:
     """The launches of `run_variants` on tensors without storage, as on a Hopper chip of `sm_count` multiprocessors."""
-    import resa_bench.kernels.launch as module
+    import resa_bench.kernels.launch
+
+    module: Any = resa_bench.kernels.launch
 
     module.sm_count = lambda device: sm_count
     module.dependent_launch = lambda: True

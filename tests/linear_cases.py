@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from kernel_cases import DEVICE, NAN, U32, random
 from resa_bench.kernels.exact import CONFIDENCE, UNIT_ROUNDOFF
 from resa_bench.kernels.launch import INTERPRET
-from resa_bench.kernels.linear.dispatch import DenseWeight, Norm, Weight
+from resa_bench.kernels.linear.dispatch import Weight
 from resa_bench.kernels.linear.int4 import Int4Weight, count_blocks, dequantise, quantise
 from resa_bench.kernels.linear.int4_linear import int4_small_linear
 from resa_bench.kernels.linear.int4_rows import dequantise_kernel, int4_linear
 from resa_bench.kernels.linear.rope import rope_kernel
 from resa_bench.kernels.linear.small_linear import small_linear
+from resa_bench.kernels.linear.weights import DenseWeight, Norm
 from torch import Tensor
 
 
@@ -70,13 +72,13 @@ def check_linear(case: Linear, out: Tensor, *, rounds_weights: bool = False) -> 
     x, depth, dtype = case.x.double(), case.x.shape[1], out.dtype
     u = UNIT_ROUNDOFF[dtype]
     sums = 2 * (CONFIDENCE * depth**0.5 + 16) * U32
-    packed = isinstance(case.weight, Int4Weight)
-    exact = dequantise(case.weight, torch.float64) if packed else case.weight.weight.double()
+    weight = case.weight
+    exact = dequantise(weight, torch.float64) if isinstance(weight, Int4Weight) else weight.weight.double()
     summed = exact.abs()
-    if packed and not rounds_weights:
+    if isinstance(weight, Int4Weight) and not rounds_weights:
         offset = 0.0 if INTERPRET else {torch.bfloat16: 128.0, torch.float16: 1024.0}[dtype]
-        parts = case.weight.scales.double()[: depth // case.weight.group].abs().permute(1, 0, 2)
-        parts = parts.repeat_interleave(case.weight.group, dim=1)
+        parts = weight.scales.double()[: depth // weight.group].abs().permute(1, 0, 2)
+        parts = parts.repeat_interleave(weight.group, dim=1)
         summed = parts[..., 0] * (2 * offset + 23) + parts[..., 1]
     relative = 0.0
     if case.norm is not None:
@@ -110,7 +112,7 @@ def check_linear(case: Linear, out: Tensor, *, rounds_weights: bool = False) -> 
 
 def empty_int4(total: int, depth: int, group: int, device: torch.device, bias: bool = False) -> Int4Weight:
     """An uninitialised 4-bit weight for bf16."""
-    blocks, half = count_blocks(depth, group), dict(dtype=torch.bfloat16, device=device)
+    blocks, half = count_blocks(depth, group), dict[str, Any](dtype=torch.bfloat16, device=device)
     words = torch.empty(total, blocks * group, dtype=torch.int16, device=device)
     scales = torch.empty(4 * blocks, total, 2, **half)
     return Int4Weight(words, scales, depth, group, torch.empty(total, **half) if bias else None)
@@ -128,7 +130,7 @@ def run_linears(device: torch.device) -> None:
         x, wide = empty(rows, hidden), empty(rows, feed)
         for run, make in ((small_linear, None), (int4_small_linear, empty_int4)):
 
-            def weight(total: int, depth: int, bias: bool = False, make=make) -> Weight:
+            def weight(total: int, depth: int, bias: bool = False, make=make) -> Any:
                 if make is not None:
                     return make(total, depth, 128, device, bias)
                 return DenseWeight(empty(total, depth), empty(total) if bias else None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import resa_bench.baselines  # noqa: F401  registers the rivals
@@ -26,7 +27,7 @@ def make(
     *,
     heads: ModelShape = ModelShape(6, 2, 64),
     page_size: int | None = None,
-    **changes: object,
+    **changes: Any,
 ) -> tuple[Layer, Inputs]:
     """A prepared layer and its inputs. Skips methods that cannot run here."""
     shape = AttentionShape(len(lengths), heads.q_heads, heads.kv_heads, heads.head_dim)

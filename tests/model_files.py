@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from resa_bench.kernels.linear.dispatch import Weight
+from resa_bench.kernels.linear.weights import DenseWeight
 from resa_bench.suites.model.decoder import Cells, Decoder
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
@@ -21,6 +23,12 @@ FP32 = dict(dtype=torch.float32, device=CPU)
 # Relative to the largest logit. fp32 rounds to 6e-8; 3 layers of sums over at most 128 products, and angles of up to
 # 160 radians whose frequencies may differ in the last bit, make 1e-5 of it. Wrong scaling makes over 1e-2.
 CLOSE = 1e-4
+
+
+def matrix(weight: Weight) -> Tensor:
+    """Of a weight that is not quantised."""
+    assert isinstance(weight, DenseWeight)
+    return weight.weight
 
 
 @dataclass
@@ -86,7 +94,7 @@ YARN = dict(rope_type="yarn", rope_theta=1e6, factor=4.0, original_max_position_
 DEEPSEEK_YARN = dict(YARN, mscale=1.0, mscale_all_dim=0.5, beta_fast=16, beta_slow=2)
 PLAIN = dict(rope_type="default", rope_theta=1e4)
 
-FAMILIES = {
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-llama3": ("llama", dict(rope_parameters=LLAMA3)),
     "llama-linear-tied": ("llama", dict(rope_parameters=LINEAR, tie_word_embeddings=True)),
     "llama-plain-head-dim": ("llama", dict(rope_parameters=PLAIN, head_dim=32)),
@@ -116,7 +124,7 @@ def expected_logits(model: Any, tokens: Tensor) -> Tensor:
     return model(tokens[None]).logits[0]
 
 
-def some_tokens(vocab: int = SMALL["vocab_size"], count: int = 160) -> Tensor:
+def some_tokens(vocab: int = int(SMALL["vocab_size"]), count: int = 160) -> Tensor:
     return torch.randint(vocab, (count,), generator=torch.Generator().manual_seed(2))
 
 
@@ -129,7 +137,7 @@ GGUF_NAMES = {
 }  # fmt: skip
 
 
-def write_gguf(path: Path, model: Any, *, extra: Callable[[gguf.GGUFWriter], None] = lambda writer: None) -> None:
+def write_gguf(path: Path, model: Any, *, extra: Callable[[Any], None] = lambda writer: None) -> None:
     """The model as llama.cpp's converter writes it, in float32."""
     config = model.config
     kind = config.model_type
@@ -157,8 +165,8 @@ def write_gguf(path: Path, model: Any, *, extra: Callable[[gguf.GGUFWriter], Non
             continue
         if kind == "llama" and ("q_proj" in key or "k_proj" in key):
             tensor = interleaved(tensor, head_dim)
-        for theirs, name in GGUF_NAMES.items():
-            key = key.replace(theirs, name)
+        for hugging_face, name in GGUF_NAMES.items():
+            key = key.replace(hugging_face, name)
         writer.add_tensor(key, tensor.numpy())
     extra(writer)
     writer.write_header_to_file()

@@ -22,7 +22,8 @@ class FakeWrapper:
     made: list[FakeWrapper]
 
     def __init__(self, workspace: Tensor, layout: str, **buffers: Any) -> None:
-        self.workspace, self.buffers, self.runs = workspace, buffers, []
+        self.workspace, self.buffers = workspace, buffers
+        self.runs: list[Any] = []
         FakeWrapper.made.append(self)
 
     def plan(self, indptr: Tensor, indices: Tensor, last: Tensor, *rest: Any, **options: Any) -> None:

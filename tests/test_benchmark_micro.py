@@ -58,7 +58,7 @@ class _Latest:
 
     def of(self, case: Case) -> tuple[Inputs, list[Any]]:
         if case != self.case:
-            self.inputs = self.exact = None
+            self.__dict__.pop("inputs", None)  # one case's memory at a time
             inputs = make_inputs(case, DEVICE, SparseConfig().rectify_every)
             self.case, self.inputs, self.exact = case, inputs, dense_exact(inputs)
         return self.inputs, self.exact
@@ -70,6 +70,7 @@ LATEST = _Latest()
 @pytest.mark.benchmark(timer=stamp, warmup=False)
 @pytest.mark.parametrize("spec", SPECS, ids=lambda s: s.label.replace(" ", "-"))
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.slug)
+@pytest.mark.slow
 def test_decode_step(benchmark: Any, case: Case, spec: MethodSpec) -> None:
     """One whole decode step of attention, cold; checked against fp64 before it is timed."""
     reason = get_method(spec.name).unavailable(case.shape, case.torch_dtype, DEVICE)

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -42,6 +43,11 @@ class ScriptedTimer(CpuTimer):
             return self.now
         self.now = self.end
         return self.now
+
+
+def near(value: float) -> Any:
+    """Equal to numbers within a millionth."""
+    return pytest.approx(value)
 
 
 def test_rates_follow_from_sizes_and_times() -> None:
@@ -83,7 +89,7 @@ def test_a_row_that_beats_its_floor_by_a_little_raises_the_ceiling() -> None:
     """As seen at batch 33 and 128K: 100.9 % of the ceiling."""
     verdict = MEASURED.verdict(100.9, 100.0)
     assert verdict.kind == "raised"
-    assert verdict.ceilings == Ceilings(pytest.approx(2018.0), 1500.0, 500.0)
+    assert verdict.ceilings == Ceilings(near(2018.0), 1500.0, 500.0)
     assert verdict.reason == (
         "read ceiling raised from 2000.0 to 2018.0 GB/s: this row is faster than the floor by 0.9%"
     )
@@ -92,7 +98,7 @@ def test_a_row_that_beats_its_floor_by_a_little_raises_the_ceiling() -> None:
 
 def test_a_row_bound_by_arithmetic_raises_the_other_ceiling() -> None:
     verdict = MEASURED.verdict(101.0, 100.0, "matrix")
-    assert verdict.ceilings == Ceilings(2000.0, 1500.0, pytest.approx(505.0))
+    assert verdict.ceilings == Ceilings(2000.0, 1500.0, near(505.0))
     assert verdict.reason is not None
     assert verdict.reason.startswith("matrix ceiling raised from 500 to 505 TFLOP/s")
 

@@ -39,6 +39,7 @@ class Spoilt(Layer):
 
 def drop_block(layer: Layer, out: Tensor) -> None:
     """The output stays, the list says that one block less was read."""
+    assert isinstance(layer, SparseLayer)
     layer.work.lists[0, 0, 0] = -1
 
 
@@ -62,7 +63,7 @@ def test_check_step_catches(name: str, spoil) -> None:
 
 def test_check_step_catches_a_block_that_was_not_read() -> None:
     layer, inputs = make("resa", DTYPES[-1])
-    with pytest.raises(CheckFailed, match=r"^attention over the selected blocks"):
+    with pytest.raises(CheckFailed, match=r"^attention, sequence 0 over its blocks"):
         check_step(Spoilt(layer, drop_block), inputs, written(layer, inputs))
 
 

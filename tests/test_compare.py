@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from resa_bench.suites.compare import compare, compare_files, render, summary, verdict
-from resa_bench.suites.core.results import append
+from resa_bench.suites.compare import compare_files, headline, markdown, render, summary
+from resa_bench.suites.core.results import append, read_rows
 from resa_bench.suites.core.rows import Row
+from resa_bench.suites.core.verdict import compare, verdict
 from rich.console import Console
 
 
@@ -178,24 +179,20 @@ def test_everything_newly_failed_is_a_regression_not_incomparable(tmp_path: Path
 
 @pytest.mark.parametrize("content", [None, b"not json\n", b"\xff\xfe\n", b'{"suite": "micro"}\n'],
                          ids=["missing", "not-json", "not-text", "not-a-row"])  # fmt: skip
-def test_an_unreadable_file_is_2_and_named(tmp_path: Path, content: bytes | None) -> None:
+def test_an_unreadable_file_is_named(tmp_path: Path, content: bytes | None) -> None:
     append(tmp_path / "good.jsonl", [make()])
     bad = tmp_path / "bad.jsonl"
     if content is not None:
         bad.write_bytes(content)
     for paths in ((tmp_path / "good.jsonl", bad), (bad, tmp_path / "good.jsonl")):
-        console = Console(width=300, record=True, file=(tmp_path / "out.txt").open("w"))
-        assert compare_files(*paths, console=console) == 2
-        text = console.export_text()
-        assert "cannot compare" in text
-        assert "bad.jsonl" in text
+        with pytest.raises((OSError, ValueError), match=r"bad\.jsonl"):
+            compare_files(*paths)
 
 
 @pytest.mark.parametrize("tolerance", [-0.01, 1.0, float("nan")])
-def test_a_tolerance_that_makes_no_sense_is_refused(tolerance: float, tmp_path: Path) -> None:
+def test_a_tolerance_that_makes_no_sense_is_refused(tolerance: float) -> None:
     with pytest.raises(ValueError, match="tolerance: got"):
         compare([make()], [make()], tolerance)
-    assert shown([make()], [make()], tmp_path, tolerance)[0] == 2
 
 
 def test_a_time_of_zero_is_refused() -> None:
@@ -245,7 +242,7 @@ def test_table_names_only_the_settings_that_vary_and_the_run_once() -> None:
     assert list(table.columns[1].cells) == ["resa b16", "resa b32"]
     assert "cold graph" in str(table.title)
     mixed = render(compare([*a, make(100, launch="eager")], [*b, make(150, launch="eager")]))
-    assert sorted(mixed.columns[3].cells) == ["cold eager", "cold graph", "cold graph"]
+    assert sorted(map(str, mixed.columns[3].cells)) == ["cold eager", "cold graph", "cold graph"]
 
 
 @pytest.mark.parametrize(
@@ -263,6 +260,81 @@ def test_cold_whole_steps_as_graphs_decide(slower: dict[str, Any], status: int) 
     comparison = compare([steady, make(100, **slower)], [steady, make(150, **slower)])
     assert comparison.count("slower") == 1
     assert comparison.exit_code == status
+
+
+# --- Markdown, for pull requests --------------------------------------------------------------------------------------
+
+
+def whole(*medians: float, half_width: float = 0.5, **changes: Any) -> list[Row]:
+    """A cold whole step as a graph in as many cases."""
+    return [make(median, half_width, case=f"m-b1-{i}k", **changes) for i, median in enumerate(medians)]
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "line", "status"),
+    [
+        pytest.param(
+            whole(100, 100, 100), whole(100, 112.3, 80),
+            "**SLOWER**: 1 of 3 whole steps, by up to 12.3% (tolerance 2%)", 1, id="slower",
+        ),
+        pytest.param(
+            whole(100, 100), whole(100, 80), "**FASTER**: 1 of 2 whole steps, by up to 20.0% (tolerance 2%)", 0,
+            id="faster",
+        ),
+        pytest.param(whole(100, 100), whole(101, 99), "**SAME**: 2 of 2 whole steps within 2%", 0, id="same"),
+        pytest.param(
+            whole(100, 100, half_width=9), whole(101, 99, half_width=9),
+            "**UNCLEAR**: 2 of 2 whole steps vary too much to tell 2%", 0, id="noisy",
+        ),
+        pytest.param(whole(100), [], "**UNCLEAR**: no row is timed in both files", 2, id="nothing-in-both"),
+        pytest.param([make()], [untimed("failed")], "**FAILED**: 1 row of B newly failed", 1, id="failed"),
+        pytest.param(
+            [make(100, stage="score")], [make(90, stage="score")],
+            "**FASTER**: 1 of 1 rows, by up to 10.0% (tolerance 2%)", 0, id="stages-alone",
+        ),
+    ],
+)  # fmt: skip
+def test_the_headline_and_the_exit_status(a: list[Row], b: list[Row], line: str, status: int) -> None:
+    comparison = compare(a, b)
+    assert headline(comparison) == line
+    assert comparison.exit_code == status
+    assert markdown(comparison).splitlines()[0] == line
+
+
+def test_markdown_has_intervals_and_keeps_what_does_not_decide_folded() -> None:
+    a = [*whole(100, 100), make(100, stage="score")]
+    b = [*whole(150, 100), make(120, stage="score")]
+    text = markdown(compare(a, b))
+    changed, rest = text.split("<details>", 1)
+    assert (
+        "| m-b1-0k | resa b16 | total | cold graph | 100.00 (99.50 to 100.50) | 150.00 (149.50 to 150.50) | " in changed
+    )
+    assert "| 1.500 | SLOWER |" in changed
+    assert "SAME" not in changed
+    assert "1 other rows that changed" in rest
+    assert rest.index("| score |") < rest.index("1 the same") < rest.index("| SAME |")
+
+
+def test_markdown_names_devices_and_commits_and_warns_where_they_differ() -> None:
+    text = markdown(compare([make(commit="a" * 40)], [make(device="A100", commit="b" * 40, dirty=True)]))
+    assert "- **the devices differ**" in text
+    assert "- A: H100; aaaaaaaaaa\n- B: A100; bbbbbbbbbb (changed since)" in text
+    assert "devices differ" not in markdown(compare([make()], [make()]))
+
+
+def test_markdown_of_many_rows_says_how_many_it_leaves_out() -> None:
+    text = markdown(compare(whole(*[100.0] * 30), whole(*[150.0] * 30)), at_most=20)
+    assert text.count("| SLOWER |") == 20
+    assert "10 rows more" in text
+
+
+def test_markdown_is_printed_unwrapped_and_with_the_same_status(tmp_path: Path) -> None:
+    paths = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    for path, rows in zip(paths, (whole(100), [*whole(150), untimed("failed", case="m|n")]), strict=True):
+        append(path, rows)
+    console = Console(width=40, record=True, file=(tmp_path / "out.txt").open("w"))
+    assert compare_files(*paths, 0.02, console, as_markdown=True) == 1
+    assert console.export_text().rstrip("\n") == markdown(compare(*(read_rows(path) for path in paths)))
 
 
 # --- decode rows ------------------------------------------------------------------------------------------------------

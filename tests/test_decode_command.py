@@ -32,6 +32,7 @@ def folder(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_decode_measures_resumes_and_draws(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "runs"
     common = ["decode", "--device", "cpu", "--model", str(folder), "--prompt", "synthetic", "--output", str(out)]
@@ -60,6 +61,7 @@ def test_text_needs_room_in_the_model(folder: Path, capsys: pytest.CaptureFixtur
     )
 
 
+@pytest.mark.slow
 def test_smollm_with_everything_selected_is_dense() -> None:
     """Token for token in fp32, rectifications in between."""
     try:

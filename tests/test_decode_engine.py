@@ -5,13 +5,15 @@ from __future__ import annotations
 import gc
 import os
 import weakref
+from typing import Any
 
 import pytest
 import torch
+from model_files import matrix
 from resa_bench import baselines  # noqa: F401  (registers the rivals)
 from resa_bench.kernels import SparseConfig, get_method
 from resa_bench.kernels.attention.summaries import summaries_reference
-from resa_bench.kernels.linear.dispatch import DenseWeight
+from resa_bench.kernels.linear.weights import DenseWeight
 from resa_bench.suites.core.failure import CheckFailed
 from resa_bench.suites.engine.checks import check_attention, check_linears, check_rectified, check_replay
 from resa_bench.suites.engine.engine import Engine, Replay, State, bind_layers, generate
@@ -77,7 +79,7 @@ def test_prefill_in_chunks_equals_prefill_at_once(decoder: Decoder, prompt: torc
         torch.testing.assert_close(a.v[:, :, :PROMPT], b.v[:, :, :PROMPT], **close())
 
 
-def close() -> dict[str, float]:
+def close() -> dict[str, Any]:
     """Two orders of the same sums: some ulps of values of order 1 in fp32; bf16 rounds after each operation."""
     return {"atol": 0.15, "rtol": 0.05} if CUDA else {"atol": 2e-4, "rtol": 1e-4}
 
@@ -125,15 +127,15 @@ def test_rectified_keys_and_values_are_those_of_dense_decoding(decoder: Decoder,
     touched = slice(PROMPT, PROMPT + SPARSE.rectify_every)
     last = len(state.caches) - 1
 
-    def off(mine: torch.Tensor, theirs: torch.Tensor) -> float:
-        return float((mine[:, :, touched].float() - theirs[:, :, touched].float()).abs().max())
+    def off(cache: torch.Tensor, exact: torch.Tensor) -> float:
+        return float((cache[:, :, touched].float() - exact[:, :, touched].float()).abs().max())
 
     before = off(drifted[last], reference.caches[last].k)
     engine.rectify()
-    for mine, theirs in zip(state.caches, reference.caches, strict=True):
-        torch.testing.assert_close(mine.k[:, :, touched], theirs.k[:, :, touched], **close())
-        torch.testing.assert_close(mine.v[:, :, touched], theirs.v[:, :, touched], **close())
-        assert torch.equal(mine.lengths, theirs.lengths)
+    for cache, exact in zip(state.caches, reference.caches, strict=True):
+        torch.testing.assert_close(cache.k[:, :, touched], exact.k[:, :, touched], **close())
+        torch.testing.assert_close(cache.v[:, :, touched], exact.v[:, :, touched], **close())
+        assert torch.equal(cache.lengths, exact.lengths)
     after = off(state.caches[last].k, reference.caches[last].k)
     assert before > 5 * after, "the sparse steps did not drift: the test shows nothing"
     assert torch.equal(state.pending, pending), "rectification leaves the pending token"
@@ -154,9 +156,9 @@ def test_ragged_batch_decodes_as_each_sequence_alone(decoder: Decoder, prompt: t
     for b, length in enumerate(lengths.tolist()):
         alone = start(decoder, prompt[b : b + 1])
         alone.start(length, torch.tensor([5, 9], device=DEVICE)[b : b + 1])
-        one = bind(decoder, alone, RESA)
-        one.step()
-        torch.testing.assert_close(together[b], one.logits[0], **close())
+        single = bind(decoder, alone, RESA)
+        single.step()
+        torch.testing.assert_close(together[b], single.logits[0], **close())
 
 
 def test_first_layers_stay_dense(decoder: Decoder, prompt: torch.Tensor) -> None:
@@ -170,7 +172,7 @@ def test_gate_sees_a_wrong_output(decoder: Decoder, prompt: torch.Tensor) -> Non
     assert check_attention(engine, (0, 2)).budget_used <= 1
     layer = engine.layers[0]
     original = layer.output
-    layer.output = lambda cells: original(cells) * 1.05  # type: ignore[method-assign]
+    vars(layer)["output"] = lambda cells: original(cells) * 1.05
     with pytest.raises(CheckFailed, match="attention of layer 0, sequence 0 over its blocks"):
         check_attention(engine, (0, 2))
 
@@ -178,7 +180,7 @@ def test_gate_sees_a_wrong_output(decoder: Decoder, prompt: torch.Tensor) -> Non
 def test_gate_of_linears(decoder: Decoder) -> None:
     check_linears(decoder, (1, 3, 40))
     wrong = decoder.layers[0].o
-    object.__setattr__(decoder.layers[0], "o", DenseWeight(wrong.weight * float("nan"), wrong.bias))
+    object.__setattr__(decoder.layers[0], "o", DenseWeight(matrix(wrong) * float("nan"), wrong.bias))
     with pytest.raises(CheckFailed, match="linear layer"):
         check_linears(decoder, (1,))
     object.__setattr__(decoder.layers[0], "o", wrong)
@@ -236,11 +238,11 @@ def test_synthetic_context_is_never_constant_and_repeats(decoder: Decoder) -> No
     a, b = (State.allocate(decoder, 2, 256, 1) for _ in range(2))
     fill_synthetic(a, seed=4)
     fill_synthetic(b, seed=4)
-    for mine, theirs in zip(a.caches, b.caches, strict=True):
-        assert torch.equal(mine.k, theirs.k)
-        assert torch.equal(mine.v, theirs.v)
-        assert float(mine.k.float().std()) == pytest.approx(1.0, abs=0.1)
-        blocks = mine.k.float().unflatten(2, (-1, 64)).mean(3)  # [B, H, blocks, D]
+    for cache_a, cache_b in zip(a.caches, b.caches, strict=True):
+        assert torch.equal(cache_a.k, cache_b.k)
+        assert torch.equal(cache_a.v, cache_b.v)
+        assert float(cache_a.k.float().std()) == pytest.approx(1.0, abs=0.1)
+        blocks = cache_a.k.float().unflatten(2, (-1, 64)).mean(3)  # [B, H, blocks, D]
         assert float(blocks.std(2).mean()) > 0.4, "blocks differ: selection has something to choose"
     assert not torch.equal(a.caches[0].k, a.caches[1].k)
 

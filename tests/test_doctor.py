@@ -33,18 +33,18 @@ def test_the_newest_of_the_usual_folders(nowhere: Path) -> None:
     assert tools.NSYS.find() is None
     for folder in ("nsight-compute/2025.3.1/host", "nsight-compute/2025.10.0/host", "nsight-compute/2024.9.9/host"):
         script(nowhere / "opt/nvidia" / folder / "target-linux-x64/nsys", "true")
-    found = tools.NSYS.find()
-    assert found is not None
-    assert "2025.10.0" in str(found)
+    newest = tools.NSYS.find()
+    assert newest is not None
+    assert "2025.10.0" in str(newest)
 
 
 def test_path_comes_before_folders_and_the_variable_before_both(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script(nowhere / "usr/local/cuda-13/bin/ncu", "true")
     on_path = script(nowhere / "bin/ncu", "true")
     assert tools.NCU.find() == on_path
-    told = script(nowhere / "mine", "true")
-    monkeypatch.setenv("NCU", str(told))
-    assert tools.NCU.find() == told
+    by_variable = script(nowhere / "mine", "true")
+    monkeypatch.setenv("NCU", str(by_variable))
+    assert tools.NCU.find() == by_variable
     monkeypatch.setenv("NCU", str(nowhere / "none"))
     with pytest.raises(FileNotFoundError, match="NCU: no file at"):
         tools.NCU.find()
@@ -76,37 +76,37 @@ def test_counters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, de
     params = tmp_path / "params"
     assert tools.counters_denied(params) is None  # no driver
     params.write_text(f"EnableMSI: 1\n{text}")
-    monkeypatch.setattr(tools.os, "geteuid", lambda: 1000)
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
     assert bool(tools.counters_denied(params)) == denied
-    monkeypatch.setattr(tools.os, "geteuid", lambda: 0)
+    monkeypatch.setattr("os.geteuid", lambda: 0)
     assert tools.counters_denied(params) is None
 
 
 def test_json_names_everything(nowhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
     script(nowhere / "bin/ncu", "echo Version 2025.3.1.0")
     assert main(["doctor", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    names = {(line["group"], line["name"]) for line in found}
+    lines = json.loads(capsys.readouterr().out)
+    names = {(line["group"], line["name"]) for line in lines}
     assert names >= {("methods", name) for name in registered()} | {("rectification", name) for name in chunk_kernels()}
-    by_name = {line["name"]: line for line in found if line["group"] == "tools"}
+    by_name = {line["name"]: line for line in lines if line["group"] == "tools"}
     assert by_name["ncu"]["status"] == "ok"
     assert by_name["ncu"]["found"].startswith("2025.3.1.0")
     assert by_name["nsys"]["status"] == "missing"
     assert "developer.nvidia.com" in by_name["nsys"]["remedy"]
-    assert all(line["status"] == "ok" or line["found"] for line in found)
+    assert all(line["status"] == "ok" or line["found"] for line in lines)
 
 
 @pytest.mark.parametrize(
-    ("reason", "found", "remedy"),
+    ("reason", "cause", "remedy"),
     [
         ("x cannot be imported (no); pip install -e '.[x]'", "x cannot be imported (no)", "pip install -e '.[x]'"),
         ("set HERE to a checkout", "not found", "set HERE to a checkout"),
         ("is the CPU's rival; GPUs have better ones", "is the CPU's rival; GPUs have better ones", None),
     ],
 )
-def test_reasons_are_taken_apart(reason: str, found: str, remedy: str | None) -> None:
+def test_reasons_are_taken_apart(reason: str, cause: str, remedy: str | None) -> None:
     line = doctor._method("methods", "x", reason)
-    assert (line.found, line.remedy) == (found, remedy)
+    assert (line.found, line.remedy) == (cause, remedy)
 
 
 def test_a_broken_tool_fails_and_says_what_helps(nowhere: Path, capsys: pytest.CaptureFixture[str]) -> None:

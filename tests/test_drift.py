@@ -38,8 +38,8 @@ def engine(decoder: Decoder, ratio: float, name: str = "resa-torch", batch: int 
     return Engine(decoder, state, bind_layers(state, method, None, 0), rectify_every=every)
 
 
-def metered(found: Engine, periods: int) -> DriftMeter:
-    meter = DriftMeter(found)
+def metered(engine_in_hand: Engine, periods: int) -> DriftMeter:
+    meter = DriftMeter(engine_in_hand)
     for _ in range(periods):
         for _ in range(PERIOD):
             meter.step()
@@ -50,11 +50,11 @@ def metered(found: Engine, periods: int) -> DriftMeter:
 def test_readings_are_those_of_dense_decoding(decoder: Decoder) -> None:
     """First period: KL and agreement by running dense decoding on the tokens that the sparse steps fed."""
     sparse = engine(decoder, 0.1)
-    said = []
+    sparse_logp = []
     meter = DriftMeter(sparse)
     for _ in range(PERIOD):
         meter.step()
-        said.append(sparse.logits.log_softmax(-1))
+        sparse_logp.append(sparse.logits.log_softmax(-1))
     written = [cache.k[:, :, PROMPT : PROMPT + PERIOD].clone() for cache in sparse.state.caches]
     values = [cache.v[:, :, PROMPT : PROMPT + PERIOD].clone() for cache in sparse.state.caches]
     fed = sparse.state.history[:PERIOD].clone()
@@ -65,8 +65,8 @@ def test_readings_are_those_of_dense_decoding(decoder: Decoder) -> None:
         dense.state.pending.copy_(fed[t])
         dense.step()
         exact = dense.logits.log_softmax(-1)
-        kl.append(torch.nn.functional.kl_div(said[t], exact, log_target=True, reduction="none").sum(-1))
-        same.append((exact.argmax(-1) == said[t].argmax(-1)).float())
+        kl.append(torch.nn.functional.kl_div(sparse_logp[t], exact, log_target=True, reduction="none").sum(-1))
+        same.append((exact.argmax(-1) == sparse_logp[t].argmax(-1)).float())
     (reading,) = meter.readings
     assert reading.tokens == PERIOD
     assert reading.kl == pytest.approx(float(torch.stack(kl).mean()), rel=1e-3, abs=1e-6)

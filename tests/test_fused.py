@@ -11,7 +11,7 @@ import pytest
 import torch
 from kernel_cases import DEVICE, NAN, dtype_name, random
 from method_cases import CONFIG, make, run
-from resa_bench.kernels import AttentionShape, KVCache, SparseConfig, Unsupported, build_summaries, get_method
+from resa_bench.kernels import AttentionShape, KVCache, SparseConfig, build_summaries, get_method
 from resa_bench.kernels.fused import compiler
 from resa_bench.kernels.fused.step import Plan, bind, cluster_size, constants, lay_out, unsupported
 from resa_bench.profiling.resources import read_cubin
@@ -24,8 +24,8 @@ H100_CLUSTERS = {1: 132, 2: 66, 3: 39, 4: 30, 6: 17, 8: 15, 16: 7}  # of CTAs, t
 SHARED_LIMIT = 227 * 1024
 
 
-def layout(config: SparseConfig, cluster: int, head_dim: int = 128, tokens: int = 262144) -> Plan:
-    return lay_out(config, head_dim, tokens, 2, cluster)
+def layout(config: SparseConfig, cluster: int, head_dim: int = 128, tokens: int = 262144, resident: int = 1) -> Plan:
+    return lay_out(config, head_dim, tokens, 2, cluster, resident)
 
 
 COMPILED = [
@@ -36,6 +36,7 @@ COMPILED = [
 
 
 @pytest.mark.parametrize(("head_dim", "block", "kind", "dtype", "paged"), COMPILED)
+@pytest.mark.slow
 def test_compiles_without_spills(head_dim: int, block: int, kind: str, dtype: str | None, paged: bool) -> None:
     """For compute capability 9.0, at 256K tokens; the source checks that both sides lay out shared memory alike."""
     if compiler.unavailable():
@@ -43,15 +44,15 @@ def test_compiles_without_spills(head_dim: int, block: int, kind: str, dtype: st
     config = SparseConfig(
         block, summary_kind=kind, summary_dtype=dtype, gqa_policy="group-sum" if paged else "group-mean"
     )
-    for cluster in (1, 6, 16) if block == 16 else (16,):
-        plan = layout(config, cluster, head_dim)
+    for cluster, resident in ((1, 2), (1, 1), (6, 1), (16, 1)) if block == 16 else ((1, 2), (16, 1)):
+        plan = layout(config, cluster, head_dim, resident=resident)
         cache = KVCache.allocate(
             1, 1, 64, head_dim, dtype=torch.bfloat16, device="cpu", page_size=256 if paged else None
         )
         cubin = compiler.compile_cubin(compiler.source(), constants(cache, 7, config, plan))
-        found = read_cubin(compiler.KERNEL, cubin, plan.shared_bytes, 8)
-        assert found.spill_bytes == 0
-        assert found.registers * 256 <= 65536
+        cubin_facts = read_cubin(compiler.KERNEL, cubin, plan.shared_bytes, 8)
+        assert cubin_facts.spill_bytes == 0
+        assert cubin_facts.registers * 256 * resident <= 65536
         assert plan.shared_bytes <= SHARED_LIMIT or cluster == 1
 
 
@@ -90,9 +91,9 @@ def test_layout_shares_the_blocks() -> None:
     ],
 )
 def test_unsupported_settings_are_named(shape: AttentionShape, changes: dict, dtype: torch.dtype, reason: str) -> None:
-    found = unsupported(shape, SparseConfig(**changes), dtype)
-    assert found is not None
-    assert re.search(reason, found)
+    why = unsupported(shape, SparseConfig(**changes), dtype)
+    assert why is not None
+    assert re.search(reason, why)
     assert unsupported(QWEN, SparseConfig(), torch.float16) is None
 
 
@@ -160,9 +161,10 @@ def test_the_longest_rows(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.gpu
-def test_more_rows_than_run_at_once(dtype: torch.dtype) -> None:
-    with pytest.raises(Unsupported, match="more than run at once"):
-        make("resa-fused", dtype, (64,) * 40, heads=ModelShape(28, 4, 128))
+@pytest.mark.parametrize("batch", [40, 64, 150])
+def test_more_rows_than_run_at_once(batch: int, dtype: torch.dtype) -> None:
+    """Single CTAs, two to a multiprocessor, in waves."""
+    gate(tuple(300 + 7 * i for i in range(batch)), dtype, heads=ModelShape(28, 4, 128))
 
 
 def spread(kind: str, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
@@ -261,16 +263,16 @@ def test_leaves_what_the_other_kernels_leave(page_size: int | None, dtype: torch
             for seed, tensor in enumerate((inputs.step.q, inputs.step.k, inputs.step.v)):
                 tensor.copy_(random(*tensor.shape, dtype=dtype, seed=10 * i + seed))
             run(layer, inputs.step)
-        (one, mine), (other, theirs) = layers
-        lengths = mine.cache.lengths.tolist()
-        for a, b in zip(mine.cache.gather(), theirs.cache.gather(), strict=True):
+        (fused, fused_inputs), (chain, chain_inputs) = layers
+        lengths = fused_inputs.cache.lengths.tolist()
+        for a, b in zip(fused_inputs.cache.gather(), chain_inputs.cache.gather(), strict=True):
             assert all(torch.equal(a[j, :, :n], b[j, :, :n]) for j, n in enumerate(lengths))
-        summaries = [layer.summaries.logical(layer.cache) for layer in (one, other)]
-        blocks = [one.config.blocks(n) for n in lengths]
+        summaries = [layer.summaries.logical(layer.cache) for layer in (fused, chain)]
+        blocks = [fused.config.blocks(n) for n in lengths]
         assert all(torch.equal(summaries[0][j, :, :n], summaries[1][j, :, :n]) for j, n in enumerate(blocks))
-        assert torch.equal(one.work.lists, other.work.lists)
-        assert torch.equal(one.work.counts, other.work.counts)
-        check_step(one, mine, dense_exact(mine))
+        assert torch.equal(fused.work.lists, chain.work.lists)
+        assert torch.equal(fused.work.counts, chain.work.counts)
+        check_step(fused, fused_inputs, dense_exact(fused_inputs))
 
 
 @pytest.mark.gpu

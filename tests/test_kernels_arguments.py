@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import resa_bench.kernels.launch as launch_module
@@ -44,6 +44,12 @@ def empty(*shape: int, dtype: torch.dtype = DTYPE, device: torch.device | str = 
     return torch.zeros(*shape, dtype=dtype, device=device)
 
 
+def of_another_type() -> KVCache:
+    """A cache whose type no kernel takes."""
+    k = empty(B, HKV, S, D, dtype=OTHER)
+    return KVCache(k, torch.zeros_like(k), ints(B))
+
+
 def last_strided(*shape: int) -> Tensor:
     """Every other element of the last dimension."""
     return empty(*shape[:-1], 2 * shape[-1])[..., ::2]
@@ -59,14 +65,14 @@ def summaries_of(cache: KVCache, **changes: Any) -> Summaries:
     return summaries
 
 
-def arguments(name: str) -> tuple[Callable[..., None], dict[str, Any]]:
+def arguments(name: str) -> tuple[Callable[..., Any], dict[str, Any]]:
     """A function and arguments that it takes."""
     cache, config = cache_of(), SparseConfig(min_blocks=N)
     summaries, partials = summaries_of(cache), poisoned_partials(B * HQ, 2, D)
     lists, counts = ints(B, HKV, N), ints(B, HKV)
     q, new = empty(B, HQ, D), empty(B, 2, HKV, D)
     scores = empty(B, HKV, N, dtype=torch.float32)
-    return {
+    functions: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         "build_summaries": (build_summaries, dict(cache=cache, summaries=summaries)),
         "refresh_summaries": (refresh_summaries, dict(cache=cache, summaries=summaries, tokens=1)),
         "write_tokens": (write_tokens, dict(cache=cache, k_new=new, v_new=new.clone(), summaries=summaries)),
@@ -81,7 +87,8 @@ def arguments(name: str) -> tuple[Callable[..., None], dict[str, Any]]:
         ),
         "dense_attention": (dense_attention, dict(q=q, cache=cache, partials=partials)),
         "merge_partials": (merge_partials, dict(partials=partials, out=q)),
-    }[name]
+    }
+    return functions[name]
 
 
 FUNCTIONS = (
@@ -145,7 +152,7 @@ BAD: dict[str, tuple[str, Callable[[], dict[str, Any]], type[Exception], str]] =
         lambda: dict(summaries=Summaries(empty(B, HKV, 2 * N, 2, D)[:, :, ::2], "minmax", BLOCK)), ValueError,
         r"summaries.data: must be contiguous"),
     "build/cache-dtype": ("build_summaries",
-                          lambda: dict(cache=KVCache(*(empty(B, HKV, S, D, dtype=OTHER) for _ in "kv"), ints(B))),
+                          lambda: dict(cache=of_another_type()),
                           TypeError, r"cache.k: got dtype float64, allowed: "),
     "refresh/none": ("refresh_summaries", lambda: dict(tokens=0), ValueError, r"tokens: got 0, allowed 1 to .* 48"),
     "refresh/negative": ("refresh_summaries", lambda: dict(tokens=-1), ValueError, r"tokens: got -1, allowed 1 to"),
@@ -296,6 +303,7 @@ def test_nan_past_the_end_is_no_bad_score() -> None:
 
 def test_bad_block_table() -> None:
     cache = cache_of(64, "paged")
+    assert cache.block_table is not None
     cache.block_table[1, 0] = 4
     with pytest.raises(ValueError, match=r"^block_table: values span \[\d, 4\], allowed \[0, 3\]"):
         cache.check_values()
@@ -312,7 +320,7 @@ def test_a_cpu_needs_the_interpreter(name: str, monkeypatch: pytest.MonkeyPatch)
 
 K4 = (B, HKV, S, D)
 CACHES: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
-    "k-type": (lambda: KVCache([], empty(*K4), ints(B)), TypeError, r"k: got list"),
+    "k-type": (lambda: KVCache(cast(Any, []), empty(*K4), ints(B)), TypeError, r"k: got list"),
     "k-dims": (lambda: KVCache(empty(B, S, D), empty(B, S, D), ints(B)), ValueError, r"k: got shape \[2, 48, 64\]"),
     "k-stride": (lambda: KVCache(last_strided(*K4), last_strided(*K4), ints(B)), ValueError, r"k: stride of the last"),
     "v-dtype": (lambda: KVCache(empty(*K4), empty(*K4, dtype=OTHER), ints(B)), TypeError, r"v: got dtype float64"),
@@ -366,14 +374,15 @@ def test_cache_properties() -> None:
     assert (contiguous.batch, contiguous.kv_heads, contiguous.head_dim) == (B, HKV, D)
     assert (contiguous.capacity, contiguous.page_size, contiguous.paged) == (50, 50, False)
     assert (paged.capacity, paged.page_size, paged.paged) == (64, 32, True)
+    assert paged.block_table is not None
     assert sorted(paged.block_table.flatten().tolist()) == [0, 1, 2, 3]
     assert paged.block_table.flatten().tolist() != [0, 1, 2, 3], "pages are meant to be out of order"
     k = torch.randn(B, HKV, 40, D).to(DEVICE, DTYPE)
     for cache in (contiguous, paged):
         cache.store(k, -k)
-        found = cache.gather()
-        assert torch.equal(found[0][:, :, :40], k)
-        assert torch.equal(found[1][:, :, :40], -k)
+        gathered = cache.gather()
+        assert torch.equal(gathered[0][:, :, :40], k)
+        assert torch.equal(gathered[1][:, :, :40], -k)
         cache.check_values()
 
 
@@ -456,9 +465,9 @@ def test_shares_of_a_list_are_whole_tiles(monkeypatch: pytest.MonkeyPatch) -> No
     """Where a few splits more than fill the chip save a tile in each; a tile of one block leaves no choice."""
     monkeypatch.setattr(launch_module, "sm_count", lambda device: 132)
     shape, device = AttentionShape(1, 28, 4, 128), torch.device("cpu")
-    found = {blocks: sparse_splits(shape, 4, blocks, 16, device) for blocks in (205, 410, 820, 1639, 600)}
-    assert found == {205: 52, 410: 103, 820: 103, 1639: 103, 600: 99}  # 99 fill the chip; 600 would need 150
-    assert all(-(-blocks // splits) % 4 == 0 for blocks, splits in found.items() if blocks != 600)
+    splits = {blocks: sparse_splits(shape, 4, blocks, 16, device) for blocks in (205, 410, 820, 1639, 600)}
+    assert splits == {205: 52, 410: 103, 820: 103, 1639: 103, 600: 99}  # 99 fill the chip; 600 would need 150
+    assert all(-(-blocks // count) % 4 == 0 for blocks, count in splits.items() if blocks != 600)
     assert sparse_splits(shape, 4, 410, 64, device) == 99
     assert sparse_splits(AttentionShape(1, 12, 2, 128), 2, 4 * 132, 16, device) == 128  # at most
 

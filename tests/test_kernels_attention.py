@@ -152,6 +152,7 @@ def test_sparse_edges(edge: Edge, dtype: torch.dtype) -> None:
     dtype=st.sampled_from(DTYPES),
     seed=st.integers(0, 100),
 )
+@pytest.mark.slow
 def test_sparse_anything(edge: Edge, dtype: torch.dtype, seed: int) -> None:
     run_edge(edge, dtype, seed)
 
@@ -186,8 +187,8 @@ def test_references_are_torchs_attention() -> None:
     wanted = torch.nn.functional.scaled_dot_product_attention(
         q.double().view(1, 2, 2, 64), cache.k.double(), cache.v.double()
     )
-    found = dense_reference(q, cache.k[0], cache.v[0], 70)
-    assert torch.allclose(found.out[0], wanted.view(4, 64), rtol=1e-12, atol=1e-14)
+    exact = dense_reference(q, cache.k[0], cache.v[0], 70)
+    assert torch.allclose(exact.out[0], wanted.view(4, 64), rtol=1e-12, atol=1e-14)
 
 
 def test_sparse_lengths_change_in_place() -> None:
@@ -212,6 +213,7 @@ def test_sparse_counts_change_in_place() -> None:
 
 @pytest.mark.sanitizer
 @pytest.mark.parametrize("rows", ["kv-heads", "q-heads", "one"])
+@pytest.mark.slow
 def test_sparse_finds_the_counts_by_the_settings(rows: str, dtype: torch.dtype) -> None:
     """As with counts that are read: ragged, empty, by a ratio and by a budget; what lies past them is not looked at."""
     cache = make_cache([80, 17, 0, 200], dtype=dtype)
@@ -222,13 +224,13 @@ def test_sparse_finds_the_counts_by_the_settings(rows: str, dtype: torch.dtype) 
         selected = [config.selected(n) for n in cache.lengths.tolist()]
         counts = torch.tensor(selected, dtype=torch.int32, device=DEVICE)[:, None].expand(-1, heads).contiguous()
         run_sparse(q, cache, lists, counts, block_size=8, splits=3)
-        found = []
+        outs = []
         for known in (counts, config):
             partials, out = poisoned_partials(24, 3, 64), torch.full_like(q, NAN)
             sparse_decode(q, cache, lists, known, partials, block_size=8, check_values=True)
             merge_partials(partials, out)
-            found.append(out)
-        assert torch.equal(*found)
+            outs.append(out)
+        assert torch.equal(*outs)
 
 
 def test_sparse_strided_arguments() -> None:

@@ -206,8 +206,8 @@ def test_the_fused_steps_strides_are_of_64_bits() -> None:
     import ctypes
 
     strides = {"q", "summary", "score", "list", "table", "cache", "new"}
-    wide = [name for name, kind in _Arguments._fields_ if kind is ctypes.c_longlong]
+    wide = [name for name, kind, *_ in _Arguments._fields_ if kind is ctypes.c_longlong]
     assert {name.split("_")[0] for name in wide} == strides
     assert all(name.split("_")[-1] in ("batch", "head", "outer", "row", "token") for name in wide)
-    narrow = {name for name, kind in _Arguments._fields_ if kind is ctypes.c_int}
+    narrow = {name for name, kind, *_ in _Arguments._fields_ if kind is ctypes.c_int}
     assert not {name for name in narrow if name.split("_")[-1] in ("batch", "head", "outer", "row", "token", "stride")}

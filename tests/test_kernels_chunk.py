@@ -222,6 +222,6 @@ def test_overwrite_leaves_what_rectification_would(name: str, kind: str, lengths
     build_summaries(cache, layer.summaries)
     assert_summaries(cache, layer.summaries)
     slack = 0.0 if kind == "minmax" else 4 * UNIT_ROUNDOFF[DTYPE]
-    for b, found in enumerate(kept):
-        fresh = layer.summaries.data[b, :, : found.shape[1]]
-        assert bool(((found.double() - fresh.double()).abs() <= slack * fresh.double().abs().amax()).all())
+    for b, rewritten in enumerate(kept):
+        fresh = layer.summaries.data[b, :, : rewritten.shape[1]]
+        assert bool(((rewritten.double() - fresh.double()).abs() <= slack * fresh.double().abs().amax()).all())

@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from kernel_cases import DEVICE, DTYPES, NAN, U32, random, same
 from linear_cases import check_linear, make_linear
 from resa_bench.kernels.exact import UNIT_ROUNDOFF
-from resa_bench.kernels.linear.dispatch import DenseWeight, Norm, linear, linear_reference
+from resa_bench.kernels.linear.dispatch import linear, linear_reference
 from resa_bench.kernels.linear.int4 import Int4Weight, dequantise, pack, quantise, unpack
 from resa_bench.kernels.linear.int4_linear import int4_small_linear
 from resa_bench.kernels.linear.int4_rows import dequantise_kernel, int4_linear
 from resa_bench.kernels.linear.rope import rope_kernel, rope_reference, rope_split
 from resa_bench.kernels.linear.small_linear import small_linear
+from resa_bench.kernels.linear.weights import DenseWeight, Norm
 
 FUSED = ("", "bias", "residual", "norm", "swiglu", "norm+bias+swiglu+residual")
 dtypes = st.sampled_from(DTYPES)
@@ -189,7 +190,7 @@ def test_rope(rows: int, q_heads: int, kv_heads: int, dim: int, normed: bool, dt
     qkv = random(rows, (q_heads + 2 * kv_heads) * dim + 16, dtype=dtype, seed=5)[:, :-16]
     angle = random(rows, dim // 2, dtype=torch.float32, seed=6)
     cos, sin = angle.cos(), angle.sin()
-    norms = {}
+    norms: dict[str, Any] = {}
     if normed:
         norms = {n: Norm(1 + 0.2 * random(dim, dtype=dtype, seed=i), 1e-6) for i, n in enumerate(("q_norm", "k_norm"))}
 
@@ -298,4 +299,4 @@ def test_bad_rope_arguments_are_named(dtype: torch.dtype) -> None:
     )
     for name, value in bad.items():
         with pytest.raises(ValueError, match=name):
-            rope_kernel(**(good | {name: value}))
+            rope_kernel(**(dict[str, Any](good) | {name: value}))

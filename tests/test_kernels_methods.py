@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import resa_bench.baselines  # noqa: F401  registers the rivals
@@ -60,7 +61,10 @@ SPARSE = {
     "resa-fp8": ("resa", {"summary_dtype": "fp8"}),
     "resa-torch-fp8-meanstd": ("resa-torch", {"summary_dtype": "fp8", "summary_kind": "meanstd"}),
 }
-DENSE = {"triton-dense": ("triton-dense", {}), "torch-dense": ("torch-dense", {})}
+DENSE: dict[str, tuple[str, dict[str, Any]]] = {
+    "triton-dense": ("triton-dense", {}),
+    "torch-dense": ("torch-dense", {}),
+}
 METHODS = SPARSE | DENSE
 RAGGED = {"ragged": (101, 38), "one-token": (1, 17), "whole-blocks": (96, 64)}
 
@@ -126,7 +130,7 @@ def test_triton_and_torch_select_the_same_blocks(policy: str, kind: str) -> None
     """On small integers every score is exact (groups of 2, blocks of 8 tokens), so ties must agree too."""
     config = replace(CONFIG, block_size=8, gqa_policy=policy, summary_kind=kind)
     shape, dtype = AttentionShape(2, 4, 2, 16), DTYPES[-1]
-    found = []
+    selections = []
     for name in ("resa", "resa-torch"):
         cache = make_cache([101, 38], 2, 16, dtype=dtype, capacity=128)
         step = empty_step(shape, dtype)
@@ -139,13 +143,13 @@ def test_triton_and_torch_select_the_same_blocks(policy: str, kind: str) -> None
             cache.k.copy_(cache.k[:, :, ::8].repeat_interleave(8, 2) * sign[None, None, :, None])
         layer = make_method(name, shape, config, dtype).prepare(cache)
         run(layer, step)
-        found.append((layer.work.scores.clone(), layer.work.lists.clone()))
+        selections.append((layer.work.scores.clone(), layer.work.lists.clone()))
     for b, length in enumerate((101, 38)):
-        scores = [x[0][b, :, : config.blocks(length)] for x in found]
+        scores = [x[0][b, :, : config.blocks(length)] for x in selections]
         assert torch.equal(*scores)
         if length == 101:
             assert all(len(row.unique()) < len(row) for row in scores[0]), "no ties"
-    assert torch.equal(found[0][1], found[1][1])
+    assert torch.equal(selections[0][1], selections[1][1])
 
 
 def test_sink_window() -> None:
@@ -170,9 +174,9 @@ def test_oracle_scores_are_exact_masses() -> None:
         logits = q @ inputs.cache.k[b, :, :length].double().transpose(1, 2) / 8
         mass = torch.softmax(logits, -1).sum(1)
         wanted = torch.stack([part.sum(1) for part in mass.split(16, 1)], 1)[:, :-1]
-        found = layer.work.scores[b, :, : wanted.shape[1]].double()
+        masses = layer.work.scores[b, :, : wanted.shape[1]].double()
         logit_error = 2 * torch.finfo(dtype).eps * float(logits.abs().max()) + 1e-5
-        assert bool(((found - wanted).abs() <= (2 * logit_error) * wanted + 1e-7).all())
+        assert bool(((masses - wanted).abs() <= (2 * logit_error) * wanted + 1e-7).all())
         n = CONFIG.selected(length)
         assert torch.equal(
             layer.work.lists[b, :, :n], selection_reference(layer.work.scores[b, :, : CONFIG.blocks(length)], n)
@@ -258,7 +262,10 @@ class FewerLayer(SparseLayer):
     """A selector that takes only the first two blocks of its list."""
 
     def choose_stages(self, step: StepTensors) -> tuple[Stage, ...]:
-        return (*super().choose_stages(step), Stage("fewer", lambda: self.work.counts.clamp_(max=2)))
+        return (*super().choose_stages(step), Stage("fewer", self.cut))
+
+    def cut(self) -> None:
+        self.work.counts.clamp_(max=2)
 
 
 def test_counts_of_another_selector_are_read(monkeypatch: pytest.MonkeyPatch) -> None:

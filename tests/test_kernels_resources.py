@@ -39,6 +39,9 @@ def test_every_kernel_is_known() -> None:
     }
 
 
+in_one_process = pytest.mark.xdist_group("cross-compiled")  # else each of pytest's processes compiles them all
+
+
 @pytest.fixture(scope="module")
 def compiled() -> dict[str, Any]:
     """By a process of its own: under the interpreter's setting a kernel cannot be compiled."""
@@ -50,6 +53,8 @@ def compiled() -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
+@in_one_process
+@pytest.mark.slow
 def test_cross_compiled_kernels_do_not_spill(compiled: dict[str, Any]) -> None:
     """Qwen2.5-7B's heads at 256K tokens: block sizes, policies, head dims and paging as in `VARIANTS`."""
     cross_compiled = compiled["resources"]
@@ -63,6 +68,8 @@ def test_cross_compiled_kernels_do_not_spill(compiled: dict[str, Any]) -> None:
         assert record["shared_bytes"] <= SHARED_LIMIT, record
 
 
+@in_one_process
+@pytest.mark.slow
 def test_addresses_are_computed_in_64_bits(compiled: dict[str, Any]) -> None:
     """No product of an attention kernel wraps at 2^31 before it becomes an address."""
     products = compiled["products"]
@@ -99,7 +106,7 @@ NARROW = """
     ],
 )
 def test_narrow_products_are_found(product: str, narrow: list[bool]) -> None:
-    assert [found for _, found in Definitions(NARROW.format(product=product)).products()] == narrow
+    assert [is_narrow for _, is_narrow in Definitions(NARROW.format(product=product)).products()] == narrow
 
 
 @pytest.mark.gpu

@@ -43,11 +43,11 @@ def check_scores(cache: KVCache, q: Tensor, config: SparseConfig) -> None:
         if not blocks:
             continue
         exact, budget = scores_reference(q[b], table[b, :, :blocks], config)
-        found = scores[b, :, :blocks]
+        computed = scores[b, :, :blocks]
         index = torch.arange(blocks, device=DEVICE)
         local = (index >= blocks - config.local_blocks) | (index < config.pinned_blocks)
-        assert torch.equal(found.isposinf(), local.expand_as(found))
-        error = torch.where(local, 0.0, found.double() - exact.masked_fill(local, 0.0)).abs()
+        assert torch.equal(computed.isposinf(), local.expand_as(computed))
+        error = torch.where(local, 0.0, computed.double() - exact.masked_fill(local, 0.0)).abs()
         assert bool((error <= budget).all()), f"sequence {b}: {(error / budget).max():.2f} times the budget"
 
 
@@ -79,7 +79,7 @@ def test_append_while_scoring(layout: str, policy: str, kind: str, dtype: torch.
     lengths = [101, 1, 33, 0]
     q = random(4, 6, 64, dtype=dtype, seed=1)
     k, v = random(2, 4, 2, 64, dtype=dtype, seed=2)
-    found = []
+    results = []
     for fused in (False, True):
         cache = make_cache(lengths, dtype=dtype, capacity=120, layout=layout)
         summaries = poisoned_summaries(cache, config.block_size, config.summary_kind, config.summary_dtype)
@@ -88,10 +88,10 @@ def test_append_while_scoring(layout: str, policy: str, kind: str, dtype: torch.
         if not fused:
             write_tokens(cache, k, v, summaries)
         score_blocks(q, cache, summaries, scores, config, append=(k, v) if fused else None)
-        found.append((*cache.gather(), summaries.logical(cache), scores))
-    for apart, together in zip(*found, strict=True):
+        results.append((*cache.gather(), summaries.logical(cache), scores))
+    for apart, together in zip(*results, strict=True):
         assert same(apart, together)
-    assert torch.equal(found[1][0][0, :, 100], k[0])
+    assert torch.equal(results[1][0][0, :, 100], k[0])
 
 
 def test_append_needs_a_local_block() -> None:
@@ -111,10 +111,11 @@ def test_lists_differ_from_exact_ones_inside_the_error_band_only(kind: str, dtyp
 
     The band is narrow: under 2e-4 of the spread of the scores (head dim 64).
     """
-    cache = make_cache([4096], dtype=dtype)
+    tokens = 4096 if DEVICE.type == "cuda" else 1024  # the interpreter takes four times as long for four times as many
+    cache = make_cache([tokens], dtype=dtype)
     config = SparseConfig(block_size=8, summary_kind=kind)
     scores, table = score(cache, random(1, 6, 64, dtype=dtype, seed=5), config)
-    n = config.selected(4096)
+    n = config.selected(tokens)
     lists = torch.full((1, 2, n), -7, dtype=torch.int32, device=DEVICE)
     select_blocks(scores, cache, lists, torch.zeros(1, 2, dtype=torch.int32, device=DEVICE), config)
     exact, budget = scores_reference(random(1, 6, 64, dtype=dtype, seed=5)[0], table[0], config)

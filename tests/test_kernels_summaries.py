@@ -41,9 +41,9 @@ def write(cache: KVCache, summaries: Summaries | None, tokens: int, *, seed: int
         v[b, :, length - count : length] = new[1, b, tokens - count :].transpose(0, 1)
     k_new, v_new = (new[0, :, 0], new[1, :, 0]) if squeeze else (new[0], new[1])
     write_tokens(cache, k_new, v_new, summaries, check_values=True)
-    found = cache.gather()
-    assert same(found[0], k)
-    assert same(found[1], v)
+    gathered = cache.gather()
+    assert same(gathered[0], k)
+    assert same(gathered[1], v)
 
 
 @pytest.mark.sanitizer
@@ -98,12 +98,12 @@ def test_length_counts_the_new_token(layout: str, dtype: torch.dtype) -> None:
     for step in range(5):
         cache.lengths.add_(1)
         write_tokens(cache, tokens[0, step], tokens[1, step], summaries)
-    for found, old, new in zip(cache.gather(), before, tokens, strict=True):
-        assert torch.equal(found[0, :, :14], old[0, :, :14])
-        assert torch.equal(found[0, :, 14:19], new[:, 0].transpose(0, 1))
-        assert torch.equal(found[1, :, :5], new[:, 1].transpose(0, 1))
-        assert bool(found[0, :, 19:].isnan().all())
-        assert bool(found[1, :, 5:].isnan().all())
+    for written, old, new in zip(cache.gather(), before, tokens, strict=True):
+        assert torch.equal(written[0, :, :14], old[0, :, :14])
+        assert torch.equal(written[0, :, 14:19], new[:, 0].transpose(0, 1))
+        assert torch.equal(written[1, :, :5], new[:, 1].transpose(0, 1))
+        assert bool(written[0, :, 19:].isnan().all())
+        assert bool(written[1, :, 5:].isnan().all())
     assert_summaries(cache, summaries)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ CUDA = torch.cuda.is_available() and not INTERPRETED
 CPU, FP32 = torch.device("cpu"), torch.float32
 LENGTHS = (203, 117, 160)  # in and at the end of a block
 TOKENS, CAPACITY = 60, 288
-CLOSE = {"atol": 2e-4, "rtol": 1e-4}  # two orders of the same sums: some ulps of values of order 1
+CLOSE: dict[str, Any] = {"atol": 2e-4, "rtol": 1e-4}  # two orders of the same sums: some ulps of values of order 1
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -57,9 +58,9 @@ def start(decoder: Decoder, lengths: tuple[int, ...] = LENGTHS, history: int = T
     ends = torch.tensor(lengths)
     noise = State.allocate(decoder, len(lengths), CAPACITY, 1)
     fill_synthetic(noise)
-    for mine, theirs in zip(state.caches, noise.caches, strict=True):
+    for cache, noisy in zip(state.caches, noise.caches, strict=True):
         for b, end in enumerate(lengths):
-            mine.k[b, :, end:], mine.v[b, :, end:] = 9 * theirs.k[b, :, end:], theirs.v[b, :, end:]
+            cache.k[b, :, end:], cache.v[b, :, end:] = 9 * noisy.k[b, :, end:], noisy.v[b, :, end:]
     state.start(ends, prompt.gather(1, ends[:, None])[:, 0])
     return state
 
@@ -94,13 +95,13 @@ def dense(decoder: Decoder) -> State:
 
 def check_left_behind(engine: LosslessEngine, dense: State, lengths: list[int]) -> None:
     """K, V below the lengths are those of dense decoding; the summaries of every block are those of valid keys."""
-    for layer, theirs in zip(engine.engine.layers, dense.caches, strict=True):
-        mine, summaries = layer.cache, layer.summaries  # type: ignore[attr-defined]
+    for layer, expected in zip(engine.engine.layers, dense.caches, strict=True):
+        cache, summaries = layer.cache, layer.summaries  # type: ignore[attr-defined]
         for b, length in enumerate(lengths):
-            torch.testing.assert_close(mine.k[b, :, :length], theirs.k[b, :, :length], **CLOSE)
-            torch.testing.assert_close(mine.v[b, :, :length], theirs.v[b, :, :length], **CLOSE)
-            wanted = summaries_reference(mine.k[b], length, summaries.block_size)
-            assert torch.equal(summaries.logical(mine)[b, :, : wanted.shape[1]], wanted)
+            torch.testing.assert_close(cache.k[b, :, :length], expected.k[b, :, :length], **CLOSE)
+            torch.testing.assert_close(cache.v[b, :, :length], expected.v[b, :, :length], **CLOSE)
+            wanted = summaries_reference(cache.k[b], length, summaries.block_size)
+            assert torch.equal(summaries.logical(cache)[b, :, : wanted.shape[1]], wanted)
 
 
 @pytest.mark.parametrize("drafts", [1, 3, 7])
@@ -120,9 +121,9 @@ def test_text_is_that_of_dense_greedy_decoding(
     assert torch.equal(state.pending, dense.pending)
     assert torch.equal(state.lengths, dense.lengths)
     assert int(state.count) == 0
-    found = engine.acceptances()
-    assert 0 < found.accepted < found.drafted, "some stand, some do not"
-    print(f"m {drafts}, b {config.block_size}, at least {config.min_blocks}: {found.mean:.2f}, {found.histogram}")
+    accepted = engine.acceptances()
+    assert 0 < accepted.accepted < accepted.drafted, "some stand, some do not"
+    print(f"m {drafts}, b {config.block_size}, at least {config.min_blocks}: {accepted.mean:.2f}, {accepted.histogram}")
     check_left_behind(engine, dense, state.lengths.tolist())
 
 
@@ -202,8 +203,8 @@ def test_text_through_the_kernels() -> None:
     state = start(decoder, lengths)
     engine = lossless(decoder, state, sparse(8, 0.01, 1), 2, name="resa")
     assert torch.equal(engine.generate(tokens), reference.history[:tokens].t())
-    found = engine.acceptances()
-    assert found.accepted < found.drafted
+    accepted = engine.acceptances()
+    assert accepted.accepted < accepted.drafted
     check_left_behind(engine, reference, state.lengths.tolist())
 
 
@@ -251,10 +252,10 @@ def test_smollm_text_is_that_of_dense_decoding() -> None:
             continue
         engine = lossless(decoder, state, sparse(16, 0.1, 4), drafts)
         texts.append(engine.generate(tokens))
-    found = engine.acceptances()
-    print(f"SmolLM2: {found.mean:.2f} of {drafts}, {found.histogram}")
+    accepted = engine.acceptances()
+    print(f"SmolLM2: {accepted.mean:.2f} of {drafts}, {accepted.histogram}")
     assert torch.equal(*texts)
-    assert 0 < found.accepted < found.drafted
+    assert 0 < accepted.accepted < accepted.drafted
     assert len(set(texts[0].flatten().tolist())) > 20, "the model says something"
 
 
@@ -412,9 +413,9 @@ def test_sampled_text_is_distributed_as_dense_sampling(sampling: Sampling) -> No
     exact = torch.stack([after()[t] * after(t) for t in range(VOCAB)]).flatten()
     source, state = State.allocate(decoder, 1, 96, 1), State.allocate(decoder, batch, 96, 8)
     prefill(decoder, source, prompt[:, :-1])
-    for mine, theirs in zip(state.caches, source.caches, strict=True):
-        mine.k.copy_(theirs.k.expand_as(mine.k))
-        mine.v.copy_(theirs.v.expand_as(mine.v))
+    for cache, original in zip(state.caches, source.caches, strict=True):
+        cache.k.copy_(original.k.expand_as(cache.k))
+        cache.v.copy_(original.v.expand_as(cache.v))
     torch.manual_seed(0)
     state.start(length, prompt[:, -1].expand(batch))
     engine = lossless(decoder, state, sparse(8, 0.01, 1), 2, sampling=sampling)
@@ -423,6 +424,6 @@ def test_sampled_text_is_distributed_as_dense_sampling(sampling: Sampling) -> No
         state.start(length, prompt[:, -1].expand(batch))
         fed = engine.generate(3)
         pairs.append(fed[:, 1] * VOCAB + fed[:, 2])
-    found = engine.acceptances()
-    assert 0 < found.accepted < found.drafted
+    accepted = engine.acceptances()
+    assert 0 < accepted.accepted < accepted.drafted
     assert_distributed(torch.cat(pairs), exact)

@@ -50,7 +50,7 @@ def write(path: Path, *lines: Any) -> Path:
 
 
 def test_fields_as_different_sets_name_them(tmp_path: Path) -> None:
-    mine = write(
+    mixed = write(
         tmp_path / "mine.jsonl",
         {"id": "a", "problem": "1 + 1?", "answer": 2},
         {"question": "half of 54?", "answer": 27.0, "url": "x"},
@@ -60,12 +60,12 @@ def test_fields_as_different_sets_name_them(tmp_path: Path) -> None:
         {"problem": "worked?", "solution": "so \\boxed{3} or rather \\boxed{\\frac{1}{2}}."},
     )
     other = write(tmp_path / "aime24" / "test.jsonl", *({"problem": f"{i}?", "answer": i} for i in range(9)))
-    found = load_problems([mine, other], limit=5)
-    assert [(p.id, p.answer) for p in found if p.set == "mine"] == [
+    problems = load_problems([mixed, other], limit=5)
+    assert [(p.id, p.answer) for p in problems if p.set == "mine"] == [
         ("a", "2"), ("2", "27"), ("7", "x=2"), ("4", "13"), ("6", "\\frac{1}{2}"),
     ]  # fmt: skip
-    assert [p.text for p in found if p.set == "aime24"] == ["0?", "1?", "2?", "3?", "4?"]
-    assert len({p.digest for p in found}) == len(found)
+    assert [p.text for p in problems if p.set == "aime24"] == ["0?", "1?", "2?", "3?", "4?"]
+    assert len({p.digest for p in problems}) == len(problems)
 
 
 def test_all_broken_lines_are_named(tmp_path: Path) -> None:
@@ -83,10 +83,10 @@ def test_all_broken_lines_are_named(tmp_path: Path) -> None:
         load_problems([path])
     lines = str(caught.value).splitlines()[1:]
     assert [line.split(": ")[0] for line in lines] == [f"{path}, line {n}" for n in (2, 3, 4, 6, 7)]
-    for line, said in zip(
+    for line, fault in zip(
         lines, ("Unterminated", "is list", "no problem", "is that of line 1", "options"), strict=True
     ):
-        assert said in line
+        assert fault in line
     with pytest.raises(ValueError, match="No such file"):
         load_problems([tmp_path / "none.jsonl"])
     with pytest.raises(ValueError, match="holds none"):
@@ -139,8 +139,8 @@ def test_sums_are_right_and_keep_their_numbers() -> None:
     problems = sums(40, seed=1)
     assert problems[:3] == sums(3, seed=1) != sums(3, seed=2)
     for problem in problems:
-        told = problem.text.removeprefix("What is ").removesuffix("?")
-        a, sign, b = told.split()
+        question = problem.text.removeprefix("What is ").removesuffix("?")
+        a, sign, b = question.split()
         assert {"+": int(a) + int(b), "-": int(a) - int(b), "*": int(a) * int(b)}[sign] == int(problem.answer) >= 0
     with pytest.raises(ValueError, match="at least 1"):
         sums(0)
@@ -155,9 +155,11 @@ def test_template_as_transformers_renders_it(tokenizer: Tokenizer, tmp_path: Pat
     write(tmp_path / "config.json", {"bos_token_id": 1, "eos_token_id": 0})
     read = folder_tokenizer(tmp_path)
     assert read is not None
-    theirs = fast.apply_chat_template([{"role": "user", "content": " hi "}], add_generation_prompt=True, tokenize=False)
-    assert render_chat(read, " hi ") == theirs
-    assert theirs.startswith("<begin>")
+    rendered = fast.apply_chat_template(
+        [{"role": "user", "content": " hi "}], add_generation_prompt=True, tokenize=False
+    )
+    assert render_chat(read, " hi ") == rendered
+    assert rendered.startswith("<begin>")
     ids = prompt_ids(read, "2 + 2?")
     assert ids[0] == 1
     assert ids.count(1) == 1
@@ -189,10 +191,10 @@ def test_choice_follows_temperature_and_top_p() -> None:
     sampling = Sampling(0.7, 0.9)
     count = 20000
     chosen = choose(logits.expand(count, -1), sampling, stream(0, "test", count=count))
-    found = chosen.bincount(minlength=5) / count
+    shares = chosen.bincount(minlength=5) / count
     wanted = sampling.probabilities(logits)[0]
-    assert ((found > 0) == (wanted > 0)).all()
-    torch.testing.assert_close(found, wanted, atol=4 * 0.5 / math.sqrt(count), rtol=0)
+    assert ((shares > 0) == (wanted > 0)).all()
+    torch.testing.assert_close(shares, wanted, atol=4 * 0.5 / math.sqrt(count), rtol=0)
     edges = choose(logits.expand(2, -1), sampling, torch.tensor([0.0, 1.0 - 2**-24]))
     assert edges.tolist() == [1, 3]
     assert choose(logits, Sampling(), torch.tensor([0.7])).tolist() == [1]
@@ -224,8 +226,8 @@ for line in sys.stdin:
 
 def test_a_hang_or_a_crash_costs_one_answer() -> None:
     with Judge(0.3, [sys.executable, "-c", FAKE]) as ask:
-        told = [ask("1", text) for text in ("a", "hang", "b", "die", "c")]
-    assert [v.outcome for v in told] == ["right", "timeout", "right", "crashed", "right"]
+        verdicts = [ask("1", text) for text in ("a", "hang", "b", "die", "c")]
+    assert [v.outcome for v in verdicts] == ["right", "timeout", "right", "crashed", "right"]
     with pytest.raises(RuntimeError, match="does not start"):
         Judge(1, [sys.executable, "-c", "pass"])("1", "1")
 
@@ -241,6 +243,24 @@ def record(problem: str, outcome: str = "right", sample: int = 0, method: str = 
         setting=SETTING, method=method, columns=make_spec(method).columns(), problem=problem, digest="d",
         sample=sample, outcome=outcome, **(common | more),
     )  # fmt: skip
+
+
+def test_a_verdict_stands_before_a_judging_cut_short(tmp_path: Path) -> None:
+    """Whichever file comes first: another run's answer of the same problem may time out."""
+    RecordFile(tmp_path, 0, 1).append([record("1", "right"), record("2", "timeout")])
+    RecordFile(tmp_path, 0, 2).append([record("1", "crashed"), record("2", "wrong")])
+    assert {r.problem: r.outcome for r in read_records(tmp_path)} == {"1": "right", "2": "wrong"}
+
+
+def test_what_was_not_judged_is_judged_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the end of the answer that the record keeps; what cannot be judged again stays as it was."""
+    monkeypatch.setattr(suite, "Judge", lambda limit_s: Judge(0.3, [sys.executable, "-c", FAKE]))
+    file = RecordFile(tmp_path)
+    file.append([record("1", "timeout", text="a"), record("2", "crashed", text="die"), record("3", "wrong", text="x")])
+    console = Console(width=200, record=True, file=io.StringIO())
+    suite.judge_again(tmp_path, file, 1.0, console)
+    assert {r.problem: r.outcome for r in read_records(tmp_path)} == {"1": "right", "2": "crashed", "3": "wrong"}
+    assert "1 of 2 answers that were not judged are now" in console.export_text()
 
 
 def test_records_survive_a_torn_line(tmp_path: Path) -> None:
@@ -288,13 +308,13 @@ def test_rank_is_what_torchrun_says(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_errors_against_hand_computed_ones() -> None:
-    one = figure([1, 0, 0, 1, 1])
-    assert (one.mean, one.error) == (pytest.approx(0.6), pytest.approx(math.sqrt(0.6 * 0.4 / 5)))  # binomial
+    binary = figure([1, 0, 0, 1, 1])
+    assert (binary.mean, binary.error) == (pytest.approx(0.6), pytest.approx(math.sqrt(0.6 * 0.4 / 5)))  # binomial
     several = figure([1.0, 0.5, 0.0, 0.5])
     assert several.error == pytest.approx(math.sqrt(0.25 + 0 + 0.25 + 0) / 4)
-    both = average([one, several])
+    both = average([binary, several])
     assert both.mean == pytest.approx(0.55)
-    assert both.error == pytest.approx(math.hypot(one.error, several.error) / 2)
+    assert both.error == pytest.approx(math.hypot(binary.error, several.error) / 2)
 
 
 def test_table_and_rows() -> None:
@@ -305,21 +325,21 @@ def test_table_and_rows() -> None:
         *(record("1", "right", sample=i, set="t", method="sparse") for i in range(2)),
         record("5", "refused"),
     ]
-    found = scores(records)
+    by_variant = scores(records)
     names = Names(records)
-    assert [names.of(variant) for variant in found] == ["torch-dense", "sparse b16"]
-    dense, sparse = found.values()
+    assert [names.of(variant) for variant in by_variant] == ["torch-dense", "sparse b16"]
+    dense, sparse = by_variant.values()
     assert (dense["s"].accuracy.mean, sparse["s"].accuracy.mean, dense["t"].accuracy.mean) == (0.5, 0.25, 0.5)
     gain = sparse["s"].over(dense["s"])
     assert gain is not None
     assert (gain.mean, gain.error) == (-0.25, pytest.approx(math.sqrt(0.75**2 + 3 * 0.25**2) / 4))
     console = Console(width=200, record=True, file=io.StringIO())
     print_report(records, console)
-    told = " ".join(console.export_text().split())
-    assert "4 problems" in told
-    assert "50.0 ± 25.0" in told
-    assert "25.0 ± 21.7" in told
-    assert "1 judging took too long, 1 prompt over the context" in told
+    printed = " ".join(console.export_text().split())
+    assert "4 problems" in printed
+    assert "50.0 ± 25.0" in printed
+    assert "25.0 ± 21.7" in printed
+    assert "1 judging took too long, 1 prompt over the context" in printed
     case = MathsCase("tiny", TINY, 2, 64, dtype="fp32", weights="fp32")
     rows = result_rows(records, case.columns())
     wanted = {("torch-dense", "s", "accuracy"): 0.5, ("sparse", "s", "length"): 30, ("sparse", "s", "finished"): 0}
@@ -391,10 +411,10 @@ def test_ragged_batches_answer_as_one_by_one(
     decoder: Any, tokenizer: Tokenizer, items: list[Item], spec: MethodSpec
 ) -> None:
     """Five prompts in two places: places are filled again, and one stays empty at the end."""
-    found = answers(decoder, tokenizer, spec, items)
-    assert len(found) == len(items)
+    by_problem = answers(decoder, tokenizer, spec, items)
+    assert len(by_problem) == len(items)
     for item in items:
-        answer = found[item.problem.id]
+        answer = by_problem[item.problem.id]
         assert list(answer.ids) == alone(decoder, spec, item, 40), item.problem.id
         assert not answer.finished
 
@@ -409,7 +429,7 @@ def test_captured_steps_answer_ragged_batches(tokenizer: Tokenizer, items: list[
 
 
 def test_samples_do_not_depend_on_the_batch(decoder: Any, tokenizer: Tokenizer, items: list[Item]) -> None:
-    sampled = {"sampling": Sampling(0.6, 0.9), "max_tokens": 24}
+    sampled: dict[str, Any] = {"sampling": Sampling(0.6, 0.9), "max_tokens": 24}
     together = answers(decoder, tokenizer, RESA, items, batch=5, **sampled)
     apart = answers(decoder, tokenizer, RESA, items[::-1], batch=1, **sampled)
     assert {k: a.ids for k, a in together.items()} == {k: a.ids for k, a in apart.items()}
@@ -436,8 +456,8 @@ def test_answers_stay_in_the_context(decoder: Any, tokenizer: Tokenizer, items: 
     assert [item.problem.id for item in items if run.refusal(item)] == ["3"]
     assert "takes 120 tokens" in str(run.refusal(items[3]))
     assert "handles 100" in str(run.refusal(items[3]))
-    found = answers(cramped, tokenizer, DENSE, [i for i in items if not run.refusal(i)])
-    assert [len(found[key].ids) for key in ("0", "1", "2", "4")] == [30, 40, 40, 40]
+    by_problem = answers(cramped, tokenizer, DENSE, [i for i in items if not run.refusal(i)])
+    assert [len(by_problem[key].ids) for key in ("0", "1", "2", "4")] == [30, 40, 40, 40]
 
 
 # --- the command
@@ -471,9 +491,9 @@ def test_command_answers_resumes_and_refuses(
     common = ["maths", "--device", "cpu", "--model", str(folder), "--problems", str(path), "--output", str(out)]
     common += ["--max-tokens", "12", "--rectify-every", "4", "--min-blocks", "2", "--batch", "3"]
     assert main([*common, "--method", "torch-dense", "resa-torch"]) == 0
-    told = " ".join(capsys.readouterr().out.split())
-    assert "refused: sums/4: the prompt takes 5" in told
-    assert "2 prompt over the context" in told
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "refused: sums/4: the prompt takes 5" in printed
+    assert "2 prompt over the context" in printed
     records = read_records(out / "maths")
     assert [r.outcome for r in records].count("refused") == 2
     assert len(records) == 8
@@ -521,18 +541,18 @@ def test_ranks_share_the_answers(
 def test_command_names_what_is_wrong(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def told(*flags: str) -> str:
+    def complaint(*flags: str) -> str:
         assert main(["maths", "--device", "cpu", *flags]) == 2
         return " ".join(capsys.readouterr().err.split())
 
     path = str(write(tmp_path / "bad.jsonl", "{"))
-    assert "line 1: Expecting property name" in told("--problems", path, "--model", str(folder))
+    assert "line 1: Expecting property name" in complaint("--problems", path, "--model", str(folder))
     raw = json.loads((folder / "config.json").read_text())
     other = write(tmp_path / "other" / "config.json", raw | {"model_type": "mamba"}).parent
     good = str(write(tmp_path / "good.jsonl", {"problem": "1?", "answer": 1}))
-    assert "model_type is 'mamba', supported are llama" in told("--problems", good, "--model", str(other))
-    assert "random weights" in told("--model", "qwen2.5-7b")
-    assert "--method nothing: unknown" in told("--problems", good, "--method", "nothing")
-    assert "no records there" in told("--table", str(tmp_path))
+    assert "model_type is 'mamba', supported are llama" in complaint("--problems", good, "--model", str(other))
+    assert "random weights" in complaint("--model", "qwen2.5-7b")
+    assert "--method nothing: unknown" in complaint("--problems", good, "--method", "nothing")
+    assert "no records there" in complaint("--table", str(tmp_path))
     monkeypatch.setattr(suite, "unavailable", lambda: judge.unavailable.__doc__)
-    assert "Why answers cannot be judged here" in told("--problems", good)
+    assert "Why answers cannot be judged here" in complaint("--problems", good)

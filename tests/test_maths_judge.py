@@ -351,7 +351,8 @@ UNANSWERED = [
 
 @pytest.mark.parametrize("record", UNANSWERED, ids=[json.dumps(record) for record in UNANSWERED])
 def test_records_without_answers_are_named_and_left_out(tmp_path: Path, record: dict[str, Any]) -> None:
-    path, warnings = tmp_path / "set.jsonl", []
+    path = tmp_path / "set.jsonl"
+    warnings: list[str] = []
     lines = [record | {"problem": "unanswered?"}, *({"problem": f"{i}?", "answer": i} for i in range(3))]
     path.write_text("\n".join(map(json.dumps, lines)))
     problems = load_problems([path], limit=2, warn=warnings.append)

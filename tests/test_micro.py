@@ -13,7 +13,6 @@ from resa_bench.kernels import (
     AttentionShape,
     ChunkTensors,
     KVCache,
-    Layer,
     ResaTorch,
     SparseConfig,
     Stage,
@@ -21,6 +20,7 @@ from resa_bench.kernels import (
     TorchDense,
     register,
 )
+from resa_bench.kernels.method import DenseLayer
 from resa_bench.profiling.ceilings import Ceilings
 from resa_bench.profiling.clocks import ClockReader, ClockState
 from resa_bench.profiling.stats import Summary, summarize
@@ -41,9 +41,9 @@ DENSE_SPEC, RESA_SPEC = MethodSpec("torch-dense"), MethodSpec("resa-torch", SPAR
 
 
 def only(rows: list[Row], **wanted: Any) -> Row:
-    found = [row for row in rows if all(getattr(row, name) == value for name, value in wanted.items())]
-    assert len(found) == 1, f"{len(found)} rows with {wanted}"
-    return found[0]
+    matching = [row for row in rows if all(getattr(row, name) == value for name, value in wanted.items())]
+    assert len(matching) == 1, f"{len(matching)} rows with {wanted}"
+    return matching[0]
 
 
 # --- one case measured ------------------------------------------------------------------------------------------------
@@ -104,6 +104,7 @@ def test_bytes_and_floors_of_a_dense_step(bench: Bench) -> None:
     assert row.bytes == 4 * (2 * 256 * 2 * 16 + 2 * 4 * 16 + 2 * 2 * 2 * 16)
     assert row.flops == 4 * 256 * 4 * 16
     assert row.median_us is not None
+    assert row.floor_us is not None
     assert row.floor_us == pytest.approx(row.bytes / 1e9, rel=1e-4)  # 1e6 GB/s are 1e9 bytes a microsecond
     assert row.floor_fraction == pytest.approx(row.floor_us / row.median_us, rel=1e-3)
     assert row.gbps == pytest.approx(row.bytes / row.median_us / 1e3, rel=1e-4)
@@ -129,9 +130,9 @@ def test_without_warm_rows(bench: Bench) -> None:
 
 
 def test_steps_are_told(bench: Bench) -> None:
-    told: list[str] = []
-    run_case(TINY, [DENSE_SPEC], bench, told.append)
-    assert told[:3] == ["inputs", "check torch-dense", "round 1"]
+    steps: list[str] = []
+    run_case(TINY, [DENSE_SPEC], bench, steps.append)
+    assert steps[:3] == ["inputs", "check torch-dense", "round 1"]
 
 
 def survivors(rows: list[Row]) -> None:
@@ -144,7 +145,7 @@ def survivors(rows: list[Row]) -> None:
 def test_out_of_memory_costs_one_method(bench: Bench) -> None:
     @register("greedy")
     class Greedy(TorchDense):
-        def prepare(self, cache: KVCache) -> Layer:
+        def prepare(self, cache: KVCache) -> DenseLayer:
             raise torch.OutOfMemoryError("CUDA out of memory.\n  Tried to allocate 20.00 GiB.")
 
     rows = run_case(TINY, [DENSE_SPEC, MethodSpec("greedy"), RESA_SPEC], bench)
@@ -160,7 +161,7 @@ class Spoiled(TorchDense):
     def spoil(self, step: StepTensors) -> None:
         raise NotImplementedError
 
-    def prepare(self, cache: KVCache) -> Layer:
+    def prepare(self, cache: KVCache) -> DenseLayer:
         layer = super().prepare(cache)
         honest = layer.stages
 
@@ -175,14 +176,14 @@ class Spoiled(TorchDense):
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
-        pytest.param(lambda out: out.mul_(1.001), "check: attention: off by", id="scaled"),
-        pytest.param(lambda out: out[0, -1, -1].add_(0.1), "check: attention: off by", id="one-element"),
+        pytest.param(lambda out: out.mul_(1.001), "check: attention, sequence 0: off by", id="scaled"),
+        pytest.param(lambda out: out[0, -1, -1].add_(0.1), "check: attention, sequence 0: off by", id="one-element"),
         pytest.param(
             lambda out: out[0, 0, 0].fill_(float("nan")),
-            "check: attention: 1 of 64 elements unwritten",
+            "check: attention, sequence 0: 1 of 64 elements unwritten",
             id="unwritten",
         ),
-        pytest.param(lambda out: out.zero_(), "check: attention: off by", id="zeros"),
+        pytest.param(lambda out: out.zero_(), "check: attention, sequence 0: off by", id="zeros"),
     ],
 )
 def test_a_wrong_result_gets_no_time(bench: Bench, spoil: Any, reason: str) -> None:
@@ -205,13 +206,13 @@ def test_an_output_left_over_from_before_does_not_pass(bench: Bench) -> None:
 
     @register("idle")
     class Idle(TorchDense):
-        def prepare(self, cache: KVCache) -> Layer:
+        def prepare(self, cache: KVCache) -> DenseLayer:
             layer = super().prepare(cache)
             layer.stages = lambda step: (Stage("attend", lambda: None),)  # type: ignore[method-assign]
             return layer
 
     rows = run_case(TINY, [DENSE_SPEC, MethodSpec("idle")], bench)
-    assert only(rows, method="idle").reason == "check: attention: 64 of 64 elements unwritten or not finite"
+    assert only(rows, method="idle").reason == "check: attention, sequence 0: 64 of 64 elements unwritten or not finite"
 
 
 @pytest.mark.usefixtures("registry")
@@ -228,7 +229,7 @@ def test_a_wrong_rectification_gets_no_time(bench: Bench) -> None:
 
     row = only(run_case(TINY, [MethodSpec("unrectified", SPARSE)], bench), method="unrectified")
     assert (row.status, row.block_size) == ("failed", 16)
-    assert str(row.reason).startswith("check: rectified token 0: off by")
+    assert str(row.reason).startswith("check: rectified token 0, sequence 0: off by")
 
 
 @pytest.mark.usefixtures("registry")
@@ -312,14 +313,14 @@ def test_speedup_is_against_the_fastest_dense() -> None:
 
 @pytest.mark.parametrize("change", [{"cache_state": "warm"}, {"launch": "eager"}], ids=["warm", "eager"])
 def test_rivals_ran_the_same_way(change: dict[str, Any]) -> None:
-    found = with_speedups([row("sdpa-cudnn", 30.0), row("sdpa-flash", 15.0, **change), row("resa", 10.0)])
-    assert (found[2].speedup_vs_best_dense, found[2].best_dense) == (3.0, "sdpa-cudnn")
-    assert found[1].best_dense == "sdpa-flash"
+    compared = with_speedups([row("sdpa-cudnn", 30.0), row("sdpa-flash", 15.0, **change), row("resa", 10.0)])
+    assert (compared[2].speedup_vs_best_dense, compared[2].best_dense) == (3.0, "sdpa-cudnn")
+    assert compared[1].best_dense == "sdpa-flash"
 
 
 def test_amortised_steps_compare_with_dense_totals() -> None:
-    found = with_speedups([row("sdpa-cudnn", 30.0), row("resa", 15.0, stage="total_amortised")])
-    assert found[1].speedup_vs_best_dense == 2.0
+    compared = with_speedups([row("sdpa-cudnn", 30.0), row("resa", 15.0, stage="total_amortised")])
+    assert compared[1].speedup_vs_best_dense == 2.0
 
 
 @pytest.mark.parametrize(
@@ -336,8 +337,8 @@ def test_no_speedup_without_a_rival(rows: list[Row]) -> None:
 
 
 def test_a_failed_row_gets_no_speedup() -> None:
-    found = with_speedups([row("sdpa-cudnn"), row("resa", None, status="failed", reason="x")])
-    assert found[1].speedup_vs_best_dense is None
+    compared = with_speedups([row("sdpa-cudnn"), row("resa", None, status="failed", reason="x")])
+    assert compared[1].speedup_vs_best_dense is None
 
 
 def test_amortise_adds_every_statistic() -> None:

@@ -19,11 +19,12 @@ from model_files import (
     assert_close,
     expected_logits,
     make_model,
+    matrix,
     some_tokens,
     write_gguf,
 )
-from resa_bench.kernels.linear.dispatch import DenseWeight
 from resa_bench.kernels.linear.int4 import Int4Weight, dequantise
+from resa_bench.kernels.linear.weights import DenseWeight
 from resa_bench.suites.model.checkpoint import load_checkpoint, read_config
 from resa_bench.suites.model.config import MODELS, ModelConfig
 from resa_bench.suites.model.decoder import Decoder, LayerWeights
@@ -180,14 +181,15 @@ def test_random_weights_are_as_drawn() -> None:
     decoder = random_decoder(TINY, seed=3, **FP32)
     again, other = random_decoder(TINY, seed=3, **FP32), random_decoder(TINY, seed=4, **FP32)
     layer = decoder.layers[1]
-    for weight, std in ((decoder.embedding, 0.02), (layer.qkv.weight, 0.02), (layer.down.weight, 0.02)):
+    for weight, std in ((decoder.embedding, 0.02), (matrix(layer.qkv), 0.02), (matrix(layer.down), 0.02)):
         assert weight.std() == pytest.approx(std, rel=0.05)
         assert abs(weight.mean()) < 1e-3
+    assert layer.qkv.bias is not None
     assert 0 < layer.qkv.bias.std() < 0.03
     assert layer.q_norm is not None
     assert layer.ffn_norm.weight.mean() == pytest.approx(1, abs=0.01)
-    assert torch.equal(layer.down.weight, again.layers[1].down.weight)
-    assert not torch.equal(layer.down.weight, other.layers[1].down.weight)
+    assert torch.equal(matrix(layer.down), matrix(again.layers[1].down))
+    assert not torch.equal(matrix(layer.down), matrix(other.layers[1].down))
     matrices = TINY.linear_parameters + 2 * TINY.head_parameters
     assert decoder.parameter_bytes == 4 * (matrices + TINY.layers * TINY.qkv_width)
 
@@ -228,7 +230,7 @@ def test_int4_of_a_checkpoint_takes_the_group_that_fits(tmp_path: Path) -> None:
     quantised = decoder.layers[0].qkv
     assert isinstance(quantised, Int4Weight)
     assert quantised.group == 64
-    assert (dequantise(quantised) - full.layers[0].qkv.weight).abs().max() < 0.06  # half a step of 1.4 / 15
+    assert (dequantise(quantised) - matrix(full.layers[0].qkv)).abs().max() < 0.06  # half a step of 1.4 / 15
 
 
 @pytest.mark.parametrize(
@@ -256,7 +258,7 @@ def test_load_by_name_and_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     write_gguf(tmp_path / "some.gguf", model)
     other = load_decoder(str(tmp_path / "some.gguf"), **FP32)
     assert (other.source, other.tokenizer) == ("GGUF file some.gguf", None)
-    assert torch.equal(loaded.decoder.layers[2].qkv.weight, other.decoder.layers[2].qkv.weight)
+    assert torch.equal(matrix(loaded.decoder.layers[2].qkv), matrix(other.decoder.layers[2].qkv))
     for name, config in (
         ("tiny", TINY),
         (folder, loaded.decoder.config),

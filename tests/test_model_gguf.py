@@ -64,8 +64,8 @@ def test_gguf_errors(tmp_path: Path) -> None:
     write_gguf(tmp_path / "window.gguf", model, extra=lambda writer: writer.add_sliding_window(8))
     with pytest.raises(ValueError, match="sliding-window"):
         GGUFModel(tmp_path / "window.gguf")
-    one = torch.ones(1).numpy()
-    write_gguf(tmp_path / "more.gguf", model, extra=lambda writer: writer.add_tensor("blk.0.attn_sinks.weight", one))
+    weight = torch.ones(1).numpy()
+    write_gguf(tmp_path / "more.gguf", model, extra=lambda writer: writer.add_tensor("blk.0.attn_sinks.weight", weight))
     with pytest.raises(ValueError, match=r"no use for: blk\.0\.attn_sinks\.weight"):
         GGUFModel(tmp_path / "more.gguf").decoder(**FP32)
 
@@ -92,7 +92,11 @@ def write_parts(folder: Path, model: Any, count: int = 2) -> list[Path]:
             writer.add_int32("split.tensors.count", len(names))
 
         paths.append(folder / f"small-{i + 1:05}-of-{count:05}.gguf")
-        write_gguf(paths[-1], Part(model, lambda name, i=i: names.index(name) % count == i), extra=split)
+
+        def of_part(name: str, i: int = i) -> bool:
+            return names.index(name) % count == i
+
+        write_gguf(paths[-1], Part(model, of_part), extra=split)
     return paths
 
 

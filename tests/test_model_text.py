@@ -15,6 +15,7 @@ from model_files import (
     Dense,
     assert_close,
     expected_logits,
+    matrix,
 )
 from resa_bench.suites.model import smollm
 from resa_bench.suites.model.load import LoadedModel, load_decoder
@@ -35,7 +36,7 @@ def smol_transformers(smol: LoadedModel) -> Any:
     """transformers' Llama with the same weights, row by row where they belong."""
     transformers = pytest.importorskip("transformers")
     config = smol.decoder.config
-    theirs = transformers.LlamaForCausalLM(
+    model = transformers.LlamaForCausalLM(
         transformers.LlamaConfig(
             vocab_size=config.vocab, hidden_size=config.hidden, intermediate_size=config.ffn,
             num_hidden_layers=config.layers, num_attention_heads=config.q_heads, num_key_value_heads=config.kv_heads,
@@ -45,22 +46,22 @@ def smol_transformers(smol: LoadedModel) -> Any:
     )  # fmt: skip
     state = {"model.embed_tokens.weight": smol.decoder.embedding, "model.norm.weight": smol.decoder.norm.weight}
     for i, layer in enumerate(smol.decoder.layers):
-        q, k, v = layer.qkv.weight.split([h * config.head_dim for h in (config.q_heads, *[config.kv_heads] * 2)])
-        gate, up = layer.gate_up.weight.chunk(2)
+        q, k, v = matrix(layer.qkv).split([h * config.head_dim for h in (config.q_heads, *[config.kv_heads] * 2)])
+        gate, up = matrix(layer.gate_up).chunk(2)
         parts = {
-            "self_attn.q_proj": q, "self_attn.k_proj": k, "self_attn.v_proj": v, "self_attn.o_proj": layer.o.weight,
-            "mlp.gate_proj": gate, "mlp.up_proj": up, "mlp.down_proj": layer.down.weight,
+            "self_attn.q_proj": q, "self_attn.k_proj": k, "self_attn.v_proj": v, "self_attn.o_proj": matrix(layer.o),
+            "mlp.gate_proj": gate, "mlp.up_proj": up, "mlp.down_proj": matrix(layer.down),
             "input_layernorm": layer.attention_norm.weight, "post_attention_layernorm": layer.ffn_norm.weight,
         }  # fmt: skip
         state |= {f"model.layers.{i}.{name}.weight": tensor for name, tensor in parts.items()}
-    missing, unexpected = theirs.load_state_dict(state, strict=False)
+    missing, unexpected = model.load_state_dict(state, strict=False)
     assert set(missing) <= {"lm_head.weight"}
     assert not unexpected
-    theirs.tie_weights()
-    return theirs.eval()
+    model.tie_weights()
+    return model.eval()
 
 
-# In its 200 tokens the best two logits are never closer than 1e-3 of the largest one: rounding decides nothing.
+# In its first 200 tokens the best two logits are never closer than 1e-3 of the largest one: rounding decides nothing.
 PROMPT = "<|im_start|>user\nHow do bees find their way home?<|im_end|>\n<|im_start|>assistant\n"
 
 
@@ -74,13 +75,14 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("one_thread")
+@pytest.mark.slow
 def test_smollm_greedy_decoding_is_that_of_transformers(smol: LoadedModel, smol_transformers: Any) -> None:
     assert smol.tokenizer is not None
     prompt = torch.tensor(smol.tokenizer.encode(PROMPT))
     assert_close(Dense(smol.decoder)(prompt), expected_logits(smol_transformers, prompt))
     with torch.inference_mode():
-        ids = smol_transformers.generate(prompt[None], max_new_tokens=200, do_sample=False)[0, len(prompt) :]
-    assert Dense(smol.decoder).greedy(prompt, 200) == ids.tolist()
+        ids = smol_transformers.generate(prompt[None], max_new_tokens=80, do_sample=False)[0, len(prompt) :]
+    assert Dense(smol.decoder).greedy(prompt, 80) == ids.tolist()
 
 
 def test_smollm_is_what_its_configuration_says(smol: LoadedModel) -> None:
@@ -115,18 +117,19 @@ def test_smollm_tokenizer_round_trips(smol: LoadedModel, text: str) -> None:
     assert smol.tokenizer.decode(smol.tokenizer.encode(text)) == text
 
 
+@pytest.mark.slow
 def test_smollm_tokenizer_is_that_of_transformers(smol: LoadedModel) -> None:
     transformers = pytest.importorskip("transformers")
     assert smol.tokenizer is not None
     try:
-        theirs = transformers.AutoTokenizer.from_pretrained(
+        reference = transformers.AutoTokenizer.from_pretrained(
             smollm.cache_folder(), gguf_file=smollm.GGUF, local_files_only=True
         )
     except (OSError, ValueError, ImportError) as error:
         pytest.skip(f"transformers cannot read the GGUF's tokenizer: {error}")
     for text in TEXTS.values():
-        assert smol.tokenizer.encode(text) == theirs(text).input_ids
-    assert (smol.tokenizer.bos, *smol.tokenizer.eos) == (theirs.bos_token_id, theirs.eos_token_id)
+        assert smol.tokenizer.encode(text) == reference(text).input_ids
+    assert (smol.tokenizer.bos, *smol.tokenizer.eos) == (reference.bos_token_id, reference.eos_token_id)
     assert smol.tokenizer.decode([1, 19556, 2], special=False) == "Hello"
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from model_files import FP32, make_model
-from resa_bench.kernels.linear.dispatch import DenseWeight
+from resa_bench.kernels.linear.weights import DenseWeight
 from resa_bench.suites.model.checkpoint import load_checkpoint
 from resa_bench.suites.model.load import load_decoder, model_config
 from torch import Tensor

@@ -99,15 +99,19 @@ def test_default_lists_of_both_halves_take_a_policy(halves: dict[str, list[Metho
 # --- each thing said once ---------------------------------------------------------------------------------------------
 
 
+MAKERS = {"Flag", "switch", "several"}
+
+
 def test_every_flag_is_declared_once() -> None:
-    """A flag's declaration is a call of Flag with its names; suites change defaults by `but`."""
+    """A flag's declaration is a call of Flag, or of what makes one; suites change defaults by `but`."""
     declared: Counter[str] = Counter()
     for path in (ROOT / "suites").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Flag":
-                names = next(keyword.value for keyword in node.keywords if keyword.arg == "names")
-                if isinstance(names, ast.Tuple):
-                    declared.update(n.value for n in names.elts if isinstance(n, ast.Constant))
+            if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in MAKERS:
+                names = [*node.args, *(keyword.value for keyword in node.keywords if keyword.arg == "names")][0]
+                words = names.elts if isinstance(names, ast.Tuple) else [names]
+                declared.update(str(word.value) for word in words if isinstance(word, ast.Constant))
+    assert {"--case", "--fresh", "--plan", "--list", "--drift"} <= set(declared)
     assert not [name for name, count in declared.items() if count > 1]
     own = {entry.flag for entry in SETTINGS.values() if entry.flag}
     assert not own & set(declared), "settings declare their flags themselves"

@@ -143,7 +143,7 @@ def test_a_rank_of_a_known_model() -> None:
     assert weight_bytes(case) == 2 * (80 * layer + 16032 * 8192)
     kv = 80 * 2 * 131072 * 128 * 2
     assert memory_bytes(case, []) == weight_bytes(case) + 2 * 128256 * 8192 + kv + 4_000_000_000
-    assert plan_costs(case, MethodSpec("torch-dense")).bytes == weight_bytes(case) + kv
+    assert plan_costs(case, MethodSpec("torch-dense")).total.bytes == weight_bytes(case) + kv
 
 
 def test_rows_say_what_ran() -> None:

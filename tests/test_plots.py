@@ -73,7 +73,7 @@ def run_of(
 
 def with_fused(rows: list[Row]) -> list[Row]:
     """ReSA in one kernel beside it: no stages of its own, a tenth faster; once with summaries in fp8, faster still."""
-    found = list(rows)
+    extended = list(rows)
     for row in rows:
         if row.method == "resa" and row.stage not in STAGES:
             ratio = (row.speedup_vs_best_dense or 0.0) / 0.9
@@ -81,8 +81,8 @@ def with_fused(rows: list[Row]) -> list[Row]:
             kinds: list[dict[str, Any]] = [{"method": "resa-fused"}]
             if row.block_size == 16:
                 kinds += [{"method": name, "summary_dtype": "fp8"} for name in ("resa", "resa-fused")]
-            found += [replace(faster, **kind) for kind in kinds]
-    return found
+            extended += [replace(faster, **kind) for kind in kinds]
+    return extended
 
 
 def only_set(rows: list[Row]) -> FigureSet:
@@ -128,6 +128,7 @@ def test_every_figure_is_written_as_png_and_svg(tmp_path: Path) -> None:
         assert path.stat().st_size > 5000
 
 
+@pytest.mark.slow
 def test_a_folder_stands_for_its_files_and_each_model_gets_its_own_figures(tmp_path: Path) -> None:
     write(tmp_path / "a.jsonl", run_of())
     write(tmp_path / "b.jsonl", run_of(model="llama-3.1-8b"))
@@ -146,8 +147,8 @@ def test_the_same_rows_give_the_same_files(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", run_of())
     first, second = (draw_all([path], tmp_path / name) for name in ("one", "two"))
     assert first
-    for one, two in zip(first, second, strict=True):
-        assert one.read_bytes() == two.read_bytes(), one.name
+    for before, after in zip(first, second, strict=True):
+        assert before.read_bytes() == after.read_bytes(), before.name
 
 
 # What is left out, and why
@@ -465,9 +466,9 @@ def test_a_method_not_known_here_is_drawn_too() -> None:
 
 def test_best_dense_is_the_fastest_measured() -> None:
     figures = only_set(run_of())
-    found = best_dense(figures, 1, 8 * K)
-    assert found is not None
-    assert found[1].method == "sdpa-cudnn"
+    best = best_dense(figures, 1, 8 * K)
+    assert best is not None
+    assert best[1].method == "sdpa-cudnn"
     assert best_dense(figures, 1, 999) is None
 
 

@@ -79,9 +79,9 @@ def case(context: int, **columns: Any) -> list[Row]:
 def fused(rows: list[Row]) -> list[Row]:
     """ReSA in one kernel, wherever rows have ReSA with the usual settings."""
     columns = ("batch", "weight_dtype", "shared_kv")
-    found = [r for r in rows if (r.method, r.stage, r.block_size, r.rectify_every) == ("resa", "total", 16, 32)]
+    totals = [r for r in rows if (r.method, r.stage, r.block_size, r.rectify_every) == ("resa", "total", 16, 32)]
     cases = [method_rows("resa-fused", r.context, rectify_every=32, **RESA, **{n: getattr(r, n) for n in columns})
-             for r in found]  # fmt: skip
+             for r in totals]  # fmt: skip
     return [row for case in cases for row in case]
 
 
@@ -89,7 +89,7 @@ def study(context: int = 256 * K, **columns: Any) -> list[Row]:
     """Further block sizes and periods of ReSA."""
     rows = [method_rows("resa", context, rectify_every=f, **RESA, **columns) for f in (16, 64, 128)]
     rows += [method_rows("resa", context, rectify_every=32, **RESA | {"block_size": b}, **columns) for b in (32, 64)]
-    return [row for found in rows for row in found]
+    return [row for group in rows for row in group]
 
 
 def run_of(**columns: Any) -> list[Row]:
@@ -142,11 +142,11 @@ def titles(fig: Figure) -> list[str]:
 
 def tops(fig: Figure, panel: int = 0) -> dict[float, float]:
     """Where each stack of bars ends, by its middle."""
-    found: dict[float, float] = {}
+    heights: dict[float, float] = {}
     for bar in fig.axes[panel].patches:
         x = round(bar.get_x() + bar.get_width() / 2, 3)
-        found[x] = max(found.get(x, 0.0), bar.get_y() + bar.get_height())
-    return found
+        heights[x] = max(heights.get(x, 0.0), bar.get_y() + bar.get_height())
+    return heights
 
 
 @pytest.fixture(autouse=True)
@@ -173,6 +173,7 @@ def test_decode_and_micro_rows_in_one_call_draw_both(tmp_path: Path) -> None:
         assert {f"{name}-qwen2.5-7b.png", f"{name}-qwen2.5-7b.svg"} <= written
 
 
+@pytest.mark.slow
 def test_decode_rows_alone_draw_decode_figures_alone(tmp_path: Path) -> None:
     written = draw_all([write(tmp_path / "a.jsonl", case(4 * K) + case(32 * K))], tmp_path / "out")
     kinds = {path.stem.removesuffix("-qwen2.5-7b") for path in written}
@@ -286,8 +287,8 @@ def test_tick_names_do_not_overlap(name: str) -> None:
     fig.draw_without_rendering()
     for ax in fig.axes:
         boxes = [t.get_window_extent() for t in ax.get_xticklabels() if t.get_text() and ax.get_visible()]
-        for one, two in pairwise(boxes):
-            assert one.x1 <= two.x0 + 1
+        for left, right in pairwise(boxes):
+            assert left.x1 <= right.x0 + 1
 
 
 # What the figures show

@@ -151,11 +151,11 @@ class Log:
 @pytest.fixture
 def log(monkeypatch: pytest.MonkeyPatch) -> Log:
     """Ranges, with `[` and `]` where the capture range opens and closes."""
-    found = Log()
+    log = Log()
     monkeypatch.setattr(target_module, "_synchronize", lambda: None)
-    monkeypatch.setattr(torch.cuda.profiler, "start", lambda: found.names.append("["))
-    monkeypatch.setattr(torch.cuda.profiler, "stop", lambda: found.names.append("]"))
-    return found
+    monkeypatch.setattr(torch.cuda.profiler, "start", lambda: log.names.append("["))
+    monkeypatch.setattr(torch.cuda.profiler, "stop", lambda: log.names.append("]"))
+    return log
 
 
 def workload(layers: int | None) -> Workload:
@@ -164,16 +164,17 @@ def workload(layers: int | None) -> Workload:
             with span("layer", i), mark("attend"):
                 pass
 
-    def one() -> None:
+    def single_layer() -> None:
         with mark("attend"):
             pass
 
     case = Case("qwen2.5-7b", parse_case("qwen2.5-7b-b1-4k", CPU).heads, 1, 4096)  # type: ignore[union-attr]
-    run: Callable[[], None] = one if layers is None else eager
+    run: Callable[[], None] = single_layer if layers is None else eager
     middle = None if layers is None else layers // 2
     traffic = {"attend": Traffic(1)}
-    replay = [lambda: None] * 2
-    return Workload(case, make_spec("resa"), True, *replay, run, run, lambda: 1.0, lambda: traffic, layer=middle)
+    return Workload(
+        case, make_spec("resa"), True, lambda: None, lambda: None, run, run, lambda: 1.0, lambda: traffic, layer=middle
+    )
 
 
 def test_passes_inside_the_capture_range(log: Log) -> None:
@@ -185,13 +186,13 @@ def test_passes_inside_the_capture_range(log: Log) -> None:
 
 def test_one_by_one_opens_it_in_the_middle_layer_alone(log: Log) -> None:
     run_under_tool(workload(3), log, 2, one_by_one=True)
-    one = ["layer 0", "attend", "[", "layer 1", "attend", "]", "layer 2", "attend"]
-    assert log.names == ["step 4096", *one, "rectification 4096", *one]
+    layer_events = ["layer 0", "attend", "[", "layer 1", "attend", "]", "layer 2", "attend"]
+    assert log.names == ["step 4096", *layer_events, "rectification 4096", *layer_events]
 
 
 def test_counters_of_an_ncu_report() -> None:
     launches = ncu.parse(COUNTED)
-    assert [(one.kind, one.stage, one.name) for one in launches[:4]] == [
+    assert [(launch.kind, launch.stage, launch.name) for launch in launches[:4]] == [
         ("step", "append+score", "_score_kernel"), ("step", "select", "_select_kernel"),
         ("step", "attend", "_sparse_decode_kernel"), ("step", "merge", "_merge_kernel"),
     ]  # fmt: skip
@@ -262,7 +263,10 @@ def test_nsys_from_command_to_picture(
     tool = stand_in(gpu / "nsys", f"if words[0] == 'export': shutil.copy({str(report)!r}, value('--output'))\n")
     monkeypatch.setenv("NSYS", str(tool))
     out = gpu / "out"
-    assert cli.main(["profile", "nsys", "qwen2.5-7b-b1-256k", "--block-size", "32", "--output", str(out)]) == 0
+    assert (
+        cli.main(["profile", "nsys", "qwen2.5-7b-b1-256k", "--block-size", "32", "--output", str(out), "--perfetto"])
+        == 0
+    )
     printed = capsys.readouterr().out
     assert f"{tool} profile --output={out / 'report.nsys-rep'}" in printed
     assert "--cuda-graph-trace=node --capture-range=cudaProfilerApi" in printed
@@ -270,7 +274,7 @@ def test_nsys_from_command_to_picture(
     assert re.search(r"attend +1 +24\.4 +45\.8%", printed)
     assert "4 ranges a step cost 0.8 us while nobody listens: 0.13% of a step launched from Python" in printed
     assert {path.name for path in out.iterdir()} == {
-        "facts.json", "stages.csv", "kernels.csv", "timeline.csv", "timeline.png", "timeline.svg",
+        "facts.json", "stages.csv", "kernels.csv", "timeline.csv", "timeline.png", "timeline.svg", "trace.json",
     }  # fmt: skip
     facts = json.loads((out / "facts.json").read_text())
     assert facts["source"] == "nsys"
@@ -309,6 +313,7 @@ def test_ncu_that_may_not_count(gpu: Path, monkeypatch: pytest.MonkeyPatch, caps
     assert "administrators only; run as root" in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.slow
 def test_without_a_gpu_the_clock_tells_stages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["profile", "nsys", "qwen2.5-7b-b1-4k", "--steps", "1", "--device", "cpu", "--output", str(tmp_path)]
     assert cli.main(words) == 0

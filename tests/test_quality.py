@@ -112,7 +112,7 @@ def test_rectification_bounds_the_drift(rows: list[Row]) -> None:
     """The shorter the period, the smaller KL and the error of keys and values; without it they are largest."""
     order = [of(rows, resa(1)), of(rows, resa(8)), of(rows, resa(32)), of(rows, resa(NEVER))]
     for metric in ("kl", "kv_error"):
-        values = [mean_of(own, metric) for own in order]
+        values = [mean_of(own, metric) or 0.0 for own in order]
         assert values == sorted(values), metric
         assert values[0] < values[-1]
     first = [r.value for r in order[0] if r.metric == "kv_error" and r.layer == 0]
@@ -149,7 +149,6 @@ def test_forced_logits_are_those_of_one_pass(models: Loader, stepwise: bool) -> 
     """The dense run against the model on the whole text at once: same loss."""
     case = QualityCase("tiny", TINY, prompt=40, steps=8)
     run = QualityRun(case, make_bench(models))
-    run.begin(lambda text: None)
     run.specs = [resa(8)]
     with torch.inference_mode():
         run.prepare(models)
@@ -166,7 +165,7 @@ def test_forced_logits_are_those_of_one_pass(models: Loader, stepwise: bool) -> 
 @pytest.mark.slow
 def test_stepwise_measures_the_same(models: Loader) -> None:
     """The engine's own path, and the parallel one: rows alike, but that only the second knows the recall."""
-    steps = {"prompt": 40, "steps": 40}
+    steps: dict[str, Any] = {"prompt": 40, "steps": 40}
     both = [
         measure(models, [resa(8)], QualityCase("tiny", TINY, **steps, source=source, stepwise=stepwise))
         for source in ("text", "own")
@@ -222,7 +221,7 @@ def test_further_methods_find_the_case_prepared(models: Loader, monkeypatch: pyt
         prefilled.append(tokens.shape[1])
         return prefill(decoder, state, tokens, **more)
 
-    monkeypatch.setattr("resa_bench.suites.quality.run.prefill", count)
+    monkeypatch.setattr("resa_bench.suites.engine.methods.prefill", count)
     case, other = (QualityCase("tiny", TINY, prompt=n, steps=8) for n in (40, 44))
     bench = make_bench(models)
     parts = [run_case(case, [spec], bench) for spec in (resa(8), resa(4))]
@@ -360,7 +359,12 @@ def test_a_budget_is_only_of_methods_that_have_one() -> None:
 
 
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
-    config = {"num_hidden_layers": 1, "hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 64}
+    config: dict[str, Any] = {
+        "num_hidden_layers": 1,
+        "hidden_size": 64,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+    }
     config |= {"vocab_size": 9, "max_position_embeddings": 8192, "rms_norm_eps": 1e-5}
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"} | config))
     with pytest.raises(ValueError, match=r"has no tokenizer\.json"):

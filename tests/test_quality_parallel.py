@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from benches import recorded
 from resa_bench import baselines  # noqa: F401  (registers the rivals)
 from resa_bench.baselines.oracle import TorchOracleLayer
 from resa_bench.baselines.sink_window import TorchSinkWindowLayer
@@ -74,7 +75,7 @@ class Bench:
         return forced, torch.stack(logits), torch.stack(written)
 
     def together(self, spec: MethodSpec, monkeypatch: pytest.MonkeyPatch) -> tuple[Forced, torch.Tensor, torch.Tensor]:
-        logits, written = [], []
+        logits, written = list[torch.Tensor](), list[torch.Tensor]()
         head, compare = self.decoder.logits, parallel.kv_errors
 
         def keep_logits(x: torch.Tensor) -> torch.Tensor:
@@ -173,7 +174,7 @@ def test_recall_is_the_mass_in_the_blocks_read(selector: str, monkeypatch: pytes
     chosen: list[torch.Tensor] = []
 
     def spy(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-        return lambda *arguments: chosen.append(function(*arguments)) or chosen[-1]
+        return recorded(function, chosen)
 
     for name in ("best", "sink_and_window"):
         monkeypatch.setattr(forced_attention, name, spy(getattr(forced_attention, name)))

@@ -1,4 +1,4 @@
-"""The README keeps its word: its commands run, its example of adding a method works."""
+"""README and docs keep their word: their commands exist and run, their code works, the front page is short."""
 
 from __future__ import annotations
 
@@ -22,20 +22,40 @@ from resa_bench.suites.micro.run import prepare
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+TOLD = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs/results").glob("*.md"))]
+"""Pages that tell people what to do; notes tell what was done."""
 
 
 # The tests may run under the interpreter; the commands must not: it would time interpreted kernels.
 PLAIN_ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+def blocks(language: str, *pages: Path) -> list[str]:
+    found = (re.findall(rf"```{language}\n(.*?)```", page.read_text(), flags=re.DOTALL) for page in pages or TOLD)
+    return [block for of_page in found for block in of_page]
+
+
+def test_the_front_page_is_short() -> None:
+    assert len(README.splitlines()) <= 120
+
+
+def test_links_lead_somewhere() -> None:
+    for page in TOLD:
+        for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+            if link.startswith(("http://", "https://", "#")):
+                continue
+            path, _, anchor = link.partition("#")
+            target = page.parent / path
+            assert target.exists(), f"{page.name}: {link}"
+            if anchor:
+                headings = re.findall(r"^#+ (.+)$", target.read_text(), flags=re.MULTILINE)
+                assert anchor in {re.sub(r"[^a-z0-9 -]", "", h.lower()).replace(" ", "-") for h in headings}, link
 
 
 def test_example_method_registers_and_passes_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
-    (example,) = [block for block in blocks("python") if "@register" in block]
+    (example,) = [block for block in blocks("python") if "@register(" in block]
     monkeypatch.setattr(registry, "_registry", dict(registry._registry))
-    exec(compile(example, "README.md", "exec"), {"__name__": "readme_example"})
+    exec(compile(example, "docs/adding.md", "exec"), {"__name__": "readme_example"})
     assert "written-out" in kernels.registered()
     case = Case("tiny", ModelShape(4, 2, 64), 2, 100, dtype="fp32")
     inputs = make_inputs(case, torch.device("cpu"), 4)
@@ -47,13 +67,25 @@ def test_example_method_registers_and_passes_the_check(monkeypatch: pytest.Monke
 def test_library_snippet_runs() -> None:
     (snippet,) = [block for block in blocks("python") if "KVCache.allocate" in block]
     names: dict[str, Any] = {}
-    exec(compile(snippet, "README.md", "exec"), names)
+    exec(compile(snippet, "docs/library.md", "exec"), names)
     assert names["out"].shape == (1, 28, 128)
     assert bool(names["out"].isfinite().all())
 
 
+@pytest.mark.parametrize("words", ["register_family", "register_metric", "@figure("])
+def test_other_examples_of_adding_run(words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from resa_bench.plots import registry as figures
+    from resa_bench.suites.core import metrics
+    from resa_bench.suites.model import families
+
+    for module, name in ((figures, "_figures"), (metrics, "_metrics"), (families, "_families")):
+        monkeypatch.setattr(module, name, dict(getattr(module, name)))
+    (example,) = [block for block in blocks("python") if words in block]
+    exec(compile(example, "docs/adding.md", "exec"), {"__name__": "docs_example"})
+
+
 def sessions_named() -> set[str]:
-    return set(re.findall(r"nox (?:--no-venv )?-s (\w+)", README))
+    return {name for page in TOLD for name in re.findall(r"nox (?:--no-venv )?-s (\w+)", page.read_text())}
 
 
 def test_sessions_exist_and_say_what_they_do() -> None:
@@ -62,7 +94,7 @@ def test_sessions_exist_and_say_what_they_do() -> None:
     ).stdout
     described = dict(re.findall(r"^[*-] (\w+) -> (.+)$", listed, flags=re.MULTILINE))
     assert sessions_named() <= described.keys()
-    assert {"bench", "tests", "plots", "lint"} <= described.keys()
+    assert {"bench", "tests", "plots", "lint", "reference", "docs", "site"} <= described.keys()
 
 
 def test_subcommands_exist() -> None:

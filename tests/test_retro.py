@@ -63,14 +63,15 @@ def prepare(method: Retro, cache: KVCache, path: str) -> RepairingLayer:
     return layer
 
 
-def assert_close(mine: Tensor, theirs: Tensor) -> None:
+def assert_close(computed: Tensor, expected: Tensor) -> None:
     """As torch's, but wide enough for the probabilities that kernels round to half precision on a GPU."""
-    wide = {} if DEVICE.type == "cpu" else {"atol": 5e-3, "rtol": 5e-3}
-    torch.testing.assert_close(mine, theirs, **wide)
+    wide: dict[str, Any] = {} if DEVICE.type == "cpu" else {"atol": 5e-3, "rtol": 5e-3}
+    torch.testing.assert_close(computed, expected, **wide)
 
 
 def settings(w: int, **others: Any) -> SparseConfig:
-    return SparseConfig(**{"active_ratio": 0.25, "min_blocks": 2, "gqa_policy": "group-sum", "window": w} | others)
+    own: dict[str, Any] = {"active_ratio": 0.25, "min_blocks": 2, "gqa_policy": "group-sum", "window": w}
+    return SparseConfig(**own | others)
 
 
 class Frozen:
@@ -93,11 +94,11 @@ class Frozen:
         for b, length in enumerate(self.cache.lengths.tolist()):
             at = torch.arange(length - n, length, device=DEVICE)
             sources = self.q[b], self.keys[b].transpose(0, 1), self.values[b].transpose(0, 1)
-            for found, source in zip(rows, sources, strict=True):
+            for picked_rows, source in zip(rows, sources, strict=True):
                 picked = source[at.clamp(min=0)].clone()
                 picked[at < self.starts[b]] = float("nan")
-                found.append(picked)
-        q, k, v = (torch.stack(found) for found in rows)
+                picked_rows.append(picked)
+        q, k, v = (torch.stack(picked_rows) for picked_rows in rows)
         window = WindowTensors(q, k, v, torch.full_like(q, float("nan")), first)
         for stage in layer.window_stages(window):
             stage.run()
@@ -205,7 +206,7 @@ def test_tokens_taken_back_leave_no_results(path: str) -> None:
 @pytest.mark.parametrize("policy", ["group-sum", "all-heads"])
 def test_both_paths_leave_the_same(policy: str) -> None:
     shape = AttentionShape(2, 6, 2, 32)
-    found = []
+    results: list[tuple[Any, ...]] = []
     for path in PATHS:
         frozen = Frozen([77, 130], 3, shape, 160, "contiguous")
         method = make_method("retro-cached", shape, settings(2, gqa_policy=policy), DTYPE)
@@ -213,12 +214,12 @@ def test_both_paths_leave_the_same(policy: str) -> None:
         out = run_and_compare(frozen, layer, 3)
         ring = layer.ring
         assert ring.query is not None
-        found.append((out, ring.out, ring.lse, ring.query, layer.summaries.data[:, :, :5]))  # type: ignore[union-attr]
-        found.append((ring.loaded, ring.clock))
-    for mine, theirs in zip(found[0], found[2], strict=True):
-        assert_close(mine, theirs)
-    for mine, theirs in zip(found[1], found[3], strict=True):
-        assert torch.equal(mine, theirs)
+        results.append((out, ring.out, ring.lse, ring.query, layer.summaries.data[:, :, :5]))  # type: ignore[union-attr]
+        results.append((ring.loaded, ring.clock))
+    for triton, portable in zip(results[0], results[2], strict=True):
+        assert_close(triton, portable)
+    for triton, portable in zip(results[1], results[3], strict=True):
+        assert torch.equal(triton, portable)
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -231,7 +232,8 @@ def test_a_window_of_one_is_quest(path: str) -> None:
     quest = method.prepare(frozen.cache) if path == "kernels" else TorchSparseMethod.prepare(method, frozen.cache)
     for _ in range(2):
         window = frozen.step(layer, 1)
-        step = StepTensors(*(x[:, 0].contiguous() for x in (window.q, window.k, window.v)), window.q[:, 0].clone())
+        q, k, v = (x[:, 0].contiguous() for x in (window.q, window.k, window.v))
+        step = StepTensors(q, k, v, window.q[:, 0].clone())
         for stage in quest.stages(step):
             stage.run()
         assert_close(window.out[:, 0], step.out)
@@ -302,18 +304,18 @@ def slow_decoding(decoder: Decoder, state: State, config: SparseConfig, ids: Ten
                 chosen = set(order[: config.selected(end)])
                 for row, t in enumerate(positions):
                     query = cells.q[b, row, heads].double()
-                    mine = memory.setdefault(
+                    entry = memory.setdefault(
                         (i, b, head, t), {"seen": set(), "query": query, "sum": 0.0, "weighted": 0.0}
                     )
                     if cached:
-                        query = mine["query"]
-                    tokens = [p for block in sorted(chosen - mine["seen"]) for p in range(block * size, end)
+                        query = entry["query"]
+                    tokens = [p for block in sorted(chosen - entry["seen"]) for p in range(block * size, end)
                               if p < (block + 1) * size and p <= t]  # fmt: skip
-                    mine["seen"] |= chosen
+                    entry["seen"] |= chosen
                     weights = (query @ keys[tokens].T * model.head_dim**-0.5).exp()
-                    mine["sum"] = mine["sum"] + weights.sum(-1, keepdim=True)
-                    mine["weighted"] = mine["weighted"] + weights @ values[tokens]
-                    out[b, row, heads] = (mine["weighted"] / mine["sum"]).to(out.dtype)
+                    entry["sum"] = entry["sum"] + weights.sum(-1, keepdim=True)
+                    entry["weighted"] = entry["weighted"] + weights @ values[tokens]
+                    out[b, row, heads] = (entry["weighted"] / entry["sum"]).to(out.dtype)
         return out
 
     for fed in range(1, ids.shape[1] + 1):
@@ -374,14 +376,14 @@ def test_a_model_against_the_slow_reference(name: str, w: int, path: str, steps:
     decoder = tiny_decoder()
     engine = engine_of(decoder, name, w, path)
     with torch.inference_mode():
-        mine = decode(engine, steps)
+        logits = decode(engine, steps)
         state = filled_state(decoder)
         state.start(PROMPT, IDS[:, 0])
         fed = IDS[:, :steps]
         slow = torch.stack(list(slow_decoding(decoder, state, settings(w), fed, name == "retro-cached")))
-    torch.testing.assert_close(mine, slow, atol=2e-4, rtol=1e-4)
-    for ours, theirs in zip(engine.state.caches, state.caches, strict=True):
-        for a, b in ((ours.k, theirs.k), (ours.v, theirs.v)):
+    torch.testing.assert_close(logits, slow, atol=2e-4, rtol=1e-4)
+    for ours, slow_cache in zip(engine.state.caches, state.caches, strict=True):
+        for a, b in ((ours.k, slow_cache.k), (ours.v, slow_cache.v)):
             assert torch.equal(a[:, :, :PROMPT], b[:, :, :PROMPT])  # the prompt is as it was
             decoded = slice(PROMPT, PROMPT + steps)
             torch.testing.assert_close(a[:, :, decoded], b[:, :, decoded], atol=1e-4, rtol=1e-4)
@@ -524,23 +526,23 @@ def test_rows_of_the_suites(monkeypatch: pytest.MonkeyPatch, portable: None) -> 
     rows = quality_rows(case, specs, bench)
     assert [r.reason for r in rows if r.status != "ok"] == []
     for spec in specs:
-        mine = [r for r in rows if r.method == "retro" and r.window == spec.config.window]
-        assert {r.metric for r in mine} == {
+        of_spec = [r for r in rows if r.method == "retro" and r.window == spec.config.window]
+        assert {r.metric for r in of_spec} == {
             *(metric.name for metric in step_metrics()),
             "kv_exposure",
             "kv_error_repaired",
         }
-        (seen,) = [r.value for r in mine if r.metric == "kv_exposure"]
+        (seen,) = [r.value for r in of_spec if r.metric == "kv_exposure"]
         assert seen is not None
         assert 1 <= seen < spec.config.window
         text = Console(record=True, width=200, file=io.StringIO())
-        text.print(case_table(case.slug, mine))
+        text.print(case_table(case.slug, of_spec))
         assert f"{seen:.2f}x" in text.export_text()
     assert [spec.label for spec in specs] == ["retro b16 r0.25 w2", "retro b16 r0.25 w4"]
     decode_case = DecodeCase("tiny", TINY, 1, 192, "fp32", "fp32")
-    one, two = (plan_costs(decode_case, spec) for spec in specs)
-    assert two.flops > one.flops
-    assert (one.bytes, one.weights.bytes) == (two.bytes, two.weights.bytes)
+    narrow, wide = (plan_costs(decode_case, spec).total for spec in specs)
+    assert wide.flops > narrow.flops
+    assert narrow.bytes == wide.bytes
     (row,) = decode_case_rows(decode_case, specs[1:], bench)
     assert (row.status, row.window) == ("ok", 4), row.reason
     assert row.error_budget_used is not None

@@ -90,9 +90,9 @@ def test_round_trip(path: Path) -> None:
     second = [untimed("oom", case="m-b1-16k", paged=True)]
     append_case(path, first)
     append_case(path, second)
-    found = read_rows(path)
-    assert without_count(found) == first + second
-    assert [row.case_rows for row in found] == [2, 2, 1]
+    read = read_rows(path)
+    assert without_count(read) == first + second
+    assert [row.case_rows for row in read] == [2, 2, 1]
 
 
 def test_one_object_a_line_with_filled_columns_alone(path: Path) -> None:

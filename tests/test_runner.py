@@ -75,6 +75,8 @@ def with_status(name: str, status: str) -> Callable[[Case, list[MethodSpec]], li
 class Run:
     """`run_cases` on one file, with what it printed and which cases it measured."""
 
+    worker: Any
+
     def __init__(self, path: Path) -> None:
         self.path = path
 
@@ -276,18 +278,18 @@ def test_seconds_by_the_clock(run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "folder"),
+    ("commit", "folder"),
     [
         pytest.param("0123456789abcdef", "0123456789", id="clean"),
         pytest.param("0123456789abcdef-dirty", r"0123456789-dirty-[0-9a-f]{6}", id="dirty"),
     ],
 )
-def test_default_folder_is_of_one_device_and_commit(monkeypatch: pytest.MonkeyPatch, told: str, folder: str) -> None:
-    monkeypatch.setenv(COMMIT_VARIABLE, told)
+def test_default_folder_is_of_one_device_and_commit(monkeypatch: pytest.MonkeyPatch, commit: str, folder: str) -> None:
+    monkeypatch.setenv(COMMIT_VARIABLE, commit)
     monkeypatch.setattr("resa_bench.suites.core.runner.device_name", lambda _: "NVIDIA H100 80GB HBM3 (2)")
-    found = default_folder(CPU)
-    assert found.parent == Path("runs/nvidia-h100-80gb-hbm3-2")
-    assert re.fullmatch(folder, found.name)
+    default = default_folder(CPU)
+    assert default.parent == Path("runs/nvidia-h100-80gb-hbm3-2")
+    assert re.fullmatch(folder, default.name)
 
 
 # --- real processes ---------------------------------------------------------------------------------------------------
@@ -315,6 +317,7 @@ def new_worker(target: Callable[[Connection, Settings], None]) -> Worker:
     return Worker(Settings("cpu", "test"), target)
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_costs_its_case(run: Run) -> None:
     """It is replaced; and the death of an idle one costs nothing, not even the case handed to it meanwhile."""
     last = replace(CASES[0], context=2048)
@@ -334,15 +337,15 @@ def test_a_process_that_cannot_start_fails_the_cases(run: Run) -> None:
 
 
 def test_steps_pass_through_and_one_process_serves_all_cases() -> None:
-    worker, told = new_worker(perilous), []  # type: ignore[var-annotated]
+    worker, steps = new_worker(perilous), []  # type: ignore[var-annotated]
     try:
         for context in (256, 2048):
-            rows = worker.run(replace(CASES[0], context=context), SPECS, told.append)
+            rows = worker.run(replace(CASES[0], context=context), SPECS, steps.append)
             assert [row.context for row in rows] == [context] * 2
         process = worker._process
     finally:
         worker.stop()
-    assert told == [f"process {process.pid}"] * 2
+    assert steps == [f"process {process.pid}"] * 2
     assert not process.is_alive()
 
 
@@ -350,8 +353,8 @@ def test_fresh_keeps_what_was_not_asked_for(run: Run) -> None:
     run()
     run(cases=CASES[:1], specs=SPECS[:1], fresh=True)
     assert run.worker.measured == [A]
-    found = [(row.case, row.method) for row in read_rows(run.path)]
-    assert sorted(found) == sorted((s, n.name) for s in (A, B, C) for n in SPECS)
+    kept = [(row.case, row.method) for row in read_rows(run.path)]
+    assert sorted(kept) == sorted((s, n.name) for s in (A, B, C) for n in SPECS)
 
 
 def test_interrupting_a_fresh_run_loses_nothing(run: Run) -> None:
@@ -405,7 +408,7 @@ class GroupWorker:
         self.does(len(self.measured))
         self.measured.append([spec.config.rectify_every for spec in specs])
         common: dict[str, Any] = {**case.columns(), "stage": "forced", "status": "ok", "metric": "loss"}
-        at = {"started_at": "one second"}  # of all groups
+        at: dict[str, Any] = {"started_at": "one second"}  # of all groups
         value = float(len(self.measured))
         dense = [Row(**common, **at, method="torch-dense", step=step, value=value) for step in (4, 8)]
         return [*dense, *(Row(**common, **at, **spec.columns(), method=spec.name, value=1.0) for spec in specs)]
@@ -424,11 +427,11 @@ def test_independent_methods_are_written_in_groups(run: Run) -> None:
     outcome = run(worker, [TEXT], MANY)
     assert worker.measured == [list(range(1, 9)), list(range(9, 17)), [17, 18, 19]]
     assert on_disk == [0, 10, 18]  # dense decoding's two rows once
-    found = read_rows(run.path)
-    assert [identity(row) for row in found] == [identity(row) for row in outcome.rows]
-    assert [row.method for row in found[:3]] == ["torch-dense", "torch-dense", "resa-torch"]
-    assert {row.value for row in found[:2]} == {3.0}  # the newest
-    assert periods(found) == list(range(1, 20))
+    kept = read_rows(run.path)
+    assert [identity(row) for row in kept] == [identity(row) for row in outcome.rows]
+    assert [row.method for row in kept[:3]] == ["torch-dense", "torch-dense", "resa-torch"]
+    assert {row.value for row in kept[:2]} == {3.0}  # the newest
+    assert periods(kept) == list(range(1, 20))
     assert [line.split(":")[0] for line in run.printed.splitlines()] == [
         f"{TEXT.slug}, methods {part} of 19" for part in ("1 to 8", "9 to 16", "17 to 19")
     ]

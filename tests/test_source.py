@@ -7,10 +7,12 @@ import os
 import re
 import shutil
 import subprocess
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from packaging.version import Version
 from resa_bench.profiling import device, source
 from resa_bench.profiling.source import (
     BUILT,
@@ -23,7 +25,7 @@ from resa_bench.profiling.source import (
 )
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-PROJECT = '[project]\nname = "resa-bench"\nversion = "7.8.9"\n'
+PROJECT = '[project]\nname = "resa-bench"\n'
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -55,9 +57,9 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(COMMIT_VARIABLE, raising=False)
 
     def absent(name: str) -> None:
-        raise source.metadata.PackageNotFoundError(name)
+        raise metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(source.metadata, "distribution", absent)
+    monkeypatch.setattr(metadata, "distribution", absent)
 
 
 @pytest.fixture
@@ -79,7 +81,56 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_package_of_these_tests_has_a_version() -> None:
-    assert re.fullmatch(r"\d+\.\d+\.\d+", str(package_version()))
+    Version(str(package_version()))  # raises where it is none by PEP 440
+
+
+@pytest.mark.parametrize(
+    ("tags", "version"),
+    [
+        pytest.param([], r"0\.1\.0\.dev3\+gHEAD", id="no-tag"),
+        pytest.param(["v1.2.3"], r"1\.2\.4\.dev2\+gHEAD", id="two-commits-later"),
+        pytest.param(["v2.0rc1"], r"2\.0rc2\.dev2\+gHEAD", id="after-a-candidate"),
+        pytest.param(["v3"], r"4\.dev2\+gHEAD", id="one-number"),
+        pytest.param(["results-2026"], r"0\.1\.0\.dev3\+gHEAD", id="a-tag-of-something-else"),
+    ],
+)
+def test_the_version_follows_from_tags(checkout: Path, tags: list[str], version: str) -> None:
+    for tag in tags:
+        git(checkout, "tag", tag)
+    for number in range(2):
+        (checkout / "kernels" / "code.py").write_text(f"{number}\n")
+        commit_all(checkout)
+    pattern = version.replace("HEAD", git(checkout, "rev-parse", "HEAD")[:10])
+    assert re.fullmatch(pattern, str(package_version()))
+    (checkout / "kernels" / "code.py").write_text("changed\n")
+    assert re.fullmatch(pattern + r"\.dirty", str(package_version()))
+    assert Version(str(package_version()))
+
+
+def test_the_version_at_a_tag(checkout: Path) -> None:
+    git(checkout, "tag", "v1.2.3")
+    assert package_version() == "1.2.3"
+    (checkout / "kernels" / "code.py").write_text("changed\n")
+    head = git(checkout, "rev-parse", "HEAD")[:10]
+    assert package_version() == f"1.2.4.dev0+g{head}.dirty"
+    assert Version("1.2.3") < Version(f"1.2.4.dev0+g{head}.dirty") < Version("1.2.4")
+
+
+def test_the_version_of_an_unpacked_sdist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = lay_out(tmp_path, monkeypatch)
+    (root / "pyproject.toml").write_text(PROJECT)
+    assert package_version() == "0.1.0.dev0"
+    (root / "PKG-INFO").write_text("Metadata-Version: 2.4\nName: resa-bench\nVersion: 7.8.9\n\ntext\n")
+    assert package_version() == "7.8.9"
+    (root / "PKG-INFO").write_text("Metadata-Version: 2.4\nName: other\nVersion: 7.8.9\n\ntext\n")
+    assert package_version() == "0.1.0.dev0"
+
+
+def test_the_version_of_an_exported_tree_names_the_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = lay_out(tmp_path, monkeypatch)
+    (root / "pyproject.toml").write_text(PROJECT)
+    monkeypatch.setenv(COMMIT_VARIABLE, COMMIT)
+    assert package_version() == "0.1.0.dev0+g0123456789"
 
 
 def test_device_offers_them_too() -> None:
@@ -105,7 +156,7 @@ def test_the_variable_names_the_commit(
 def test_a_clean_checkout(checkout: Path) -> None:
     head = git(checkout, "rev-parse", "HEAD")
     assert source_state() == (head, False)
-    assert (source_tag(), package_version()) == (head[:10], "7.8.9")
+    assert (source_tag(), package_version()) == (head[:10], f"0.1.0.dev1+g{head[:10]}")
 
 
 @pytest.mark.parametrize("name", ["kernels/code.py", "kernels/a method.py", "kernels/step.cu"])
@@ -139,7 +190,7 @@ def test_a_vendored_copy_is_not_the_repository_around_it(tmp_path: Path, monkeyp
     (root / "pyproject.toml").write_text(PROJECT)
     commit_all(tmp_path)
     assert source_state() == (None, None)
-    assert source_tag() == f"7.8.9-{source_hash()}"
+    assert source_tag() == f"0.1.0.dev0-{source_hash()}"
 
 
 def test_the_root_of_a_repository_of_another_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,7 +259,7 @@ def test_a_repository_that_says_nothing(checkout: Path, breakage: str) -> None:
         (checkout / ".git").mkdir()
         (checkout / ".git" / "HEAD").write_bytes(b"" if breakage == "empty" else b"ref: refs/heads/\xff")
     assert source_state() == (None, None)
-    assert source_tag() == f"7.8.9-{source_hash()}"
+    assert source_tag() == f"0.1.0.dev0-{source_hash()}"
 
 
 def test_a_built_wheel_knows_its_commit(checkout: Path, installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,7 +289,7 @@ def test_installed_from_a_repositorys_address(
     distribution = SimpleNamespace(
         version="7.8.9", read_text=lambda name: origin, locate_file=lambda name: place / name
     )
-    monkeypatch.setattr(source.metadata, "distribution", lambda name: distribution)
+    monkeypatch.setattr(metadata, "distribution", lambda name: distribution)
     assert source_state() == (None if elsewhere else COMMIT, None)
     assert package_version() == (None if elsewhere else "7.8.9")
     assert source_tag() == f"{'unversioned' if elsewhere else COMMIT[:10]}-{source_hash()}"

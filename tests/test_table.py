@@ -57,7 +57,7 @@ def report(rows: list[Row]) -> str:
 
 
 @pytest.mark.parametrize(
-    ("one", "expected"),
+    ("single_row", "expected"),
     [
         pytest.param(row("sdpa-cudnn"), "sdpa-cudnn", id="dense"),
         pytest.param(row("resa"), "resa b16", id="resa"),
@@ -68,8 +68,8 @@ def report(rows: list[Row]) -> str:
         pytest.param(failed("resa", "oom", "x", block_size=32), "resa b32", id="without-a-time"),
     ],
 )
-def test_label(one: Row, expected: str) -> None:
-    assert Names([one])[one] == expected
+def test_label(single_row: Row, expected: str) -> None:
+    assert Names([single_row])[single_row] == expected
 
 
 def test_label_is_the_specs() -> None:
@@ -260,9 +260,9 @@ def test_a_method_added_in_one_file_is_measured_and_shown(my_method: str) -> Non
     bench = make_bench()
     case = Case("tiny", ModelShape(4, 2, 16), 1, 256, dtype="fp32")
     rows = run_case(case, [MethodSpec("torch-dense"), MethodSpec(my_method)], bench)
-    mine = [r for r in rows if r.method == my_method]
-    assert {(r.stage, r.status) for r in mine} == {("append", "ok"), ("attend", "ok"), ("total", "ok")}
-    total = next(r for r in mine if r.stage == "total" and r.cache_state == "cold")
+    own = [r for r in rows if r.method == my_method]
+    assert {(r.stage, r.status) for r in own} == {("append", "ok"), ("attend", "ok"), ("total", "ok")}
+    total = next(r for r in own if r.stage == "total" and r.cache_state == "cold")
     assert total.best_dense in ("torch-dense", my_method)  # it counts as a rival itself
     assert total.max_rel_error is not None
     assert my_method in text(case_table(case.slug, rows))

@@ -19,6 +19,7 @@ from ..checks import kernel_dtypes
 from ..config import AttentionShape
 from ..launch import can_run_on
 from ..method import ChunkTensors, Unsupported
+from ..registry import entry
 from .dense import dense_attention, dense_splits
 from .merge import Partials, merge_partials
 
@@ -51,16 +52,8 @@ C = TypeVar("C", bound=type[ChunkKernel])
 
 
 def register_chunk_kernel(name: str) -> Callable[[C], C]:
-    """Class decorator: make a chunk kernel known by `name`."""
-
-    def add(cls: C) -> C:
-        if _registry.get(name, cls).__qualname__ != cls.__qualname__:
-            raise ValueError(f"chunk kernel {name!r} is registered already, by {_registry[name].__qualname__}")
-        cls.name = name
-        _registry[name] = cls
-        return cls
-
-    return add
+    """Class decorator: make a chunk kernel known by `name`. Raises ValueError for a taken one."""
+    return entry(_registry, "chunk kernel", name)  # type: ignore[return-value]
 
 
 def chunk_kernels() -> dict[str, type[ChunkKernel]]:

@@ -185,11 +185,13 @@ def score_blocks(
     check_tensor("cache.k", cache.k, (None, None, None, None), dtypes=kernel_dtypes())
     check_device("q", q)
     shape = AttentionShape(cache.batch, q.shape[1], cache.kv_heads, cache.head_dim)
-    found = summaries.kind, summaries.block_size, summaries.dtype
+    held = summaries.kind, summaries.block_size, summaries.dtype
     asked = config.summary_kind, config.block_size, config.summary_dtype
-    if found != asked:
-        one, other = (f"{kind} of blocks of {size}{f' in {d}' if d else ''}" for kind, size, d in (found, asked))
-        raise ValueError(f"summaries: are {one}, config asks for {other}")
+    if held != asked:
+        held_words, asked_words = (
+            f"{kind} of blocks of {size}{f' in {d}' if d else ''}" for kind, size, d in (held, asked)
+        )
+        raise ValueError(f"summaries: are {held_words}, config asks for {asked_words}")
     blocks = ceil_div(cache.capacity, config.block_size)
     wanted = (cache.batch, score_rows(shape, config.gqa_policy), blocks)
     check_tensor("scores", scores, wanted, dtypes=(torch.float32,), device=cache.device)

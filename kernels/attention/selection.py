@@ -38,10 +38,10 @@ def _rank(flag):
 
     One scan inside the rows, one over their sums: a flat scan would make every thread add up the sums of all warps.
     """
-    one = flag.to(tl.int32)
-    in_row = tl.sum(one, axis=1)
+    bit = flag.to(tl.int32)
+    in_row = tl.sum(bit, axis=1)
     before = tl.cumsum(in_row, axis=0) - in_row
-    return before[:, None] + tl.cumsum(one, axis=1) - one
+    return before[:, None] + tl.cumsum(bit, axis=1) - bit
 
 
 @triton.jit
@@ -289,7 +289,7 @@ def select_blocks(
         raise ValueError(f"scores: {blocks} blocks a row, at most {MAX_BLOCKS}; take a larger block_size")
     if check_values:
         cache.check_values()
-        for b, length in enumerate(cache.lengths.tolist()):
+        for b, length in enumerate(cache.lengths_on_host()):
             if scores[b, :, : config.blocks(length)].isnan().any():
                 raise ValueError(f"scores: NaN in the valid scores of sequence {b}")
     width = max(triton.next_power_of_2(blocks), 32)

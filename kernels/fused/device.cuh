@@ -14,6 +14,11 @@ constexpr u32 WARP = 0xffffffffu;
 
 // ---- a cluster's shared memory: a CTA writes into another one's, whose barrier counts the bytes that arrived
 
+__device__ __forceinline__ char* dynamic_shared() {
+  extern __shared__ __align__(16) char memory[];
+  return memory;
+}
+
 __device__ __forceinline__ u32 shared_address(const void* p) { return static_cast<u32>(__cvta_generic_to_shared(p)); }
 
 __device__ __forceinline__ u32 cluster_rank() {
@@ -82,6 +87,12 @@ __device__ __forceinline__ u32 load4(const void* p) {
   asm volatile("ld.global.u32 %0, [%1];" : "=r"(x) : "l"(p));
   return x;
 }
+
+// 4 bytes on their way into shared memory, for the thread that asked, once it has awaited its copies.
+__device__ __forceinline__ void copy4(u32* to, const char* from) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared_address(to)), "l"(from) : "memory");
+}
+__device__ __forceinline__ void await_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 // ---- pairs of 16-bit or 8-bit floats in a word
 

@@ -63,7 +63,7 @@ class ResaFused(Resa):
         """Bind to a layer's cache, as `resa` does.
 
         Raises:
-            Unsupported: settings that the fused step does not serve, or more rows than run at once.
+            Unsupported: settings that the fused step does not serve, or rows too long for shared memory.
             TypeError, ValueError: not a cache of this method's shape, dtype and device (`check_cache`).
         """
         check_cache(cache, self.shape, self.dtype, self.device)

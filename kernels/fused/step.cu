@@ -6,14 +6,13 @@
 // CTA goes through their shared memory, and a barrier in the receiver's counts its bytes: no round through the L2, no
 // other kernel to launch. step.py says which settings it serves, docs/notes/speed.md what it gave.
 //
-// Constants from step.py: HEAD_DIM, GROUP, BLOCK, CLUSTER, PAGE_BLOCKS, SHARED_BYTES (of `Shared`), and 0 or 1 for MINMAX,
-// GROUP_SUM, FP8, FP16, PAGED.
+// Constants from step.py: HEAD_DIM, GROUP, BLOCK, CLUSTER, RESIDENT (CTAs that share a multiprocessor), LOADS (under way in
+// a lane while scoring), PAGE_BLOCKS, SHARED_BYTES (of `Shared`), and 0 or 1 for MINMAX, GROUP_SUM, FP8, FP16, PAGED.
 
 constexpr int THREADS = 256, WARPS = THREADS / 32;
 constexpr int SLOT_BYTES = FP8 ? 1 : 2;                   // of an element of a summary
 constexpr int SUMMARY_BYTES = 2 * HEAD_DIM * SLOT_BYTES;
 constexpr int BLOCK_LANES = SUMMARY_BYTES / 16;           // lanes that load a block's summary, 16 bytes each
-constexpr int LOADS = 16;                                 // under way in a lane while scoring
 constexpr int BLOCKS_A_LOAD = 32 / BLOCK_LANES;
 constexpr int TILE = LOADS * BLOCKS_A_LOAD;               // blocks that a warp scores together
 constexpr int SLOTS_A_LANE = 16 / SLOT_BYTES;
@@ -108,9 +107,9 @@ __device__ __forceinline__ void reduce_scatter(float (&x)[LOADS], int lane, int&
   }
 }
 
-extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS, 1)
+extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS, RESIDENT)
     sparse_step(const __grid_constant__ Arguments a) {
-  extern __shared__ __align__(16) char memory[];
+  char* memory = dynamic_shared();
   Shared& s = *reinterpret_cast<Shared*>(memory);
   u32* keys = reinterpret_cast<u32*>(memory + sizeof(Shared));
   int* list = reinterpret_cast<int*>(memory + sizeof(Shared) + round16(4 * a.key_capacity));
@@ -274,15 +273,17 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
   }
   __syncthreads();
 
-  // ---- the newest block's older keys under way, for its summary
-  u32 rows[UNIT][ROW_WORDS];
+  // ---- the newest block's older keys under way to where partial results will be, for its summary
+  u32* rows = reinterpret_cast<u32*>(partials) + lane;
+  auto row_at = [&](int token, int w) { return rows + (token * ROW_WORDS + w) * 32; };
   const bool summarises = has_newest && warp < NEWEST_WARPS, has_rows = summarises && warp * UNIT < older;
   if (has_rows)
 #pragma unroll
     for (int t = 0; t < UNIT; t++)
 #pragma unroll
       for (int w = 0; w < ROW_WORDS; w++)
-        rows[t][w] = load4(a.k_cache + newest + 2 * min(warp * UNIT + t, older - 1) * a.cache_token + 128 * w);
+        copy4(row_at(warp * UNIT + t, w),
+              a.k_cache + newest + 2 * min(warp * UNIT + t, older - 1) * a.cache_token + 128 * w);
 
   // ---- the n-th largest key. From the least key to one over the largest finite one, where +inf goes, as distances
   // from the least, shifted so that the top bit is used.
@@ -353,6 +354,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
     warp_kept += __popc(__ballot_sync(WARP, over)) + (__popc(__ballot_sync(WARP, tie)) << 16);
   }
   if (lane == 0) s.warp_kept[warp] = warp_kept;
+  await_copies();
   if (summarises) {  // min and max, or sums of what the older keys differ from the newest, and of its squares
 #pragma unroll
     for (int w = 0; w < ROW_WORDS; w++) {
@@ -361,7 +363,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
       if (has_rows)
 #pragma unroll
         for (int t = 0; t < UNIT; t++) {
-          const float2 x = unpack(rows[t][w]);
+          const float2 x = unpack(*row_at(warp * UNIT + t, w));
           if (MINMAX) {
             one.x = fminf(one.x, x.x), one.y = fminf(one.y, x.y);
             two.x = fmaxf(two.x, x.x), two.y = fmaxf(two.y, x.y);

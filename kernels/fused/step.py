@@ -17,7 +17,8 @@ from ..method import StepTensors
 from ..workspace import Workspace
 from . import compiler
 
-THREADS, WARPS, LOADS, HEADS, BINS, PASSES = 256, 8, 16, 8, 256, 4  # as in step.cu
+THREADS, WARPS, HEADS, BINS, PASSES = 256, 8, 8, 256, 4  # as in step.cu
+LOADS = {1: 16, 2: 8}  # under way in a lane while scoring, by CTAs that share a multiprocessor and its registers
 MIN_CAPABILITY = (9, 0)
 HEAD_DIMS = (64, 128)
 BLOCK_SIZES = (16, 32, 64, 128)
@@ -48,21 +49,23 @@ class Plan:
 
     Attributes:
         cluster: CTAs that serve one sequence and KV head.
+        resident: CTAs that share a multiprocessor, 1 or 2.
         keys: blocks that one of them scores at most.
         fixed_bytes: of shared memory, for what does not grow with the context.
         shared_bytes: in all, of one CTA.
     """
 
     cluster: int
+    resident: int
     keys: int
     fixed_bytes: int
     shared_bytes: int
 
 
-def lay_out(config: SparseConfig, head_dim: int, capacity: int, element: int, cluster: int) -> Plan:
+def lay_out(config: SparseConfig, head_dim: int, capacity: int, element: int, cluster: int, resident: int = 1) -> Plan:
     """The layout for caches of `capacity` tokens and elements of so many bytes."""
     blocks, chosen = config.blocks(capacity), config.selected(capacity)
-    tile = LOADS * 32 * 16 // config.summary_bytes(head_dim, element)
+    tile = LOADS[resident] * 32 * 16 // config.summary_bytes(head_dim, element)
     keys = ceil_div(ceil_div(blocks, tile), cluster) * tile
     partial = HEADS * head_dim
     shared = _aligned(  # the members of `Shared` in step.cu, in order
@@ -70,7 +73,8 @@ def lay_out(config: SparseConfig, head_dim: int, capacity: int, element: int, cl
         partial * 2, cluster * HEADS * 8, WARPS * HEADS * 4, WARPS * HEADS * 4, WARPS * 32,
         config.block_size // 16 * 2 * head_dim * 4, cluster * ceil_div(partial // 4, cluster) * 16,
     )  # fmt: skip
-    return Plan(cluster, keys, shared, shared + _aligned(4 * keys, 4 * ceil_div(chosen, cluster), WARPS * partial * 4))
+    whole = shared + _aligned(4 * keys, 4 * ceil_div(chosen, cluster), WARPS * partial * 4)
+    return Plan(cluster, resident, keys, shared, whole)
 
 
 def _aligned(*parts: int) -> int:
@@ -108,26 +112,32 @@ class _Arguments(ctypes.Structure):
 
 
 LOG2_E = 1.4426950408889634
+RESERVED_BYTES = 1024  # of a multiprocessor's shared memory, that the system takes for each CTA
 
 
 def plan(cache: KVCache, config: SparseConfig) -> Plan:
     """The layout of steps on this cache and device.
 
+    Rows that all run at once take clusters as large as can be. More rows take single CTAs, two to a multiprocessor, so
+    that one loads while the other searches; what does not fit at once follows.
+
     Raises:
-        ValueError: more sequences and KV heads than multiprocessors, or a row that needs more shared memory than there
-            is.
+        ValueError: a row that needs more shared memory than there is.
     """
     rows = cache.batch * cache.kv_heads
     size = cluster_size(rows, lambda cluster: compiler.clusters_at_once(cache.device, cluster))
-    if not size:
-        raise ValueError(f"batch: {rows} sequences times KV heads are more than run at once in the fused step")
-    layout = lay_out(config, cache.head_dim, cache.capacity, cache.k.element_size(), size)
-    if layout.shared_bytes > shared_memory():
-        raise ValueError(
-            f"cache: its rows of {config.blocks(cache.capacity)} blocks need {layout.shared_bytes} bytes of shared "
-            f"memory in the fused step, there are {shared_memory()}"
-        )
-    return layout
+    room = shared_memory()
+    layouts = [
+        lay_out(config, cache.head_dim, cache.capacity, cache.k.element_size(), size or 1, resident)
+        for resident in ((1,) if size else (2, 1))
+    ]
+    for layout in layouts:
+        if layout.resident * (layout.shared_bytes + RESERVED_BYTES) <= room + RESERVED_BYTES:
+            return layout
+    raise ValueError(
+        f"cache: its rows of {config.blocks(cache.capacity)} blocks need {layouts[-1].shared_bytes} bytes of shared "
+        f"memory in the fused step, there are {room}"
+    )
 
 
 def constants(cache: KVCache, group: int, config: SparseConfig, layout: Plan) -> dict[str, int]:
@@ -137,6 +147,8 @@ def constants(cache: KVCache, group: int, config: SparseConfig, layout: Plan) ->
         "GROUP": group,
         "BLOCK": config.block_size,
         "CLUSTER": layout.cluster,
+        "RESIDENT": layout.resident,
+        "LOADS": LOADS[layout.resident],
         "SHARED_BYTES": layout.fixed_bytes,
         "PAGE_BLOCKS": cache.page_size // config.block_size if cache.paged else 1,
         "MINMAX": int(config.summary_kind == "minmax"),
@@ -230,9 +242,9 @@ def bind(
 
 def _check_work(cache: KVCache, summaries: Summaries, work: Workspace, config: SparseConfig) -> None:
     """Summaries of the settings asked for, and room as `Workspace.allocate` makes it."""
-    found = summaries.kind, summaries.block_size, summaries.dtype
-    if found != (config.summary_kind, config.block_size, config.summary_dtype):
-        raise ValueError(f"summaries: are {found}, config asks for another kind, block size or dtype")
+    held = summaries.kind, summaries.block_size, summaries.dtype
+    if held != (config.summary_kind, config.block_size, config.summary_dtype):
+        raise ValueError(f"summaries: are {held}, config asks for another kind, block size or dtype")
     blocks, rows = config.blocks(cache.page_size), (cache.batch, cache.kv_heads)
     check_tensor("summaries", summaries.data, (cache.k.shape[0], cache.kv_heads, blocks, 2, cache.head_dim))
     every, chosen = config.blocks(cache.capacity), config.selected(cache.capacity)

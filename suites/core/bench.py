@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol, TypeVar
@@ -16,7 +16,7 @@ from ...profiling.contention import Watch
 from ...profiling.device import Environment
 from ...profiling.timing import Timer
 from .ranks import Ranks
-from .rows import Row
+from .rows import Row, digits
 from .spec import MethodSpec
 
 T = TypeVar("T")
@@ -81,6 +81,7 @@ class RowMaker:
         self.common = {
             **case.columns(),
             "read_ceiling_gbps": round(bench.ceilings.read_gbps, 1),
+            "matrix_ceiling_tflops": digits(bench.ceilings.matrix_tflops, 4),
             "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "command": bench.command,
             "idle_watts": bench.idle_watts,
@@ -97,25 +98,29 @@ class RowMaker:
 
 
 class Conditions:
-    """Clocks and other users of the device around a measurement: from here to `columns`."""
+    """Clocks and other users of the device around a measurement: `with Conditions(device) as conditions`.
+
+    The clocks are read when it begins and when it ends; `read` again now and then between.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._reader, self._watch = ClockReader(device), Watch(device)
         self._states: list[ClockState] = []
 
+    def __enter__(self) -> Conditions:
+        self.read()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.read()
+
     def read(self) -> None:
-        """Read the clocks: before, after, and now and then between."""
+        """Read the clocks."""
         self._states.append(self._reader.read())
 
     def columns(self) -> dict[str, Any]:
         """What rows say about it: the worst of all readings, who else was there, and the status that follows."""
-        return clock_columns(self._states) | {"contention": self._watch.reason()}
-
-
-def clock_columns(states: Sequence[ClockState]) -> dict[str, Any]:
-    """Clocks around a measurement, and the status of its row: throttled, with the reasons, or ok."""
-    clocks = worst(list(states))
-    return asdict(clocks) | {
-        "status": "throttled" if clocks.throttle_reasons else "ok",
-        "reason": clocks.throttle_reasons,
-    }
+        clocks = worst(self._states)
+        status = "throttled" if clocks.throttle_reasons else "ok"
+        reasons = {"status": status, "reason": clocks.throttle_reasons, "contention": self._watch.reason()}
+        return asdict(clocks) | reasons

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 
 from .flags import Options
 from .ranked import LeadingWorker, follow
 from .ranks import Ranks
 from .registry import Plan, Suite
+from .results import check_place
 from .runner import Outcome, default_folder, run_cases
 from .worker import Settings, Worker
 
@@ -27,7 +29,7 @@ def run_suite(
         draw: makes the figures of result files in a folder, of suites that take --no-plots; None for none.
 
     Raises:
-        ValueError: options that do not go together.
+        ValueError: options that do not go together. OSError: results cannot be written there, known before measuring.
     """
     if suite.act is not None:
         return suite.act(options, device, command, console)
@@ -47,6 +49,7 @@ def run_suite(
         console.print(note, highlight=False, markup=False)
     text = f"{len(plan.cases)} cases x {len(plan.specs)} methods on {device}; results in {path}"
     console.print(text, highlight=False, markup=False)
+    check_place(path)
     outcome = run_cases(
         plan.cases, plan.specs, LeadingWorker(settings) if ranks.world > 1 else Worker(settings), path, device, console,
         fresh=plan.fresh or options.fresh, kinds=plan.kinds, further=plan.further,
@@ -83,7 +86,7 @@ def say_how_it_ended(outcome: Outcome, console: Console) -> None:
     console.print(text, highlight=False, markup=False)
     if outcome.lost:
         text = f"{len(outcome.lost)} failures did not take the place of rows that were measured before"
-        console.print(f"[yellow]{text}[/]: {outcome.lost[0].reason}", highlight=False)
+        console.print(f"[yellow]{text}[/]: {escape(outcome.lost[0].reason or '')}", highlight=False)
     if outcome.interrupted:
         console.print("[yellow]interrupted:[/] finished cases are kept; the same command goes on from here")
     elif outcome.failures:

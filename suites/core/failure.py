@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from ...kernels import NotHere, Unsupported
+from .bench import Case
 
 REASON_CHARS = 300
+CPU_ALLOCATOR = "DefaultCPUAllocator: "
+"""Begins what torch's allocator on a CPU says, which raises a mere RuntimeError, when memory is out."""
 
 
 class CheckFailed(Exception):
     """A method's result is outside its error bound."""
-
-
-class HasShape(Protocol):
-    """A case of any suite, as far as failures concern it."""
-
-    @property
-    def shape(self) -> Any: ...
-    @property
-    def torch_dtype(self) -> torch.dtype: ...
 
 
 def failure(error: BaseException) -> dict[str, Any]:
@@ -36,14 +30,14 @@ def failure(error: BaseException) -> dict[str, Any]:
         return {"status": "skipped", "reason": text, "final": True}
     if isinstance(error, NotHere):
         return {"status": "skipped", "reason": text}
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "not enough memory" in text:  # the CPU allocator's
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or CPU_ALLOCATOR in words:
         return {"status": "oom", "reason": text}
     if isinstance(error, CheckFailed):
         return {"status": "failed", "reason": f"check: {text}"}
     return {"status": "failed", "reason": f"{type(error).__name__}: {text}"}
 
 
-def unavailable(specs: Any, case: HasShape, device: torch.device) -> Iterator[tuple[Any, str | None]]:
+def unavailable(specs: Any, case: Case, device: torch.device) -> Iterator[tuple[Any, str | None]]:
     """Each spec, and why it cannot run on this case and device, or None."""
     for spec in specs:
         yield spec, spec.kind.unavailable(case.shape, case.torch_dtype, device)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,21 +23,23 @@ MOST_TOKENS = 1 << 24  # of any context: beyond what any model or device here ho
 Options = SimpleNamespace
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Flag:
     """An option of a command.
 
     Attributes:
-        names: as typed, the first of them names the value.
+        names: as typed, one or several; the first of them names the value unless `to` does.
         kind: makes a value of a word; raises ValueError with what was expected.
         default: what a suite takes where the flag is not given.
         many: takes one value or more, as a tuple; a value given twice is one unless it `repeats`.
         constant: a switch that stands for this value, and takes none.
+        bare: what the flag stands for where it is given without a value; None: it needs one.
     """
 
-    names: tuple[str, ...]
+    names: str | tuple[str, ...]
     help: str
     group: str = RUN
+    _: KW_ONLY
     kind: Callable[[str], Any] = str
     default: Any = None
     many: bool = False
@@ -45,12 +47,18 @@ class Flag:
     choices: tuple[str, ...] = ()
     metavar: str | None = None
     constant: Any = None
+    bare: Any = None
     to: str | None = None
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Each of the names."""
+        return (self.names,) if isinstance(self.names, str) else self.names
 
     @property
     def name(self) -> str:
         """The name of the value in `Options`."""
-        return self.to or self.names[0].lstrip("-").replace("-", "_")
+        return self.to or self.words[0].lstrip("-").replace("-", "_")
 
     def but(self, **changes: Any) -> Flag:
         """The same flag where a suite has another default, or says more of it."""
@@ -60,11 +68,12 @@ class Flag:
         """Add it to a group of an argparse parser; what is not given stays out of the namespace."""
         common: dict[str, Any] = {"help": self.help.replace("%", "%%"), "dest": self.name, "default": argparse.SUPPRESS}
         if self.constant is not None:
-            group.add_argument(*self.names, action="store_const", const=self.constant, **common)
+            group.add_argument(*self.words, action="store_const", const=self.constant, **common)
             return
         common |= {"choices": self.choices or None, "nargs": "+" if self.many else None}
         common |= {"metavar": self.metavar} if self.metavar else {}
-        group.add_argument(*self.names, type=argument(self.kind), **common)
+        common |= {"nargs": "?", "const": self.bare} if self.bare is not None else {}
+        group.add_argument(*self.words, type=argument(self.kind), **common)
 
 
 def argument(kind: Callable[[str], Any]) -> Callable[[str], Any]:
@@ -133,57 +142,47 @@ def size_word(count: int) -> str:
     return f"{count // K}k" if count % K == 0 else str(count)
 
 
+def switch(names: str | tuple[str, ...], help: str, group: str = RUN) -> Flag:
+    """A flag that takes no value: true where it is given."""
+    return Flag(names, help, group, constant=True, default=False)
+
+
+def several(name: str, help: str, group: str = CASES, **options: Any) -> Flag:
+    """A flag that takes one value or more; none where it is not given."""
+    return Flag(name, help, group, **(dict[str, Any](many=True, default=()) | options))
+
+
 # ---- which cases
 
-QUICK = Flag(names=("--quick",), to="scale", constant="quick", group=CASES, help="few short cases")
-FULL = Flag(names=("--full",), to="scale", constant="full", group=CASES, help="the whole grid, resumable")
-CASE = Flag(names=("--case",), many=True, group=CASES, metavar="GLOB", default=(), help="only cases whose name matches")
-CONTEXT = Flag(
-    names=("--context",), many=True, kind=tokens, group=CASES, metavar="TOKENS", default=(), help="e.g. 4K 262144"
-)
-BATCH = Flag(
-    names=("--batch",), many=True, kind=whole(1, 4096), group=CASES, metavar="B", default=(), help="sequences at once"
-)
-MODEL = Flag(names=("--model",), group=CASES, metavar="NAME|PATH", help="a preset, a Hugging Face folder, a .gguf file")
-WEIGHTS = Flag(
-    names=("--weights",), many=True, choices=("bf16", "fp16", "fp32", "int4"), default=(), group=CASES,
-    help="default bf16, on a CPU fp32",
-)  # fmt: skip
-DTYPE = Flag(
-    names=("--dtype",), choices=tuple(DTYPES), group=CASES, help="of activations and K/V: default bf16, on a CPU fp32"
-)
-PROMPT_TOKENS = Flag(
-    names=("--prompt-tokens",), kind=tokens, group=CASES, metavar="TOKENS", help="prefilled densely"
-)  # fmt: skip
-STEPS = Flag(names=("--steps",), kind=tokens, group=CASES, metavar="TOKENS", help="tokens decoded after the prompt")
-PROMPT = Flag(
-    names=("--prompt",), choices=("synthetic", "text"), group=CASES, help="what the caches hold: noise, or real text"
-)
-PAGE_SIZE = Flag(
-    names=("--page-size",), kind=whole(0, 1 << 20), group=CASES, metavar="TOKENS", help="paged caches; 0: contiguous"
-)
-SHARED_KV = Flag(
-    names=("--shared-kv",), constant=True, default=False, group=CASES,
-    help="one K/V cache for all layers (speed only, not text)",
-)  # fmt: skip
-SEED = Flag(names=("--seed",), kind=whole(0, 2**63 - 1), default=0, group=CASES, help="of random inputs")
-TEMPERATURE = Flag(
-    names=("--temperature",), kind=number(0.0, 100.0), default=0.0, group=CASES, metavar="T", help="0 is greedy"
-)
+QUICK = Flag("--quick", "few short cases", CASES, to="scale", constant="quick")
+FULL = Flag("--full", "the whole grid, resumable", CASES, to="scale", constant="full")
+CASE = several("--case", "only cases whose name matches", metavar="GLOB")
+CONTEXT = several("--context", "e.g. 4K 262144", kind=tokens, metavar="TOKENS")
+BATCH = several("--batch", "sequences at once", kind=whole(1, 4096), metavar="B")
+MODEL = Flag("--model", "a preset, a Hugging Face folder, a .gguf file", CASES, metavar="NAME|PATH")
+WEIGHTS = several("--weights", "default bf16, on a CPU fp32", choices=("bf16", "fp16", "fp32", "int4"))
+DTYPE = Flag("--dtype", "of activations and K/V: default bf16, on a CPU fp32", CASES, choices=tuple(DTYPES))
+PROMPT_TOKENS = Flag("--prompt-tokens", "prefilled densely", CASES, kind=tokens, metavar="TOKENS")
+STEPS = Flag("--steps", "tokens decoded after the prompt", CASES, kind=tokens, metavar="TOKENS")
+PROMPT = Flag("--prompt", "what the caches hold: noise, or real text", CASES, choices=("synthetic", "text"))
+PAGE_SIZE = Flag("--page-size", "paged caches; 0: contiguous", CASES, kind=whole(0, 1 << 20), metavar="TOKENS")
+SHARED_KV = switch("--shared-kv", "one K/V cache for all layers (speed only, not text)", CASES)
+SEED = Flag("--seed", "of random inputs", CASES, kind=whole(0, 2**63 - 1), default=0)
+TEMPERATURE = Flag("--temperature", "0 is greedy", CASES, kind=number(0.0, 100.0), default=0.0, metavar="T")
 TOP_P = Flag(
-    names=("--top-p",), kind=number(0.0, 1.0, above=0.0), default=1.0, group=CASES, metavar="P",
-    help="share of probability that is sampled from",
+    "--top-p", "share of probability that is sampled from", CASES, kind=number(0.0, 1.0, above=0.0), default=1.0,
+    metavar="P",
 )  # fmt: skip
 
 # ---- which methods
 
-METHOD = Flag(
-    names=("--method",), many=True, default=(), metavar="NAME", group=METHODS,
-    help="each as its name alone means, at the settings below; `resa-bench doctor` lists them",
+METHOD = several(
+    "--method", "each as its name alone means, at the settings below; `resa-bench doctor` lists them", METHODS,
+    metavar="NAME",
 )  # fmt: skip
-SUMMARY = Flag(
-    names=("--summary",), many=True, choices=SUMMARIES, default=(), group=METHODS,
-    help="what a block is scored by; -fp8: half the bytes of 16-bit summaries, rounded (docs/notes/quality.md)",
+SUMMARY = several(
+    "--summary", "what a block is scored by; -fp8: half the bytes of 16-bit summaries, rounded (docs/notes/quality.md)",
+    METHODS, choices=SUMMARIES,
 )  # fmt: skip
 
 
@@ -197,9 +196,9 @@ def _setting_flag(name: str) -> Flag:
         kind = whole(int(entry.least or 0), int(entry.most or 10**9))
     else:
         kind = number(entry.least or 0.0, entry.most or 1e9, above=entry.above)
-    return Flag(
-        names=(entry.flag,), to=name, help=entry.help, group=METHODS, kind=kind, many=True, default=(),
-        choices=entry.choices if entry.kind is str else (), metavar=None if entry.kind is str else entry.symbol,
+    return several(
+        entry.flag, entry.help, METHODS, to=name, kind=kind, choices=entry.choices if entry.kind is str else (),
+        metavar=None if entry.kind is str else entry.symbol,
     )  # fmt: skip
 
 
@@ -219,15 +218,13 @@ def method_flags(listed: Mapping[str, Iterable[Any]]) -> tuple[Flag, ...]:
 
 # ---- the run
 
-DEVICE = Flag(names=("--device",), help="cuda, cuda:1 or cpu (default: a GPU if there is one)")
-OUTPUT = Flag(names=("--output",), kind=path, metavar="DIR", help="default runs/<device>/<version>[/quick]")
-FRESH = Flag(names=("--fresh",), constant=True, default=False, help="measure again what the output holds already")
-PLAN = Flag(names=("--plan", "--list"), constant=True, default=False, help="print cases and methods, and stop")
-NO_PLOTS = Flag(names=("--no-plots",), constant=True, default=False, help="leave out the figures")
-NO_EAGER = Flag(names=("--no-eager",), constant=True, default=False, help="leave out the eager rows")
-SECONDS = Flag(
-    names=("--seconds",), kind=number(0.0, 3600.0), default=2.0, metavar="S", help="decode at least that long"
-)
+DEVICE = Flag("--device", "cuda, cuda:1 or cpu (default: a GPU if there is one)")
+OUTPUT = Flag("--output", "default runs/<device>/<version>[/quick]", kind=path, metavar="DIR")
+FRESH = switch("--fresh", "measure again what the output holds already")
+PLAN = switch(("--plan", "--list"), "print cases and methods, and stop")
+NO_PLOTS = switch("--no-plots", "leave out the figures")
+NO_EAGER = switch("--no-eager", "leave out the eager rows")
+SECONDS = Flag("--seconds", "decode at least that long", kind=number(0.0, 3600.0), default=2.0, metavar="S")
 RUN_FLAGS = (DEVICE, OUTPUT, FRESH, PLAN, NO_PLOTS)
 
 
@@ -264,10 +261,7 @@ def words(flags: Iterable[Flag], values: Options) -> list[str]:
     typed: list[str] = []
     for flag in flags:
         value = getattr(values, flag.name)
-        if value == flag.default:
-            continue
-        if flag.constant is not None:
-            typed += [flag.names[0]] if value == flag.constant else []
-        else:
-            typed += [flag.names[0], *map(str, value if flag.many else (value,))]
+        if value != flag.default:
+            typed.append(flag.words[0])
+            typed += [] if flag.constant is not None else map(str, value if flag.many else (value,))
     return typed

@@ -12,6 +12,7 @@ from .spec import Variant, is_dense
 
 # Okabe and Ito's palette, which colour-blind readers tell apart.
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
+DARK_RED = "#8E1B00"  # the one kernel's: nearly VERMILLION's hue, darker
 BLUE, VERMILLION, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
 GREY, DARK_GREY, LIGHT_GREY = "#777777", "#444444", "#BBBBBB"
 SOLID, DASHED, DASHDOT, DOTTED = "-", (0, (4, 1.5)), (0, (5, 1.2, 1, 1.2)), (0, (1, 1.2))
@@ -30,7 +31,7 @@ class Look:
 LOOKS = {
     "resa": Look(VERMILLION, "o", SOLID, "ReSA"),
     "resa-torch": Look(VERMILLION, "o", SOLID, "ReSA (torch)"),
-    "resa-fused": Look(VERMILLION, "*", DASHED, "ReSA (one kernel)"),
+    "resa-fused": Look(DARK_RED, "D", SOLID, "ReSA (one kernel)"),
     "resa-authors": Look(PURPLE, "*", DASHED, "ReSA (authors)"),
     "resa-lossless": Look(GREEN, "h", DASHDOT, "ReSA lossless"),
     "sparse": Look(ORANGE, ">", DASHED, "sparse only"),
@@ -50,7 +51,7 @@ LOOKS = {
 TITLES = {method: look.title for method, look in LOOKS.items()}
 _SPARE = (BLUE, GREEN, PURPLE, ORANGE, SKY)
 _MARKERS = "osD^v<>phX"  # each of them can be drawn hollow
-_SHADES = (-0.4, 0.45, -0.62, 0.65, -0.2, 0.25)
+_SHADES = (-0.4, 0.4, -0.65, 0.55, -0.2, 0.2)
 
 
 def look_of(method: str) -> Look:

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from .bench import Bench, Case, Report
 from .flags import Flag, Options
+from .reference import WHOLE, Part
 from .rows import Row
 from .spec import MethodSpec
 
@@ -61,6 +62,7 @@ class Suite:
             to exit status.
         shares_model: whether the ranks that torchrun starts share one model (tensor parallel).
         extra: the optional dependencies of pyproject.toml that it needs.
+        reference: its parts of the reference run; the default list where it says nothing.
     """
 
     name: str
@@ -74,6 +76,7 @@ class Suite:
     act: Callable[[Options, torch.device, str, Console], int] | None = None
     extra: str | None = None
     shares_model: bool = False
+    reference: tuple[Part, ...] = WHOLE
 
     def __post_init__(self) -> None:
         if self.act is None and None in (self.run, self.report):
@@ -99,8 +102,8 @@ def folders() -> list[str]:
 
 def suites() -> dict[str, Suite]:
     """Every suite by name: those of this package in the order people meet them, then registered ones."""
-    found = {name: get_suite(name) for name in sorted(folders(), key=_rank)}
-    return found | _registered
+    own = {name: get_suite(name) for name in sorted(folders(), key=_rank)}
+    return own | _registered
 
 
 def get_suite(name: str) -> Suite:

@@ -11,6 +11,7 @@ import fcntl
 import gzip
 import json
 import os
+import tempfile
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -121,18 +122,42 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
+def check_folder(folder: Path) -> None:
+    """Make a folder for outputs, and write a file of no name there. Raises OSError, with the place, if that fails."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b" ")
+            file.flush()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(folder)) from error
+
+
+def check_place(path: Path) -> None:
+    """See, before anything is measured, that a result file and its CSV can be written. Raises OSError."""
+    check_folder(path.resolve().parent)
+    check_folder(path.parent)
+    for file in (path, path.with_suffix(".csv")):
+        if file.exists():
+            file.open("ab").close()
+
+
 def append(path: Path, rows: Iterable[Row]) -> None:
     """Append rows by a single write and flush them to the disk; after a line without a newline, on a new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     data = _lines(rows)
-    with path.open("ab+") as file:
-        if file.tell():
+    with path.open("ab+", buffering=0) as file:
+        if size := file.tell():
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":
                 data = b"\n" + data
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+        try:
+            while data:
+                data = data[file.write(data) :]
+            os.fsync(file.fileno())
+        except OSError as error:  # a full disk: half a case is of no use
+            file.truncate(size)
+            raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def rewrite(path: Path, rows: Iterable[Row], unreadable: Iterable[tuple[int, str, str]] = ()) -> None:
@@ -146,10 +171,14 @@ def rewrite(path: Path, rows: Iterable[Row], unreadable: Iterable[tuple[int, str
         with path.with_name(path.name + ".unreadable").open("a") as file:
             file.writelines(line + "\n" for line in lines)
     temporary = path.with_name(path.name + ".part")
-    with temporary.open("wb") as file:
-        file.write(_lines(rows))
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with temporary.open("wb") as file:
+            file.write(_lines(rows))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
     temporary.replace(path)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields, make_dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields, make_dataclass
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -109,6 +109,7 @@ class WorkPart:
     floor_fraction: float | None = None
     gbps: float | None = None
     read_ceiling_gbps: float | None = None
+    matrix_ceiling_tflops: float | None = None
     speedup_vs_best_dense: float | None = None
     best_dense: str | None = None
     floor_speedup: float | None = None  # what the floors allow: best dense's floor over this row's
@@ -224,20 +225,7 @@ class Row(
 
 
 COLUMNS = tuple(f.name for f in fields(Row))
-REQUIRED = (
-    "suite",
-    "model",
-    "case",
-    "method",
-    "stage",
-    "context",
-    "batch",
-    "q_heads",
-    "kv_heads",
-    "head_dim",
-    "status",
-)
-
+REQUIRED = tuple(f.name for f in fields(Row) if f.default is MISSING)
 IDENTITY = (
     "suite", "model", "case", "method", "stage", "context", "batch", *SETTINGS, "dtype", "weight_dtype", "kv_layout",
     "paged", "shared_kv", "selection_pattern", "cache_state", "launch", "metric", "step", "layer", "head", "depth",

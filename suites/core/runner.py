@@ -19,13 +19,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from ...profiling.device import device_name, source_state, source_tag
 from .bench import Case, Report
+from .exits import DONE, INTERRUPTED
+from .exits import FAILED as SOMETHING_FAILED
 from .failure import unavailable
 from .results import Contents, append, locked, read_file, rewrite, write_csv
 from .rows import FAILED, Row, from_record, identity, not_finite, to_record
 from .spec import MethodSpec
 from .worker import Worker, WorkerDied
-
-INTERRUPTED = 130  # exit status
 
 
 @dataclass(slots=True)
@@ -47,8 +47,8 @@ class Outcome:
 
     @property
     def exit_status(self) -> int:
-        """0 fine, 1 something failed, 130 interrupted."""
-        return INTERRUPTED if self.interrupted else int(bool(self.failures))
+        """Done, something failed, or interrupted (`exits.MEANINGS`)."""
+        return INTERRUPTED if self.interrupted else SOMETHING_FAILED if self.failures else DONE
 
 
 def default_folder(device: torch.device) -> Path:

@@ -134,10 +134,10 @@ def default_list(
 
 def matching(cases: Sequence[DecodeCase], names: Sequence[str]) -> list[DecodeCase]:
     """Cases whose slug matches any glob (or contains the text), each once. Raises ValueError if none is left."""
-    found = [c for c in cases if not names or any(fnmatch(c.slug, n) or n in c.slug for n in names)]
-    if not found:
+    chosen = [c for c in cases if not names or any(fnmatch(c.slug, n) or n in c.slug for n in names)]
+    if not chosen:
         raise ValueError(f"--case {' '.join(names)}: no case matches; see `resa-bench decode --plan`")
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(chosen))
 
 
 def is_study(case: DecodeCase) -> bool:

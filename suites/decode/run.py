@@ -8,25 +8,25 @@ from typing import Any
 
 import torch
 
-from ...kernels import Traffic
 from ...profiling.energy import EnergyCounter
 from ...profiling.ranges import StageClock, listening
 from ...profiling.stats import mean_interval
 from ...profiling.timeline import TraceMismatch
 from ...profiling.trace import break_down
-from ..core.bench import Bench, Conditions, Report, RowMaker
+from ..core.bench import Bench, Conditions, Report
 from ..core.rows import Row, digits
 from ..core.spec import MethodSpec, is_dense
 from ..core.speedups import with_speedups
+from ..core.work import NOTHING, Work
 from ..engine.bind import Bound, Place, bind
 from ..engine.case import capacity
-from ..engine.costs import Costs, TokenCosts, memory_bytes, rectification, step_weights, too_large
+from ..engine.costs import memory_bytes, model_work, step_weights, too_large
 from ..engine.drift import DriftMeter
 from ..engine.engine import State
 from ..engine.exchange_time import exchange_time
 from ..engine.loader import Loader, copy_tokens, prompt_ids, release
 from ..engine.measure import EAGER_STEPS, Timing, time_decoding, time_period
-from ..engine.methods import chunk_rows, run_methods
+from ..engine.methods import MethodRun, run_methods
 from ..engine.prompt import fill_synthetic
 from .cases import TEXT_PERIODS, DecodeCase, prompt_tokens
 
@@ -36,27 +36,23 @@ ENERGY_SECONDS = 2.0
 TEXT_CHARS = 600  # of a continuation kept in its row
 
 
-class CaseRun:
-    """One case in hand: its model, its caches, and the rows so far."""
+class CaseRun(MethodRun):
+    """One case in hand: its model and its caches."""
 
-    def __init__(self, case: DecodeCase, specs: Sequence[MethodSpec], bench: Bench, on_step: Report) -> None:
-        self.case, self.specs, self.bench, self.on_step = case, list(specs), bench, on_step
-        self.row = RowMaker(case, bench)
+    case: DecodeCase
 
     def prepare(self, loader: Loader) -> None:
         """Model, caches and what they hold."""
         case = self.case
-        self.on_step("model")
-        self.loaded = loader.model(case, chunk_rows(case.batch, self.specs), self.bench.device)
-        decoder = self.decoder = self.loaded.decoder
+        self.load(loader)
         self.prompt = prompt_tokens(case, self.specs)
         history = max([TEXT_PERIODS * spec.period for spec in self.specs] + [2 * EAGER_STEPS])
         history = max([history, *(spec.window for spec in self.specs)])
         self.on_step("caches")
-        self.state = State.allocate(decoder, case.batch, capacity(case), history, shared_kv=case.shared_kv)
+        self.state = State.allocate(self.decoder, case.batch, capacity(case), history, shared_kv=case.shared_kv)
         if case.prompt == "synthetic":
             fill_synthetic(self.state, case.seed)
-            pending = torch.arange(1, case.batch + 1, device=decoder.device)
+            pending = torch.arange(1, case.batch + 1, device=self.device)
             self.place = Place(self.state, case.context, pending)
             return
         copy_tokens(loader.prefilled(self.loaded, self.prompt, self.on_step), self.state, self.prompt)
@@ -67,17 +63,17 @@ class CaseRun:
         """Bind a method to the case, check it, and capture it where it can be. Raises CheckFailed, Unsupported."""
         return bind(self.decoder, self.place, spec, sampling=self.case.sampling)
 
-    def costs(self, bound: Bound) -> Costs:
-        """Costs at the lists that the last step selected."""
-        case, every = self.case, bound.engine.rectify_every
+    def work(self, bound: Bound) -> Work:
+        """A step's work at the lists that the last step selected."""
+        case, engine = self.case, bound.engine
         self.state.lengths.fill_(case.context)
-        attention = sum((layer.traffic()["total"] for layer in bound.engine.layers), Traffic(0))
-        weights = replace(step_weights(case, bound.engine.window), bytes=self.decoder.weight_bytes)
-        return Costs(weights, attention, rectification(case, every) if every else Traffic(0), every)
+        attention = sum((layer.traffic()["total"] for layer in engine.layers), NOTHING)
+        weights = replace(step_weights(case, engine.window), bytes=self.decoder.weight_bytes)
+        return model_work(case, bound.spec, weights + attention, engine.rectify_every is not None)
 
     def measure(self, spec: MethodSpec) -> Iterator[Row]:
         """Rows of one method, as they come: what fails late leaves what was measured before."""
-        bench, case, device = self.bench, self.case, self.bench.device
+        bench, case, device = self.bench, self.case, self.device
         cuda = device.type == "cuda"
         self.on_step(f"check {spec.label}")
         bound = self.contend(spec)
@@ -87,41 +83,39 @@ class CaseRun:
         tokens = spec.period
         text = case.prompt == "text"
         self.on_step(f"time {spec.label}")
-        conditions = Conditions(device)
         self.place.before(tokens)
         time_decoding(bound.step, bound.rectify, tokens, device, periods=1, ranks=bench.ranks)  # warm-up
-        conditions.read()
-        timing = time_decoding(
-            bound.step,
-            bound.rectify,
-            tokens,
-            device,
-            restart=(lambda: None) if text else (lambda: self.place.before(tokens)),
-            periods=TEXT_PERIODS - 1 if text else bench.plan.periods,
-            seconds=0.0 if text else bench.plan.seconds,
-            energy=EnergyCounter(device),
-            context=None if text else case.context,
-            ranks=bench.ranks,
-        )
-        conditions.read()
+        with Conditions(device) as conditions:
+            timing = time_decoding(
+                bound.step,
+                bound.rectify,
+                tokens,
+                device,
+                restart=(lambda: None) if text else (lambda: self.place.before(tokens)),
+                periods=TEXT_PERIODS - 1 if text else bench.plan.periods,
+                seconds=0.0 if text else bench.plan.seconds,
+                energy=EnergyCounter(device),
+                context=None if text else case.context,
+                ranks=bench.ranks,
+            )
         written = self.text() if text else None
         clocks = conditions.columns()
-        costs = self.costs(bound)
+        work = self.work(bound)
         peak = max(bench.ranks.gathered(torch.cuda.max_memory_allocated(device))) if cuda else None
-        total = self.total(bound, timing, costs, clocks, bound.launch, text=written, peak_memory_bytes=peak)
+        total = self.total(bound, timing, work, clocks, bound.launch, text=written, peak_memory_bytes=peak)
         yield total
         if bench.plan.breakdown and bench.ranks.same(total.timed):
             self.on_step(f"break down {spec.label}")
             yield from self.stage_rows(bound, timing, clocks)
         if bench.plan.eager and bound.launch == "graph":
             self.on_step(f"eager {spec.label}")
-            yield self.eager(bound, costs, clocks)
+            yield self.eager(bound, work, clocks)
         if bench.plan.drift and bound.engine.rectify_every:
             yield from self.drift_rows(bound)
 
-    def eager(self, bound: Bound, costs: Costs, clocks: dict[str, Any]) -> Row:
+    def eager(self, bound: Bound, work: Work, clocks: dict[str, Any]) -> Row:
         """The row of steps launched eagerly: some steps, and one rectification timed apart."""
-        device = self.bench.device
+        device = self.device
         self.place.before(2 * EAGER_STEPS)
         time_period(bound.engine.step, None, EAGER_STEPS, device)
         timing = Timing(*time_period(bound.engine.step, None, EAGER_STEPS, device))
@@ -131,7 +125,7 @@ class CaseRun:
             bound.engine.rectify()
             _, wall_us = time_period(bound.engine.rectify, None, 1, device)
             timing.apart_us = wall_us / every
-        return self.total(bound, timing, costs, clocks, "eager")
+        return self.total(bound, timing, work, clocks, "eager")
 
     def drift_rows(self, bound: Bound) -> Iterator[Row]:
         """Decode some periods again under the drift meter: rows of what each rectification found."""
@@ -156,11 +150,11 @@ class CaseRun:
         return self.loaded.tokenizer.decode(self.state.history[:count, 0].tolist())[:TEXT_CHARS]
 
     def total(
-        self, bound: Bound, timing: Timing, costs: TokenCosts, clocks: dict[str, Any], launch: str, **columns: Any
+        self, bound: Bound, timing: Timing, work: Work, clocks: dict[str, Any], launch: str, **columns: Any
     ) -> Row:
         """The row of a whole step, rectification amortised in."""
         case = self.case
-        mean, floor = timing.mean_us, costs.floor_us(self.bench.ceilings)
+        mean = timing.mean_us
         common = {
             "launch": launch,
             "cache_state": "cold",
@@ -169,18 +163,10 @@ class CaseRun:
             **clocks,
             **columns,
         }
-        verdict = self.bench.ceilings.verdict(floor, mean)
-        if verdict.kind == "impossible" and firm_ceilings(self.bench.device):
+        verdict = self.bench.ceilings.verdict(work.floor_us(self.bench.ceilings), mean)
+        if verdict.kind == "impossible" and firm_ceilings(self.device):
             return self.row(bound.spec, **(common | {"status": "failed", "reason": verdict.reason}))
-        floors: dict[str, Any] = {}
-        if verdict.kind != "impossible":
-            floor = costs.floor_us(verdict.ceilings)
-            floors = {
-                "floor_us": digits(floor),
-                "floor_fraction": digits(floor / mean),
-                "read_ceiling_gbps": round(verdict.ceilings.read_gbps, 1),
-            }
-            common["reason"] = "; ".join(filter(None, (common["reason"], verdict.reason))) or None
+        common |= work.columns(mean, verdict, common["reason"])
         interval = mean_interval(timing.period_us)
         joules = None  # the counter is too coarse for less than two seconds
         if timing.joules is not None and timing.seconds >= ENERGY_SECONDS:
@@ -201,13 +187,8 @@ class CaseRun:
             wall_mean_us=digits(timing.wall_mean_us),
             tokens_per_s=digits(case.batch / mean * 1e6),
             joules_per_token=joules,
-            bytes=costs.bytes,
-            flops=costs.flops,
-            **floors,
-            gbps=digits(costs.bytes / mean / 1e3),
             **self.exchange(bound.spec, mean),
-            max_rel_error=digits(bound.check.max_rel_error, 3),
-            error_budget_used=digits(bound.check.budget_used, 3),
+            **bound.check.columns(),
         )
 
     def exchange(self, spec: MethodSpec, mean_us: float) -> dict[str, Any]:
@@ -222,7 +203,7 @@ class CaseRun:
     def breakdown(self, bound: Bound) -> tuple[dict[str, float], dict[str, float]]:
         """Microseconds by stage of one step, and of one rectification."""
         engine, every = bound.engine, bound.engine.rectify_every
-        if self.bench.device.type != "cuda":
+        if self.device.type != "cuda":
             self.place.before(CLOCKED_STEPS)
             clock = StageClock()
             with listening(clock):

@@ -13,6 +13,7 @@ from ...profiling.timing import make_timer
 from ..core import flags
 from ..core.flags import Flag, Options, number, whole
 from ..core.ranks import Ranks
+from ..core.reference import Part
 from ..core.registry import Plan, Suite
 from ..core.report import new_table
 from ..core.spec import MethodSpec, unique
@@ -43,22 +44,20 @@ EXAMPLES = f"""examples:
 
 A rerun goes on where the last one stopped (same device, commit and output folder); --fresh starts over."""
 
-DRIFT = Flag(
-    names=("--drift",), constant=True, default=False, help="ReSA: what each rectification says about the steps before"
-)
+DRIFT = flags.switch("--drift", "ReSA: what each rectification says about the steps before")
 SIMULATE_RANKS = Flag(
-    names=("--simulate-ranks",), kind=whole(2, 1024), metavar="N", group=flags.CASES,
-    help="what one of N GPUs does that share the model: its heads and columns, without the exchange",
+    "--simulate-ranks", "what one of N GPUs does that share the model: its heads and columns, without the exchange",
+    kind=whole(2, 1024), metavar="N", group=flags.CASES,
 )  # fmt: skip
 EXCHANGE_US = Flag(
-    names=("--exchange-us",), kind=number(0.0, 1e6, above=0.0), metavar="US",
-    help="an all-reduce of few bytes, as measured (default: NCCL's own model of an H100's NVLink)",
+    "--exchange-us", "an all-reduce of few bytes, as measured (default: NCCL's own model of an H100's NVLink)",
+    kind=number(0.0, 1e6, above=0.0), metavar="US",
 )  # fmt: skip
 EXCHANGE_GBPS = Flag(
-    names=("--exchange-gbps",), kind=number(0.0, 1e6, above=0.0), metavar="GB/s",
-    help="an all-reduce's bandwidth over each link, as measured; beside --exchange-us",
+    "--exchange-gbps", "an all-reduce's bandwidth over each link, as measured; beside --exchange-us",
+    kind=number(0.0, 1e6, above=0.0), metavar="GB/s",
 )  # fmt: skip
-NO_BREAKDOWN = Flag(names=("--no-breakdown",), constant=True, default=False, help="leave out the stages")
+NO_BREAKDOWN = flags.switch("--no-breakdown", "leave out the stages")
 FLAGS = (
     flags.QUICK, flags.FULL, flags.CASE, flags.CONTEXT, flags.BATCH,
     flags.MODEL.but(help=f"{', '.join((*MODELS, SMOLLM))}, a Hugging Face folder or a .gguf file (presets have random "
@@ -161,7 +160,7 @@ def plan(options: Options, device: torch.device) -> Plan:
         exchange=choose_exchange(options), drift=options.drift,
     )  # fmt: skip
     kinds = [*(["eager"] if measure.eager and cuda else []), *(["gap"] if measure.breakdown else [])]
-    narrowed = options.case or options.context or options.batch or options.weights or options.shared_kv
+    narrowed = options.context or options.batch or options.weights or options.shared_kv  # --case picks from the list
     study = cuda and options.scale == "default" and not narrowed and Sweep.of(options).plain
     note = f"under {tool}: stages are left out, since two tracers cannot share the GPU"
     return Plan(
@@ -223,5 +222,16 @@ def show_plan(plan: Plan, device: torch.device, console: Console) -> None:
         console.print(f"the device has {total / 1e9:.1f} GB; cases in red do not fit and are skipped", highlight=False)
 
 
-SUITE = Suite("decode", "a whole transformer, token by token", EXAMPLES, FLAGS, plan, run_case, print_report, show_plan,
-              shares_model=True)  # fmt: skip
+ENERGY = "--context 64K 256K --batch 1 4 --weights int4 --no-eager --no-breakdown --seconds 4"
+REFERENCE = (
+    Part("--case '*-b1-*'", gpu_minutes=4.0, cpu_minutes=4.0),
+    Part("--case '*-b4-*' '*-b8-*'", name="batches", gpu_minutes=4.0, cpu_minutes=None),
+    Part(
+        f"{ENERGY} --method resa resa-fused sdpa-cudnn triton-dense", name="energy", file="energy",
+        gpu_minutes=1.7, cpu_minutes=None,
+    ),
+)  # fmt: skip
+SUITE = Suite(
+    "decode", "a whole transformer, token by token", EXAMPLES, FLAGS, plan, run_case, print_report, show_plan,
+    shares_model=True, reference=REFERENCE,
+)  # fmt: skip

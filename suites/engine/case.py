@@ -42,8 +42,11 @@ class ModelCase:
         def batch(self) -> int: ...
         @property
         def context(self) -> int: ...
-        @property
-        def weights(self) -> str: ...
+
+    @property
+    def weights(self) -> str:
+        """Of the activations' type, unless a case says otherwise."""
+        return self.dtype
 
     @property
     def shape(self) -> AttentionShape:

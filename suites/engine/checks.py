@@ -9,15 +9,12 @@ from torch import Tensor
 
 from ...baselines.retro import RepairingLayer
 from ...kernels import ChunkTensors, KVCache, Layer, StepTensors, WindowTensors
-from ...kernels.attention.dense import dense_reference
-from ...kernels.attention.sparse_decode import sparse_reference
 from ...kernels.attention.window import Ring
 from ...kernels.attention.window_decode import window_reference
 from ...kernels.linear.dispatch import linear, linear_reference
-from ...kernels.workspace import BlockSparseLayer
 from ..model.decoder import Decoder
 from .engine import Engine
-from .gate import Check, CheckFailed, check_selection, compare
+from .gate import Check, CheckFailed, check_attended, check_rectified_tokens, compare, ends
 
 MODEL_TOLERANCE = {torch.bfloat16: 7e-2, torch.float16: 1e-2, torch.float32: 1e-4}
 """Relative distance (2-norm) of two right runs of a model: some 12 roundings a layer that add up as random errors do,
@@ -37,14 +34,14 @@ def check_attention(engine: Engine, layers: Collection[int]) -> Check:
     Raises:
         CheckFailed: an output is outside its budget, or a list does not hold the best blocks of its scores.
     """
-    check = Check(0.0, 0.0)
+    check = Check()
     had: dict[int, Ring] = {}  # what each layer had before, by its identity
     full = False
 
     def observe(i: int, layer: Layer, cells: StepTensors) -> None:
         nonlocal check
         if i in layers and full:
-            check = check.worst(check_layer(f"layer {i}", layer, cells))
+            check = check.worst(check_attended(layer, cells, f" of layer {i}"))
             if engine.window_cells is not None:
                 check = check.worst(check_repairs(f"layer {i}", layer, engine.window_cells, had[id(layer)]))
         if engine.window_cells is not None:
@@ -99,8 +96,8 @@ def check_repairs(name: str, layer: Layer, cells: WindowTensors, had: Ring) -> C
     lengths, firsts = layer.cache.lengths.tolist(), cells.first.tolist()
     selection = layer.selection()
     assert selection is not None
-    check = Check(0.0, 0.0)
-    for b in sorted({0, len(lengths) - 1}):
+    check = Check()
+    for b in ends(len(lengths)):
         for age in range(1, n):
             position = lengths[b] - 1 - age
             if position < firsts[b]:
@@ -117,28 +114,8 @@ def check_repairs(name: str, layer: Layer, cells: WindowTensors, had: Ring) -> C
     return check
 
 
-def check_layer(name: str, layer: Layer, cells: StepTensors) -> Check:
-    """The attention a layer has just done, in the first and the last sequence, against fp64. Raises CheckFailed."""
-    out, selection = layer.output(cells), layer.selection()
-    keys, values = layer.cache.gather()
-    lengths = layer.cache.lengths.tolist()
-    check = Check(0.0, 0.0)
-    for b in sorted({0, len(lengths) - 1}):
-        what = f"attention of {name}, sequence {b}"
-        if selection is None:
-            exact = dense_reference(cells.q[b][None], keys[b], values[b], lengths[b])
-            check = check.worst(compare(what, out[b][None], exact, out.dtype))
-            continue
-        exact = sparse_reference(
-            cells.q[b], keys[b], values[b], lengths[b], selection.lists[b], block_size=selection.block_size
-        )
-        check = check.worst(compare(f"{what} over its blocks", out[b], exact, out.dtype))
-    if isinstance(layer, BlockSparseLayer) and layer.scores_blocks:
-        check_selection(layer, cells.q)
-    return check
-
-
 def relative_distance(a: Tensor, b: Tensor) -> float:
+    """||a - b|| / ||b|| over all elements, in fp64."""
     return float((a.double() - b.double()).norm() / b.double().norm().clamp(min=1e-30))
 
 
@@ -156,7 +133,7 @@ def check_replay(engine: Engine, replay: Callable[[], object]) -> Check:
     had = ring_of(layer).copy() if engine.window > 1 else None
     replay()
     check_logits(engine.logits)
-    check = check_layer(name, layer, engine.cells)
+    check = check_attended(layer, engine.cells, f" of {name}")
     if had is not None and engine.window_cells is not None and sum(other is layer for other in engine.layers) == 1:
         check = check.worst(check_repairs(name, layer, engine.window_cells, had))
     return check
@@ -175,16 +152,8 @@ def check_rectified(engine: Engine, replay: Callable[[], object] | None) -> None
     last = len(engine.layers) - 1
 
     def observe(i: int, layer: Layer, chunk: ChunkTensors) -> None:
-        if i != max(last - 1, 0):
-            return
-        keys, values = layer.cache.gather()
-        out = layer.rectified(chunk)
-        for b, length in enumerate(layer.cache.lengths.tolist()):
-            if b not in (0, len(out) - 1):
-                continue
-            for t in sorted({0, every // 2, every - 1}):
-                exact = dense_reference(chunk.q[b, t][None], keys[b], values[b], length - every + t + 1)
-                compare(f"rectified token {t} of layer {i}, sequence {b}", out[b, t][None], exact, out.dtype)
+        if i == max(last - 1, 0):
+            check_rectified_tokens(layer, chunk, f" of layer {i}")
 
     engine.observe_chunk = observe
     try:
@@ -204,9 +173,9 @@ def check_rectified(engine: Engine, replay: Callable[[], object] | None) -> None
         for spot in spots:
             data[spot] = 0.0
     replay()
-    for mine, theirs in zip(written(), eager, strict=True):
-        distance = relative_distance(mine, theirs)
-        if not distance <= MODEL_TOLERANCE[mine.dtype]:
+    for replayed, expected in zip(written(), eager, strict=True):
+        distance = relative_distance(replayed, expected)
+        if not distance <= MODEL_TOLERANCE[replayed.dtype]:
             raise CheckFailed(f"the graph's rectification writes keys or values that are off by {distance:.1e}")
 
 

@@ -2,58 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
-
 import torch
 
 from ...kernels import SparseConfig, Traffic
-from ...profiling.ceilings import Ceilings
 from ..core.spec import MethodSpec
+from ..core.work import NOTHING, Work
 from .case import ModelCase, capacity
 
 BITS = {"bf16": 16, "fp16": 16, "fp32": 32, "int4": 4.25}  # int4: a scale and a zero point in half per 128 weights
 SCRATCH_BYTES = 4_000_000_000  # context, work space, activations, graphs, the gate's fp64 references
 
 
-class TokenCosts(Protocol):
-    """What a token takes: bytes, floating-point operations, and the time that they need at least."""
-
-    @property
-    def bytes(self) -> int: ...
-    @property
-    def flops(self) -> int: ...
-    def floor_us(self, ceilings: Ceilings) -> float: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Costs:
-    """Bytes and floating-point operations of one decode step of the whole model."""
-
-    weights: Traffic
-    attention: Traffic
-    rectification: Traffic  # of one rectification, not amortised
-    rectify_every: int | None
-
-    def floor_us(self, ceilings: Ceilings) -> float:
-        """The step's floor, rectification amortised in."""
-        step, apart = self.weights + self.attention, self.rectification
-        floor = ceilings.floor_us(step.bytes, step.flops)
-        every = self.rectify_every
-        return floor + (ceilings.floor_us(apart.bytes, apart.flops) / every if every else 0.0)
-
-    @property
-    def bytes(self) -> int:
-        every = self.rectify_every
-        return self.weights.bytes + self.attention.bytes + (self.rectification.bytes // every if every else 0)
-
-    @property
-    def flops(self) -> int:
-        every = self.rectify_every
-        return self.weights.flops + self.attention.flops + (self.rectification.flops // every if every else 0)
-
-
 def element_bytes(case: ModelCase) -> int:
+    """Bytes of one activation, key or value."""
     return 4 if case.dtype == "fp32" else 2
 
 
@@ -85,11 +46,12 @@ def kv_bytes(case: ModelCase, tokens: int) -> int:
 
 def summary_bytes(case: ModelCase, config: SparseConfig, tokens: int) -> int:
     """Summaries of one layer."""
-    one = config.summary_bytes(case.config.head_dim, element_bytes(case))
-    return case.batch * case.config.kv_heads * config.blocks(tokens) * one
+    block_summary = config.summary_bytes(case.config.head_dim, element_bytes(case))
+    return case.batch * case.config.kv_heads * config.blocks(tokens) * block_summary
 
 
 def dense_attention(case: ModelCase) -> Traffic:
+    """Of a step in one layer: K and V once, two products."""
     shape = case.shape
     return Traffic(kv_bytes(case, case.context), 4 * case.batch * case.context * shape.q_heads * shape.head_dim)
 
@@ -124,15 +86,15 @@ def rectification(case: ModelCase, every: int) -> Traffic:
     return Traffic(weights.bytes - int(left_out * bits / 8), weights.flops - 2 * rows * left_out) + chunk
 
 
-def plan_costs(case: ModelCase, spec: MethodSpec) -> Costs:
-    """Costs as far as they are known before the case runs."""
-    every = spec.config.rectify_every if spec.rectifies else None
-    return Costs(
-        step_weights(case, spec.window),
-        planned_attention(case, spec),
-        rectification(case, every) if every else Traffic(0),
-        every,
-    )
+def plan_costs(case: ModelCase, spec: MethodSpec) -> Work:
+    """A step's work as far as it is known before the case runs."""
+    return model_work(case, spec, step_weights(case, spec.window) + planned_attention(case, spec), spec.rectifies)
+
+
+def model_work(case: ModelCase, spec: MethodSpec, step: Traffic, rectifies: bool) -> Work:
+    """A step of the whole model with its share of a rectification, where there is one."""
+    every = spec.config.rectify_every if rectifies else 1
+    return Work(step, rectification(case, every) if rectifies else NOTHING, every)
 
 
 def memory_bytes(case: ModelCase, specs: list[MethodSpec]) -> int:

@@ -57,14 +57,14 @@ class DriftMeter:
         if engine.rectify_every is None:
             raise ValueError("engine: its method does not rectify, so nothing says what dense decoding would have done")
         self._engine, self._tell = engine, on_reading
-        self._said: list[Tensor] = []  # log-probabilities [B, vocab] of the period's steps
+        self._sparse_logp: list[Tensor] = []  # log-probabilities [B, vocab] of the period's steps
         self._fed = 0
         self.readings: list[Drift] = []
 
     def step(self) -> None:
         """One sparse step."""
         self._engine.step()
-        self._said.append(self._engine.logits.float().log_softmax(-1))
+        self._sparse_logp.append(self._engine.logits.float().log_softmax(-1))
         self._fed += 1
 
     def rectify(self) -> None:
@@ -74,29 +74,29 @@ class DriftMeter:
             ValueError: fewer than f steps went through the meter since the last one.
         """
         engine, every = self._engine, self._engine.rectify_every
-        if len(self._said) != every:
-            raise ValueError(f"rectify: {len(self._said)} steps since the last one, a period has {every}")
+        if len(self._sparse_logp) != every:
+            raise ValueError(f"rectify: {len(self._sparse_logp)} steps since the last one, a period has {every}")
         state = engine.state
         before = self._keys_and_values()
-        span = torch.arange(-len(self._said), 0, device=state.history.device)
+        span = torch.arange(-len(self._sparse_logp), 0, device=state.history.device)
         fed = state.history.index_select(0, state.count + span).t()
         dense = engine.verify(fed).float().log_softmax(-1)  # [B, f, vocab]
-        said = torch.stack(self._said, 1)
-        kl = (dense.exp() * (dense - said)).sum(-1).clamp(min=0).mean()
-        same = (dense.argmax(-1) == said.argmax(-1)).float().mean()
+        sparse = torch.stack(self._sparse_logp, 1)
+        kl = (dense.exp() * (dense - sparse)).sum(-1).clamp(min=0).mean()
+        same = (dense.argmax(-1) == sparse.argmax(-1)).float().mean()
         change = torch.stack([(a - b).norm() / b.norm() for a, b in zip(before, self._keys_and_values(), strict=True)])
         reading = Drift(self._fed, float(kl), float(same), tuple(change.tolist()))
-        self._said = []
+        self._sparse_logp = []
         self.readings.append(reading)
         self._tell(reading)
 
     def _keys_and_values(self) -> list[Tensor]:
         """Of each layer, those of the period's tokens as one float32 vector."""
-        state, count = self._engine.state, len(self._said)
+        state, count = self._engine.state, len(self._sparse_logp)
         index = state.lengths.long()[:, None] + torch.arange(-count, 0, device=state.lengths.device)
-        found = []
+        parts = []
         for cache in state.caches:
             at = index[:, None, :, None].expand(-1, cache.kv_heads, -1, cache.head_dim)
             keys, values = cache.gather()
-            found.append(torch.cat([x.gather(2, at).float().flatten() for x in (keys, values)]))
-        return found
+            parts.append(torch.cat([x.gather(2, at).float().flatten() for x in (keys, values)]))
+        return parts

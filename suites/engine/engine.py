@@ -69,10 +69,12 @@ class State:
 
     @property
     def batch(self) -> int:
+        """Sequences."""
         return self.lengths.shape[0]
 
     @property
     def capacity(self) -> int:
+        """Tokens that each cache has room for."""
         return self.caches[0].capacity
 
     def start(self, length: int | Tensor, pending: Tensor) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ...kernels import SparseConfig
+from ...kernels import ChunkTensors, Layer, SparseConfig, StepTensors
+from ...kernels.attention.dense import dense_reference
 from ...kernels.attention.scores import scores_reference
 from ...kernels.attention.selection import selection_reference
+from ...kernels.attention.sparse_decode import sparse_reference
 from ...kernels.attention.summaries import rounded, summaries_reference
 from ...kernels.exact import UNIT_ROUNDOFF, Exact
 from ...kernels.workspace import BlockSparseLayer
@@ -23,10 +26,11 @@ SAMPLED_BLOCKS = 16  # of a sequence, whose summaries are compared with their ke
 class Check:
     """How far a result lies from the exact one: norm-wise, and as the used share of its element-wise budget."""
 
-    max_rel_error: float
-    budget_used: float
+    max_rel_error: float = 0.0
+    budget_used: float = 0.0
 
     def worst(self, other: Check) -> Check:
+        """The larger error and the larger share of either check."""
         return Check(max(self.max_rel_error, other.max_rel_error), max(self.budget_used, other.budget_used))
 
     def columns(self) -> dict[str, float]:
@@ -50,8 +54,64 @@ def compare(what: str, out: Tensor, exact: Exact, dtype: torch.dtype) -> Check:
     return Check(relative, used)
 
 
-def check_selection(layer: BlockSparseLayer, q: Tensor) -> None:
-    """Summaries true to the keys, scores within their fp32 budget of fp64, lists exactly the best of these scores."""
+def ends(batch: int) -> list[int]:
+    """The first and the last sequence: those that are compared where all would take long."""
+    return sorted({0, batch - 1})
+
+
+def check_attended(
+    layer: Layer, cells: StepTensors, of: str = "", *, sequences: Iterable[int] | None = None,
+    dense: Sequence[Exact] | None = None,
+) -> Check:  # fmt: skip
+    """The attention that a layer has just done against fp64, and its selection.
+
+    Args:
+        of: whose attention it is, for errors: ` of layer 3`.
+        sequences: that are compared; the first and the last by default.
+        dense: exact dense attention of each sequence, `[1, Hq, D]`, where it is known.
+
+    Raises:
+        CheckFailed: an output is outside its budget, or a list does not hold the best blocks of its scores.
+    """
+    out, selection = layer.output(cells), layer.selection()
+    keys, values = layer.cache.gather()
+    lengths, check = layer.cache.lengths.tolist(), Check()
+    for b in ends(len(lengths)) if sequences is None else sequences:
+        what = f"attention{of}, sequence {b}"
+        if selection is None:
+            exact = dense[b] if dense else dense_reference(cells.q[b][None], keys[b], values[b], lengths[b])
+            check = check.worst(compare(what, out[b][None], exact, out.dtype))
+            continue
+        exact = sparse_reference(
+            cells.q[b], keys[b], values[b], lengths[b], selection.lists[b], block_size=selection.block_size
+        )
+        check = check.worst(compare(f"{what} over its blocks", out[b], exact, out.dtype))
+    check_selection(layer, cells.q)
+    return check
+
+
+def check_rectified_tokens(
+    layer: Layer, chunk: ChunkTensors, of: str = "", *, sequences: Iterable[int] | None = None
+) -> Check:
+    """The first, middle and last token of the rectification that a layer has just done; as `check_attended`."""
+    out, tokens = layer.rectified(chunk), chunk.q.shape[1]
+    keys, values = layer.cache.gather()
+    lengths, check = layer.cache.lengths.tolist(), Check()
+    for b in ends(len(lengths)) if sequences is None else sequences:
+        for t in sorted({0, tokens // 2, tokens - 1}):
+            exact = dense_reference(chunk.q[b, t][None], keys[b], values[b], lengths[b] - tokens + t + 1)
+            what = f"rectified token {t}{of}, sequence {b}"
+            check = check.worst(compare(what, out[b, t][None], exact, out.dtype))
+    return check
+
+
+def check_selection(layer: Layer, q: Tensor) -> None:
+    """Summaries true to the keys, scores within their fp32 budget of fp64, lists exactly the best of these scores.
+
+    Nothing is to be checked of a layer that scores no blocks.
+    """
+    if not (isinstance(layer, BlockSparseLayer) and layer.scores_blocks):
+        return
     table = layer.summaries.logical(layer.cache) if layer.summaries is not None else None
     for b, length in enumerate(layer.cache.lengths.tolist()):
         blocks, n = layer.config.blocks(length), layer.config.selected(length)

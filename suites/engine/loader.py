@@ -65,9 +65,9 @@ class Loader:
 
 def copy_tokens(source: State, target: State, tokens: int) -> None:
     """Copy the first tokens' K and V of one sequence to every sequence of another state."""
-    for theirs, mine in zip(source.caches, target.caches, strict=True):
-        mine.k[:, :, :tokens] = theirs.k[:, :, :tokens]
-        mine.v[:, :, :tokens] = theirs.v[:, :, :tokens]
+    for original, copy in zip(source.caches, target.caches, strict=True):
+        copy.k[:, :, :tokens] = original.k[:, :, :tokens]
+        copy.v[:, :, :tokens] = original.v[:, :, :tokens]
 
 
 def release(device: torch.device) -> None:

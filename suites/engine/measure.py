@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import TypeVar
 
 import torch
 
@@ -14,6 +15,7 @@ from ...profiling.ranges import span
 from ...profiling.stats import quantile
 from ..core.ranks import Ranks
 
+T = TypeVar("T")
 EAGER_STEPS = 8  # timed after as many of warm-up: an eager step costs the host tens of milliseconds
 
 
@@ -50,10 +52,27 @@ class Timing:
 
     @property
     def wall_mean_us(self) -> float:
+        """The same by the wall clock."""
         return self.wall_us / len(self.token_us) + self.apart_us
 
     def quantile_us(self, q: float) -> float:
+        """The interval that a share `q` of all does not exceed."""
         return quantile(sorted(self.token_us), q)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for a GPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def wall_seconds(run: Callable[[], T], device: torch.device) -> tuple[float, T]:
+    """Seconds by the wall clock until the device is done, and what `run` gives."""
+    synchronize(device)
+    start = time.perf_counter()
+    result = run()
+    synchronize(device)
+    return time.perf_counter() - start, result
 
 
 def time_period(
@@ -81,8 +100,7 @@ def time_period(
         else:
             times.append(clock())
 
-    if cuda:
-        torch.cuda.synchronize(device)
+    synchronize(device)
     start = clock()
     stamp()
     for n in range(1, tokens + 1):
@@ -92,8 +110,7 @@ def time_period(
             with span("rectification", context):
                 rectify()
         stamp()
-    if cuda:
-        torch.cuda.synchronize(device)
+    synchronize(device)
     wall = (clock() - start) * 1e6
     if cuda:
         return [a.elapsed_time(b) * 1e3 for a, b in pairwise(stamps)], wall

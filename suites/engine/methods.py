@@ -2,32 +2,76 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Protocol
+from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
-from ..core.bench import Bench, RowMaker
+from ..core.bench import Bench, Report, RowMaker
 from ..core.failure import failure, unavailable
 from ..core.rows import Row
 from ..core.spec import MethodSpec
-from .case import ModelCase
-from .loader import Loader, release
+from ..model.decoder import Decoder
+from ..model.load import LoadedModel
+from .engine import State
+from .loader import Loader, prompt_ids, release
+from .prompt import prefill
 
 
-class MethodRun(Protocol):
+class MethodRun(ABC):
     """A case in hand: prepared once for the methods of `specs`, then measured method by method."""
 
-    specs: list[MethodSpec]
-    row: RowMaker
+    stage: ClassVar[str] = "total"  # of rows that name none
+    loaded: LoadedModel
+    state: State
 
-    @property
-    def case(self) -> ModelCase: ...
+    def __init__(self, case: Any, specs: Sequence[MethodSpec], bench: Bench, on_step: Report) -> None:
+        self.case, self.specs, self.bench, self.on_step = case, list(specs), bench, on_step
+        self.device, self.row = bench.device, RowMaker(case, bench, self.stage)
+
+    @abstractmethod
     def prepare(self, loader: Loader) -> None:
         """Load the model, and make what all methods share."""
 
+    @abstractmethod
     def measure(self, spec: MethodSpec) -> Iterator[Row]:
         """Rows of one method, as they come: what fails late leaves what was measured before."""
+
+    @property
+    def decoder(self) -> Decoder:
+        """The model in use, once `load` was done."""
+        return self.loaded.decoder
+
+    def load(self, loader: Loader, sizes: Iterable[int] = ()) -> None:
+        """Have the case's model, its linear layers checked at the rows of batches of `sizes` (by default the case's).
+
+        Raises:
+            CheckFailed: a linear layer is wrong.
+        """
+        self.on_step("model")
+        rows = {count for size in (*sizes,) or (self.case.batch,) for count in chunk_rows(size, self.specs)}
+        self.loaded = loader.model(self.case, rows, self.device)
+
+    def prefill_texts(self, beyond: int, capacity: int, history: int) -> Tensor:
+        """Prefill the first tokens of stretches of text, one after another, into a new `state`.
+
+        Args:
+            beyond: tokens of each stretch after its prompt.
+            capacity, history: of the state.
+
+        Returns:
+            The stretches whole, int64 `[B, prompt + beyond]`.
+        """
+        case, length = self.case, self.case.prompt + beyond
+        text = prompt_ids(self.loaded, case.batch * length).view(case.batch, length)
+        self.state = State.allocate(self.decoder, case.batch, capacity, history)
+        total = f"of {case.prompt}"
+        prefill(
+            self.decoder, self.state, text[:, : case.prompt], on_tokens=lambda n: self.on_step(f"prefill {n} {total}")
+        )
+        return text
 
 
 def run_methods(

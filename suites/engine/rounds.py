@@ -61,9 +61,9 @@ def accept(drafts: Tensor, q: Tensor, p: Tensor, generator: torch.Generator | No
         p: float32 `[B, m + 1, vocab]`, the exact ones, row i after i drafts.
         generator: of the device of p; the default one otherwise.
     """
-    mine, theirs = (x.gather(2, drafts[:, :, None])[:, :, 0] for x in (p[:, :-1], q))  # p(d), q(d): [B, m]
-    chance = torch.rand(mine.shape, dtype=mine.dtype, device=mine.device, generator=generator)
-    accepted = _leading((chance * theirs < mine) | ((mine >= theirs) & (mine > 0)))
+    exact_share, draft_share = (x.gather(2, drafts[:, :, None])[:, :, 0] for x in (p[:, :-1], q))  # p(d), q(d): [B, m]
+    chance = torch.rand(exact_share.shape, dtype=exact_share.dtype, device=exact_share.device, generator=generator)
+    accepted = _leading((chance * draft_share < exact_share) | ((exact_share >= draft_share) & (exact_share > 0)))
     last = drafts.shape[1] - 1
     wanted, given = _row(p, accepted), _row(q, accepted.clamp(max=last)) * (accepted <= last)[:, None]
     rest = (wanted - given).clamp(min=0)
@@ -92,14 +92,17 @@ class Acceptances:
 
     @property
     def rounds(self) -> int:
+        """Of all sequences."""
         return sum(self.histogram)
 
     @property
     def drafted(self) -> int:
+        """Drafts in all rounds."""
         return self.rounds * (len(self.histogram) - 1)
 
     @property
     def accepted(self) -> int:
+        """Drafts that stood."""
         return sum(a * rounds for a, rounds in enumerate(self.histogram))
 
     @property

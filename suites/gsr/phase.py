@@ -9,6 +9,7 @@ from itertools import pairwise
 
 import torch
 
+from ..engine.measure import synchronize
 from .cases import Segment
 
 
@@ -59,12 +60,6 @@ def run_in_full(
         synchronize(device)
         seconds.append(clock() - start)
     return seconds
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait for a GPU."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def contexts(part: Segment, prompt: int, points: int) -> list[int]:

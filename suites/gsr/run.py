@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -13,8 +12,7 @@ from torch import Tensor
 
 from ...kernels import Layer, Unsupported
 from ...kernels.config import ceil_div
-from ...profiling.clocks import ClockReader
-from ..core.bench import Bench, Report, RowMaker, clock_columns
+from ..core.bench import Bench, Conditions, Report
 from ..core.rows import Row, digits
 from ..core.spec import MethodSpec
 from ..core.speedups import with_speedups
@@ -23,11 +21,11 @@ from ..engine.costs import SCRATCH_BYTES, element_bytes, kv_bytes, too_large, we
 from ..engine.engine import State
 from ..engine.gate import Check
 from ..engine.loader import Loader, prompt_ids, release
-from ..engine.measure import time_decoding
-from ..engine.methods import chunk_rows, run_methods
+from ..engine.measure import time_decoding, wall_seconds
+from ..engine.methods import MethodRun, run_methods
 from ..engine.prompt import fill_synthetic, prefill
 from .cases import INSTRUCTION, GsrCase, Segment, segments
-from .phase import Launch, Point, contexts, integrate, run_in_full, synchronize
+from .phase import Launch, Point, contexts, integrate, run_in_full
 from .shared import allocate, at_work, share_summaries, spread_prompt
 
 STAGES = ("candidates", "refine", "answer")
@@ -61,28 +59,26 @@ def step_us(row: Row) -> float | None:
     return row.mean_us if row.tokens_per_s else None
 
 
-class GsrRun:
+class GsrRun(MethodRun):
     """One case in hand."""
 
+    case: GsrCase
+    stage = "answer"
+
     def __init__(self, case: GsrCase, specs: Sequence[MethodSpec], bench: Bench, on_step: Report) -> None:
-        self.case, self.specs, self.bench, self.on_step = case, list(specs), bench, on_step
-        self.row = RowMaker(case, bench, "answer")
+        super().__init__(case, specs, bench, on_step)
         self.script = segments(case.lengths)
         self._candidates: dict[bool, State] = {}  # by whether they are paged
 
     def prepare(self, loader: Loader) -> None:
         """Model, prompt ids, the time of both prefills (the same for every method)."""
-        case, device = self.case, self.bench.device
-        self.on_step("model")
-        sizes = {part.active for part in self.script} | {1}
-        rows = {count for size in sizes for count in chunk_rows(size, self.specs)}
-        self.loaded = loader.model(case, rows, device)
-        self.decoder = self.loaded.decoder
+        case = self.case
+        self.load(loader, {part.active for part in self.script} | {1})
         self.reach = max(reach(spec) for spec in self.specs)
         count = INSTRUCTION + case.prompt + 1
         if self.loaded.tokenizer is None:
             generator = torch.Generator().manual_seed(case.seed)
-            ids = torch.randint(0, case.config.vocab, (count,), generator=generator).to(device)
+            ids = torch.randint(0, case.config.vocab, (count,), generator=generator).to(self.device)
         else:
             ids = prompt_ids(self.loaded, count)
         self.instruction, self.problem, last = ids.split((INSTRUCTION, case.prompt, 1))
@@ -103,16 +99,11 @@ class GsrRun:
 
     def prefill_seconds(self, tokens: int) -> float:
         """Of a prompt of so many tokens at batch 1; on a GPU the second time, when kernels are compiled."""
-        device = self.bench.device
         ids = self.problem.repeat(ceil_div(tokens, len(self.problem)))[None, :tokens]
         seconds = 0.0
-        for _ in range(2 if device.type == "cuda" else 1):
+        for _ in range(2 if self.device.type == "cuda" else 1):
             self.on_step(f"prefill {tokens}")
-            synchronize(device)
-            start = time.perf_counter()
-            prefill(self.decoder, self.answering, ids)
-            synchronize(device)
-            seconds = time.perf_counter() - start
+            seconds, _ = wall_seconds(lambda: prefill(self.decoder, self.answering, ids), self.device)
         return seconds
 
     def candidates(self, paged: bool) -> State:
@@ -189,7 +180,7 @@ class GsrRun:
         last = script[-1].last
         seconds = run_in_full(
             {n: Launch(b.step, b.rectify, b.engine.rectify_every) for n, b in bound.items()}, script,
-            self.bench.device, lambda n: self.on_step(f"{what} of {spec.label}, step {n} of {last}"),
+            self.device, lambda n: self.on_step(f"{what} of {spec.label}, step {n} of {last}"),
         )  # fmt: skip
         check = reduce(Check.worst, (b.check for b in bound.values()))
         means = tuple(
@@ -200,10 +191,10 @@ class GsrRun:
 
     def sampled(self, spec: MethodSpec, what: str, state: State, prompt: int, script: Sequence[Segment]) -> Timed:
         """Time whole periods of steps at points of each segment, and integrate over its contexts; as `full`."""
-        plan, device = self.bench.plan, self.bench.device
+        plan, device = self.bench.plan, self.device
         fixed, period, least = spec.kind.fixes_length, spec.period, reach(spec) + 1
         points: list[Point] = []
-        seconds, launch, check = 0.0, "eager", Check(0.0, 0.0)
+        seconds, launch, check = 0.0, "eager", Check()
         for part in script:
             active = at_work(state, part.active)
             bound: Bound | None = None
@@ -237,20 +228,18 @@ class GsrRun:
 
     def measure(self, spec: MethodSpec) -> Iterator[Row]:
         """Rows of one method: each phase, the prefills, the whole way to the answer; points where they were timed."""
-        case, device = self.case, self.bench.device
-        reader = ClockReader(device)
+        case = self.case
         self.on_step(f"check {spec.label}")
         paged = self.layout(spec)
         state = self.candidates(paged)
-        states = [reader.read()]
         decode = self.full if case.run == "full" else self.sampled
-        first = decode(spec, "candidates", state, case.prompt, self.script)
-        if case.run == "full":
-            self.store(self.answering, self.refine_prompt(state))
-        release(device)
-        second = decode(spec, "answer", self.answering, case.refine, [Segment(1, 0, case.answer)])
-        states.append(reader.read())
-        clocks = clock_columns(states)
+        with Conditions(self.device) as conditions:
+            first = decode(spec, "candidates", state, case.prompt, self.script)
+            if case.run == "full":
+                self.store(self.answering, self.refine_prompt(state))
+            release(self.device)
+            second = decode(spec, "answer", self.answering, case.refine, [Segment(1, 0, case.answer)])
+        clocks = conditions.columns()
         a = {"context": case.prompt + max(case.lengths), "paged": paged}
         b = {"context": case.refine + case.answer, "paged": False, "batch": 1}
         yield self.timed_row(spec, "candidates", first, **clocks, **a)

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from ..core import command, flags
 from ..core.flags import CASES, Flag, Options
+from ..core.reference import Part
 from ..core.registry import Plan, Suite
 from ..core.spec import MethodSpec, joining
 from ..core.sweep import Sweep
@@ -36,24 +37,22 @@ CPU_SCALE = 1 / 128
 SUMMARY, ANSWER = 960, 8192  # tokens at scale 1
 FLAGS = (
     flags.MODEL.but(help=f"{', '.join((*MODELS, SMOLLM))}, a folder, a .gguf file"),
-    Flag(names=("--candidates",), kind=flags.whole(1, 4096), group=CASES, metavar="N",
-         help="how many there are (default: as many as lengths)"),
-    Flag(names=("--lengths",), many=True, repeats=True, kind=flags.tokens, default=(), group=CASES, metavar="TOKENS",
-         help="of each candidate, ragged ends"),
-    Flag(names=("--scale",), to="size", kind=flags.number(above=0.0), group=CASES,
-         help="of default lengths, summary and answer (default 1, on a CPU 1/128)"),
+    Flag("--candidates", "how many there are (default: as many as lengths)", CASES, kind=flags.whole(1, 4096),
+         metavar="N"),
+    flags.several("--lengths", "of each candidate, ragged ends", repeats=True, kind=flags.tokens, metavar="TOKENS"),
+    Flag("--scale", "of default lengths, summary and answer (default 1, on a CPU 1/128)", CASES, to="size",
+         kind=flags.number(above=0.0)),
     flags.PROMPT_TOKENS.but(default=256, help="the problem, shared (default 256)"),
-    Flag(names=("--summary-tokens",), kind=flags.tokens, group=CASES, metavar="TOKENS",
-         help="of a candidate in the refine prompt"),
-    Flag(names=("--answer",), kind=flags.tokens, group=CASES, metavar="TOKENS", help="decoded in phase B"),
+    Flag("--summary-tokens", "of a candidate in the refine prompt", CASES, kind=flags.tokens, metavar="TOKENS"),
+    Flag("--answer", "decoded in phase B", CASES, kind=flags.tokens, metavar="TOKENS"),
     flags.WEIGHTS.but(many=False, default=None),
     flags.DTYPE,
     flags.PAGE_SIZE.but(help="of phase A's caches; 0 for contiguous ones (default 256, on a CPU 0)"),
     flags.SEED,
     *flags.METHOD_FLAGS,
-    Flag(names=("--run",), choices=RUNS, help="decode every token, or time steps at points and integrate"),
-    Flag(names=("--points",), kind=flags.whole(1, 1024), default=3,
-         help="contexts timed in each stretch of a sampled run (default 3)"),
+    Flag("--run", "decode every token, or time steps at points and integrate", choices=RUNS),
+    Flag("--points", "contexts timed in each stretch of a sampled run (default 3)", kind=flags.whole(1, 1024),
+         default=3),
     flags.SECONDS.but(default=0.5, help="decode at least that long at each point (default 0.5)"),
     flags.DEVICE, flags.OUTPUT, flags.FRESH, flags.PLAN,
 )  # fmt: skip
@@ -105,5 +104,5 @@ def show_plan(plan: Plan, device: torch.device, console: Console) -> None:
 
 SUITE = Suite(
     "gsr", "self-refinement: candidates side by side, then one answer from them", EXAMPLES, FLAGS, plan, run_case,
-    print_report, show_plan, shares_model=True,
+    print_report, show_plan, shares_model=True, reference=(Part(gpu_minutes=2.2, cpu_minutes=1.5),),
 )  # fmt: skip

@@ -48,11 +48,6 @@ class LosslessCase(ModelCase):
         return self.prompt + self.tokens
 
     @property
-    def weights(self) -> str:
-        """Of the activations' type."""
-        return self.dtype
-
-    @property
     def slug(self) -> str:
         """`lossless-smollm2-135m-b8-1k-64`: prompts, tokens of each, tokens decoded, the sampling."""
         sizes = f"{size_word(self.prompt)}-{size_word(self.tokens)}"

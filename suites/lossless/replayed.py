@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 
 from ...kernels import Traffic
-from ...profiling.clocks import ClockReader
 from ...profiling.energy import EnergyCounter
-from ..core.bench import clock_columns
+from ..core.bench import Conditions
 from ..core.failure import CheckFailed
 from ..core.rows import Row, digits
 from ..core.spec import MethodSpec, resa_here
+from ..core.work import NOTHING, Work
 from ..decode.run import CaseRun
 from ..engine.bind import Bound, can_capture, layers_of
 from ..engine.checks import MODEL_TOLERANCE, check_attention, check_rectified, relative_distance
-from ..engine.costs import Costs, dense_attention, weight_traffic
+from ..engine.costs import dense_attention, weight_traffic
 from ..engine.loader import release
 from ..engine.measure import Timing, time_decoding
 from .cases import ReplayCase
@@ -28,13 +28,13 @@ from .replay import REPLAYED, ReplayedEngine
 ROUNDS = 16  # of a period; the context is set back between periods, so that all end near it
 
 
-def round_costs(step: Traffic, verified: Traffic, drafts: int, yielded: float) -> Costs:
+def round_costs(step: Traffic, verified: Traffic, drafts: int, yielded: float) -> Work:
     """What a token takes where a round of sparse steps and one dense pass yields so many of each sequence."""
 
     def share(traffic: Traffic, times: float) -> Traffic:
         return Traffic(int(traffic.bytes * times / yielded), int(traffic.flops * times / yielded))
 
-    return Costs(share(step, drafts), Traffic(0), share(verified, 1), 1)
+    return Work(share(step, drafts), share(verified, 1))
 
 
 def verification(case: ReplayCase, drafts: int) -> Traffic:
@@ -61,7 +61,7 @@ class ReplayRun(CaseRun):
         if spec.name != NAME:
             yield from super().measure(spec)
             return
-        case, bench, device = self.case, self.bench, self.bench.device
+        case, bench, device = self.case, self.bench, self.device
         cuda = device.type == "cuda"
         acceptance = case.acceptance(spec)
         self.on_step(f"check {spec.label}")
@@ -70,23 +70,21 @@ class ReplayRun(CaseRun):
             release(device)
             torch.cuda.reset_peak_memory_stats(device)
         self.on_step(f"time {spec.label}")
-        reader = ClockReader(device)
         self.begin(engine)
         time_decoding(bound.step, None, ROUNDS, device, periods=1, ranks=bench.ranks)  # warm-up
-        states = [reader.read()]
-        timing = time_decoding(
-            bound.step, None, ROUNDS, device, restart=lambda: self.begin(engine), periods=bench.plan.periods,
-            seconds=bench.plan.seconds, energy=EnergyCounter(device), ranks=bench.ranks,
-        )  # fmt: skip
-        states.append(reader.read())
+        with Conditions(device) as conditions:
+            timing = time_decoding(
+                bound.step, None, ROUNDS, device, restart=lambda: self.begin(engine), periods=bench.plan.periods,
+                seconds=bench.plan.seconds, energy=EnergyCounter(device), ranks=bench.ranks,
+            )  # fmt: skip
         yielded = 1 + acceptance.mean
         self.state.lengths.fill_(case.context)
-        attention = sum((layer.traffic()["total"] for layer in bound.engine.layers), Traffic(0))
+        attention = sum((layer.traffic()["total"] for layer in bound.engine.layers), NOTHING)
         weights = replace(weight_traffic(case, case.batch), bytes=self.decoder.weight_bytes)
-        costs = round_costs(weights + attention, verification(case, engine.drafts), engine.drafts, yielded)
+        work = round_costs(weights + attention, verification(case, engine.drafts), engine.drafts, yielded)
         replayed = {"accepted_length": digits(acceptance.mean), "selection_pattern": "replayed"}
         total = self.total(
-            bound, by_token(timing, yielded), costs, clock_columns(states), bound.launch, **replayed,
+            bound, by_token(timing, yielded), work, conditions.columns(), bound.launch, **replayed,
             peak_memory_bytes=torch.cuda.max_memory_allocated(device) if cuda else None,
         )  # fmt: skip
         reason = "; ".join(filter(None, (acceptance.source, total.reason)))
@@ -123,7 +121,7 @@ class ReplayRun(CaseRun):
             CheckFailed: attention of a draft or a verification is wrong, or the graph advances otherwise.
             ValueError: the context is shorter than a period, or the case has no acceptance for the method.
         """
-        case, device = self.case, self.bench.device
+        case, device = self.case, self.device
         acceptance = case.acceptance(spec)
         rows = acceptance.drafts + 1
         self.place.before(0)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...profiling.clocks import ClockReader
-from ..core.bench import Bench, Report, RowMaker, clock_columns
+from ..core.bench import Bench, Conditions, Report
 from ..core.rows import Row, digits
 from ..core.spec import MethodSpec, resa_here
 from ..core.speedups import with_speedups
@@ -18,12 +16,10 @@ from ..decode.run import run_case as run_decode_case
 from ..decode.run import step_us
 from ..engine.bind import Place, bind, can_capture, layers_of
 from ..engine.checks import check_attention
-from ..engine.engine import State
 from ..engine.gate import Check
-from ..engine.loader import Loader, prompt_ids
-from ..engine.measure import Timing, time_period
-from ..engine.methods import chunk_rows, run_methods
-from ..engine.prompt import prefill
+from ..engine.loader import Loader
+from ..engine.measure import Timing, time_period, wall_seconds
+from ..engine.methods import MethodRun, run_methods
 from ..engine.rounds import Acceptances, LosslessEngine
 from .cases import LosslessCase, ReplayCase
 from .method import NAME
@@ -32,13 +28,11 @@ from .replayed import ReplayRun
 from .texts import decode_by_rows, gap, largest_tie, partings
 
 
-class LosslessRun:
+class LosslessRun(MethodRun):
     """One case in hand: its model, its prefilled prompts, what dense decoding wrote after them."""
 
-    def __init__(self, case: LosslessCase, specs: Sequence[MethodSpec], bench: Bench, on_step: Report) -> None:
-        self.case, self.specs, self.bench, self.on_step = case, list(specs), bench, on_step
-        self.row = RowMaker(case, bench)
-        self.dense_text: Tensor | None = None  # int64 [B, T], by the first dense method, greedily
+    case: LosslessCase
+    dense_text: Tensor | None = None  # int64 [B, T], by the first dense method, greedily
 
     @property
     def exact(self) -> bool:
@@ -50,17 +44,10 @@ class LosslessRun:
         case = self.case
         drafts = max([spec.draft_length or 0 for spec in self.specs])
         capacity = case.capacity(drafts)
-        self.on_step("model")
-        loaded = loader.model(case, chunk_rows(case.batch, self.specs), self.bench.device)
-        self.decoder = loaded.decoder
-        length = case.prompt + 1
-        text = prompt_ids(loaded, case.batch * length).view(case.batch, length)
+        self.load(loader)
+        text = self.prefill_texts(1, capacity, max(case.tokens, drafts))
         self.prompt = text[:, :-1]
-        self.state = State.allocate(self.decoder, case.batch, capacity, max(case.tokens, drafts))
         self.place = Place(self.state, case.prompt, text[:, -1], ahead=True)
-        prefill(
-            self.decoder, self.state, self.prompt, on_tokens=lambda n: self.on_step(f"prefill {n} of {case.prompt}")
-        )
 
     def restart(self) -> None:
         """Stand after the prompts, with the same noise ahead for every method."""
@@ -73,21 +60,19 @@ class LosslessRun:
 
     def dense(self, spec: MethodSpec) -> Iterator[Row]:
         """Time a dense decoding, and keep what the first one writes."""
-        case, device = self.case, self.bench.device
+        case, device = self.case, self.device
         self.on_step(f"check {spec.label}")
         bound = bind(self.decoder, self.place, spec, sampling=case.sampling)
         self.on_step(f"time {spec.label}")
         self.restart()
-        reader = ClockReader(device)
-        states = [reader.read()]
-        intervals, wall_us = time_period(bound.step, None, case.tokens, device)
-        states.append(reader.read())
+        with Conditions(device) as conditions:
+            intervals, wall_us = time_period(bound.step, None, case.tokens, device)
         if self.dense_text is None and case.sampling.temperature == 0:
             self.dense_text = self.state.history[: case.tokens].t().clone()
         timing = Timing(intervals, wall_us)
         yield self.row(
             spec, **self.times(sum(intervals), wall_us, len(intervals), bound.check, bound.launch),
-            **clock_columns(states), p50_us=digits(timing.quantile_us(0.5)), p99_us=digits(timing.quantile_us(0.99)),
+            **conditions.columns(), p50_us=digits(timing.quantile_us(0.5)), p99_us=digits(timing.quantile_us(0.99)),
         )  # fmt: skip
 
     def times(self, total_us: float, wall_us: float, samples: int, check: Check, launch: str) -> dict[str, Any]:
@@ -105,7 +90,7 @@ class LosslessRun:
 
         The time is that of the whole batch, which waits for its slowest sequence.
         """
-        case, device = self.case, self.bench.device
+        case, device = self.case, self.device
         self.on_step(f"check {spec.label}")
         self.restart()
         layers = layers_of(self.decoder, self.state, spec, resa_here(device))
@@ -122,14 +107,12 @@ class LosslessRun:
             run()  # where decoding begins, a round changes nothing that stands
         self.restart()
         self.on_step(f"time {spec.label}")
-        reader = ClockReader(device)
-        states = [reader.read()]
-        total_us, fed = timed(lambda: engine.generate(case.tokens, run), device)
-        states.append(reader.read())
+        with Conditions(device) as conditions:
+            seconds, fed = wall_seconds(lambda: engine.generate(case.tokens, run), device)
         acceptances = engine.acceptances()
         common = {"accepted_length": digits(acceptances.mean), "chunk_kernel": layers[-1].chunk_kernel}
-        times = self.times(total_us, total_us, acceptances.rounds, check, "graph" if graph else "eager")
-        row = self.row(spec, **times, **common, **clock_columns(states))
+        times = self.times(seconds * 1e6, seconds * 1e6, acceptances.rounds, check, "graph" if graph else "eager")
+        row = self.row(spec, **times, **common, **conditions.columns())
         yield from self.judged(row, spec, fed, engine) if case.sampling.temperature == 0 else [row]
         yield from self.shares(spec, acceptances, common)
 
@@ -178,17 +161,6 @@ class LosslessRun:
                 spec, **common, stage="text", metric=ACCEPTANCE, step=accepted,
                 value=digits(rounds / acceptances.rounds), n_samples=acceptances.rounds, status="ok",
             )  # fmt: skip
-
-
-def timed(run: Callable[[], Tensor], device: torch.device) -> tuple[float, Tensor]:
-    """Microseconds by the wall clock, and what came out."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    out = run()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return (time.perf_counter() - start) * 1e6, out
 
 
 def run_case(

@@ -10,6 +10,7 @@ import torch
 from ..core import flags
 from ..core.command import result_path
 from ..core.flags import CASES, SETTING_FLAGS, Flag, K, Options
+from ..core.reference import Part
 from ..core.registry import Plan, Suite
 from ..core.results import read_rows
 from ..core.spec import MethodSpec
@@ -42,14 +43,11 @@ REPLAY = "random weights, with the acceptance of a real model"
 FLAGS = (
     flags.QUICK.but(help="few tokens, two draft lengths"),
     flags.MODEL.but(help=f"{SMOLLM}, a folder, a .gguf file; to replay, any preset"),
-    Flag(names=("--prompts",), kind=flags.whole(1, 4096), group=CASES, metavar="N",
-         help="stretches of text, decoded together (default 8)"),
+    Flag("--prompts", "stretches of text, decoded together (default 8)", CASES, kind=flags.whole(1, 4096), metavar="N"),
     flags.PROMPT_TOKENS.but(help="of each (default 1K, on a GPU 4K)"),
-    Flag(names=("--tokens",), kind=flags.tokens, group=CASES, metavar="TOKENS",
-         help="decoded after each (default 64, on a GPU 256)"),
+    Flag("--tokens", "decoded after each (default 64, on a GPU 256)", CASES, kind=flags.tokens, metavar="TOKENS"),
     flags.DTYPE, flags.TEMPERATURE, flags.TOP_P, flags.SEED,
-    Flag(names=("--replay",), kind=flags.path, group=REPLAY, metavar="FILE",
-         help="result rows of this command on a real model"),
+    Flag("--replay", "result rows of this command on a real model", REPLAY, kind=flags.path, metavar="FILE"),
     flags.CONTEXT.but(group=REPLAY, default=(256 * K,), help="default 256K"),
     flags.BATCH.but(group=REPLAY, default=(1,), help="sequences at once (default 1)"),
     flags.WEIGHTS.but(group=REPLAY, help="default int4, on a CPU fp32"),
@@ -119,7 +117,14 @@ def plan(options: Options, device: torch.device) -> Plan:
     return Plan(cases, specs, measure=measure, fresh=fresh)
 
 
+REFERENCE = (
+    Part(gpu_minutes=1.0, cpu_minutes=None),
+    Part("--replay {work}/lossless/lossless.jsonl --draft-length 2 4 8", name="replayed",
+         gpu_minutes=1.0, cpu_minutes=None),
+    Part("--prompts 50 --tokens 256 --prompt-tokens 512 --draft-length 4", name="proof",
+         gpu_minutes=None, cpu_minutes=8.0),
+)  # fmt: skip
 SUITE = Suite(
     "lossless", "dense decoding's own tokens: sparse steps draft, dense passes verify", EXAMPLES, FLAGS, plan, run_case,
-    print_report, shares_model=True,
+    print_report, shares_model=True, reference=REFERENCE,
 )  # fmt: skip

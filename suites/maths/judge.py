@@ -12,7 +12,8 @@ from ..model.line_server import LineProcess
 
 PACKAGE = "math-verify"
 LIMIT_S = 10.0
-OUTCOMES = ("right", "wrong", "no answer", "timeout", "crashed")
+UNJUDGED = ("timeout", "crashed")
+OUTCOMES = ("right", "wrong", "no answer", *UNJUDGED)
 COMMAND = (sys.executable, "-m", "resa_bench.suites.maths.judge_process")
 
 
@@ -48,6 +49,7 @@ class Judge:
 
     @property
     def limit_s(self) -> float:
+        """The most seconds for one answer."""
         return self._server.limit_s
 
     def __call__(self, expected: str, text: str) -> Verdict:

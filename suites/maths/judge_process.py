@@ -123,7 +123,7 @@ def complex_value(expression: Any) -> Any:
         return mpmath.mpc(real._to_mpmath(100), imaginary._to_mpmath(100))
 
 
-def main() -> None:
+def serve_judging() -> None:
     """Serve until stdin ends."""
     logging.disable(logging.CRITICAL)
 
@@ -143,4 +143,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    serve_judging()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.spec import Variant
-from .judge import OUTCOMES
+from .judge import OUTCOMES, UNJUDGED
 
 PATTERN = "records-*.jsonl"
 REFUSED = "refused"  # the prompt leaves no room in the model's context
@@ -80,7 +80,9 @@ class Record:
 
 
 def read_records(folder: Path) -> list[Record]:
-    """The records of all files in a folder, one a key (the newest of a file's); torn last lines are left out.
+    """The records of all files in a folder, one a key; torn last lines are left out.
+
+    Of several of a key the newest of a file's stands, but a verdict before a judging that was cut short.
 
     Raises:
         ValueError: a whole line that is no record, named with its number.
@@ -93,7 +95,9 @@ def read_records(folder: Path) -> list[Record]:
                 record = Record(**(raw | {"setting": Setting(**raw["setting"])}))
             except (KeyError, TypeError, ValueError) as error:
                 raise ValueError(f"{path}, line {number}: not a record ({error}); delete the line to go on") from error
-            records[record.key] = record
+            held = records.get(record.key)
+            if held is None or record.outcome not in UNJUDGED or held.outcome in UNJUDGED:
+                records[record.key] = record
     return list(records.values())
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,18 +17,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ...profiling.device import describe
 from ..core import flags
 from ..core.command import result_path
+from ..core.exits import DONE, FAILED, INTERRUPTED
 from ..core.failure import failure
 from ..core.flags import CASES, Flag, Options
 from ..core.ranks import RankLost, Ranks
+from ..core.reference import Part
 from ..core.registry import Plan, Suite
-from ..core.results import read_rows, rewrite, write_csv
-from ..core.runner import INTERRUPTED
+from ..core.results import check_folder, check_place, read_rows, rewrite, write_csv
 from ..core.spec import MethodSpec, dense_here, joining, resa_here
 from ..core.sweep import Sweep
 from ..engine.case import default_dtype, real_model, share_of
 from ..engine.sampling import Sampling
 from ..model.smollm import NAME as SMOLLM
-from .judge import LIMIT_S, Judge, unavailable
+from .judge import LIMIT_S, UNJUDGED, Judge, unavailable
 from .problems import GSM_PACKAGE, Problem, gsm_symbolic, load_problems, sums
 from .prompting import STYLES
 from .records import REFUSED, Record, RecordFile, read_records
@@ -67,13 +69,12 @@ MODEL = "which model, and how it is asked"
 
 
 def _count(name: str, help: str, default: int | None = None) -> Flag:
-    return Flag(names=(name,), kind=flags.whole(), group=CASES, metavar="N", default=default, help=help)
+    return Flag(name, help, CASES, kind=flags.whole(), metavar="N", default=default)
 
 
 FLAGS = (
     flags.QUICK.but(help="well under a minute"),
-    Flag(names=("--problems",), many=True, kind=flags.path, default=(), group=CASES, metavar="FILE",
-         help="JSON Lines, a set each"),
+    flags.several("--problems", "JSON Lines, a set each", kind=flags.path, metavar="FILE"),
     _count("--gsm-symbolic", "N problems drawn from its 100 templates"),
     _count("--sums", "N sums, differences, products (the default)"),
     _count("--limit", "the first N problems of each file"),
@@ -81,27 +82,31 @@ FLAGS = (
     _count("--answers", "samples such that each set gets at least N answers"),
     flags.MODEL.but(group=MODEL, default=SMOLLM, help="SmolLM2, a folder or a .gguf file"),
     flags.DTYPE.but(group=MODEL, help="default bf16, on a CPU fp32"),
-    Flag(names=("--int4",), constant=True, default=False, group=MODEL, help="4-bit weights"),
+    flags.switch("--int4", "4-bit weights", MODEL),
     flags.PROMPT.but(choices=STYLES, default="chat", group=MODEL, help="plain: the authors' text, without a template"),
-    Flag(names=("--max-tokens",), kind=flags.tokens, group=MODEL, metavar="TOKENS",
-         help="new tokens (default 16K, on a CPU 192)"),
+    Flag("--max-tokens", "new tokens (default 16K, on a CPU 192)", MODEL, kind=flags.tokens, metavar="TOKENS"),
     flags.TEMPERATURE.but(group=MODEL, default=0.6, help="default 0.6; 0 is greedy"),
     flags.TOP_P.but(group=MODEL, default=None, help="default 0.9"),
     flags.SEED.but(group=MODEL),
     *flags.METHOD_FLAGS,
     flags.BATCH.but(many=False, default=8, group=flags.RUN, help="answers decoded together on each device (default 8)"),
-    Flag(names=("--judge-s",), kind=flags.number(0.0, 3600.0, above=0.0), default=LIMIT_S, metavar="S",
-         help="most seconds to judge an answer"),
-    Flag(names=("--tensor-parallel",), constant=True, default=False,
-         help="under torchrun all ranks share one model, and not the problems"),
-    flags.DEVICE, flags.OUTPUT, flags.PLAN.but(names=("--plan",), help="print problems and methods, and stop"),
-    Flag(names=("--table",), kind=flags.path, metavar="DIR", help="print the table of a run's output, and stop"),
+    Flag("--judge-s", "most seconds to judge an answer", kind=flags.number(0.0, 3600.0, above=0.0), default=LIMIT_S,
+         metavar="S"),
+    flags.switch("--judge-again",
+                 "judge anew, by the end of its text, each answer there whose judging took too long or crashed"),
+    flags.switch("--tensor-parallel", "under torchrun all ranks share one model, and not the problems"),
+    flags.DEVICE, flags.OUTPUT, flags.PLAN.but(names="--plan", help="print problems and methods, and stop"),
+    Flag("--table", "print the table of a run's output, and stop", kind=flags.path, metavar="DIR"),
 )  # fmt: skip
 
 
-def choose_problems(options: Options, device: torch.device) -> list[Problem]:
-    """Those of the files and of the generators; sums by default. Raises ValueError."""
-    problems, count = load_problems(options.problems, options.limit), options.sums
+def choose_problems(options: Options, device: torch.device, warn: Callable[[str], None]) -> list[Problem]:
+    """Those of the files and of the generators; sums by default. Raises ValueError.
+
+    Args:
+        warn: is told which records of the files are left out.
+    """
+    problems, count = load_problems(options.problems, options.limit, warn), options.sums
     if count is None and options.gsm_symbolic is None and not options.problems:
         count = QUICK_SUMS if options.scale == "quick" else GPU_SUMS if device.type == "cuda" else CPU_SUMS
     problems += sums(count, options.seed) if count is not None else []
@@ -176,7 +181,7 @@ def act(options: Options, device: torch.device, command: str, console: Console) 
     if missing_package:
         raise ValueError(missing_package)
     case, specs = choose_case(options, device), choose_specs(options, device)
-    problems = choose_problems(options, device)
+    problems = choose_problems(options, device, partial(console.print, style="yellow", highlight=False, markup=False))
     path = result_path("maths", options, device)
     folder = path.with_suffix("")
     if rank.rank == 0:
@@ -185,10 +190,15 @@ def act(options: Options, device: torch.device, command: str, console: Console) 
         console.print(
             f"{case.config.name}, {case.dtype}, on {max(rank.world, ranks.world)} x {device.type}: {counted}",
             highlight=False,
+            markup=False,
         )
-        console.print(f"methods: {', '.join(s.label for s in specs)}; answers in {folder}", highlight=False)
+        console.print(
+            f"methods: {', '.join(s.label for s in specs)}; answers in {folder}", highlight=False, markup=False
+        )
     if options.plan:
         return 0
+    check_folder(folder)
+    check_place(path)
     meets = rank.meet()
     ranks.join(device)
     asked = repeat(problems, options.samples, options.answers)
@@ -198,6 +208,8 @@ def act(options: Options, device: torch.device, command: str, console: Console) 
     items = [Item(problem, sample, tuple(prompts[problem])) for problem, sample in asked]
     run = MathsRun(case, specs, items, loaded, device)
     file = RecordFile(folder, rank.rank, rank.world) if ranks.first else Unwritten(folder)
+    if options.judge_again and rank.rank == 0 and isinstance(file, RecordFile):
+        judge_again(folder, file, options.judge_s, console)
     try:
         failures = answer_all(run, specs, rank, items, options.judge_s, file, console, ranks)
     except RankLost as error:
@@ -215,14 +227,15 @@ def act(options: Options, device: torch.device, command: str, console: Console) 
         ]
         wanted = {run.record(spec, item, REFUSED).key for spec in specs for item in items}
         missing = len(wanted - {record.key for record in records})
-        print_report(records, console)
         write_rows(path, records, case, device, command)
-        console.print(f"{len(records)} answers in {folder}, accuracies in {path}")
+        print_report(records, console)
+        console.print(f"{len(records)} answers in {folder}, accuracies in {path}", highlight=False, markup=False)
         if not meets:
-            console.print(f"other ranks may not be done: resa-bench maths --table {folder.parent} once they are")
+            text = f"other ranks may not be done: resa-bench maths --table {folder.parent} once they are"
+            console.print(text, highlight=False, markup=False)
         elif missing:
             console.print(f"[yellow]{missing} of {len(wanted)} answers are missing:[/] the same command goes on")
-    return int(bool(failures))
+    return FAILED if failures else DONE
 
 
 def answer_all(
@@ -245,7 +258,7 @@ def answer_all(
     quiet = not console.is_terminal or rank.rank != 0
     with (
         Judge(judge_s) as judge,
-        Progress(*columns, TextColumn("{task.fields[step]}"), console=console, disable=quiet) as progress,
+        Progress(*columns, TextColumn("{task.fields[step]}", markup=False), console=console, disable=quiet) as progress,
     ):
         task = progress.add_task("answers", total=count, step="")
         for spec in specs:
@@ -263,7 +276,7 @@ def answer_all(
                     report_refused(records, spec, specs, console)
                     if not console.is_terminal and time.monotonic() - printed > LOG_S:
                         printed = time.monotonic()
-                        console.print(f"rank {rank.rank}, {spec.label}: {tally.text()}", highlight=False)
+                        console.print(f"rank {rank.rank}, {spec.label}: {tally.text()}", highlight=False, markup=False)
             except Exception as error:
                 ranks.failed(error)
                 outcome = failure(error)
@@ -271,8 +284,20 @@ def answer_all(
                 console.print(f"[red]{spec.label} {outcome['status']}:[/] {escape(outcome['reason'])}", highlight=False)
                 continue
             if left[spec] and not console.is_terminal:
-                console.print(f"rank {rank.rank}, {spec.label}: {tally.text()}", highlight=False)
+                console.print(f"rank {rank.rank}, {spec.label}: {tally.text()}", highlight=False, markup=False)
     return failures
+
+
+def judge_again(folder: Path, file: RecordFile, judge_s: float, console: Console) -> None:
+    """Judge the answers of a folder whose judging was cut short by the text that was kept, into this process's file."""
+    unjudged = [record for record in read_records(folder) if record.outcome in UNJUDGED]
+    with Judge(judge_s) as judge:
+        for record in unjudged:
+            verdict = judge(record.expected, record.text)
+            if verdict.outcome not in UNJUDGED:
+                file.append([replace(record, outcome=verdict.outcome, extracted=verdict.extracted)])
+    judged = len(unjudged) - sum(record.outcome in UNJUDGED for record in read_records(folder))
+    console.print(f"{judged} of {len(unjudged)} answers that were not judged are now", highlight=False)
 
 
 def report_refused(records: Sequence[Record], spec: MethodSpec, specs: Sequence[MethodSpec], console: Console) -> None:
@@ -280,7 +305,9 @@ def report_refused(records: Sequence[Record], spec: MethodSpec, specs: Sequence[
     if spec == specs[0]:
         for record in records:
             if record.outcome == REFUSED and record.sample == 0:
-                console.print(f"[yellow]refused:[/] {record.set}/{record.problem}: {record.reason}", highlight=False)
+                console.print(
+                    f"[yellow]refused:[/] {escape(f'{record.set}/{record.problem}: {record.reason}')}", highlight=False
+                )
 
 
 def write_rows(path: Path, records: Sequence[Record], case: MathsCase, device: torch.device, command: str) -> None:
@@ -306,5 +333,5 @@ def show_table(folder: Path, console: Console) -> int:
 
 SUITE = Suite(
     "maths", "problems solved under each method: accuracy and length", EXAMPLES, FLAGS, plan, act=act,
-    extra="maths",
+    extra="maths", reference=(Part("--quick --sums 16", gpu_minutes=0.7, cpu_minutes=2.0),),
 )  # fmt: skip

@@ -7,13 +7,11 @@ from torch import Tensor
 
 from ...kernels import ChunkTensors, Layer, Selection, WindowTensors
 from ...kernels.attention.dense import dense_reference
-from ...kernels.attention.sparse_decode import sparse_reference
 from ...kernels.attention.window_decode import window_reference
 from ...kernels.config import ceil_div
 from ...kernels.exact import Exact
-from ...kernels.workspace import BlockSparseLayer
 from ..core.failure import CheckFailed
-from ..engine.gate import Check, check_selection, compare
+from ..engine.gate import Check, check_attended, check_rectified_tokens, check_selection, compare
 from .inputs import Inputs
 
 
@@ -26,21 +24,7 @@ def check_step(layer: Layer, inputs: Inputs, dense_exact: list[Exact]) -> Check:
     inputs.step.out.fill_(float("nan"))
     for stage in layer.stages(inputs.step):
         stage.run()
-    out = layer.output(inputs.step).clone()
-    selection = layer.selection()
-    keys, values = layer.cache.gather()
-    check = Check(0.0, 0.0)
-    for b, length in enumerate(layer.cache.lengths.tolist()):
-        if selection is None:
-            exact = dense_exact[b]
-            check = check.worst(compare("attention", out[b][None], exact, out.dtype))
-            continue
-        lists = selection.lists[b]
-        exact = sparse_reference(inputs.step.q[b], keys[b], values[b], length, lists, block_size=selection.block_size)
-        check = check.worst(compare("attention over the selected blocks", out[b], exact, out.dtype))
-    if isinstance(layer, BlockSparseLayer) and layer.scores_blocks:
-        check_selection(layer, inputs.step.q)
-    return check
+    return check_attended(layer, inputs.step, sequences=range(layer.cache.batch), dense=dense_exact)
 
 
 def check_window(layer: Layer, window: WindowTensors) -> Check:
@@ -62,26 +46,25 @@ def check_window(layer: Layer, window: WindowTensors) -> Check:
     try:
         for grown in range(1, n + 1):
             cache.lengths.copy_(before - n + grown)
-            for mine, whole in ((step.q, window.q), (step.k, window.k), (step.v, window.v)):
-                mine[:, n - grown :] = whole[:, :grown]
+            for cell, whole in ((step.q, window.q), (step.k, window.k), (step.v, window.v)):
+                cell[:, n - grown :] = whole[:, :grown]
             step.out.fill_(float("nan"))
             for stage in stages:
                 stage.run()
             if bool((step.out[:, : n - grown] != 0).any()):
                 raise CheckFailed(f"window: tokens before the {grown} decoded ones have outputs")
             listed = _listed(layer, selection)
-            seen = [*(one | listed for one in seen), listed]
+            seen = [*(row | listed for row in seen), listed]
     finally:
         cache.lengths.copy_(before)
-    check = Check(0.0, 0.0)
+    check = Check()
     for b, length in enumerate(before.tolist()):
         for i in range(n):
             exact = window_reference(
                 window.q[b, i], keys[b], values[b], length - n + i, seen[i][b], block_size=selection.block_size
             )
             check = check.worst(compare(f"token {i} of {n} in the window", step.out[b, i], exact, step.out.dtype))
-    if isinstance(layer, BlockSparseLayer) and layer.scores_blocks:
-        check_selection(layer, window.q[:, -1])
+    check_selection(layer, window.q[:, -1])
     return check
 
 
@@ -107,14 +90,7 @@ def check_rectify(layer: Layer, chunk: ChunkTensors) -> Check:
     chunk.out.fill_(float("nan"))
     for stage in layer.rectify_stages(chunk):
         stage.run()
-    out = layer.rectified(chunk).clone()
-    tokens = chunk.q.shape[1]
-    keys, values = layer.cache.gather()
-    check = Check(0.0, 0.0)
-    for b, length in enumerate(layer.cache.lengths.tolist()):
-        for t in sorted({0, tokens // 2, tokens - 1}):
-            exact = dense_reference(chunk.q[b, t][None], keys[b], values[b], length - tokens + t + 1)
-            check = check.worst(compare(f"rectified token {t}", out[b, t][None], exact, out.dtype))
-    if not bool(out.isfinite().all()):
+    check = check_rectified_tokens(layer, chunk, sequences=range(layer.cache.batch))
+    if not bool(layer.rectified(chunk).isfinite().all()):
         raise CheckFailed("rectification: some output elements were not written")
     return check

@@ -19,12 +19,12 @@ from ..core.rows import Row, digits
 from ..core.spec import MethodSpec
 from ..core.speedups import with_speedups
 from ..core.stages import WHOLE_STEPS
+from ..core.work import NOTHING, Work
 from ..engine.gate import Check
 from .cases import Case
 from .checks import check_rectify, check_step, check_window, dense_exact
 from .inputs import Inputs, make_inputs, make_window
 
-NOTHING = Traffic(0)
 CLOCK_ROUNDS = 20  # rounds between two readings of the clocks
 
 
@@ -143,15 +143,14 @@ def run_case(case: Case, specs: Sequence[MethodSpec], bench: Bench, on_step: Rep
         except Exception as error:
             ops = [op for op in ops if op.key.spec != spec]
             rows.append(make_row(spec, **failure(error)))
-    conditions = Conditions(bench.device)
 
     def each_round(number: int) -> None:
         on_step(f"round {number}")
-        if number % CLOCK_ROUNDS == 1:
+        if number % CLOCK_ROUNDS == 0:
             conditions.read()
 
-    samples = measure(ops, bench.timer, bench.plan.timing, on_round=each_round)
-    conditions.read()
+    with Conditions(bench.device) as conditions:
+        samples = measure(ops, bench.timer, bench.plan.timing, on_round=each_round)
     summaries = {key: (summarize(s.times_us), s.stopped_by) for key, s in samples.items()}
     rows += timed_rows(all_prepared, summaries, bench, make_row, conditions.columns())
     return with_speedups(rows, step_us, WHOLE_STEPS)
@@ -192,26 +191,6 @@ def amortise(total: Summary, rectify: Summary, every: int) -> Summary:
     return Summary(n_samples=min(total.n_samples, rectify.n_samples), **fields)
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
-    """Compulsory work of a row: of its step, and one part in `every` of a rectification; nothing where not known."""
-
-    step: Traffic
-    rectification: Traffic = NOTHING
-    every: int = 1
-
-    @property
-    def total(self) -> Traffic:
-        """Bytes and FLOPs, rectification amortised in."""
-        apart = self.rectification
-        return self.step + Traffic(apart.bytes // self.every, apart.flops // self.every)
-
-    def floor_us(self, ceilings: Ceilings) -> float:
-        """The shortest time for it."""
-        step, apart = (ceilings.floor_us(part.bytes, part.flops) for part in (self.step, self.rectification))
-        return step + apart / self.every
-
-
 def judged(work: Work, median_us: float, ceilings: Ceilings, cache_state: str) -> Verdict:
     """What a time beside its floor means; a warm cache may beat any floor of the memory."""
     if cache_state != "cold":
@@ -236,27 +215,15 @@ def _row(
         "launch": key.launch,
         **clocks,
     }
-    floors: dict[str, Any] = {}
-    total = work.total
-    if total.bytes:
+    if work.total.bytes:
         verdict = judged(work, summary.median_us, bench.ceilings, key.cache_state)
         if verdict.kind == "impossible":
             return make_row(prepared.spec, **(common | {"status": "failed", "reason": verdict.reason}))
-        floor_us = work.floor_us(verdict.ceilings)
-        floors = {
-            "bytes": total.bytes,
-            "flops": total.flops,
-            "floor_us": digits(floor_us),
-            "floor_fraction": digits(floor_us / summary.median_us),
-            "gbps": digits(total.bytes / summary.median_us / 1e3),
-            "read_ceiling_gbps": round(verdict.ceilings.read_gbps, 1),
-            "reason": "; ".join(filter(None, (common["reason"], verdict.reason))) or None,
-        }
+        common |= work.columns(summary.median_us, verdict, common["reason"])
     return make_row(
         prepared.spec,
-        **(common | floors),
+        **common,
         **{name: digits(value) for name, value in asdict(summary).items()},
         stopped_by=stopped_by,
-        max_rel_error=digits(prepared.check.max_rel_error, 3),
-        error_budget_used=digits(prepared.check.budget_used, 3),
+        **prepared.check.columns(),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -11,6 +12,7 @@ from ...kernels import SparseConfig
 from ...profiling.timing import Plan as TimingPlan
 from ..core import flags
 from ..core.flags import CASES, Flag, Options
+from ..core.reference import Part
 from ..core.registry import Plan, Suite
 from ..core.spec import MethodSpec
 from ..core.sweep import Sweep
@@ -40,20 +42,15 @@ EXAMPLES = """examples:
 
 A rerun goes on where the last one stopped (same device, commit and output folder); --fresh starts over."""
 
-PATTERN = Flag(
-    names=("--pattern",), choices=PATTERNS, group=CASES, help="where the blocks lie that queries are drawn to"
-)
-Q_HEADS = Flag(
-    names=("--q-heads",), kind=flags.whole(1, 4096), group=CASES, metavar="N",
-    help="with --kv-heads and --head-dim: a shape of your own",
-)  # fmt: skip
-KV_HEADS = Flag(names=("--kv-heads",), kind=flags.whole(1, 4096), group=CASES, metavar="N", help="of that shape")
-HEAD_DIM = Flag(names=("--head-dim",), kind=flags.whole(1, 4096), group=CASES, metavar="D", help="of that shape")
+HEADS: dict[str, Any] = dict(kind=flags.whole(1, 4096), metavar="N")
+PATTERN = Flag("--pattern", "where the blocks lie that queries are drawn to", CASES, choices=PATTERNS)
+Q_HEADS = Flag("--q-heads", "with --kv-heads and --head-dim: a shape of your own", CASES, **HEADS)
+KV_HEADS = Flag("--kv-heads", "of that shape", CASES, **HEADS)
+HEAD_DIM = Flag("--head-dim", "of that shape", CASES, **(HEADS | {"metavar": "D"}))
 BUDGET_S = Flag(
-    names=("--budget-s",), kind=flags.number(0.0, 86400.0, above=0.0), metavar="S",
-    help="most seconds of sampling a case",
-)  # fmt: skip
-NO_WARM = Flag(names=("--no-warm",), constant=True, default=False, help="leave out the warm-cache rows")
+    "--budget-s", "most seconds of sampling a case", kind=flags.number(0.0, 86400.0, above=0.0), metavar="S"
+)
+NO_WARM = flags.switch("--no-warm", "leave out the warm-cache rows")
 FLAGS = (
     flags.QUICK, flags.FULL, flags.CASE, flags.CONTEXT, flags.BATCH,
     flags.MODEL.but(choices=tuple(PRESETS), metavar=None, help=f"model shape (default {DEFAULT_MODEL})"),
@@ -128,14 +125,14 @@ def plan(options: Options, device: torch.device) -> Plan:
         min_samples=20 if cuda else 7,
     )
     left_out = (("warm", options.no_warm), ("eager", options.no_eager))
-    as_listed = options.scale == "default" and not (options.case or options.context)
+    as_listed = options.scale == "default" and not options.context  # --case picks from the list
     settings = Sweep.of(options)
     plain = as_listed and not (settings.names or settings.summaries or "window" in settings.given)
-    usual = next((spec.config for spec in specs if spec.name == "resa"), SparseConfig())
+    config = next((spec.config for spec in specs if spec.name == "resa"), SparseConfig())
     return Plan(
         cases,
         specs,
-        further={case.slug: further_methods(case, usual) for case in cases if cuda and plain},
+        further={case.slug: further_methods(case, config) for case in cases if cuda and plain},
         kinds=[kind for kind, left in left_out if not left and (kind != "eager" or cuda)],
         measure=Measure(timing, warm=not options.no_warm, eager=not options.no_eager),
     )
@@ -149,6 +146,8 @@ def show_plan(plan: Plan, device: torch.device, console: Console) -> None:
     console.print("methods: " + ", ".join(spec.label for spec in plan.specs), highlight=False, markup=False)
 
 
+REFERENCE = (Part(gpu_minutes=5.0, cpu_minutes=4.0),)
 SUITE = Suite(
-    "micro", "one decode step of attention, kernel by kernel", EXAMPLES, FLAGS, plan, run_case, print_report, show_plan
-)
+    "micro", "one decode step of attention, kernel by kernel", EXAMPLES, FLAGS, plan, run_case, print_report, show_plan,
+    reference=REFERENCE,
+)  # fmt: skip

@@ -31,9 +31,9 @@ def whole_steps(rows: Sequence[Row]) -> list[Row]:
     """Cold `total` rows of the main launch; a method that cannot be captured shows its eager row."""
     cold = [r for r in rows if r.timed and r.stage == "total" and r.cache_state == "cold"]
     launch = main_launch(rows)
-    main = [r for r in cold if r.launch == launch]
-    shown = {(r.case, r.variant) for r in main}
-    return main + [r for r in cold if r.launch != launch and (r.case, r.variant) not in shown]
+    of_launch = [r for r in cold if r.launch == launch]
+    shown = {(r.case, r.variant) for r in of_launch}
+    return of_launch + [r for r in cold if r.launch != launch and (r.case, r.variant) not in shown]
 
 
 def case_table(case: str, rows: Sequence[Row], names: Names | None = None) -> Table:

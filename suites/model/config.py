@@ -79,10 +79,12 @@ class ModelConfig:
         self.attention(1)  # checks the heads
 
     def attention(self, batch: int) -> AttentionShape:
+        """Of one layer, for so many sequences. Raises ValueError for heads that do not divide."""
         return AttentionShape(batch, self.q_heads, self.kv_heads, self.head_dim)
 
     @property
     def qkv_width(self) -> int:
+        """Rows of the fused projection of q, k and v."""
         return (self.q_heads + 2 * self.kv_heads) * self.head_dim
 
     @property
@@ -93,6 +95,7 @@ class ModelConfig:
 
     @property
     def head_parameters(self) -> int:
+        """Parameters of the head; of one rank's part of it."""
         return self.vocab // self.ranks * self.hidden
 
     @property

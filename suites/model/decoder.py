@@ -40,6 +40,7 @@ class LayerWeights:
 
     @property
     def linears(self) -> tuple[Weight, ...]:
+        """The projections, which 4-bit weights shrink."""
         return self.qkv, self.o, self.gate_up, self.down
 
 
@@ -69,10 +70,12 @@ class Decoder:
 
     @property
     def dtype(self) -> torch.dtype:
+        """Of activations, embedding and norms."""
         return self.embedding.dtype
 
     @property
     def device(self) -> torch.device:
+        """Where the weights lie."""
         return self.embedding.device
 
     @property

@@ -100,6 +100,7 @@ class Fields:
     where: str  # the file, for errors
 
     def has(self, key: str) -> bool:
+        """Whether the field is there and not null."""
         return self.values.get(key) is not None
 
     def check_present(self, *keys: str) -> None:
@@ -155,6 +156,7 @@ class Fields:
         return Fields(value, f"{self.where}, {key}")
 
     def wrong(self, key: str, expected: str) -> ValueError:
+        """The error for a field that is not as `expected`."""
         value = self.values.get(key)
         if value is None:
             return ValueError(f"{self.where} does not say {key}, expected {expected}")

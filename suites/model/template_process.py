@@ -105,15 +105,15 @@ def render(template: str, values: Mapping[str, Any]) -> tuple[str | None, str]:
     except (MemoryError, RecursionError) as error:
         return None, "it takes too much memory" if isinstance(error, MemoryError) else "it is nested too deeply"
     except Exception as error:  # what a template does wrong may raise anything
-        said = " ".join(str(error).split())
-        return None, (said or type(error).__name__)[:MESSAGE_CHARS]
+        text = " ".join(str(error).split())
+        return None, (text or type(error).__name__)[:MESSAGE_CHARS]
 
 
-def main() -> None:
+def serve_templates() -> None:
     """Serve until stdin ends."""
     render("{{ a }}", {"a": 1})  # imports, before the clock of the first request runs
     serve(sys.stdin, lambda line: json.dumps(render(*json.loads(line))), MEMORY_BYTES)
 
 
 if __name__ == "__main__":
-    main()
+    serve_templates()

@@ -45,6 +45,7 @@ class Tokenizer:
 
     @property
     def vocab(self) -> int:
+        """Tokens, added ones included."""
         return self.tokenizer.get_vocab_size()
 
     def encode(self, text: str, *, bos: bool | None = None) -> list[int]:

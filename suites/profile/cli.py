@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ EXAMPLES = """examples:
   resa-bench profile nsys decode-qwen2.5-7b-int4-b1-256k            where a whole model's step goes, and a timeline
   resa-bench profile nsys decode-qwen2.5-7b-int4-b1-256k --method sdpa-cudnn
   resa-bench profile nsys qwen2.5-7b-b1-256k --block-size 64        one layer's attention
+  resa-bench profile nsys decode-qwen2.5-7b-int4-b1-256k --perfetto step.json     for ui.perfetto.dev
   resa-bench profile ncu qwen2.5-7b-b1-128k                         counters of each kernel, bytes beside the model's
   nsys profile -o mine resa-bench profile run qwen2.5-7b-b1-256k    what a profiler of yours is to watch
 
@@ -30,8 +32,7 @@ profiled, at one setting."""
 DEFAULT_GPU, DEFAULT_CPU = "decode-qwen2.5-7b-int4-b1-256k", "qwen2.5-7b-b1-16k"
 TARGET_FLAGS = (
     *flags.METHOD_FLAGS,
-    Flag(names=("--chunk-kernel",), choices=tuple(chunk_kernels()), group=METHODS,
-         help="of rectification (default the fastest)"),
+    Flag("--chunk-kernel", "of rectification (default the fastest)", METHODS, choices=tuple(chunk_kernels())),
     flags.SEED, flags.DEVICE,
 )  # fmt: skip
 """What says which case and method, beside the case's name."""
@@ -39,13 +40,17 @@ STEPS = flags.STEPS.but(
     kind=flags.whole(1, 4096), default=8, group=flags.RUN, metavar="N", help="replayed steps to record (default 8)"
 )
 OUTPUT = flags.OUTPUT.but(help="default runs/<device>/<commit>/profile/<case>-<method>")
+PERFETTO = Flag(
+    "--perfetto", "write the passes as a trace for ui.perfetto.dev (default trace.json beside the tables)",
+    kind=flags.path, metavar="FILE", bare=Path("trace.json"),
+)  # fmt: skip
 FOR_CHILD = (
-    Flag(names=("--facts",), kind=flags.path, metavar="FILE", help="where to write what a reader of the trace needs"),
-    Flag(names=("--one-by-one",), constant=True, default=False, help="no replays, of a model one layer (for ncu)"),
+    Flag("--facts", "where to write what a reader of the trace needs", kind=flags.path, metavar="FILE"),
+    flags.switch("--one-by-one", "no replays, of a model one layer (for ncu)"),
 )
 TOOLS = {
     "nsys": ("Nsight Systems: GPU time by stage, kernels, gaps, the host's share, a timeline (or torch's)",
-             (*TARGET_FLAGS, STEPS, OUTPUT)),
+             (*TARGET_FLAGS, STEPS, OUTPUT, PERFETTO)),
     "ncu": ("Nsight Compute: each kernel's counters, and DRAM bytes beside the compulsory ones",
             (*TARGET_FLAGS, OUTPUT)),
     "run": ("what the other two start: the case inside a capture range, for a profiler of your own",

@@ -10,24 +10,32 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import pandas as pd
 import torch
 from rich.console import Console
 
 from ...profiling import ncu, nsys
 from ...profiling.attached import attached
 from ...profiling.nvtx_ranges import NvtxRanges
+from ...profiling.perfetto import Launched, trace_events, write_trace
 from ...profiling.process import ToolFailed, ToolMissing, run
 from ...profiling.ranges import StageClock, listening
 from ...profiling.timeline import Timeline, TraceMismatch, passes
 from ...profiling.trace import record
+from ..core.exits import DONE, FAILED
 from ..core.flags import Options
+from ..core.results import check_folder
 from ..core.runner import default_folder
+from ..core.stages import place
 from .analysis import Section, kernel_frame, sections, stage_frame, timeline_frame
 from .bytes import byte_frame, counter_frame
-from .cli import target, target_words
+from .cli import PERFETTO, target, target_words
 from .tables import print_bytes, print_counters, print_sections
 from .target import Facts, facts, run_passes, run_under_tool
 from .workload import Workload, build
+
+LAUNCHED = ["kind", "launch", "stage", "kernel", "start_us", "end_us"]
+"""Columns of timeline.csv."""
 
 
 def profile_run(options: Options, device: torch.device, console: Console) -> int:
@@ -42,19 +50,23 @@ def profile_run(options: Options, device: torch.device, console: Console) -> int
         run_under_tool(workload, NvtxRanges(), options.steps, one_by_one=options.one_by_one)
     if options.facts:
         options.facts.write_text(json.dumps(asdict(known), indent=1) + "\n")
-    console.print(f"{known.case}, {known.label}: {known.untraced_us:.1f} us a step untraced", highlight=False)
+    console.print(
+        f"{known.case}, {known.label}: {known.untraced_us:.1f} us a step untraced", highlight=False, markup=False
+    )
     return 0
 
 
 def profile_nsys(options: Options, device: torch.device, console: Console) -> int:
     """Nsight Systems on a case; torch's profiler where nsys cannot; the clock on a CPU."""
     if device.type != "cuda":
+        if options.perfetto:
+            raise ValueError("profile nsys --perfetto: a CPU records no kernels; expected a CUDA device")
         return _clock(options, device, console)
     folder = _folder(options, device, "nsys")
     try:
         tool = nsys.find()
     except ToolMissing as missing:
-        console.print(f"[yellow]{missing}[/]\n[yellow]torch's profiler instead[/]", highlight=False)
+        console.print(f"{missing}\ntorch's profiler instead", style="yellow", highlight=False, markup=False)
         timeline, known = _traced_here(options, device)
         source, command = "torch.profiler", _own_command(options, "nsys")
     else:
@@ -62,16 +74,17 @@ def profile_nsys(options: Options, device: torch.device, console: Console) -> in
         program = [*_program(options), "--steps", str(options.steps), f"--facts={facts_file}"]
         words = nsys.command(tool, report, program)
         source, command = "nsys", shlex.join(words)
-        console.print(command, highlight=False, soft_wrap=True)
+        console.print(command, highlight=False, soft_wrap=True, markup=False)
         try:
             run(words, "nsys")
             nsys.export(tool, report, database)
             timeline = nsys.read(database)
             database.unlink()
+            _say_missing(timeline.missing, console)
         except (ToolFailed, ValueError) as failed:
             return _failed(failed, console)
         known = Facts(**json.loads(facts_file.read_text()))
-        console.print(f"report for Nsight Systems' own window: {report}", highlight=False)
+        console.print(f"report for Nsight Systems' own window: {report}", highlight=False, markup=False)
     try:
         parts = sections(passes(timeline), back_to_back=known.back_to_back)
     except TraceMismatch as mismatch:
@@ -79,11 +92,15 @@ def profile_nsys(options: Options, device: torch.device, console: Console) -> in
     kernel_frame(parts).to_csv(folder / "kernels.csv", index=False)
     timeline_frame(parts).to_csv(folder / "timeline.csv", index=False)
     _finish(folder, parts, known, source, command, console)
+    if options.perfetto:
+        trace_file = folder / options.perfetto if options.perfetto == PERFETTO.bare else options.perfetto
+        write_perfetto(folder, trace_file)
+        console.print(f"trace for ui.perfetto.dev: {trace_file}", highlight=False)
     from ...plots.timeline import draw_timeline
 
     for path in draw_timeline(folder / "timeline.csv", folder / "facts.json", folder / "timeline"):
         if path.suffix == ".png":
-            console.print(f"plot {path}", highlight=False)
+            console.print(f"plot {path}", highlight=False, markup=False)
     return 0
 
 
@@ -99,10 +116,12 @@ def profile_ncu(options: Options, device: torch.device, console: Console) -> int
     report, facts_file = folder / "report.ncu-rep", folder / "facts.json"
     words = ncu.command(tool, report, [*_program(options), "--one-by-one", f"--facts={facts_file}"])
     command = shlex.join(words)
-    console.print(command, highlight=False, soft_wrap=True)
+    console.print(command, highlight=False, soft_wrap=True, markup=False)
     try:
         run(words, "ncu")
-        launches = ncu.parse(run(ncu.listing(tool, report), "ncu --import"))
+        listed = run(ncu.listing(tool, report), "ncu --import")
+        launches = ncu.parse(listed)
+        _say_missing(ncu.missing(listed), console)
     except (ToolFailed, ValueError) as failed:
         return _failed(failed, console)
     known = Facts(**json.loads(facts_file.read_text()))
@@ -112,13 +131,36 @@ def profile_ncu(options: Options, device: torch.device, console: Console) -> int
     _write_facts(folder, known, "ncu", command)
     print_counters(counters, console)
     print_bytes(trial, console)
-    console.print(f"tables in {folder}; the report for Nsight Compute's own window: {report}", highlight=False)
-    return int((trial.verdict == "disagrees").any())
+    console.print(
+        f"tables in {folder}; the report for Nsight Compute's own window: {report}", highlight=False, markup=False
+    )
+    return FAILED if (trial.verdict == "disagrees").any() else DONE
+
+
+def write_perfetto(folder: Path, trace_file: Path) -> None:
+    """The passes of a recorded profile as trace-event JSON (profiling/perfetto.py).
+
+    Args:
+        folder: of `profile nsys`, with timeline.csv (or timeline.csv.gz) and facts.json.
+        trace_file: where to write.
+    """
+    table = next(path for path in (folder / "timeline.csv", folder / "timeline.csv.gz") if path.exists())
+    known = json.loads((folder / "facts.json").read_text())
+    launched = [Launched(*values) for values in pd.read_csv(table)[LAUNCHED].itertuples(index=False, name=None)]
+    environment = {name: str(value) for name, value in known["environment"].items()}
+    about = {"case": known["case"], "source": known["source"], **environment}
+    write_trace(trace_file, trace_events({known["label"]: launched}, place, **about))
 
 
 def _failed(reason: object, console: Console) -> int:
-    console.print(f"[red]{reason}[/]", highlight=False)
-    return 1
+    console.print(str(reason), style="red", highlight=False, markup=False)
+    return FAILED
+
+
+def _say_missing(lines: Sequence[str], console: Console) -> None:
+    """What a tool's report lacks, and what is therefore not in the tables."""
+    for line in lines:
+        console.print(line, style="yellow", highlight=False, markup=False)
 
 
 def _program(options: Options) -> list[str]:
@@ -133,7 +175,7 @@ def _folder(options: Options, device: torch.device, tool: str) -> Path:
     case, spec = target(options, device)
     name = re.sub(r"[^a-z0-9.]+", "-", f"{case.slug}-{spec.label}".lower())
     folder: Path = options.output or default_folder(device) / "profile" / f"{name}-{tool}"
-    folder.mkdir(parents=True, exist_ok=True)
+    check_folder(folder)
     return folder
 
 
@@ -152,6 +194,7 @@ def _traced_here(options: Options, device: torch.device) -> tuple[Timeline, Fact
 def _clock(options: Options, device: torch.device, console: Console) -> int:
     """Stages by the wall clock, on a device without a queue."""
     case, spec = target(options, device)
+    folder = _folder(options, device, "nsys")
     console.print("[yellow]no GPU:[/] stages by the wall clock, no kernels", highlight=False)
     with torch.inference_mode():
         workload = build(case, spec, device)
@@ -161,7 +204,6 @@ def _clock(options: Options, device: torch.device, console: Console) -> int:
         if workload.eager_rectify is not None:
             workload.start_rectify()
             parts.append(_clocked("rectification", workload.eager_rectify, 1, workload))
-    folder = _folder(options, device, "nsys")
     _finish(folder, parts, known, "wall clock", _own_command(options, "nsys"), console)
     return 0
 
@@ -181,7 +223,7 @@ def _finish(folder: Path, parts: Sequence[Section], known: Facts, source: str, c
     stage_frame(parts).to_csv(folder / "stages.csv", index=False)
     _write_facts(folder, known, source, command)
     print_sections(parts, known, source, console)
-    console.print(f"tables in {folder}", highlight=False)
+    console.print(f"tables in {folder}", highlight=False, markup=False)
 
 
 def _write_facts(folder: Path, known: Facts, source: str, command: str) -> None:

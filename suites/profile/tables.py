@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ..core.report import new_table
@@ -25,11 +26,11 @@ def print_sections(parts: Sequence[Section], known: Facts, source: str, console:
         what = "replayed" if part.launch == "graph" else "launched from Python"
         count = f"mean of {part.passes}, " if part.passes > 1 else ""
         title = f"{known.case}, {known.label}: one {part.kind}, {what} ({count}{source})"
-        console.print(f"\n[bold]{title}", highlight=False)
+        console.print(f"\n{title}", style="bold", markup=False, highlight=False)
         table = _table(("stage", "kernels", "us", "share"), ("stage",))
         for name, value in part.stages_us.items():
             here = sum(kernel.stage == name for kernel in part.one_pass) if part.kernels else 0
-            table.add_row(name, str(here or ""), f"{value:.1f}", f"{value / part.wall_us:.1%}")
+            table.add_row(escape(name), str(here or ""), f"{value:.1f}", f"{value / part.wall_us:.1%}")
         if part.kernels:
             share = part.gap_us / part.wall_us
             wide = part.launch == "graph" and share > MAX_GAP
@@ -65,7 +66,12 @@ def _kernel_table(frame: pd.DataFrame) -> Table:
     for line in frame.itertuples():
         count = f"{line.count:g}"
         table.add_row(
-            line.kind, line.stage, str(line.kernel)[:56], count, f"{line.median_us:.2f}", f"{line.total_us:.1f}"
+            line.kind,
+            escape(line.stage),
+            escape(str(line.kernel)[:56]),
+            count,
+            f"{line.median_us:.2f}",
+            f"{line.total_us:.1f}",
         )
     return table
 
@@ -80,9 +86,9 @@ def print_counters(frame: pd.DataFrame, console: Console) -> None:
         column.no_wrap = True
     for line in frame.itertuples():
         table.add_row(
-            line.kind, line.stage, line.kernel[:24], f"{line.time_us:.1f}", f"{line.dram_read_mb:.2f}",
+            line.kind, escape(line.stage), escape(line.kernel[:24]), f"{line.time_us:.1f}", f"{line.dram_read_mb:.2f}",
             f"{line.dram_write_mb:.2f}", f"{line.gbps:.0f}", f"{line.dram_percent:.0f}", f"{line.l2_hit_percent:.0f}",
-            f"{line.occupancy_percent:.0f}", str(line.registers), str(line.programs), line.stalls.split(",")[0],
+            f"{line.occupancy_percent:.0f}", str(line.registers), str(line.programs), escape(line.stalls.split(",")[0]),
         )  # fmt: skip
     console.print(table)
 
@@ -94,5 +100,5 @@ def print_bytes(frame: pd.DataFrame, console: Console) -> None:
     colours = {"agrees": "green", "disagrees": "red", "small": "dim"}
     for line in frame.itertuples():
         verdict = f"[{colours[line.verdict]}]{line.verdict}[/]"
-        table.add_row(line.stage, f"{line.model_mb:.3f}", f"{line.dram_mb:.3f}", f"{line.ratio:.3f}", verdict)
+        table.add_row(escape(line.stage), f"{line.model_mb:.3f}", f"{line.dram_mb:.3f}", f"{line.ratio:.3f}", verdict)
     console.print(table)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from timeit import timeit
 from typing import Any
 
@@ -30,6 +30,7 @@ class Facts:
         ranges: stages and spans that a step opens; `idle_range_us` is what one costs while nobody listens.
         stage_bytes: compulsory bytes of one layer's attention by stage.
         environment: device, versions, commit (`profiling.device.Environment`).
+        columns: what rows say about the case and the method.
     """
 
     case: str
@@ -44,6 +45,7 @@ class Facts:
     idle_range_us: float
     stage_bytes: dict[str, int]
     environment: dict[str, Any]
+    columns: dict[str, Any] = field(default_factory=dict)
 
 
 def facts(workload: Workload, device: torch.device) -> Facts:
@@ -67,6 +69,7 @@ def facts(workload: Workload, device: torch.device) -> Facts:
     return Facts(
         case.slug, spec.name, spec.label, case.context, workload.graph, workload.flush is None, untraced_us, eager_us,
         counter.count, idle_range_us, stage_bytes, asdict(describe(device)),
+        case.columns() | spec.columns() | {"method": spec.name},
     )  # fmt: skip
 
 
@@ -126,7 +129,7 @@ def capture_range() -> Iterator[None]:
         torch.cuda.profiler.stop()
 
 
-class Counter:
+class Counter(Listener):
     """A listener that counts ranges."""
 
     def __init__(self) -> None:
@@ -146,7 +149,7 @@ def _idle_range() -> None:
         pass
 
 
-class OneLayer:
+class OneLayer(Listener):
     """A listener in front of another: the capture range is open in one layer of each pass alone."""
 
     def __init__(self, behind: Listener, layer: int) -> None:

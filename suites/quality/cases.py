@@ -63,11 +63,6 @@ class QualityCase(ModelCase):
         )
         return f"{name}-stepwise" if self.stepwise else name
 
-    @property
-    def weights(self) -> str:
-        """Of the activations' type."""
-        return self.dtype
-
     def columns(self) -> dict[str, Any]:
         """What a row says about its case."""
         return ModelCase.columns(self) | {"selection_pattern": self.source}

@@ -13,10 +13,8 @@ from ..core.rows import Row, digits
 from ..core.spec import MethodSpec, dense_here, make_spec
 from ..engine.bind import Bound, Place, bind
 from ..engine.case import capacity
-from ..engine.engine import State
-from ..engine.loader import Loader, prompt_ids
-from ..engine.methods import chunk_rows, run_methods
-from ..engine.prompt import prefill
+from ..engine.loader import Loader
+from ..engine.methods import MethodRun, run_methods
 from ..engine.sampling import Sampling
 from .cases import QualityCase
 from .forced import Forced, Reference, record_dense, run_forced
@@ -32,38 +30,25 @@ class InHand:
     run: QualityRun | None = None
 
 
-class QualityRun:
-    """One case in hand."""
+class QualityRun(MethodRun):
+    """One case in hand, for some of its methods and then for further ones."""
 
-    specs: list[MethodSpec]
-    row: RowMaker
+    case: QualityCase
+    stage = "forced"
 
-    def __init__(self, case: QualityCase, bench: Bench) -> None:
-        self.case, self.bench = case, bench
+    def __init__(self, case: QualityCase, bench: Bench, on_step: Report = lambda _: None) -> None:
+        super().__init__(case, (), bench, on_step)
         self.dense = make_spec(dense_here(bench.device))
-
-    def begin(self, on_step: Report) -> None:
-        """Some methods of the case are to be measured, the first or further ones."""
-        self.on_step, self.row = on_step, RowMaker(self.case, self.bench, "forced")
 
     def prepare(self, loader: Loader) -> None:
         """Load the model, prefill the texts, settle which tokens are fed after them; the last two once a case."""
         case, in_hand = self.case, self.bench.held(InHand)
         if in_hand.run is not self:
             in_hand.run = None  # another case's state and references
-        self.on_step("model")
-        loaded = loader.model(case, chunk_rows(case.batch, self.specs), self.bench.device)
+        self.load(loader)
         if in_hand.run is self:
             return
-        decoder = self.decoder = loaded.decoder
-        length = case.context + 1
-        text = prompt_ids(loaded, case.batch * length).view(case.batch, length)
-        self.state = State.allocate(decoder, case.batch, capacity(case), case.steps + 1)
-        prefill(
-            decoder, self.state, text[:, : case.prompt],
-            on_tokens=lambda n: self.on_step(f"prefill {n} of {case.prompt}"),
-        )  # fmt: skip
-        self.tokens = text[:, case.prompt :]
+        self.tokens = self.prefill_texts(case.steps + 1, capacity(case), case.steps + 1)[:, case.prompt :]
         self.references: dict[bool, Reference] = {}  # by whether it was recorded step by step
         self.dense_launch = {False: "parallel"}
         self.sampled: Reference | None = None  # dense's own continuation, recorded step by step
@@ -100,7 +85,7 @@ class QualityRun:
 
     def bind(self, spec: MethodSpec, sampling: Sampling | None = None) -> Bound:
         """A method on the prefilled caches, checked; graphs on a GPU. Raises CheckFailed, Unsupported."""
-        first = torch.ones(self.case.batch, dtype=torch.int64, device=self.bench.device)
+        first = torch.ones(self.case.batch, dtype=torch.int64, device=self.device)
         place = Place(self.state, self.case.prompt, first, ahead=True)
         return bind(self.decoder, place, spec, sampling=sampling, longest_period=self.case.steps)
 
@@ -169,5 +154,5 @@ def run_case(
     run = bench.held(InHand).run
     if run is None or run.case != case:
         run = QualityRun(case, bench)
-    run.begin(on_step)
+    run.on_step, run.row = on_step, RowMaker(case, bench, run.stage)
     return run_methods(run, specs, bench, shared=run.dense_rows)

@@ -12,7 +12,8 @@ import torch
 from ...kernels.config import GQA_POLICIES
 from ..core import flags
 from ..core.analysis import LEVEL
-from ..core.flags import CASES, Flag, Options
+from ..core.flags import Options
+from ..core.reference import Part
 from ..core.registry import Plan, Suite
 from ..core.settings import SETTINGS
 from ..core.spec import PINNED, MethodSpec, unique
@@ -36,14 +37,8 @@ KL, agreement, loss, the error of keys and values, and the share of attention th
 against dense decoding fed the same tokens. Methods whose steps can be evaluated together are, unless --stepwise. A
 rerun goes on where the last one stopped (same device, commit and output folder); --fresh starts over."""
 
-SOURCE = Flag(
-    names=("--source",), many=True, choices=SOURCES, default=(), group=CASES,
-    help="what is fed (default text; full both)",
-)  # fmt: skip
-STEPWISE = Flag(
-    names=("--stepwise",), constant=True, default=False,
-    help="decode token by token, on a GPU with the kernels; no recall",
-)  # fmt: skip
+SOURCE = flags.several("--source", "what is fed (default text; full both)", choices=SOURCES)
+STEPWISE = flags.switch("--stepwise", "decode token by token, on a GPU with the kernels; no recall")
 GRID: dict[str, tuple[Any, ...]] = {
     "block_size": (16, 32, 64),
     "rectify_every": (LEVEL, 16, 32, 64, 128),
@@ -130,5 +125,12 @@ def plan(options: Options, device: torch.device) -> Plan:
     return Plan(choose_cases(options, device, specs), specs)
 
 
-SUITE = Suite("quality", "what a faster step costs on a real model", EXAMPLES, FLAGS, plan, run_case, print_report,
-              shares_model=True)  # fmt: skip
+LONG = "--steps 1K --source text own --rectify-every 1 16 32 128 --pinned-blocks 0 1 --method sparse resa oracle"
+REFERENCE = (
+    Part(gpu_minutes=1.0, cpu_minutes=8.0),
+    Part(LONG, name="long", gpu_minutes=0.6, cpu_minutes=None),
+)
+SUITE = Suite(
+    "quality", "what a faster step costs on a real model", EXAMPLES, FLAGS, plan, run_case, print_report,
+    shares_model=True, reference=REFERENCE,
+)  # fmt: skip

@@ -22,8 +22,7 @@ PAIR_ROOM = 32  # tokens for one question of the copy task and its answer
 class TaskCase(ModelCase):
     """Prompts of `prompt` tokens, prefilled densely, that a method goes on from; `groups` batches of them.
 
-    Tasks bring `batch` (prompts that are decoded together), `room` (tokens fed after the prompt at most) and `words`
-    (what the slug says beside model, task and prompt).
+    Tasks bring `batch`, `room` and `words`.
     """
 
     suite: ClassVar[str] = "tasks"
@@ -45,19 +44,21 @@ class TaskCase(ModelCase):
     if TYPE_CHECKING:  # as in ModelCase
 
         @property
-        def room(self) -> int: ...
+        def batch(self) -> int:
+            """Prompts that are decoded together."""
+
         @property
-        def words(self) -> tuple[str, ...]: ...
+        def room(self) -> int:
+            """Tokens fed after the prompt at most."""
+
+        @property
+        def words(self) -> tuple[str, ...]:
+            """What the slug says beside model, task and prompt."""
 
     @property
     def context(self) -> int:
         """Tokens of the prompt and after it at most."""
         return self.prompt + self.room
-
-    @property
-    def weights(self) -> str:
-        """Of the activations' type."""
-        return self.dtype
 
     @property
     def slug(self) -> str:

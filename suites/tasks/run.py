@@ -8,25 +8,27 @@ from typing import Any
 import torch
 
 from ...kernels.config import ceil_div
-from ..core.bench import Bench, Report, RowMaker
+from ..core.bench import Bench, Report
 from ..core.rows import Row, digits
 from ..core.spec import MethodSpec, make_spec, resa_here
 from ..engine.engine import State
 from ..engine.loader import Loader, release
-from ..engine.methods import chunk_rows, run_methods
+from ..engine.methods import MethodRun, run_methods
 from .cases import TaskCase, dense_spec
 from .contender import Contender
 from .measure import Divergence, make_task
 from .prompt import prefill_rows
 
 
-class TaskRun:
+class TaskRun(MethodRun):
     """One case in hand: what each method did in its batches, or what it raised."""
+
+    case: TaskCase
+    stage = "free"
 
     def __init__(self, case: TaskCase, specs: Sequence[MethodSpec], bench: Bench, on_step: Report) -> None:
         """`specs`: dense decoding first, whether it was asked for or not."""
-        self.case, self.specs, self.bench, self.on_step = case, list(specs), bench, on_step
-        self.row = RowMaker(case, bench, "free")
+        super().__init__(case, specs, bench, on_step)
         self.dense = self.specs[0]
         self.results: dict[MethodSpec, list[Any]] = {spec: [] for spec in self.specs}
         self.chunked: list[torch.Tensor] = []
@@ -38,16 +40,15 @@ class TaskRun:
         A method that fails is left out of the batches that follow. Raises what dense decoding raises.
         """
         case = self.case
-        self.on_step("model")
-        loaded = loader.model(case, chunk_rows(case.batch, self.specs), self.bench.device)
-        decoder = self.decoder = loaded.decoder
-        self.task = make_task(case, loaded)
+        self.load(loader)
+        self.task = make_task(case, self.loaded)
         room = max([case.room, *(spec.window for spec in self.specs)])
-        self.state = State.allocate(decoder, case.batch, ceil_div(case.prompt + room, 64) * 64, room + 1)
+        self.state = State.allocate(self.decoder, case.batch, ceil_div(case.prompt + room, 64) * 64, room + 1)
         for group in range(case.groups):
             where = f"{group + 1} of {case.groups}" if case.groups > 1 else "prompts"
             self.on_step(f"prefill, {where}")
-            self.task.begin(group, prefill_rows(decoder, self.state, self.task.prompts(group).to(decoder.device)))
+            prompts = self.task.prompts(group).to(self.device)
+            self.task.begin(group, prefill_rows(self.decoder, self.state, prompts))
             self.compete(self.dense, group)
             for spec in self.specs:
                 if spec == self.dense or spec in self.errors:
@@ -65,14 +66,14 @@ class TaskRun:
             contender = Contender(self.decoder, self.state, spec, case.prompt, case.room, task.noise(group))
             self.results[spec].append(task.measure(contender, group))
             if spec == self.dense and isinstance(task, Divergence):
-                path = make_spec(resa_here(self.bench.device))
+                path = make_spec(resa_here(self.device))
                 self.chunked.append(task.in_chunks(self.state, path, group))
         except Exception as error:
             if spec == self.dense:
                 error.add_note(f"{spec.name}, which all are compared with")
             raise
         finally:
-            release(self.bench.device)
+            release(self.device)
 
     def measure(self, spec: MethodSpec) -> Iterator[Row]:
         """Rows of one method. Raises what it raised."""

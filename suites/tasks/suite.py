@@ -6,6 +6,7 @@ import torch
 
 from ..core import flags
 from ..core.flags import CASES, Flag, Options
+from ..core.reference import Part
 from ..core.registry import Plan, Suite
 from ..core.spec import MethodSpec, unique
 from ..core.sweep import Sweep
@@ -26,10 +27,10 @@ Prompts are prefilled densely; what follows them, questions included, is decoded
 decoding's own score stands first. A rerun goes on where the last one stopped (same device, commit and output folder);
 --fresh starts over."""
 
-TASK = Flag(names=("--task",), many=True, choices=TASKS, default=TASKS, group=CASES, help="all unless some are named")
+TASK = flags.several("--task", "all unless some are named", choices=TASKS, default=TASKS)
 SAMPLES = Flag(
-    names=("--samples",), kind=flags.whole(1, 1 << 20), group=CASES, metavar="N",
-    help="batches of prompts, haystacks, lists (default 1, 2, 1; full 4, 8, 8)",
+    "--samples", "batches of prompts, haystacks, lists (default 1, 2, 1; full 4, 8, 8)", CASES,
+    kind=flags.whole(1, 1 << 20), metavar="N",
 )  # fmt: skip
 FLAGS = (
     flags.QUICK, flags.FULL, TASK,
@@ -74,6 +75,12 @@ def plan(options: Options, device: torch.device) -> Plan:
     return Plan(choose_cases(options, device), specs)
 
 
-SUITE = Suite(
-    "tasks", "free decoding, needles and key-copy, beside dense", EXAMPLES, FLAGS, plan, run_case, print_report
+EXPECTED = {"divergence": (1.0, 9.0), "needle": (1.5, 9.0), "copy": (1.0, 9.0)}
+"""Minutes of each task in the reference run: on an H100, and on two CPU cores."""
+REFERENCE = tuple(
+    Part(f"--task {task}", name=task, gpu_minutes=gpu, cpu_minutes=cpu) for task, (gpu, cpu) in EXPECTED.items()
 )
+SUITE = Suite(
+    "tasks", "free decoding, needles and key-copy, beside dense", EXAMPLES, FLAGS, plan, run_case, print_report,
+    reference=REFERENCE,
+)  # fmt: skip

@@ -1,0 +1,1 @@
+"""Pages made from rows: README and docs hold marked places, which these modules fill in and check."""

@@ -1,0 +1,168 @@
+"""Running parts one after another: what is done stays, what is left goes on, each end is published at once."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from ..core.runner import INTERRUPTED
+from .manifest import FAILED, INCOMPLETE, OK, STOPPED, Manifest, PartRecord, Sources, file_entry, is_intact
+from .parts import Step
+from .publish import lines_of, publish_kept, published_lines, restore, write_published
+
+GRACE_S = 20.0  # from the signal that ends a part to the one that kills it
+Launch = Callable[[Sequence[str], Path, float | None], int]
+"""Runs `resa-bench` with these words, its output to a file, for so many seconds at most: the exit status."""
+
+
+def launch(words: Sequence[str], log: Path, seconds: float | None) -> int:
+    """A process of its own: a crash costs one part. At the end of its time it is interrupted, as by Ctrl-C."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "resa_bench.suites", *words]
+    with log.open("w") as file, subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT) as process:
+        try:
+            return process.wait(seconds)
+        except (subprocess.TimeoutExpired, KeyboardInterrupt):
+            process.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE_S)
+            process.kill()
+            return INTERRUPTED
+
+
+@dataclass(slots=True)
+class Reference:
+    """One call of the reference run.
+
+    Attributes:
+        order: all parts, in the order in which files hold them.
+        output: the published folder; `work`: a folder for each part's own output.
+        device_name: given to every part, where it was given.
+    """
+
+    order: Sequence[Step]
+    output: Path
+    work: Path
+    device: torch.device
+    sources: Sources
+    manifest: Manifest
+    chip: dict[str, Any]
+    versions: Mapping[str, str]
+    console: Console
+    device_name: str | None = None
+    launch: Launch = launch
+    clock: Callable[[], float] = time.monotonic
+    _began: float = field(default=0.0)
+
+    def is_done(self, step: Step) -> bool:
+        """Whether a part ended well from these sources, and its file is what the manifest says."""
+        record = self.manifest.parts.get(step.name)
+        if record is None or record.status != OK or record.sources != self.sources:
+            return False
+        return is_intact(self.manifest, self.output, record.file)
+
+    def command(self, step: Step) -> str:
+        """What the manifest records."""
+        return "resa-bench " + shlex.join(step.words(self.work, self.device_name))
+
+    def run(self, chosen: Sequence[Step], minutes: float | None) -> int:
+        """Run what is not done; the exit status: 0 all done, 1 some failed, 130 some are left.
+
+        Args:
+            minutes: no part is started that would end later, and one that still runs then is stopped; None: no limit.
+        """
+        self._began = self.clock()
+        for step in self.order:
+            restore(step, self.manifest, self.sources, self.output, self.work)
+        started = 0
+        for step in chosen:
+            if self.is_done(step):
+                continue
+            expected = step.part.minutes(self.device.type) or 0.0
+            if minutes is not None and started and self._elapsed() + expected > minutes:
+                continue
+            started += 1
+            record = self._run_part(step, None if minutes is None else minutes * 60 - self._elapsed() * 60)
+            if record.status == STOPPED and minutes is None:
+                break  # by hand
+        return self._say_the_end(chosen)
+
+    def _elapsed(self) -> float:
+        return (self.clock() - self._began) / 60
+
+    def _run_part(self, step: Step, seconds: float | None) -> PartRecord:
+        log = self.work / f"{step.name}.log"
+        expected = step.part.minutes(self.device.type)
+        self._say(f"{step.name}: about {expected:g} minutes on the usual machine; its output goes to {log}")
+        started_at = datetime.now(UTC).isoformat(timespec="seconds")
+        before = self.manifest.parts.get(step.name)
+        spent = before.minutes if before and before.sources == self.sources and before.status != OK else 0.0
+        began = self.clock()
+        status = self.launch(step.words(self.work, self.device_name), log, seconds)
+        minutes = (self.clock() - began) / 60
+        try:
+            lines = lines_of(step, self.work)
+            fault = None
+        except (OSError, ValueError) as error:
+            lines, fault = [], str(error)
+        ended = STOPPED if status == INTERRUPTED else FAILED if not lines else INCOMPLETE if status else OK
+        reason = fault or (_last_line(log) if ended in (FAILED, INCOMPLETE) else None)
+        record = PartRecord(
+            command=self.command(step), file=step.file, rows=len(lines), minutes=round(spent + minutes, 2),
+            status=ended, reason=reason, commit=self.sources.commit, dirty=self.sources.dirty,
+            source=self.sources.source, chip=self.manifest.chip_index(self.chip), started_at=started_at,
+        )  # fmt: skip
+        self._publish(step, record, lines)
+        because = f": {reason}" if reason else ""
+        self._say(f"  {ended}: {len(lines)} rows in {step.file}, {minutes:.1f} minutes{because}")
+        return record
+
+    def _publish(self, step: Step, record: PartRecord, lines: list[bytes]) -> None:
+        """The part's rows in place of its earlier ones; other parts' rows of the same file stay."""
+        held = published_lines(self.manifest, self.output, step.file) | {step.name: lines}
+        parts = self.manifest.parts | {step.name: record}
+        lost = [name for name, part in parts.items() if part.file == step.file and name not in held]
+        for name in lost:  # their file was changed or removed by another hand
+            del parts[name]
+        order = [*(known.name for known in self.order), *parts]
+        self.manifest.parts = {name: parts[name] for name in dict.fromkeys(order) if name in parts}
+        own = [name for name, part in self.manifest.parts.items() if part.file == step.file]
+        write_published(self.output, step.file, [line for name in own for line in held[name]])
+        self.manifest.files[step.file] = file_entry(self.output / step.file)
+        publish_kept(step, self.work, self.output, self.manifest)
+        self.manifest.versions = dict(self.versions)
+        self.manifest.save(self.output)
+
+    def _say_the_end(self, chosen: Sequence[Step]) -> int:
+        records = {step.name: self.manifest.parts.get(step.name) for step in chosen}
+        own = {name: r for name, r in records.items() if r is not None and r.sources == self.sources}
+        failed = [name for name, record in own.items() if record.status in (FAILED, INCOMPLETE)]
+        left = [step.name for step in chosen if not self.is_done(step) and step.name not in failed]
+        done = len(chosen) - len(failed) - len(left)
+        self._say(f"{done} of {len(chosen)} parts are done, in {self._elapsed():.1f} minutes; {self.output}")
+        if failed:
+            self._say(f"with failures: {', '.join(failed)}; the same command tries them again")
+        if left:
+            self._say(f"left: {', '.join(left)}; the same command goes on")
+        return 1 if failed else INTERRUPTED if left else 0
+
+    def _say(self, text: str) -> None:
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _last_line(log: Path) -> str | None:
+    """What a command said last; None where it said nothing."""
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines()] if log.is_file() else []
+    return next((line[:300] for line in reversed(lines) if line), None)

@@ -1,0 +1,57 @@
+"""The fused step's own source on a CPU, for developers without a GPU: `emulator.hpp` stands in for CUDA."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from resa_bench.kernels import fused
+
+HERE = Path(__file__).parent
+SOURCE = Path(fused.__file__).parent
+CACHE = Path(tempfile.gettempdir()) / "resa-bench-fused-host"
+CLUSTERS_AT_ONCE = {1: 132, 2: 66, 3: 39, 4: 30, 6: 17, 8: 15, 16: 7}  # of CTAs; an H100's
+
+
+def unavailable() -> str | None:
+    """Why the source cannot be compiled for a CPU here, or None."""
+    return None if shutil.which("g++") else "needs g++"
+
+
+@dataclass(frozen=True)
+class HostKernel:
+    """Takes the place of `compiler.Kernel`."""
+
+    library: ctypes.CDLL
+    shared_bytes: int
+    seed: int = 0
+
+    def launch(self, clusters: int, parameters: int) -> None:
+        """Run all clusters, one after another."""
+        arguments = ctypes.cast(parameters, ctypes.POINTER(ctypes.c_void_p))[0]
+        stuck = self.library.emulate(ctypes.c_void_p(arguments), clusters, self.shared_bytes, self.seed)
+        assert not stuck, f"cluster {stuck - 1} waits for bytes that nobody sends"
+
+
+def kernel(
+    device: torch.device, constants: Mapping[str, int], cluster: int, threads: int, shared_bytes: int
+) -> HostKernel:
+    """Takes the place of `compiler.kernel`: the same source, compiled by g++ once."""
+    texts = [path.read_bytes() for path in (HERE / "emulator.hpp", HERE / "main.cpp", SOURCE / "step.cu")]
+    key = hashlib.sha256(repr(sorted(constants.items())).encode() + b"".join(texts)).hexdigest()[:20]
+    library = CACHE / f"{key}.so"
+    if not library.exists():
+        CACHE.mkdir(exist_ok=True)
+        made = library.with_suffix(f".{id(constants)}")
+        options = ["-std=c++20", "-O1", "-w", "-shared", "-fPIC", "-ffp-contract=off", f"-I{HERE}", f"-I{SOURCE}"]
+        defines = [f"-D{name}={value}" for name, value in constants.items()]
+        subprocess.run(["g++", *options, *defines, str(HERE / "main.cpp"), "-o", str(made)], check=True)
+        made.replace(library)
+    return HostKernel(ctypes.CDLL(str(library)), shared_bytes)

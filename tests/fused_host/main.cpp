@@ -1,0 +1,10 @@
+// A library with one function: the step of kernels/fused, every cluster of it, on a CPU.
+#include "emulator.hpp"
+
+#include "step.cu"
+
+extern "C" int emulate(const Arguments* arguments, int clusters, int shared_bytes, unsigned seed) {
+  for (int i = 0; i < clusters; i++)
+    if (!emulator::run(i, CLUSTER, THREADS, shared_bytes, seed + i, [&] { sparse_step(*arguments); })) return i + 1;
+  return 0;
+}

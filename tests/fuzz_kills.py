@@ -1,0 +1,193 @@
+"""kill -9 at random moments of a suite, then the same command again: what is on the disk, and what it ends with.
+
+python tests/fuzz_kills.py SUITE KILLS      one suite, a line a kill
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from resa_bench.suites.core.results import read_file
+from resa_bench.suites.core.rows import identity
+from resa_bench.suites.maths.records import read_records
+
+TINY = ["--model", "MODEL"]
+COMMANDS: dict[str, list[str]] = {
+    "micro": ["--q-heads", "4", "--kv-heads", "2", "--head-dim", "16", "--context", "128", "256", "512", "--budget-s",
+              "0.1", "--method", "resa-torch", "torch-dense", "--block-size", "16", "--no-plots", "--no-warm",
+              "--no-eager"],
+    "decode": [*TINY, "--quick", "--context", "256", "320", "512", "--method", "resa-torch", "torch-dense",
+               "--seconds", "0.1", "--no-plots"],
+    "quality": [*TINY, "--quick", "--prompt-tokens", "256", "--steps", "64", "--no-plots"],
+    "tasks": [*TINY, "--quick", "--context", "512", "--steps", "16", "--no-plots"],
+    "lossless": [*TINY, "--quick", "--prompt-tokens", "256", "--tokens", "32"],
+    "gsr": [*TINY, "--candidates", "2", "--lengths", "12", "20", "--summary-tokens", "8", "--answer", "12",
+            "--prompt-tokens", "64", "--run", "full"],
+    "maths": [*TINY, "--sums", "16", "--max-tokens", "48", "--batch", "4", "--method", "torch-dense", "resa-torch"],
+}  # fmt: skip
+"""Some seconds of each suite."""
+VICTIMS = ("main", "children", "all")
+ORPHAN_SECONDS = 60
+
+
+def make_checkpoint(folder: Path) -> None:
+    """A model of two layers and random weights, with a tokenizer of bytes."""
+    import transformers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    library = Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}, []))
+    library.pre_tokenizer, library.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    library.add_special_tokens(["<s>", "</s>"])
+    torch.manual_seed(0)
+    transformers.utils.logging.disable_progress_bar()
+    config = transformers.LlamaConfig(
+        num_hidden_layers=2, hidden_size=64, intermediate_size=64, vocab_size=288, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=4096, bos_token_id=256, eos_token_id=257,
+    )  # fmt: skip
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    library.save(str(folder / "tokenizer.json"))
+    settings = {"bos_token": "<s>", "eos_token": "</s>", "chat_template": "{{ messages[0].content }}"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+@dataclass
+class Held:
+    """What a run has left: measurements by identity, faults of the file in words."""
+
+    measured: Counter[Any]
+    failed: int
+    faults: list[str]
+
+
+class Killer:
+    """A suite's command in a folder of its own."""
+
+    def __init__(self, suite: str, root: Path) -> None:
+        self.suite, self.root = suite, root
+        root.mkdir(parents=True, exist_ok=True)
+        if not (root / "model").exists():
+            make_checkpoint(root / "model")
+        self.words = [str(root / "model") if word == "MODEL" else word for word in COMMANDS[suite]]
+        began = time.monotonic()
+        status = self.start("base").wait()
+        self.seconds = time.monotonic() - began
+        self.base = self.held("base")
+        if status or self.base.faults or not self.base.measured:
+            log = (root / "base.log").read_text()[-2000:]
+            raise RuntimeError(f"{suite} does not run through: exit status {status}, {self.base}\n{log}")
+
+    def start(self, name: str) -> subprocess.Popen[bytes]:
+        """The command, in a session of its own, with the output `name`."""
+        program = [sys.executable, "-m", "resa_bench.suites", self.suite, "--device", "cpu", *self.words]
+        with (self.root / f"{name}.log").open("ab") as log:
+            return subprocess.Popen(
+                [*program, "--output", str(self.root / name)], stdout=log, stderr=log, start_new_session=True,
+                cwd=self.root,
+            )  # fmt: skip
+
+    def held(self, name: str) -> Held:
+        """What the output holds; more than one torn line is a fault, and so is a measurement that is there twice."""
+        path, faults = self.root / name / f"{self.suite}.jsonl", []
+        counts: Counter[Any] = Counter()
+        failed = 0
+        if path.exists():
+            contents = read_file(path)
+            if len(contents.unreadable) > 1:
+                faults.append(f"{len(contents.unreadable)} lines cannot be read")
+            counts.update(identity(row) for row in contents.rows if row.status not in ("failed", "oom"))
+            failed = sum(row.status in ("failed", "oom") for row in contents.rows)
+        if (folder := path.with_suffix("")).is_dir():
+            counts.update(record.key for record in read_records(folder))
+            for records in folder.glob("*.jsonl"):
+                lines = records.read_bytes().split(b"\n")[:-1]
+                if len(set(lines)) < len(lines):
+                    faults.append(f"{records.name} has a line twice")
+        twice = [key for key, count in counts.items() if count > 1]
+        if twice:
+            faults.append(f"{len(twice)} measurements are there twice: {twice[0]}")
+        return Held(counts, failed, faults)
+
+    def kill(self, seed: int) -> tuple[str, list[str]]:
+        """Kill at a moment drawn from the seed, look, go on, look again: what happened, and what was wrong."""
+        rng, name = random.Random(seed), f"kill-{seed}"
+        victim, after = rng.choice(VICTIMS), rng.uniform(0.1, 1.0) * self.seconds
+        shutil.rmtree(self.root / name, ignore_errors=True)
+        process = self.start(name)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(after)
+        children = descendants(process.pid)
+        targets = {"main": [process.pid], "children": children, "all": [process.pid, *children]}[victim]
+        for target in targets:
+            with suppress(ProcessLookupError):
+                os.kill(target, signal.SIGKILL)
+        process.wait()
+        faults = [f"process {child} outlives its parent" for child in children if not has_ended(child)]
+        left = self.held(name)
+        status = self.start(name).wait()
+        final = self.held(name)
+        faults += [*(f"after the kill: {fault}" for fault in left.faults), *final.faults]
+        if status or final.failed:
+            faults.append(f"the run that goes on ends with {status}, {final.failed} rows failed")
+        if lost := set(left.measured) - set(final.measured):
+            faults.append(f"{len(lost)} measurements of before the kill are lost: {next(iter(lost))}")
+        if missing := set(self.base.measured) - set(final.measured):
+            faults.append(f"{len(missing)} measurements are missing: {next(iter(missing))}")
+        if more := set(final.measured) - set(self.base.measured):
+            faults.append(f"{len(more)} measurements that the whole run has not: {next(iter(more))}")
+        said = f"{self.suite}, seed {seed}: {victim} killed after {after:.1f} of {self.seconds:.1f} s; "
+        return said + f"{len(left.measured)} of {len(self.base.measured)} there", faults
+
+
+def descendants(pid: int) -> list[int]:
+    """Processes that a process started, and theirs."""
+    try:
+        children = [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+    return [*children, *(below for child in children for below in descendants(child))]
+
+
+def has_ended(pid: int) -> bool:
+    """Whether a process ends within ORPHAN_SECONDS."""
+    until = time.monotonic() + ORPHAN_SECONDS
+    while time.monotonic() < until:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            return True
+        if state == "Z":
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def main() -> int:
+    """The exit status: 1 if anything was wrong."""
+    suite, kills = sys.argv[1], int(sys.argv[2])
+    wrong = 0
+    with tempfile.TemporaryDirectory() as folder:
+        killer = Killer(suite, Path(folder))
+        for seed in range(kills):
+            said, faults = killer.kill(seed)
+            print(said, *(f"\n  {fault}" for fault in faults), flush=True)
+            wrong += bool(faults)
+    return int(bool(wrong))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,77 @@
+"""The fused step's source on a CPU, under the gate that every method passes; only its speed needs a GPU."""
+
+from __future__ import annotations
+
+import fused_host
+import pytest
+import torch
+from kernel_cases import DEVICE
+from method_cases import make, run
+from resa_bench.kernels import build_summaries, get_method
+from resa_bench.kernels.fused import compiler
+from resa_bench.kernels.fused import step as fused_step
+from resa_bench.suites.micro.cases import ModelShape
+from resa_bench.suites.micro.checks import check_step, dense_exact
+from test_fused import HEADS, SETTINGS, gate, named, spread
+
+pytestmark = [
+    pytest.mark.skipif(DEVICE.type == "cuda", reason="tests/test_fused.py runs the kernel itself"),
+    pytest.mark.skipif(fused_host.unavailable() is not None, reason=str(fused_host.unavailable())),
+]
+FP16 = torch.float16
+
+
+@pytest.fixture(params=[3], ids=lambda largest: f"cluster{largest}")
+def largest(request: pytest.FixtureRequest) -> int:
+    """CTAs of the largest cluster that the chip is said to have room for."""
+    return int(request.param)
+
+
+@pytest.fixture(autouse=True)
+def host(monkeypatch: pytest.MonkeyPatch, largest: int) -> None:
+    """`resa-fused` on CPU tensors, by the emulator."""
+    at_once = {size: n for size, n in fused_host.CLUSTERS_AT_ONCE.items() if size <= largest}
+    monkeypatch.setattr(compiler, "kernel", fused_host.kernel)
+    monkeypatch.setattr(compiler, "clusters_at_once", lambda device, size: at_once.get(size, 0))
+    monkeypatch.setattr(fused_step, "shared_memory", lambda: 227 * 1024)
+    monkeypatch.setattr(get_method("resa-fused"), "unavailable", classmethod(lambda *_: None))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", SETTINGS, ids=named)
+def test_step(changes: dict) -> None:
+    gate((1000, 17), FP16, heads=HEADS[0], **changes)
+
+
+@pytest.mark.parametrize("largest", [0, 1, 2, 6, 16], indirect=True)
+def test_clusters(largest: int) -> None:
+    """From single CTAs, two to a multiprocessor, to the largest clusters."""
+    gate((777, 48), FP16, heads=ModelShape(7, 1, 128))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("largest", [2], indirect=True)
+@pytest.mark.parametrize("heads", HEADS[1:], ids=str)
+def test_shapes(heads: ModelShape) -> None:
+    gate((300, 17), FP16, heads=heads, page_size=128)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ratio", [0.1, 0.5])
+@pytest.mark.parametrize("kind", ["equal", "two values", "few values", "negative", "orders of magnitude", "zeros"])
+def test_ties_and_spreads(kind: str, ratio: float) -> None:
+    """The search ends at any bit, and ties are cut across CTAs, the lower block first."""
+    layer, inputs = make("resa-fused", FP16, (1990,), heads=ModelShape(3, 1, 64), active_ratio=ratio)
+    inputs.cache.k.copy_(spread(kind, inputs.cache.k.shape, FP16))
+    inputs.step.k.copy_(spread(kind, (1, 1, 1, 64), FP16)[:, :, 0])
+    inputs.step.q.abs_()
+    build_summaries(inputs.cache, layer.summaries)
+    check_step(layer, inputs, dense_exact(inputs))
+
+
+def test_sequences_without_a_token() -> None:
+    layer, inputs = make("resa-fused", FP16, (50, 0, 33))
+    out = run(layer, inputs.step)
+    assert bool((out[1] == 0).all())
+    assert bool((layer.work.lists[1] == -1).all())
+    assert bool(out[0].isfinite().all() and out[2].isfinite().all())

@@ -1,0 +1,70 @@
+"""Random valid settings equal an independent fp64 reference: the portable path, and the kernels.
+
+RESA_BENCH_FUZZ_KERNELS=10000 pytest tests/test_fuzz_settings.py -k kernels     on a GPU
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+
+import pytest
+import resa_bench.baselines  # noqa: F401  (registers the rivals)
+import torch
+from fuzz_seeds import seeds
+from fuzz_settings import Family, Mismatch, Setting, check
+from kernel_cases import DEVICE, DTYPES
+from resa_bench.kernels.launch import INTERPRET
+from torch.nn.functional import scaled_dot_product_attention
+
+GPU_FAMILIES = 8
+CPU = torch.device("cpu")
+PORTABLE = (torch.float32, torch.float32, torch.bfloat16, torch.float16)
+
+
+def draw_and_check(drawn: Iterable[int], dtypes: tuple[torch.dtype, ...]) -> None:
+    """A setting of the portable path a seed. Raises Mismatch."""
+    for seed in drawn:
+        rng = random.Random(seed)
+        check(Setting.draw(rng, Family.draw(rng, "portable", dtypes), seed), CPU)
+
+
+@pytest.fixture
+def portable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Methods that have both paths take the portable one, as on a machine without kernels."""
+    monkeypatch.setattr("resa_bench.kernels.pipeline.can_run_on", lambda device: "in plain torch here")
+
+
+def test_portable_settings(portable: None) -> None:
+    draw_and_check(seeds("portable", 50), PORTABLE)
+
+
+@pytest.mark.slow
+def test_settings_of_the_kernels() -> None:
+    """On a GPU settings share the compiled kernels of a few families; interpreted, each has its own."""
+    drawn = seeds("kernels", 10)
+    for place, seed in enumerate(drawn):
+        family_seed = seed if INTERPRET else place * GPU_FAMILIES // len(drawn)
+        family = Family.draw(random.Random(family_seed), "kernels", DTYPES)
+        check(Setting.draw(random.Random(seed), family, seed), DEVICE)
+
+
+@pytest.mark.parametrize("fault", ["selection", "output", "cache", "rectification"])
+def test_the_reference_finds_faults(fault: str, portable: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block too far, a value rounded, a token in the wrong place: each is found within a few settings."""
+    from resa_bench.kernels import portable as path
+    from resa_bench.kernels.attention import chunk
+
+    if fault == "selection":
+        select = path.select_torch
+        monkeypatch.setattr(path, "select_torch", lambda scores, n: select(-scores, n))
+    elif fault == "output":
+        attend = scaled_dot_product_attention
+        monkeypatch.setattr(path, "scaled_dot_product_attention", lambda *a, **k: attend(*a, **k) * 1.01)
+    elif fault == "cache":
+        write = path.write_tokens_torch
+        monkeypatch.setattr(path, "write_tokens_torch", lambda cache, k, v, *a: write(cache, v, k, *a))
+    else:
+        monkeypatch.setattr(chunk, "dense_chunk_torch", lambda cache, tensors: tensors.out.zero_())
+    with pytest.raises(Mismatch):
+        draw_and_check(range(20), PORTABLE[:1])
