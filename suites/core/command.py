@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 
+from .exits import UNUSABLE
 from .flags import Options
 from .ranked import LeadingWorker, follow
 from .ranks import Ranks
@@ -37,7 +38,12 @@ def run_suite(
     device = ranks.device(device)
     if not ranks.first:
         console = Console(quiet=True)
-    plan = suite.plan(options, device)
+    try:
+        plan = suite.plan(options, device)
+    except (ValueError, OSError):
+        if ranks.first:
+            raise
+        return UNUSABLE  # the first says why
     if options.plan:
         (suite.show_plan or show_plan)(plan, device, console)
         return 0
