@@ -6,6 +6,7 @@ Processes come from one server that has torch imported, so that they start at on
 from __future__ import annotations
 
 import gc
+import json
 import multiprocessing as mp
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from resa_bench.suites.engine.prompt import prefill
 from resa_bench.suites.model.config import ModelConfig
 from resa_bench.suites.model.parallel.shard import Shard
 from resa_bench.suites.model.weights import assemble
+from safetensors.torch import save_file
 from torch import Tensor
 
 CPU = torch.device("cpu")
@@ -52,6 +54,25 @@ MODELS = {
     "int4": Small(small("int4", dim=64, ffn=512), RESA, "int4"),
     "unequal-columns": Small(small("unequal", dim=64, ffn=640), weights="int4"),
 }
+
+
+def save_llama(folder: Path, config: ModelConfig) -> None:
+    """Random weights as a Hugging Face folder."""
+    tensors = dict[str, Tensor]()
+
+    def fill(name: str, out: Tensor) -> None:
+        tensors[name] = out.normal_(0.0, 0.1).clone()
+
+    assemble(config, fill, dtype=torch.float32, device=CPU)
+    folder.mkdir()
+    save_file(tensors, folder / "model.safetensors")
+    fields = {
+        "model_type": "llama", "num_hidden_layers": config.layers, "hidden_size": config.hidden,
+        "num_attention_heads": config.q_heads, "num_key_value_heads": config.kv_heads, "head_dim": config.head_dim,
+        "intermediate_size": config.ffn, "vocab_size": config.vocab, "max_position_embeddings": 4096,
+        "rms_norm_eps": config.norm_eps,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(fields))
 
 
 @dataclass

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from benches import make_bench
-from parallel_ranks import MODELS, Decoded, decode, decode_by, small
+from parallel_ranks import MODELS, Decoded, decode, decode_by, save_llama, small
 from resa_bench.kernels import SparseConfig, Unsupported, get_method
 from resa_bench.plots.caption import circumstances
 from resa_bench.suites.cli import main
@@ -25,6 +25,7 @@ from resa_bench.suites.engine.exchange_time import ExchangeTime
 from resa_bench.suites.engine.measure import DecodePlan
 from resa_bench.suites.engine.parallel import check_policy
 from resa_bench.suites.maths import suite as maths
+from resa_bench.suites.model.checkpoint import load_checkpoint
 from resa_bench.suites.model.config import MODELS as PRESETS
 from resa_bench.suites.model.config import preset
 from resa_bench.suites.model.parallel.shard import Shard, check_groups
@@ -119,6 +120,31 @@ def test_presets_have_their_published_size(name: str, billions: float) -> None:
     assert not config.tied_head
     total = config.linear_parameters + config.head_parameters + config.embedding_parameters
     assert total / 1e9 == pytest.approx(billions, abs=0.06)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_reads_its_slices_of_a_checkpoint(rank: int, tmp_path: Path) -> None:
+    """Those of the whole decoder: rows of first matrices and the head, columns of second ones, heads by themselves."""
+    whole_config = small("whole", q_heads=4, kv_heads=2, ffn=128)
+    save_llama(tmp_path / "model", whole_config)
+    whole, own = (
+        load_checkpoint(tmp_path / "model", dtype=torch.float32, device=torch.device("cpu"), shard=shard)
+        for shard in (None, Shard(rank, 2, simulated=True))
+    )
+    first, second = whole.layers[1], own.layers[1]
+    q, k, v = first.qkv.weight.split((64, 32, 32))  # type: ignore[union-attr]
+    parts = [x.chunk(2)[rank] for x in (q, k, v)]
+    gate_up = [x.chunk(2)[rank] for x in first.gate_up.weight.chunk(2)]  # type: ignore[union-attr]
+    for got, wanted in (
+        (second.qkv, torch.cat(parts)),
+        (second.o, first.o.weight.chunk(2, 1)[rank]),  # type: ignore[union-attr]
+        (second.gate_up, torch.cat(gate_up)),
+        (second.down, first.down.weight.chunk(2, 1)[rank]),  # type: ignore[union-attr]
+        (own.head, whole.head.weight.chunk(2)[rank]),  # type: ignore[union-attr]
+    ):
+        assert torch.equal(got.weight, wanted)  # type: ignore[union-attr]
+    assert torch.equal(own.embedding, whole.embedding)
+    assert own.parameter_bytes < whole.parameter_bytes
 
 
 @pytest.mark.parametrize(
