@@ -82,9 +82,9 @@ class Bench:
             logits.append(head(x))
             return logits[-1]
 
-        def keep_written(cells: Any, exact: Any) -> torch.Tensor:
+        def keep_written(cells: Any, exact: Any, exchange: Any) -> torch.Tensor:
             written.extend(x.transpose(0, 1).clone() for x in (cells.k, cells.v))  # [T, B, Hkv, D]
-            return compare(cells, exact)
+            return compare(cells, exact, exchange)
 
         monkeypatch.setattr(self.decoder, "logits", keep_logits)
         monkeypatch.setattr(parallel, "kv_errors", keep_written)
