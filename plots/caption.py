@@ -42,6 +42,7 @@ def circumstances(rows: Iterable[Row], *extra: str) -> str:
         " to ".join(dict.fromkeys((dates[0], dates[-1]))) if dates else "date unknown",
         ", ".join(_unique(row.dtype for row in rows if row.dtype)) or "dtype unknown",
         f"r\u00a0=\u00a0{', '.join(ratios)}" if ratios else "",
+        *_unique(of_ranks(row) for row in rows),
         *extra,
     ]
     return "\u00a0· ".join(part for part in parts if part)  # no line starts with the dot
@@ -51,6 +52,13 @@ def of_commits(rows: Iterable[Row]) -> str:
     """The commits that the rows were measured at."""
     commits = _unique(f"{row.commit[:7]}{'-dirty' if row.dirty else ''}" for row in rows if row.commit)
     return f"commit {', '.join(commits)}" if commits else "commit unknown"
+
+
+def of_ranks(row: Row) -> str:
+    """What a figure says of ranks that share the model; nothing of a model on one device."""
+    if row.ranks is None:
+        return ""
+    return f"ONE OF {row.ranks} RANKS alone, without the exchange" if row.simulated else f"over {row.ranks} ranks"
 
 
 def best_dense_of(rows: Iterable[Row]) -> str:

@@ -16,19 +16,13 @@ STAGE_COLOURS = {
     "project": PALE_TAN, "ffn": TAN, "head": BROWN, "sample": "#DDDDDD", "other": "#DDDDDD", "gap": "white",
     "all-reduce": PURPLE, "all-gather": PALE_PURPLE,
 }  # fmt: skip
-ALIKE = (
-    "project",
-    "ffn",
-    "all-reduce",
-    "head",
-    "all-gather",
-    "sample",
-    "other",
-)  # the same for every method: at the bottom, to be compared
+ALIKE = ("project", "ffn", "all-reduce", "head", "all-gather", "sample", "other")
+"""The same for every method: at the bottom of bars, to be compared."""
 REST = ("sample", "other")  # too small to tell apart: one part of a bar
 NAMES = {
     "project": "projections", "ffn": "feed-forward", "head": "LM head", "rectify": "rectify: attention",
-    "rectify+project+ffn": "rectify: linear layers", "other": "sampling, other", FUSED: "sparse step in one kernel",
+    "rectify+project+ffn": "rectify: linear layers", "rectify+all-reduce": "rectify: all-reduce",
+    "other": "sampling, other", FUSED: "sparse step in one kernel",
 }  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from .core.command import result_path, run_suite
 from .core.exits import CLOSED, DONE, INTERRUPTED, UNUSABLE, epilog, tell
 from .core.flags import Flag, add_flags, options
 from .core.plugins import load_plugins
+from .core.ranks import Ranks
 from .core.registry import Suite, suites
 from .core.results import check_folder
 from .core.terminal import console_for, leave_closed_streams, prepare_streams
@@ -219,6 +220,7 @@ def draw(paths: list[Path], folder: Path, console: Console) -> None:
 
 def act_profile_command(given: Given, console: Console) -> int:
     """`resa-bench profile`."""
+    Ranks.alone("profile")
     return act_profile(given, choose_device(given.get("device")), console)
 
 

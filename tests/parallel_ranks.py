@@ -5,6 +5,8 @@ Processes come from one server that has torch imported, so that they start at on
 
 from __future__ import annotations
 
+import gc
+import json
 import multiprocessing as mp
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,6 +22,7 @@ from resa_bench.suites.engine.prompt import prefill
 from resa_bench.suites.model.config import ModelConfig
 from resa_bench.suites.model.parallel.shard import Shard
 from resa_bench.suites.model.weights import assemble
+from safetensors.torch import save_file
 from torch import Tensor
 
 CPU = torch.device("cpu")
@@ -53,6 +56,25 @@ MODELS = {
 }
 
 
+def save_llama(folder: Path, config: ModelConfig) -> None:
+    """Random weights as a Hugging Face folder."""
+    tensors = dict[str, Tensor]()
+
+    def fill(name: str, out: Tensor) -> None:
+        tensors[name] = out.normal_(0.0, 0.1).clone()
+
+    assemble(config, fill, dtype=torch.float32, device=CPU)
+    folder.mkdir()
+    save_file(tensors, folder / "model.safetensors")
+    fields = {
+        "model_type": "llama", "num_hidden_layers": config.layers, "hidden_size": config.hidden,
+        "num_attention_heads": config.q_heads, "num_key_value_heads": config.kv_heads, "head_dim": config.head_dim,
+        "intermediate_size": config.ffn, "vocab_size": config.vocab, "max_position_embeddings": 4096,
+        "rms_norm_eps": config.norm_eps,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(fields))
+
+
 @dataclass
 class Decoded:
     """What a decoding left: logits of each step, token ids fed, keys of the last layer, lists of its last step."""
@@ -63,47 +85,83 @@ class Decoded:
     lists: Tensor | None  # [B, rows, N]
 
 
-def decode(model: Small, shard: Shard | None = None) -> Decoded:
-    """Prefill, then some greedy steps with rectifications, on random weights that make attention matter."""
+def on_gpu(spec: MethodSpec) -> MethodSpec:
+    """Its form on a GPU, reading all blocks: in bf16 a near-tie of scores may fall either way."""
+    name = "triton-dense" if spec.is_dense else "resa"
+    return replace(spec, name=name, config=replace(spec.config, active_ratio=1.0))
+
+
+def decode(model: Small, shard: Shard | None = None, device: torch.device = CPU) -> Decoded:
+    """Prefill, then some greedy steps with rectifications, on random weights that make attention matter.
+
+    On a GPU in bf16, steps and rectifications as graphs, and the tokens fed are given: near-ties may fall either way.
+    """
+    cuda = device.type == "cuda"
+    dtype = torch.bfloat16 if cuda else torch.float32
     generator = torch.Generator().manual_seed(5)
 
     def fill(name: str, out: Tensor) -> None:
         is_norm = out.ndim == 1 and not name.endswith(".bias")
-        out.normal_(1.0 if is_norm else 0.0, 0.15, generator=generator)
+        out.copy_(torch.empty(out.shape).normal_(1.0 if is_norm else 0.0, 0.15, generator=generator))
 
-    prompt = torch.randint(0, VOCAB, (BATCH, PROMPT), generator=torch.Generator().manual_seed(6))
+    text = torch.randint(0, VOCAB, (BATCH, PROMPT + STEPS + 1), generator=torch.Generator().manual_seed(6)).to(device)
+    prompt, following = text[:, :PROMPT], text[:, PROMPT:]
+    weights = "bf16" if cuda and model.weights == "fp32" else model.weights
     with torch.inference_mode():
-        decoder = assemble(model.config, fill, dtype=torch.float32, device=CPU, weight_dtype=model.weights, shard=shard)
-        state = State.allocate(decoder, BATCH, 96, STEPS)
-        state.start(PROMPT, prefill(decoder, state, prompt).argmax(-1))
-        layers = layers_of(decoder, state, model.spec)
-        every = model.spec.config.rectify_every if model.spec.rectifies else None
+        decoder = assemble(model.config, fill, dtype=dtype, device=device, weight_dtype=weights, shard=shard)
+        state = State.allocate(decoder, BATCH, 128, STEPS + 1)
+        first = prefill(decoder, state, prompt).argmax(-1)
+        spec = on_gpu(model.spec) if cuda else model.spec
+        layers = layers_of(decoder, state, spec)
+        every = spec.config.rectify_every if spec.rectifies else None
         engine = Engine(decoder, state, layers, rectify_every=every)
+        run, rectify = engine.step, engine.rectify if every else None
+        if cuda:
+            state.start(PROMPT, first)
+            run = engine.capture(engine.step)  # type: ignore[assignment]
+            if every:
+                state.start(PROMPT + every, first)
+                state.count.fill_(every)
+                rectify = engine.capture(engine.rectify)  # type: ignore[assignment]
+            prefill(decoder, state, prompt)
+        state.start(PROMPT, following[:, 0] if cuda else first)
+        for layer in {id(layer): layer for layer in layers if every}.values():
+            layer.refresh(PROMPT)
         logits: list[Tensor] = []
 
         def step() -> None:
-            engine.step()
+            run()
             logits.append(engine.logits.clone())
+            if cuda:
+                state.pending.copy_(following[:, len(logits)])
 
-        generate(step, engine.rectify if every else None, every or STEPS, STEPS)
+        generate(step, rectify, every or STEPS, STEPS)
         selection = layers[-1].selection()
         keys = layers[-1].cache.gather()[0][:, :, : PROMPT + STEPS]
-        lists = None if selection is None else selection.lists.clone()
-        return Decoded(torch.stack(logits), state.history.clone(), keys.clone(), lists)
+        lists = None if selection is None else selection.lists.cpu()
+        return Decoded(torch.stack(logits).cpu(), state.history[:STEPS].cpu(), keys.cpu(), lists)
 
 
-def _decode_all(rank: int, world: int, folder: Path) -> None:
+def _decode_all(rank: int, world: int, folder: Path, on: str) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=world)
-    torch.save({name: decode(model, Shard(rank, world)) for name, model in MODELS.items()}, folder / f"{rank}.pt")
+    device, meet = CPU, {"init_method": f"file://{folder / 'meet'}", "rank": rank, "world_size": world}
+    if on == "cuda":
+        device = torch.device("cuda", rank)
+        torch.cuda.set_device(device)
+        dist.init_process_group("cpu:gloo,cuda:nccl", device_id=device, **meet)  # type: ignore[arg-type]
+    else:
+        dist.init_process_group("gloo", **meet)  # type: ignore[arg-type]
+    results = {name: decode(model, Shard(rank, world), device) for name, model in MODELS.items()}
+    torch.save(results, folder / f"{rank}.pt")
+    gc.collect()  # graphs that hold NCCL's calls
     dist.destroy_process_group()
 
 
-def decode_by(world: int, folder: Path) -> list[dict[str, Decoded]]:
-    """What each of `world` processes has of every model."""
+def decode_by(world: int, folder: Path, on: str = "cpu") -> list[dict[str, Decoded]]:
+    """What each of `world` processes has of every model; `on` a CPU, or a GPU each."""
     context = mp.get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    processes = [context.Process(target=_decode_all, args=(rank, world, folder)) for rank in range(world)]
+    processes = [context.Process(target=_decode_all, args=(rank, world, folder, on)) for rank in range(world)]
     for process in processes:
         process.start()
     for process in processes:

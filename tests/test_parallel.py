@@ -4,17 +4,28 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
-from parallel_ranks import MODELS, Decoded, decode, decode_by, small
-from resa_bench.kernels import Unsupported, get_method
+from benches import make_bench
+from parallel_ranks import MODELS, Decoded, decode, decode_by, save_llama, small
+from resa_bench.kernels import SparseConfig, Unsupported, get_method
+from resa_bench.plots.caption import circumstances
+from resa_bench.suites.cli import main
+from resa_bench.suites.core.flags import options
 from resa_bench.suites.core.spec import MethodSpec, make_spec
 from resa_bench.suites.decode.cases import DecodeCase
+from resa_bench.suites.decode.run import run_case
+from resa_bench.suites.decode.table import case_table
 from resa_bench.suites.engine.case import share_of
+from resa_bench.suites.engine.checks import MODEL_TOLERANCE, relative_distance
 from resa_bench.suites.engine.costs import memory_bytes, plan_costs, weight_bytes
 from resa_bench.suites.engine.exchange_time import ExchangeTime
+from resa_bench.suites.engine.measure import DecodePlan
 from resa_bench.suites.engine.parallel import check_policy
+from resa_bench.suites.maths import suite as maths
+from resa_bench.suites.model.checkpoint import load_checkpoint
 from resa_bench.suites.model.config import MODELS as PRESETS
 from resa_bench.suites.model.parallel.shard import Shard, check_groups
 
@@ -58,6 +69,24 @@ def test_keys_and_lists_of_a_rank_are_those_of_its_heads(ranks: list[dict[str, D
     assert (expected.lists is None) == MODELS[name].spec.is_dense
 
 
+@pytest.mark.gpu
+@pytest.mark.slow
+def test_two_gpus_decode_what_one_does(tmp_path: Path) -> None:
+    """Over NCCL, in bf16, steps and rectifications as graphs, fed the same tokens."""
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two CUDA devices")
+    ranks = decode_by(2, tmp_path, "cuda")
+    tolerance = MODEL_TOLERANCE[torch.bfloat16]
+    for name, model in MODELS.items():
+        expected = decode(model, device=torch.device("cuda", 0))
+        first, second = (rank[name] for rank in ranks)
+        assert torch.equal(first.logits, second.logits), name
+        assert torch.equal(first.tokens, expected.tokens), name
+        assert relative_distance(first.logits, expected.logits) <= tolerance, name
+        keys = first.keys if first.keys.shape == expected.keys.shape else torch.cat((first.keys, second.keys), 1)
+        assert relative_distance(keys, expected.keys) <= tolerance, name
+
+
 def test_lists_leave_blocks_out() -> None:
     """Else equal lists would say nothing."""
     lists = alone("llama").lists
@@ -90,6 +119,31 @@ def test_presets_have_their_published_size(name: str, billions: float) -> None:
     assert not config.tied_head
     total = config.linear_parameters + config.head_parameters + config.embedding_parameters
     assert total / 1e9 == pytest.approx(billions, abs=0.06)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_reads_its_slices_of_a_checkpoint(rank: int, tmp_path: Path) -> None:
+    """Those of the whole decoder: rows of first matrices and the head, columns of second ones, heads by themselves."""
+    whole_config = small("whole", q_heads=4, kv_heads=2, ffn=128)
+    save_llama(tmp_path / "model", whole_config)
+    whole, own = (
+        load_checkpoint(tmp_path / "model", dtype=torch.float32, device=torch.device("cpu"), shard=shard)
+        for shard in (None, Shard(rank, 2, simulated=True))
+    )
+    first, second = whole.layers[1], own.layers[1]
+    q, k, v = first.qkv.weight.split((64, 32, 32))  # type: ignore[union-attr]
+    parts = [x.chunk(2)[rank] for x in (q, k, v)]
+    gate_up = [x.chunk(2)[rank] for x in first.gate_up.weight.chunk(2)]  # type: ignore[union-attr]
+    for got, wanted in (
+        (second.qkv, torch.cat(parts)),
+        (second.o, first.o.weight.chunk(2, 1)[rank]),  # type: ignore[union-attr]
+        (second.gate_up, torch.cat(gate_up)),
+        (second.down, first.down.weight.chunk(2, 1)[rank]),  # type: ignore[union-attr]
+        (own.head, whole.head.weight.chunk(2)[rank]),  # type: ignore[union-attr]
+    ):
+        assert torch.equal(got.weight, wanted)  # type: ignore[union-attr]
+    assert torch.equal(own.embedding, whole.embedding)
+    assert own.parameter_bytes < whole.parameter_bytes
 
 
 @pytest.mark.parametrize(
@@ -130,6 +184,48 @@ def test_simulated_ranks_beside_real_ones_are_refused(monkeypatch: pytest.Monkey
     assert share_of(small("model")).name == "model-tp2"
     with pytest.raises(ValueError, match="torchrun has started 2 real ones"):
         share_of(small("model"), 2)
+
+
+@pytest.mark.parametrize("given", [["--exchange-us", "9"], ["--exchange-gbps", "300"]], ids=["latency", "bandwidth"])
+def test_half_a_measured_exchange_is_refused(given: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["decode", "--device", "cpu", "--model", "llama-3.1-70b", "--simulate-ranks", "8", *given, "--plan"]
+    assert main(arguments) == 2
+    assert "a measured exchange has both" in " ".join(capsys.readouterr().err.split())
+
+
+def test_maths_share_problems_unless_they_are_to_share_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    for given, name in ({}, "smollm2-135m"), ({"tensor_parallel": True}, "smollm2-135m-tp3"):
+        case = maths.choose_case(options(maths.FLAGS, given), torch.device("cpu"))
+        assert case.config.name == case.setting.model == name
+
+
+def test_rows_of_a_simulated_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own model in all tables; the exchange, as modelled, on top of what was measured."""
+    whole = small("tiny")
+    monkeypatch.setitem(PRESETS, whole.name, whole)
+    case = DecodeCase(whole.name, share_of(whole, 2), 1, 128, "fp32", "fp32")
+    sparse = SparseConfig(rectify_every=4, min_blocks=2)
+    plan = DecodePlan(seconds=0.0, exchange=(1000.0, 1.0))
+    rows = run_case(case, [MethodSpec("torch-dense", sparse), MethodSpec("resa-torch", sparse)], make_bench(plan))
+    dense, resa = (row for row in rows if row.stage == "total")
+    assert {(row.model, row.ranks, row.simulated) for row in rows} == {("tiny-rank-of-2", 2, True)}
+    assert {row.stage for row in rows}.isdisjoint({"all-reduce", "all-gather", "rectify+all-reduce"})
+    for row in (dense, resa):
+        step, apart = row.mean_us or 0.0, row.modelled_exchange_us or 0.0
+        assert apart > 2 * whole.layers * 1000
+        assert row.modelled_tokens_per_s == pytest.approx(1e6 / (step + apart), rel=1e-4)
+        assert row.tokens_per_s == pytest.approx(1e6 / step, rel=1e-4)
+    assert dense.modelled_speedup == 1
+    ratio = (resa.modelled_tokens_per_s or 0.0) / (dense.modelled_tokens_per_s or 1.0)
+    assert resa.modelled_speedup == pytest.approx(ratio, rel=1e-4)
+    table = case_table(case.slug, rows)
+    assert "ONE OF 2 RANKS alone, without the exchange" in str(table.title)
+    assert "measured: 1000 us an all-reduce" in str(table.title)
+    assert "ONE OF 2 RANKS" in circumstances(rows)
+    for row in (dense, resa):
+        assert "RANK" not in circumstances([replace(row, ranks=None)])
 
 
 # --- who may run ----------------------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import multiprocessing as mp
 import os
 import socket
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from parallel_ranks import save_llama, small
 from resa_bench.suites.cli import main
 from resa_bench.suites.core.exits import INTERRUPTED
 from resa_bench.suites.core.ranked import LeadingWorker, RanksEnded, follow, lead
@@ -19,10 +19,7 @@ from resa_bench.suites.core.ranks import RankLost, Ranks
 from resa_bench.suites.core.results import read_rows
 from resa_bench.suites.core.runner import run_cases
 from resa_bench.suites.core.worker import Settings
-from resa_bench.suites.model.config import ModelConfig
-from resa_bench.suites.model.weights import assemble
 from rich.console import Console
-from safetensors.torch import save_file
 from test_runner import CASES, CPU, SPECS, A, row_of
 
 TWO = Ranks(0, 2, 0)
@@ -56,13 +53,14 @@ def test_one_rank_asks_nobody() -> None:
     assert not torch.distributed.is_initialized()
 
 
-@pytest.mark.parametrize("command", ["micro", "tasks"])
-def test_suites_that_share_no_model_are_refused(
+@pytest.mark.parametrize("command", ["micro", "tasks", "profile"])
+def test_commands_that_share_no_model_are_refused(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert main([command, "--device", "cpu"]) == 2
+    more = ["nsys", "some-case"] if command == "profile" else []
+    assert main([command, *more, "--device", "cpu"]) == 2
     assert f"under torchrun {command} would run 2 times" in " ".join(capsys.readouterr().err.split())
 
 
@@ -189,27 +187,9 @@ def command_by_two(arguments: list[str]) -> list[int | None]:
     return [process.exitcode for process in processes]
 
 
-def save_llama(folder: Path) -> None:
-    """A Llama of a few thousand weights as a Hugging Face folder."""
-    config, tensors = ModelConfig("small", 2, 64, 4, 2, 16, 128, 64), dict[str, torch.Tensor]()
-
-    def fill(name: str, out: torch.Tensor) -> None:
-        tensors[name] = out.normal_(0.0, 0.1).clone()
-
-    assemble(config, fill, dtype=torch.float32, device=CPU)
-    folder.mkdir()
-    save_file(tensors, folder / "model.safetensors")
-    fields = {
-        "model_type": "llama", "num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "intermediate_size": 128, "vocab_size": 64, "max_position_embeddings": 4096,
-        "rms_norm_eps": 1e-6,
-    }  # fmt: skip
-    (folder / "config.json").write_text(json.dumps(fields))
-
-
 @pytest.mark.slow
 def test_two_ranks_decode_and_the_first_writes(tmp_path: Path) -> None:
-    save_llama(tmp_path / "small")
+    save_llama(tmp_path / "small", small("small", q_heads=4, kv_heads=2, ffn=128))
     arguments = [
         "decode", "--device", "cpu", "--model", str(tmp_path / "small"), "--prompt", "synthetic", "--context", "128",
         "--method", "torch-dense", "resa-torch", "--rectify-every", "4", "--min-blocks", "2",

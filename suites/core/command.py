@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 
+from .exits import UNUSABLE
 from .flags import Options
 from .ranked import LeadingWorker, follow
 from .ranks import Ranks
@@ -33,11 +34,16 @@ def run_suite(
     """
     if suite.act is not None:
         return suite.act(options, device, command, console)
-    ranks = ranks_of(suite)
+    ranks = Ranks.from_environment() if suite.shares_model else Ranks.alone(suite.name)
     device = ranks.device(device)
     if not ranks.first:
         console = Console(quiet=True)
-    plan = suite.plan(options, device)
+    try:
+        plan = suite.plan(options, device)
+    except (ValueError, OSError):
+        if ranks.first:
+            raise
+        return UNUSABLE  # the first says why
     if options.plan:
         (suite.show_plan or show_plan)(plan, device, console)
         return 0
@@ -60,14 +66,6 @@ def run_suite(
     if draw is not None and not getattr(options, "no_plots", True) and any(row.measured for row in outcome.rows):
         draw([outcome.path], outcome.path.parent / "plots", console)
     return outcome.exit_status
-
-
-def ranks_of(suite: Suite) -> Ranks:
-    """This process among those that torchrun started. Raises ValueError for a suite whose model is not shared."""
-    ranks = Ranks.from_environment()
-    if ranks.world > 1 and not suite.shares_model:
-        raise ValueError(f"under torchrun {suite.name} would run {ranks.world} times; start it alone, on one GPU")
-    return ranks
 
 
 def result_path(suite: str, options: Options, device: torch.device) -> Path:

@@ -59,6 +59,14 @@ class Ranks:
             text = str(error) if "must be" in str(error) else f"got {', '.join(words)}, expected numbers"
             raise ValueError(f"RANK, WORLD_SIZE, LOCAL_RANK: {text}") from None
 
+    @classmethod
+    def alone(cls, command: str) -> Ranks:
+        """Of a command that shares no model. Raises ValueError where torchrun started several."""
+        ranks = cls.from_environment()
+        if ranks.world > 1:
+            raise ValueError(f"under torchrun {command} would run {ranks.world} times; start it alone, on one GPU")
+        return ranks
+
     @property
     def first(self) -> bool:
         """Whether this is the one that reports and writes."""

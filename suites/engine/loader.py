@@ -10,7 +10,7 @@ import torch
 
 from ...kernels import Unsupported
 from ..model.load import LoadedModel, load_decoder
-from .case import ModelCase, shard_of
+from .case import ModelCase, shard_of, shares
 from .checks import check_linears
 from .engine import State
 from .prompt import english_text, prefill
@@ -31,7 +31,7 @@ class Loader:
         Raises:
             CheckFailed: a linear layer is wrong.
         """
-        key = (case.config.name, case.model, case.weights, case.dtype, case.seed)
+        key = (case.model, case.weights, case.dtype, case.seed, *shares(case.config).values())
         if self._model is None or self._key != key:
             self._model = self._prefilled = None
             release(device)

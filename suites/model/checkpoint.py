@@ -14,6 +14,7 @@ from torch import Tensor
 from .config import ModelConfig, RopeScaling, usable_context
 from .decoder import Decoder
 from .families import families
+from .fill import Part
 from .parallel.shard import Shard
 from .schema import MOST, Fields, one_line, parse_object, read_text, shown
 from .weight_files import ADAPTER_FILES, INDEX, SINGLE, StoredTensor, stored_tensors, weight_files
@@ -43,9 +44,10 @@ def load_checkpoint(
         alias = {}
     handles = _open(folder, {tensor.path for tensor in tensors.values()})
 
-    def read(name: str) -> Tensor:
+    def read(name: str, part: Part | None) -> Tensor:
+        handle, stored_name = handles[tensors[name].path], alias.get(name, name)
         try:
-            return handles[tensors[name].path].get_tensor(alias.get(name, name))
+            return handle.get_tensor(stored_name) if part is None else handle.get_slice(stored_name)[part.index]
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{tensors[name].path} cannot be read: {one_line(error)}") from None
 

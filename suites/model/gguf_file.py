@@ -14,6 +14,7 @@ from torch import Tensor
 from .config import ModelConfig, RopeScaling, usable_context
 from .decoder import Decoder
 from .families import families
+from .fill import Part
 from .gguf_header import read_gguf
 from .parallel.shard import Shard
 from .schema import MOST, Fields, one_line, shown
@@ -73,7 +74,12 @@ class GGUFModel:
         if len(stored_names) < len(self._tensors):
             raise ValueError(f"{self._path}: two tensors are the same one of the model")
         shapes = {name: self._tensors[stored].shape for name, stored in stored_names.items()}
-        stored = Stored(shapes, lambda name: self._read(stored_names[name]), str(self._path))
+
+        def read(name: str, part: Part | None) -> Tensor:
+            tensor = self._read(stored_names[name])
+            return tensor if part is None else tensor[part.index]
+
+        stored = Stored(shapes, read, str(self._path))
         stored.check_shapes(self.config)
         decoder = assemble(self.config, stored, dtype=dtype, device=device, weight_dtype=weight_dtype, shard=shard)
         stored.check_all_read(_FACTORS)

@@ -17,7 +17,7 @@ from ...kernels.linear.int4 import quantise
 from ...kernels.linear.weights import DenseWeight, Norm
 from .config import ModelConfig
 from .decoder import Decoder, LayerWeights
-from .fill import Fill, int4_group
+from .fill import Fill, Part, int4_group
 from .parallel.exchange import exchange_of
 from .parallel.shard import Shard, check_groups
 
@@ -138,29 +138,37 @@ def _is_int4(dtype: torch.dtype, weight_dtype: str | None) -> bool:
 class Stored:
     """A `Fill` from a file's tensors, which notices what is missing, misshapen or left over."""
 
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]], read: Callable[[str], Tensor], where: str) -> None:
-        """`shapes` of all tensors, `read` gives one, in any dtype and on any device; `where` names the file."""
+    def __init__(
+        self, shapes: Mapping[str, tuple[int, ...]], read: Callable[[str, Part | None], Tensor], where: str
+    ) -> None:
+        """`shapes` of all tensors; `read` gives one, or a part, in any dtype, on any device; `where` names the file."""
         self._shapes, self._read, self._where = shapes, read, where
         self._left = set(shapes)
 
     def __call__(self, name: str, out: Tensor) -> None:
         """Raises ValueError where there is no such tensor, or one of another shape."""
-        self._check(name, out)
+        self._check(name, tuple(out.shape))
         self._left.discard(name)
-        out.copy_(self._read(name))
+        out.copy_(self._read(name, None))
 
-    def _check(self, name: str, out: Tensor) -> None:
+    def fill_part(self, name: str, out: Tensor, part: Part) -> None:
+        """A part of a tensor. Raises ValueError as for a whole one."""
+        self._check(name, part.shape(tuple(out.shape)))
+        self._left.discard(name)
+        out.copy_(self._read(name, part))
+
+    def _check(self, name: str, shape: tuple[int, ...]) -> None:
         if name not in self._shapes:
             raise ValueError(f"{self._where} has no tensor {name!r}")
-        if self._shapes[name] != tuple(out.shape):
-            has, expected = list(self._shapes[name]), list(out.shape)
+        if self._shapes[name] != shape:
+            has, expected = list(self._shapes[name]), list(shape)
             raise ValueError(f"{self._where}: {name!r} has shape {has}, the configuration says {expected}")
 
     def check_shapes(self, config: ModelConfig) -> None:
         """Raises ValueError where a tensor is missing or of another shape than `config` says; nothing is allocated."""
 
         def check(name: str, out: Tensor) -> None:
-            self._check(name, out)
+            self._check(name, tuple(out.shape))
 
         assemble(config, check, dtype=torch.float32, device=torch.device("meta"))
 

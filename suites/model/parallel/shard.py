@@ -14,17 +14,7 @@ from torch import Tensor
 
 from ....kernels.config import ceil_div
 from ..config import ModelConfig
-from ..fill import Fill, int4_group
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """A cut of a tensor: `count` of `whole` places along `dim`, from `first` on."""
-
-    dim: int
-    first: int
-    count: int
-    whole: int
+from ..fill import Fill, FillsParts, Part, int4_group
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,18 +73,18 @@ class Shard:
         return Part(0, self.rank * rows, rows, whole.vocab)
 
     def fill(self, whole: ModelConfig, fill: Fill) -> Fill:
-        """A `Fill` of this rank's parts from one of whole tensors; a whole one is held at a time."""
+        """A `Fill` of this rank's parts; where the other writes whole tensors alone, one of them is held at a time."""
 
         def fill_part(name: str, out: Tensor) -> None:
             part = self.part(whole, name)
             if part is None:
                 fill(name, out)
-                return
-            shape = list(out.shape)
-            shape[part.dim] = part.whole
-            tensor = out.new_empty(shape)
-            fill(name, tensor)
-            out.copy_(tensor.narrow(part.dim, part.first, part.count))
+            elif isinstance(fill, FillsParts):
+                fill.fill_part(name, out, part)
+            else:
+                tensor = out.new_empty(part.shape(tuple(out.shape)))
+                fill(name, tensor)
+                out.copy_(tensor[part.index])
 
         return fill_part
 
