@@ -249,6 +249,8 @@ def act_compare(given: Given, console: Console) -> int:
     """`resa-bench compare`."""
     from .compare import compare_files
 
+    if not isinstance(given["tolerance"], float):  # argparse drops the -- of `--tolerance=--`
+        raise ValueError("--tolerance: got no number, expected a relative difference such as 0.02")
     return compare_files(given["a"], given["b"], given["tolerance"], console, given["markdown"])
 
 

@@ -46,8 +46,8 @@ def test_the_python_snippets(capsys: pytest.CaptureFixture[str]) -> None:
     assert names["tokens"].shape[0] == 2
     assert names["second"].shape[1] > names["both"].shape[1]
     assert names["logits"].shape[:2] == (1, 1)
-    said = capsys.readouterr().out.strip()
-    assert f"print(error)  # {said}" in PAGE
+    printed = capsys.readouterr().out.strip()
+    assert f"print(error)  # {printed}" in PAGE
 
 
 @pytest.mark.usefixtures("checkpoint")

@@ -401,8 +401,8 @@ def test_roofline_is_one() -> None:
     roof = next(line for line in ax.lines if line.get_marker() == "")
     assert [float(y) / float(x) for x, y in zip(*roof.get_data(), strict=True)] == pytest.approx([3.068] * 2)
     assert "no row carries the rate of the matrix units" in texts(roofline(figures))
-    told = only_set([replace(row, matrix_ceiling_tflops=700.0) for row in run_of() + rectify])
-    (ax,) = roofline(told).axes
+    with_ceiling = only_set([replace(row, matrix_ceiling_tflops=700.0) for row in run_of() + rectify])
+    (ax,) = roofline(with_ceiling).axes
     roof = next(line for line in ax.lines if line.get_marker() == "")
     assert list(roof.get_ydata())[1:] == pytest.approx([700.0, 700.0])  # type: ignore[arg-type]
     assert {"read: 3068 GB/s", "matrix units: 700 TFLOP/s"} <= {text.get_text() for text in ax.texts}

@@ -43,7 +43,7 @@ def drawn(file: str, name: str) -> Figure:
     """A figure of a committed file; nobody changes it."""
     suite = file.rpartition("/")[2]
     data = next(
-        one for one in set_makers()[suite].make(rows_of(file)) if one.slug.startswith(("qwen2.5-7b", "smollm2"))
+        figures for figures in set_makers()[suite].make(rows_of(file)) if figures.slug.startswith(("qwen2.5-7b", "smollm2"))
     )
     with paper():
         return figures_of(suite)[name](data)
