@@ -43,7 +43,9 @@ def drawn(file: str, name: str) -> Figure:
     """A figure of a committed file; nobody changes it."""
     suite = file.rpartition("/")[2]
     data = next(
-        figures for figures in set_makers()[suite].make(rows_of(file)) if figures.slug.startswith(("qwen2.5-7b", "smollm2"))
+        figures
+        for figures in set_makers()[suite].make(rows_of(file))
+        if figures.slug.startswith(("qwen2.5-7b", "smollm2"))
     )
     with paper():
         return figures_of(suite)[name](data)
