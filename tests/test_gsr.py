@@ -62,7 +62,7 @@ def make_bench(layers: int = TINY.layers) -> Bench:
     made = Bench(CPU, describe(CPU), "test", PLAN, make_timer(CPU), Ceilings(1e5, 1e5, 1e3))
     model = tiny_decoder(replace(TINY, layers=layers))
     loader = made.held(Loader)
-    loader._key, loader._model = ("tiny", "tiny", "fp32", "fp32", 0), LoadedModel(model, None, "tiny")
+    loader._key, loader._model = ("tiny", "fp32", "fp32", 0), LoadedModel(model, None, "tiny")
     return made
 
 

@@ -71,7 +71,7 @@ def bench() -> Bench:
     """A model whose attention matters, kept as if it had been loaded."""
     made = Bench(CPU, describe(CPU), "test", PLAN, make_timer(CPU), Ceilings(1e5, 1e5, 1e3))
     loader = made.held(Loader)
-    loader._key, loader._model = ("tiny", "tiny", "fp32", "fp32", 0), LoadedModel(tiny_decoder(), Letters(), "tiny")  # type: ignore[arg-type]
+    loader._key, loader._model = ("tiny", "fp32", "fp32", 0), LoadedModel(tiny_decoder(), Letters(), "tiny")  # type: ignore[arg-type]
     return made
 
 

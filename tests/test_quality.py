@@ -78,7 +78,7 @@ def test_metrics_against_the_formulas() -> None:
 def models() -> Loader:
     """A model whose attention matters, kept as if it had been loaded."""
     kept = Loader()
-    kept._key, kept._model = ("tiny", "tiny", "fp32", "fp32", 0), LoadedModel(tiny_decoder(), Letters(), "tiny")  # type: ignore[arg-type]
+    kept._key, kept._model = ("tiny", "fp32", "fp32", 0), LoadedModel(tiny_decoder(), Letters(), "tiny")  # type: ignore[arg-type]
     return kept
 
 

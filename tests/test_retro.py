@@ -519,7 +519,7 @@ def test_rows_of_the_suites(monkeypatch: pytest.MonkeyPatch, portable: None) -> 
     decoder = tiny_decoder()
     bench = make_bench(DecodePlan(periods=1, seconds=0, breakdown=False), Ceilings(1e5, 1e5, 1e3))
     models = bench.held(Loader)
-    models._key = ("tiny", "tiny", "fp32", "fp32", 0)
+    models._key = ("tiny", "fp32", "fp32", 0)
     models._model = LoadedModel(decoder, Letters(), "tiny")  # type: ignore[arg-type]
     specs = [MethodSpec("retro", settings(w)) for w in (2, 4)]
     case = QualityCase("tiny", TINY, prompt=200, steps=12)

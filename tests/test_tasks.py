@@ -82,7 +82,7 @@ def copies(**settings: Any) -> CopyCase:
 def models(tiny: LoadedModel) -> Loader:
     """A model whose attention matters, kept as if it had been loaded."""
     kept = Loader()
-    kept._key, kept._model = ("tiny", "tiny", "fp32", "fp32", 0), tiny
+    kept._key, kept._model = ("tiny", "fp32", "fp32", 0), tiny
     return kept
 
 
