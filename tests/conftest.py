@@ -14,6 +14,9 @@ import pytest
 from kernel_cases import DEVICE, DTYPES, dtype_name
 from resa_bench.kernels import method
 
+HALVES_KEPT = 4
+"""Under the interpreter each fourth test in half precision runs; with RESA_BENCH_ALL_DTYPES set, and on a GPU, all do."""
+
 hypothesis.settings.register_profile(
     "kernels",
     max_examples=10,
@@ -39,9 +42,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item not in built]
     if DEVICE.type == "cuda":
         return
+    if not os.environ.get("RESA_BENCH_ALL_DTYPES"):
+        halves = [item for item in items if is_half(item)]
+        left_out = set(halves) - set(halves[::HALVES_KEPT])
+        config.hook.pytest_deselected(items=list(left_out))
+        items[:] = [item for item in items if item not in left_out]
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def is_half(item: pytest.Item) -> bool:
+    """Whether an item takes the fixture `dtype` in 16 bits."""
+    parameters = getattr(getattr(item, "callspec", None), "params", {})
+    return parameters.get("dtype") in (torch.float16, torch.bfloat16)
 
 
 @pytest.fixture
