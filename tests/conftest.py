@@ -15,7 +15,7 @@ from kernel_cases import DEVICE, DTYPES, dtype_name
 from resa_bench.kernels import method
 
 HALVES_KEPT = 4
-"""Under the interpreter each fourth test in half precision runs; with RESA_BENCH_ALL_DTYPES set, and on a GPU, all do."""
+"""Each fourth test in half precision runs interpreted; on a GPU, or with RESA_BENCH_ALL_DTYPES set, all do."""
 
 hypothesis.settings.register_profile(
     "kernels",
