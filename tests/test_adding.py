@@ -80,11 +80,11 @@ def test_a_model_family_and_a_method_decode(checkpoint: Path, tmp_path: Path) ->
     assert "newest b16" in printed
 
 
-def test_without_the_family_the_model_is_refused(checkpoint: Path) -> None:
-    from resa_bench.suites.model.load import model_config
+def test_without_the_family_our_runner_refuses_the_model(checkpoint: Path) -> None:
+    from resa_bench.suites.model.checkpoint import checkpoint_config
 
     with pytest.raises(ValueError, match="model_type is 'mistral', supported are llama, qwen2, qwen3"):
-        model_config(str(checkpoint))
+        checkpoint_config(checkpoint)
 
 
 @pytest.mark.slow
