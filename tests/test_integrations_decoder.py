@@ -78,7 +78,7 @@ def test_quality_measures_such_a_model(phi3: Path) -> None:
     case = QualityCase(str(phi3), config_of(str(phi3)), 160, 16, batch=2)
     specs = [make_spec("resa-torch", SparseConfig(block_size=8, min_blocks=2, rectify_every=8))]
     rows = run_quality(case, specs, make_bench())
-    assert {row.status for row in rows} == {"ok"}
+    assert {(row.status, row.reason) for row in rows if row.status != "ok"} == set()
     assert {"kl", "recall", "kv_error"} <= {row.metric for row in rows if row.method == "resa-torch"}
     assert rows[0].model == "tiny-phi"
 

@@ -74,7 +74,7 @@ class TransformersDecoder(Decoder):
     def __init__(self, model: Any, config: ModelConfig) -> None:
         """Raises Unsupported for a model whose attention the engine cannot take over."""
         check_model(model)
-        self.model, self.config = model, config
+        self.model, self.config, self.exchange = model, config, None
         self._text = model.config.get_text_config(decoder=True)
         self._cache = {cache_name(model.base_model): _Passing(config.layers)}
 
