@@ -16,6 +16,7 @@ from resa_bench.suites.core.exits import DONE, FAILED, UNUSABLE
 from resa_bench.suites.decode import suite as decode
 from resa_bench.suites.maths import suite as maths
 from resa_bench.suites.profile import commands as profile
+from resa_bench.suites.reference.run import Reference
 
 MOST_SECONDS = 60
 
@@ -31,10 +32,10 @@ def stops(monkeypatch: pytest.MonkeyPatch) -> None:
     def reached(*_: Any, **__: Any) -> None:
         raise Reached
 
-    for module, name in (
-        (command, "run_cases"), (decode, "measure_ceilings"), (maths, "load"), (profile, "build"),
+    for owner, name in (
+        (command, "run_cases"), (decode, "measure_ceilings"), (maths, "load"), (profile, "build"), (Reference, "run"),
     ):  # fmt: skip
-        monkeypatch.setattr(module, name, reached)
+        monkeypatch.setattr(owner, name, reached)
 
 
 def end_of(words: list[str]) -> int | str:
