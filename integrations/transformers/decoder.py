@@ -32,6 +32,9 @@ _running = local()
 Attend = Callable[[int, Cells], Tensor]
 
 
+NEEDED = ("num_attention_heads", "num_hidden_layers", "hidden_size", "intermediate_size", "max_position_embeddings")
+
+
 def folder_config(folder: Path) -> ModelConfig:
     """The shape of a Hugging Face folder of any family that is served.
 
@@ -40,8 +43,10 @@ def folder_config(folder: Path) -> ModelConfig:
     """
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config(decoder=True)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # a family's own configuration raises what it likes
         raise ValueError(f"{folder}: transformers cannot read it: {' '.join(str(error).split())[:160]}") from None
+    if lacking := [name for name in NEEDED if not hasattr(config, name)]:
+        raise ValueError(f"{folder}: is no decoder with attention, its configuration lacks {', '.join(lacking)}")
     kinds = {type(layer).__name__ for layer in DynamicCache(config=config).layers} - {DynamicLayer.__name__}
     if kinds:
         raise Unsupported(

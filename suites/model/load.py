@@ -96,7 +96,11 @@ def model_config(name_or_path: str) -> ModelConfig:
     try:
         return checkpoint_config(model)
     except UnknownFamily as error:
-        config: ModelConfig = _transformers(model, str(error)).folder_config(model)
+        module = _transformers(model, str(error))
+        try:
+            config: ModelConfig = module.folder_config(model)
+        except ValueError as fault:
+            raise ValueError(f"{error}; {fault}") from None
         return config
 
 
