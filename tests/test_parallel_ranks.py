@@ -114,7 +114,11 @@ GOOD = ("rows", [row_of(CASES[0], spec) for spec in SPECS])
     ("end", "reason"),
     [
         pytest.param([("lost", "rank 1 is gone")], "rank 1 is gone", id="told"),
-        pytest.param([], "the measuring process ended with exit code -9", id="killed"),
+        pytest.param(
+            [],
+            "the measuring process ended with exit code -9; it was killed: the system may have run out of memory",
+            id="killed",
+        ),
     ],
 )
 def test_a_lost_rank_ends_the_run_and_keeps_whole_cases(
