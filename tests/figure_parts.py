@@ -27,7 +27,7 @@ def readable(fig: Figure) -> None:
     fig.draw_without_rendering()
     panels = [ax for ax in fig.axes if ax.get_visible()]
     heading, words = fig.texts
-    tight = [ax.get_tightbbox() for ax in panels]
+    tight = [box for ax in panels if (box := ax.get_tightbbox()) is not None]
     extents = [artist.get_window_extent() for artist in (heading, words, *fig.legends)]
     for extent in (*extents, *tight):  # pixels
         assert min(extent.x0, extent.y0) >= -1
@@ -37,7 +37,7 @@ def readable(fig: Figure) -> None:
     assert max(e.y1 for e in extents[1:]) <= min(e.y0 for e in tight) + 1
     texts = [*words.figure.texts, *(t for box in fig.legends for t in box.get_texts())]
     texts += [t for ax in panels for t in (*ax.get_xticklabels(), *ax.get_yticklabels(), *ax.texts)]
-    assert min(text.get_fontsize() for text in texts) >= SMALL_PT
+    assert min(float(text.get_fontsize()) for text in texts) >= SMALL_PT
     for ax in panels:
         ends = sorted(text.get_window_extent().y0 for text in ax.texts if text.get_gid() == END_LABEL)
         boxes = sorted((Text.get_window_extent(t) for t in ax.texts if t.get_gid() == END_LABEL), key=lambda b: b.y0)
