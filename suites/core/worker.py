@@ -138,6 +138,6 @@ class Worker:
     def stop(self) -> None:
         """End the process, measuring or not."""
         if self._process is not None:
-            self._process.terminate()
+            self._process.kill()  # it holds nothing, and whoever started us may have SIGTERM ignored
             self._process.join()
             self._process = None
