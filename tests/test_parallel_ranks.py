@@ -81,7 +81,7 @@ class FakeProcess:
     def join(self, timeout: float | None = None) -> None:
         pass
 
-    def terminate(self) -> None:
+    def kill(self) -> None:
         self.ended += 1
 
 
