@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import multiprocessing as mp
 import os
+import signal
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +67,14 @@ def test_commands_that_share_no_model_are_refused(
 
 
 # --- a rank that is gone --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def sigterm_as_before() -> Iterator[None]:
+    """A leading rank that gives up ignores SIGTERM; what runs after it is not to inherit that."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
 class FakeProcess:
