@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.patches import Patch
 
 from ..suites.core.looks import BLUE, GREEN, GREY, LIGHT_GREY, ORANGE, SKY, VERMILLION
+from ..suites.core.rows import Row
 from ..suites.core.stages import ATTENTION, FUSED, place
 
 TAN, PALE_TAN, BROWN = "#D9C9A3", "#EEE5CF", "#A38B5D"  # linear layers: one family, told apart by lightness
@@ -53,3 +55,14 @@ def fill(stage: str) -> dict[str, Any]:
 def stage_patch(stage: str) -> Patch:
     """A stage in a legend."""
     return Patch(label=NAMES.get(stage, stage), **fill(stage))
+
+
+def fused_first(rows: Sequence[Row]) -> list[Row]:
+    """Rows of stages that cover a step once: where a part is there fused and single, fused counts."""
+    kept: list[Row] = []
+    covered: set[str] = set()
+    for row in sorted((r for r in rows if step_parts(r.stage)), key=lambda r: -len(step_parts(r.stage))):
+        if covered.isdisjoint(step_parts(row.stage)):
+            kept.append(row)
+            covered.update(step_parts(row.stage))
+    return kept

@@ -20,7 +20,7 @@ from .curves import full_names, short_names
 from .data import FigureSet, NotDrawn, best_dense, points
 from .decode_data import Setting, fastest_dense, parts, settings, steps, usual
 from .registry import figure
-from .stage_style import REST, bar_place, fill, stage_patch, step_parts
+from .stage_style import REST, bar_place, fill, fused_first, stage_patch, step_parts
 from .style import MARK, SMALL_PT, WIDTHS_IN, bar_axis, finish, panels, stack, starred, tokens
 
 BAR, SPACE = 0.86, 0.7  # widths in bars, of a bar and between contexts
@@ -90,13 +90,7 @@ def decode_stages(figures: FigureSet) -> Figure:
 def _apart(figures: FigureSet, name: str, variant: Variant, batch: int, context: int) -> Bar | None:
     """Stages that were timed apart, and the step. Where a part is there fused and single, fused counts."""
     rows = [r for r in figures.lines[variant] if r.batch == batch and r.context == context and r.median_us is not None]
-    kept: list[Row] = []
-    covered: set[str] = set()
-    for row in sorted((r for r in rows if step_parts(r.stage)), key=lambda r: -len(step_parts(r.stage))):
-        if covered.isdisjoint(step_parts(row.stage)):
-            kept.append(row)
-            covered.update(step_parts(row.stage))
-    kept.sort(key=lambda row: place(row.stage))
+    kept = sorted(fused_first(rows), key=lambda row: place(row.stage))
     total = points(rows, "total", batch, "median_us")
     if not kept:
         return None

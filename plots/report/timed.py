@@ -13,7 +13,7 @@ from ...suites.core.rows import Row, digits
 from ...suites.core.stages import WHOLE_STEPS
 from ..data import USUAL_LAYOUT
 from ..decode_data import setting as decode_setting
-from ..stage_style import step_parts
+from ..stage_style import fused_first
 from .lists import Listed, Variants, packed
 
 ALONE, AMORTISED = WHOLE_STEPS
@@ -137,13 +137,7 @@ def bar_parts(step: Sequence[Row]) -> list[Row]:
     whole_model = any(row.stage == "gap" for row in step)
     if whole_model:
         return [row for row in step if row.stage not in WHOLE_STEPS]
-    kept: list[Row] = []
-    covered: set[str] = set()
-    for row in sorted((r for r in step if step_parts(r.stage)), key=lambda r: -len(step_parts(r.stage))):
-        if covered.isdisjoint(step_parts(row.stage)):
-            kept.append(row)
-            covered.update(step_parts(row.stage))
-    return kept
+    return fused_first(step)
 
 
 def own_rival(row: Row, rivals: Sequence[Row]) -> Row | None:

@@ -12,6 +12,7 @@ from typing import TypeVar
 import torch
 
 from ...kernels.config import ceil_div
+from ..core.ranks import Ranks
 from .problems import Problem
 
 T = TypeVar("T")
@@ -72,11 +73,7 @@ class Rank:
 
     def device(self, chosen: torch.device) -> torch.device:
         """A GPU of its own; on a CPU the one there is. Raises ValueError for more ranks than GPUs."""
-        if chosen.type != "cuda" or self.world == 1:
-            return chosen
-        if self.local >= torch.cuda.device_count():
-            raise ValueError(f"LOCAL_RANK is {self.local}, but there are {torch.cuda.device_count()} GPUs here")
-        return torch.device("cuda", self.local)
+        return Ranks(self.rank, self.world, self.local).device(chosen)
 
     def meet(self) -> bool:
         """Join the other ranks, so that `wait` can wait for them; False where nobody says where to meet."""
