@@ -14,7 +14,7 @@ from ..suites.core.analysis import share_error
 from ..suites.core.looks import DARK_GREY, DOTTED, GREY, Look, look_of
 from ..suites.core.rows import Row
 from .caption import circumstances
-from .curves import MOST, Curve, draw_curves, name_of, short_names
+from .curves import MOST, Curve, draw_curves, full_names, name_of, short_names
 from .data import NotDrawn, order, ranked
 from .registry import figure, figure_sets, slugs
 from .style import SMALL_PT, WIDTHS_IN, context_axis, finish, tokens
@@ -85,7 +85,8 @@ def tasks(figures: TaskSet) -> Figure:
             ax.text(0.5, 0.5, f"{task} was not run", ha="center", transform=ax.transAxes)
             ax.set_axis_off()
     right.tick_params(labelleft=not middle.axison)
-    note = "dense prefill; questions and answers are steps of the method; bars: one standard error"
+    alone = full_names(row for row in rows if names[row.variant] == name_of(row.variant))
+    note = f"{alone}; dense prefill; questions and answers are steps of the method; bars: one standard error"
     title = f"{figures.model}: free decoding and retrieval beside dense decoding"
     return finish(fig, title, circumstances(figures.rows, note), legend)
 
