@@ -137,9 +137,9 @@ def static_cache(model: PreTrainedModel, state: State) -> StaticCache:
     """transformers' static cache over the state's keys and values, without a copy."""
     cache = StaticCache(config=model.config, max_cache_len=state.capacity)
     for layer, store in zip(cache.layers, state.caches, strict=True):
-        one: Any = layer
-        one.lazy_initialization(store.k[:, :, :1], store.v[:, :, :1])  # makes room, which the next lines give back
-        one.keys, one.values = store.k, store.v
+        static_layer: Any = layer
+        static_layer.lazy_initialization(store.k[:, :, :1], store.v[:, :, :1])  # makes room, given back below
+        static_layer.keys, static_layer.values = store.k, store.v
         torch._dynamo.mark_static_address(store.k)
         torch._dynamo.mark_static_address(store.v)
     return cache
