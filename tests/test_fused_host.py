@@ -56,6 +56,7 @@ def test_shapes(heads: ModelShape) -> None:
     gate((300, 17), FP16, heads=heads, page_size=128)
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.slow
 @pytest.mark.parametrize("ratio", [0.1])
 @pytest.mark.parametrize("kind", ["equal", "two values", "few values", "negative", "orders of magnitude", "zeros"])

@@ -211,6 +211,7 @@ def test_sparse_counts_change_in_place() -> None:
         run_sparse(q, cache, lists, counts, block_size=16, splits=3)
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.sanitizer
 @pytest.mark.parametrize("rows", ["kv-heads", "q-heads", "one"])
 @pytest.mark.slow

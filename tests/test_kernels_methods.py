@@ -69,6 +69,7 @@ METHODS = SPARSE | DENSE
 RAGGED = {"ragged": (101, 38), "one-token": (1, 17), "whole-blocks": (96, 64)}
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.sanitizer
 @pytest.mark.parametrize("lengths", RAGGED.values(), ids=RAGGED)
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)

@@ -74,6 +74,7 @@ def checked(layer: Layer, step: StepTensors) -> None:
     check_step(layer, inputs, dense_exact(inputs))
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 @pytest.mark.slow
 def test_the_same_lists_as_the_kernels(method: tuple[str, dict], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,6 +69,7 @@ def test_shapes(layout: str, group: int, dim: int, dtype: torch.dtype) -> None:
     check_scores(cache, random(2, 2 * group, dim, dtype=dtype, seed=2), SparseConfig())
 
 
+@pytest.mark.thinned(5)
 @pytest.mark.sanitizer
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("policy", GQA_POLICIES)

@@ -142,7 +142,7 @@ def test_ranges_of_keys(spread: int, bits: int, monkeypatch: pytest.MonkeyPatch)
         check_selection(scores, length_cache([90], 90), SparseConfig(block_size=8, active_ratio=0.001, min_blocks=n))
 
 
-@pytest.mark.thinned(2)
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("width", [32, 128, 512, 1024, 2048, 8192, 16384])
 def test_widths(width: int) -> None:
     """Every number of programs and warps; shorter sequences leave programs without blocks."""
