@@ -20,6 +20,7 @@ from ...profiling.ceilings import Ceilings, measure_ceilings
 from ...profiling.device import describe
 from ...profiling.energy import EnergyCounter
 from ...profiling.timing import make_timer
+from ..lifetime import end_with_starter
 from .bench import Bench, Case, Report
 from .plugins import load_plugins
 from .ranks import Ranks
@@ -64,13 +65,14 @@ class Pipe(Protocol):
 def serve(pipe: Pipe, settings: Settings) -> None:
     """Measure what comes through the pipe until None does. Of several ranks, all measure what the first is told."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
+    end_with_starter()
     from ... import baselines  # noqa: F401  (registers the rivals)
 
     load_plugins()
     bench = make_bench(settings)
     pipe.send(("ready", (bench.ceilings, bench.environment.device)))
     while True:
-        task = settings.ranks.same(pipe.recv())
+        task = settings.ranks.same(_next_task(pipe))
         if task is None:
             settings.ranks.leave()
             return
@@ -87,6 +89,14 @@ def serve(pipe: Pipe, settings: Settings) -> None:
         if bench.device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.synchronize()  # a broken context raises here and ends the worker before the next case
+
+
+def _next_task(pipe: Pipe) -> Any:
+    """What the parent sends; None where it is gone."""
+    try:
+        return pipe.recv()
+    except EOFError:
+        return None
 
 
 class Worker:
