@@ -84,7 +84,9 @@ RUNS = {
     "quality-stepwise": Run(
         lambda d: QualityCase("tiny", TINY, prompt=PROMPT, steps=16, dtype=d, stepwise=True), quality.run_case
     ),
-    "divergence": Run(lambda d: DivergenceCase(model="tiny", config=TINY, prompt=PROMPT, steps=16, dtype=d), tasks.run_case),
+    "divergence": Run(
+        lambda d: DivergenceCase(model="tiny", config=TINY, prompt=PROMPT, steps=16, dtype=d), tasks.run_case
+    ),
     "needle": Run(lambda d: NeedleCase(model="tiny", config=TINY, prompt=400, depths=1, dtype=d), tasks.run_case),
     "copy": Run(lambda d: CopyCase(model="tiny", config=TINY, prompt=400, pairs=1, series=1, dtype=d), tasks.run_case),
     "lossless": Run(
