@@ -1,0 +1,16 @@
+"""A plugin (RESA_BENCH_PLUGINS) for runs whose times nobody reads: the device's ceilings are not measured, but known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from resa_bench.profiling.ceilings import Ceilings
+from resa_bench.suites.core import worker
+
+
+def known(*_: Any, **__: Any) -> Ceilings:
+    """Of no device."""
+    return Ceilings(10.0, 10.0, 0.1)
+
+
+worker.measure_ceilings = known
