@@ -1,4 +1,4 @@
-"""A plugin (RESA_BENCH_PLUGINS) for runs whose times nobody reads: the device's ceilings are not measured, but known."""
+"""A plugin (RESA_BENCH_PLUGINS) for runs whose times nobody reads: a device's ceilings are not measured, but known."""
 
 from __future__ import annotations
 
