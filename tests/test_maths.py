@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import math
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,7 +19,7 @@ from resa_bench import baselines  # noqa: F401  (registers the rivals)
 from resa_bench.kernels import get_method
 from resa_bench.suites.cli import main
 from resa_bench.suites.core.flags import options
-from resa_bench.suites.core.results import read_rows
+from resa_bench.suites.core.results import append, read_file, read_rows
 from resa_bench.suites.core.spec import MethodSpec, Names, make_spec
 from resa_bench.suites.engine.engine import Engine, State, bind_layers, generate
 from resa_bench.suites.engine.prompt import prefill
@@ -279,6 +281,46 @@ def test_records_survive_a_torn_line(tmp_path: Path) -> None:
         file.write('{"no": "record"}\n')
     with pytest.raises(ValueError, match="line 5: not a record"):
         read_records(tmp_path)
+
+
+def test_a_disk_that_fills_up_leaves_whole_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next method's records do not begin on a line that was cut short."""
+    file = RecordFile(tmp_path)
+    file.append([record("1")])
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            file.append([record("2"), record("3")])
+    file.append([record("4")])
+    assert [r.problem for r in read_records(tmp_path)] == ["1", "4"]
+
+
+def test_rows_of_others_stay_in_the_file(tmp_path: Path) -> None:
+    """Of other settings, of a run that was cut short, and what cannot be read; only this setting's are replaced."""
+    path = tmp_path / "maths.jsonl"
+    case = MathsCase("tiny", TINY, 2, 64, dtype="fp32", weights="fp32")
+    common = case.columns()
+    other, cut = (
+        result_rows([record("1")], common | {"case": "other"}),
+        result_rows([record("1")], common | {"seed": 9}),
+    )
+    append(path, [replace(row, case_rows=len(other)) for row in other])
+    append(path, [replace(row, case="cut", case_rows=9) for row in cut])
+    with path.open("a") as file:
+        file.write("not a row\n")
+    for outcome in ("wrong", "right"):
+        suite.write_rows(path, [record("1", outcome)], case, CPU, "resa-bench maths")
+        held = [row for row in read_file(path).rows if row.case == f"{case.slug}-s"]
+        accuracy = [row.value for row in held if row.metric == "accuracy"]
+        assert accuracy == [float(outcome == "right")]
+    contents = read_file(path)
+    assert {row.case for row in contents.rows} == {"other-s", f"{case.slug}-s"}
+    assert {row.case for row in contents.partial} == {"cut"}
+    assert (tmp_path / "maths.jsonl.unreadable").read_text() == "not a row\n"
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 8])

@@ -145,7 +145,11 @@ def check_place(path: Path) -> None:
 def append(path: Path, rows: Iterable[Row]) -> None:
     """Append rows by a single write and flush them to the disk; after a line without a newline, on a new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    data = _lines(rows)
+    append_lines(path, _lines(rows))
+
+
+def append_lines(path: Path, data: bytes) -> None:
+    """The same of whole lines: all of them are there afterwards, or none. Raises OSError, with the path."""
     with path.open("ab+", buffering=0) as file:
         if size := file.tell():
             file.seek(-1, os.SEEK_END)
