@@ -172,6 +172,8 @@ def test_prompts_without_a_template(tokenizer: Tokenizer) -> None:
     bare = replace(tokenizer, chat_template=None)
     with pytest.raises(ValueError, match="no chat template"):
         prompt_ids(bare, "2 + 2?")
+    with pytest.raises(ValueError, match="no token for a problem's text"):
+        prompt_ids(replace(tokenizer, chat_template="{# nothing #}"), "2 + 2?")
     assert bare.decode(prompt_ids(bare, "2 + 2?", "plain")) == f"{INSTRUCTION} 2 + 2?\n\n<think>\n"
     with pytest.raises(ValueError, match="cannot be rendered: no system"):
         render_chat(replace(tokenizer, chat_template="{{ raise_exception('no system') }}"), "hi")
