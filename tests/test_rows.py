@@ -224,6 +224,13 @@ def test_a_gzipped_file_reads_as_the_plain_one(tmp_path: Path) -> None:
     assert read_rows(packed) == read_rows(plain)
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_row(path: Path) -> None:
+    append_case(path, [make(), make(stage="attend")])
+    rows = read_rows(path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert read_rows(path) == rows
+
+
 def test_a_torn_second_write_does_not_borrow_rows_of_the_first(path: Path) -> None:
     """Rows kept from an earlier write of the same case do not make a later, torn one look whole."""
     first = [make(method="torch-dense", started_at="1", stage=stage) for stage in ("append", "attend", "total")]

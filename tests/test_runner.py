@@ -530,7 +530,10 @@ def test_what_cannot_be_read_is_kept_when_another_case_is_written(run: Run) -> N
     assert run.path.with_name("micro.jsonl.unreadable").read_text() == "{torn\n"
 
 
-@pytest.mark.parametrize("change", [{"torch": "0.1"}, {"triton": "0.1"}, {"model_fingerprint": "another"}], ids=str)
+@pytest.mark.parametrize(
+    "change",
+    [{"torch": "0.1"}, {"triton": "0.1"}, {"python": "3.9.1"}, {"model_fingerprint": "another"}], ids=str,
+)  # fmt: skip
 def test_another_model_or_library_is_measured_again(run: Run, change: dict[str, str]) -> None:
     run(FakeWorker({A: lambda case, specs: [row_of(case, spec, **change) for spec in specs]}), cases=CASES[:1])
     run(cases=CASES[:1])

@@ -50,7 +50,7 @@ def read_file(path: Path) -> Contents:
         raise FileNotFoundError(f"no result file at {path}")
     try:
         data = path.read_bytes()
-        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
+        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")  # as editors write it
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(f"{path}: the .gz file is torn or damaged ({error})") from error
     except UnicodeDecodeError as error:
