@@ -528,6 +528,7 @@ def test_what_cannot_be_read_is_kept_when_another_case_is_written(run: Run) -> N
     assert [row.case for row in held.partial] == [A]
     assert [row.case for row in held.rows] == [B, B]
     assert run.path.with_name("micro.jsonl.unreadable").read_text() == "{torn\n"
+    assert "micro.jsonl: 1 lines are no rows (line 2: " in run.printed
 
 
 @pytest.mark.parametrize(

@@ -146,7 +146,12 @@ def run_cases(
         further: methods that only some cases run, by the case's slug.
     """
     start = clock()
-    held = read_file(path).rows if path.exists() else []
+    contents = read_file(path) if path.exists() else Contents()
+    held = contents.rows
+    if contents.unreadable:
+        number, _, reason = contents.unreadable[0]
+        text = f"{path}: {len(contents.unreadable)} lines are no rows (line {number}: {reason}); they are kept"
+        console.print(f"{text}, in {path.name}.unreadable if the file is written anew", highlight=False, markup=False)
     jobs: list[Job] = []
     resumed = 0
     for case in cases:
