@@ -49,6 +49,7 @@ ORPHAN_SECONDS = 10.0  # a process that computes may take a moment to be gone
 LOOK_SECONDS = 0.02
 AT_ONCE = 0.25  # of the kills come within AT_ONCE_SECONDS of a growth: while a file is written or replaced
 AT_ONCE_SECONDS = 0.05
+LAST_WEIGHT = 0.3  # of kills after the last growth, where tables are printed
 
 
 def make_checkpoint(folder: Path) -> None:
@@ -92,6 +93,7 @@ class Killer:
         self.words = [str(root / "model") if word == "MODEL" else word for word in COMMANDS[suite]]
         process = self.start("base")
         self.gaps = self.growths("base", process)
+        self.pace = 1.0  # of the latest run: its time by that of the base
         status = process.wait()
         self.base = self.held("base")
         if status or self.base.faults or not self.base.measured:
@@ -146,12 +148,15 @@ class Killer:
     def kill(self, seed: int) -> tuple[str, list[str]]:
         """Kill at a moment drawn from the seed, look, go on, look again: what happened, and what was wrong."""
         rng, name = random.Random(seed), f"kill-{seed}"
-        victim, growths = rng.choice(VICTIMS), rng.randrange(len(self.gaps))
-        after = AT_ONCE_SECONDS if growths and rng.random() < AT_ONCE else self.gaps[growths]
-        after *= rng.random() if growths else rng.random() ** 0.5  # less of the imports
+        weights = [*[1.0] * (len(self.gaps) - 1), LAST_WEIGHT]
+        victim, (growths,) = rng.choice(VICTIMS), rng.choices(range(len(self.gaps)), weights)
+        share = rng.random() if growths else rng.random() ** 0.5  # less of the imports
+        at_once = growths and rng.random() < AT_ONCE
         shutil.rmtree(self.root / name, ignore_errors=True)
         process = self.start(name)
-        self.growths(name, process, growths)
+        if growths:
+            self.pace = sum(self.growths(name, process, growths)) / sum(self.gaps[:growths])
+        after = share * (AT_ONCE_SECONDS if at_once else self.gaps[growths] * self.pace)
         with suppress(subprocess.TimeoutExpired):
             process.wait(after)
         children = descendants(process.pid)
