@@ -192,7 +192,7 @@ def test_one_token_of_an_answer(monkeypatch: pytest.MonkeyPatch, request: pytest
     assert answer(tiny_decoder(), "fp32") == 1
     monkeypatch.setattr(f"{__name__}.LATE", 95)
     request.getfixturevalue("one_token")
-    with pytest.raises(CheckFailed, match="logits: those of 1 steps"):
+    with pytest.raises(CheckFailed, match="logits: those of 1 tokens"):
         answer(tiny_decoder(), "fp32")
 
 

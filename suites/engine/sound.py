@@ -14,8 +14,7 @@ from ..core.failure import CheckFailed
 
 def unsound(logits: Tensor) -> Tensor:
     """Which rows of logits `[..., vocab]` hold what is not finite, or say the same of every token: bool `[...]`."""
-    low, high = logits.aminmax(dim=-1)
-    spread = high.float() - low.float()  # NaN where a row holds NaN or infinities of one sign alone
+    spread = logits.amax(-1).float() - logits.amin(-1).float()  # NaN or infinite where a row holds such
     return ~((spread > 0) & spread.isfinite())
 
 
@@ -32,10 +31,10 @@ def check_logits(logits: Tensor) -> None:
 
 
 def check_count(count: int) -> None:
-    """Raises CheckFailed where so many steps' logits, above 0, are unsound."""
+    """Raises CheckFailed where the logits of so many tokens, above 0, are unsound."""
     if count:
         raise CheckFailed(
-            f"logits: those of {count} steps are not finite, or the same for every token; weights hold NaN, or 16 bits "
+            f"logits: those of {count} tokens are not finite, or the same for every token; weights hold NaN, or 16 bits "
             "overflow"
         )
 
