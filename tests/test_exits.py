@@ -168,6 +168,8 @@ def test_a_disk_that_fills_up_leaves_whole_cases(tmp_path: Path, monkeypatch: py
     with pytest.raises(OSError, match="No space left"):
         results.rewrite(path, [row(case="third")])
     assert path.read_bytes() == before
+    with pytest.raises(OSError, match=r"No space left.*micro\.csv"):
+        results.write_csv([row()], tmp_path / "micro.csv")
     assert [r.case for r in read_rows(path)] == ["first"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["micro.jsonl"]
 

@@ -174,10 +174,15 @@ def rewrite(path: Path, rows: Iterable[Row], unreadable: Iterable[tuple[int, str
     if lines:
         with path.with_name(path.name + ".unreadable").open("a") as file:
             file.writelines(line + "\n" for line in lines)
+    _replace(path, _lines(rows))
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Have a file hold these bytes, at once or not at all. Raises OSError, with the path."""
     temporary = path.with_name(path.name + ".part")
     try:
         with temporary.open("wb") as file:
-            file.write(_lines(rows))
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
@@ -187,8 +192,9 @@ def rewrite(path: Path, rows: Iterable[Row], unreadable: Iterable[tuple[int, str
 
 
 def write_csv(rows: Iterable[Row], path: Path) -> None:
-    """The same rows as CSV, without the columns that are empty throughout.
+    """Replace a file by the same rows as CSV, without the columns that are empty throughout.
 
     What is no text (a file's name in another encoding, within a command) is written as its escapes.
     """
-    to_frame(rows).dropna(axis="columns", how="all").to_csv(path, index=False, errors="backslashreplace")
+    text = to_frame(rows).dropna(axis="columns", how="all").to_csv(index=False)
+    _replace(path.resolve(), text.encode(errors="backslashreplace"))

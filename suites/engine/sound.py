@@ -34,8 +34,8 @@ def check_count(count: int) -> None:
     """Raises CheckFailed where the logits of so many tokens, above 0, are unsound."""
     if count:
         raise CheckFailed(
-            f"logits: those of {count} tokens are not finite, or the same for every token; weights hold NaN, or 16 bits "
-            "overflow"
+            f"logits: those of {count} tokens are not finite, or the same for every token; weights hold NaN, or 16 "
+            "bits overflow"
         )
 
 
