@@ -136,6 +136,16 @@ def test_other_rows_stay_out_of_the_main_figures(changes: dict[str, Any]) -> Non
     assert beside.lines == alone.lines
 
 
+def test_rows_of_unknown_methods_alone_cost_figures_and_no_more(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As another's tool may write them: stages, whole and amortised steps, all of one name."""
+    rows = [replace(row, method="zzz") for row in run_of()]
+    drawn = draw_all([write(tmp_path / "a.jsonl", rows)], tmp_path / "plots")
+    assert any(path.name.startswith("latency") for path in drawn)
+    assert "no measured row of the methods that it shows" in capsys.readouterr().out
+
+
 def test_missing_path_and_empty_folder_are_errors(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nothing\.jsonl"):
         draw_all([tmp_path / "nothing.jsonl"], tmp_path / "out")
