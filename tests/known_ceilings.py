@@ -9,8 +9,8 @@ from resa_bench.suites.core import worker
 
 
 def known(*_: Any, **__: Any) -> Ceilings:
-    """Of no device."""
-    return Ceilings(10.0, 10.0, 0.1)
+    """Beyond any device, so that no row beats its floor."""
+    return Ceilings(1e5, 1e5, 1e5)
 
 
 worker.measure_ceilings = known

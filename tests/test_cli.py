@@ -18,9 +18,13 @@ from resa_bench.suites.core.rows import Row
 from resa_bench.suites.micro.cases import PRESETS
 
 
-def subcommands() -> list[str]:
+def parsers() -> dict[str, argparse.ArgumentParser]:
     (action,) = (a for a in build_parser()._actions if isinstance(a, argparse._SubParsersAction))
-    return list(action.choices)
+    return dict(action.choices)
+
+
+def subcommands() -> list[str]:
+    return list(parsers())
 
 
 def listed(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[list[str], list[str]]:
@@ -107,6 +111,16 @@ def test_argparse_refusals(capsys: pytest.CaptureFixture[str], arguments: list[s
     error = capsys.readouterr().err
     assert arguments[0] in error
     assert all(name in error for name in allowed)
+
+
+@pytest.mark.parametrize("command", sorted(subcommands()))
+def test_two_dashes_are_no_value(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """argparse makes an empty list of `--batch=--`, whatever the flag takes."""
+    for flag in (a for a in parsers()[command]._actions if a.option_strings[-1:] > ["--"] and a.nargs != 0):
+        with pytest.raises(SystemExit) as stop:
+            main([command, f"{flag.option_strings[-1]}=--"])
+        assert stop.value.code == 2
+        assert f"{flag.option_strings[-1]}: got '--', expected a value" in capsys.readouterr().err
 
 
 def test_no_gpu_is_said(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

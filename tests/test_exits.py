@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -119,6 +120,20 @@ def test_places_are_told_with_what_helps() -> None:
     error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "runs/micro.jsonl")
     assert line_of(error) == "No space left on device: runs/micro.jsonl; free some, or name another place (--output)"
     assert line_of(OSError(errno.ENOENT, os.strerror(errno.ENOENT), "x")) == "No such file or directory: x"
+
+
+def test_an_interruption_while_libraries_are_imported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from resa_bench.suites import __main__ as entry
+
+    class Slow(ModuleType):
+        def __getattr__(self, name: str) -> Any:
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "resa_bench.suites.cli", Slow("cli"))
+    assert entry.main() == INTERRUPTED == entry.INTERRUPTED
+    assert capsys.readouterr().err == "resa-bench: interrupted\n"
 
 
 # --- places -----------------------------------------------------------------------------------------------------------

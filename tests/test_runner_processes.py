@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -38,6 +39,12 @@ def stillborn(pipe: Connection, settings: Settings) -> None:
     os._exit(9)
 
 
+def interrupted(pipe: Connection, settings: Settings) -> None:
+    """A worker that a terminal's Ctrl-C reaches, too."""
+    os.kill(os.getpid(), signal.SIGINT)
+    perilous(pipe, settings)
+
+
 def new_worker(target: Callable[[Connection, Settings], None]) -> Worker:
     return Worker(Settings("cpu", "test"), target)
 
@@ -59,6 +66,15 @@ def test_a_process_that_cannot_start_fails_the_cases(run: Run) -> None:
     outcome = run(new_worker(stillborn), CASES[:1])
     assert {row.reason for row in outcome.rows} == {"the measuring process ended with exit code 9"}
     assert outcome.exit_status == 1
+
+
+def test_an_interruption_is_the_parents_alone() -> None:
+    worker = new_worker(interrupted)
+    try:
+        assert len(worker.run(CASES[0], SPECS, print)) == len(SPECS)
+    finally:
+        worker.stop()
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 def test_steps_pass_through_and_one_process_serves_all_cases() -> None:

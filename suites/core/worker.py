@@ -10,6 +10,7 @@ import multiprocessing as mp
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
@@ -64,7 +65,7 @@ class Pipe(Protocol):
 
 def serve(pipe: Pipe, settings: Settings) -> None:
     """Measure what comes through the pipe until None does. Of several ranks, all measure what the first is told."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a rank that torchrun started
     end_with_starter()
     from ... import baselines  # noqa: F401  (registers the rivals)
 
@@ -111,7 +112,14 @@ class Worker:
         context = mp.get_context("spawn")
         self._pipe, far_end = context.Pipe()
         self._process = context.Process(target=self._target, args=(far_end, self._settings), daemon=True)
-        self._process.start()
+        resource_tracker.ensure_running()  # whose start unblocks what is blocked here
+        blocked = signal.pthread_sigmask(
+            signal.SIG_BLOCK, {signal.SIGINT}
+        )  # inherited: Ctrl-C is the parent's
+        try:
+            self._process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         far_end.close()
         self.ceilings = self._receive()[1][0]
 
