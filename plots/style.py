@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.text import Annotation, Text
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.transforms import Bbox
 
 from ..suites.core.looks import TITLES
 from ..suites.core.rows import Row
@@ -61,8 +62,8 @@ _RC: Any = {
 
 def paper() -> AbstractContextManager[None]:
     """Matplotlib settings of all figures, for a `with` block around drawing and saving."""
-    usual = {name: value for name, value in matplotlib.rcParamsDefault.items() if not name.startswith("backend")}
-    return matplotlib.rc_context({**usual, **_RC})
+    defaults = {name: value for name, value in matplotlib.rcParamsDefault.items() if not name.startswith("backend")}
+    return matplotlib.rc_context({**defaults, **_RC})
 
 
 def tokens(context: int) -> str:
@@ -273,9 +274,18 @@ def save(fig: Figure, stem: Path) -> list[Path]:
     Other versions of matplotlib or FreeType may draw text and curves a little otherwise, and so change the bytes.
     """
     stem.parent.mkdir(parents=True, exist_ok=True)
+    _settle(fig)
     written = []
     for ending, metadata in ((".png", {"Software": None}), (".svg", {"Date": None, "Creator": None})):
         path = stem.with_name(stem.name + ending)  # a stem may hold a dot: qwen2.5-7b
         fig.savefig(path, dpi=DPI, metadata=metadata)
         written.append(path)
     return written
+
+
+def _settle(fig: Figure) -> None:
+    """Lay out, and round where axes stand: a run's last digits differ, and would name the SVG's clip paths."""
+    fig.draw_without_rendering()
+    fig.set_layout_engine("none")
+    for ax in fig.axes:
+        ax.set_position(Bbox.from_extents(*ax.get_position().extents.round(6)))

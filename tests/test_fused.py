@@ -35,6 +35,7 @@ COMPILED = [
 ]
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize(("head_dim", "block", "kind", "dtype", "paged"), COMPILED)
 @pytest.mark.slow
 def test_compiles_without_spills(head_dim: int, block: int, kind: str, dtype: str | None, paged: bool) -> None:

@@ -14,7 +14,7 @@ from benches import make_bench
 pytest.importorskip("transformers", minversion="5.20")
 
 from resa_bench.integrations.transformers import client
-from resa_bench.kernels import Unsupported
+from resa_bench.kernels import StepTensors, Unsupported
 from resa_bench.suites.cli import main
 from resa_bench.suites.core.rows import Row
 from resa_bench.suites.core.spec import MethodSpec, make_spec
@@ -40,8 +40,8 @@ def specs(*names: str) -> list[MethodSpec]:
     return [make_spec(name, replace(MethodSpec(name).config, min_blocks=4, rectify_every=8)) for name in names]
 
 
-def rows_of(*names: str, **plan: Any) -> list[Row]:
-    case = DecodeCase(TINY.name, TINY, 2, 320, "fp32", "fp32", client="transformers")
+def rows_of(*names: str, dtype: str = "fp32", **plan: Any) -> list[Row]:
+    case = DecodeCase(TINY.name, TINY, 2, 320, dtype, dtype, client="transformers")
     assert case.slug.endswith("-transformers")
     measure = DecodePlan(periods=1, seconds=0.0, breakdown=False, **plan)
     return run_case(case, specs(*names), make_bench(measure))
@@ -74,6 +74,25 @@ def test_a_step_that_computes_something_else_is_no_row(monkeypatch: pytest.Monke
     assert "off the engine's" in (row.reason or "")
 
 
+def test_in_16_bits_attention_is_compared_with_fp64(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There two right steps choose other blocks, so logits say little of the attention."""
+    assert rows_of("resa-torch", dtype="bf16")[-1].status == "ok"
+    made = client.SparseCache._step
+
+    def of_another_query(self: Any, own: Any, query: Any, key: Any, value: Any) -> Any:
+        observe, self.observe = self.observe, None
+        out = made(self, own, query, key, value)
+        if observe is not None:
+            observe(own.index, own.bound, StepTensors(query[:, :, 0] * 1.05, key[:, :, 0], value[:, :, 0], out[:, 0]))
+        self.observe = observe
+        return out
+
+    monkeypatch.setattr(client.SparseCache, "_step", of_another_query)
+    row = rows_of("resa-torch", dtype="bf16")[-1]
+    assert (row.status, row.client) == ("failed", "transformers")
+    assert "beyond their fp32 error budget" in (row.reason or "")
+
+
 def test_the_contenders_stand_on_the_engines_caches(monkeypatch: pytest.MonkeyPatch) -> None:
     held: list[Any] = []
     hold = client.SparseCache.hold
@@ -84,8 +103,9 @@ def test_the_contenders_stand_on_the_engines_caches(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(client.SparseCache, "hold", watched)
     rows_of("resa-torch")
-    ((cache, stores),) = held
-    assert [layer.keys.data_ptr() for layer in cache.layers] == [store.k.data_ptr() for store in stores]
+    assert held
+    for cache, stores in held:
+        assert [layer.keys.data_ptr() for layer in cache.layers] == [store.k.data_ptr() for store in stores]
 
 
 def test_four_bit_weights_and_other_options_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

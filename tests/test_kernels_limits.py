@@ -165,6 +165,7 @@ ON_KERNELS = ("resa", "resa-fused", "sparse", "triton-dense", "quest", "retro", 
 NO_ROOM = {"one": 65, "more": 1000, "int32": 2**31 - 1}
 
 
+@pytest.mark.thinned(5)
 @pytest.mark.parametrize("layout", ["contiguous", "paged"])
 @pytest.mark.parametrize("over", NO_ROOM.values(), ids=NO_ROOM)
 @pytest.mark.parametrize("method", ON_KERNELS)

@@ -101,6 +101,7 @@ def test_adversarial_scores(n: int) -> None:
     check_selection(scores, length_cache(lengths, capacity), config, spare=3)
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_long_rows(pattern: str) -> None:
     """Rows longer than one scan, and not a power of two."""
@@ -110,17 +111,18 @@ def test_long_rows(pattern: str) -> None:
 
 
 @pytest.mark.sanitizer
-@pytest.mark.parametrize("bits", [1, 2])
-def test_bits_of_a_pass(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.thinned(2)
+@pytest.mark.parametrize(("bits", "ratio"), [(1, 0.01), (1, 0.4), (2, 0.4), (2, 0.01)])
+def test_bits_of_a_pass(bits: int, ratio: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """One or two bits of the threshold in a pass, few and many blocks kept of all patterns."""
     monkeypatch.setattr(selection, "BITS", bits)
     generator = torch.Generator().manual_seed(2)
     scores = torch.stack([draw(700, generator) for draw in PATTERNS.values()])[None]
-    for ratio in (0.01, 0.4):
-        config = SparseConfig(block_size=8, active_ratio=ratio, min_blocks=1)
-        check_selection(scores, length_cache([700], 700), config)
+    config = SparseConfig(block_size=8, active_ratio=ratio, min_blocks=1)
+    check_selection(scores, length_cache([700], 700), config)
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("bits", [1, 2])
 @pytest.mark.parametrize("spread", [0, 1, 2, 15, 16, 17, 24, 30])
 def test_ranges_of_keys(spread: int, bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,6 +142,7 @@ def test_ranges_of_keys(spread: int, bits: int, monkeypatch: pytest.MonkeyPatch)
         check_selection(scores, length_cache([90], 90), SparseConfig(block_size=8, active_ratio=0.001, min_blocks=n))
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("width", [32, 128, 512, 1024, 2048, 8192, 16384])
 def test_widths(width: int) -> None:
     """Every number of programs and warps; shorter sequences leave programs without blocks."""
@@ -152,7 +155,8 @@ def test_widths(width: int) -> None:
     check_selection(scores, length_cache(lengths, width), config, spare=1)
 
 
-@pytest.mark.parametrize("pattern", ["normal", "ties", "one-worst"])
+@pytest.mark.thinned(3)
+@pytest.mark.parametrize("pattern", ["one-worst", "normal", "ties"])
 def test_longest_row(pattern: str) -> None:
     """As many blocks as are allowed: counts near 2^15 must not run over into each other."""
     scores = PATTERNS[pattern](32768, torch.Generator().manual_seed(1))[None, None]

@@ -176,7 +176,7 @@ def test_text_through_the_kernels() -> None:
     """The kernels' path, interpreted on a CPU, where rollback has a kernel of its own."""
     if CUDA:
         pytest.skip("token for token in fp32, which the kernels take under the interpreter alone")
-    lengths, tokens = (29, 22), 6
+    lengths, tokens = (29, 22), 4
     decoder = tiny_decoder(replace(TINY, layers=2))
     reference = start(decoder, lengths)
     generate(dense_engine(decoder, reference).step, None, tokens, tokens)
@@ -218,7 +218,7 @@ def test_smollm_text_is_that_of_dense_decoding() -> None:
         loaded = load_decoder("smollm2-135m", dtype=FP32, device=CPU)
     except ModelNotHere as error:
         pytest.skip(str(error))
-    decoder, tokens, length = loaded.decoder, 48, 201
+    decoder, tokens, length = loaded.decoder, 24, 201
     ids = prompt_ids(loaded, 1000)
     prompts = torch.stack((ids[: length + 1], ids[700 : 701 + length]))
     texts = []

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("kernels", "baselines", "profiling", "suites", "plots")
-NAMED = ("kernels", "baselines", "profiling", "suites", "tests")  # where generic names are no longer found
+PACKAGES = ("kernels", "baselines", "profiling", "suites", "plots", "integrations")
+NAMED = (*PACKAGES, "tests")
 GENERIC = {"found", "mine", "one", "said", "told", "usual", "theirs", "main"}
 KEPT = {
     ("suites/cli.py", "main"),  # the entry point of pyproject.toml

@@ -63,7 +63,7 @@ def frame_of(path: Path) -> pd.DataFrame:
     return frame
 
 
-def _one(frame: pd.DataFrame) -> pd.Series:
+def _single_row(frame: pd.DataFrame) -> pd.Series:
     if len(frame) > 1:
         differing = [name for name in frame.columns if frame[name].astype(str).nunique() > 1]
         raise PlaceError(f"{len(frame)} rows fit, expected one; they differ in {', '.join(differing[:12])}")
@@ -104,7 +104,7 @@ def _crossing(frame: pd.DataFrame) -> pd.Series | None:
 
 
 TAKES: dict[str, Callable[[pd.DataFrame], pd.Series | None]] = {
-    "one": _one,
+    "one": _single_row,
     "mean": _mean,
     "any": _any,
     "crossing": _crossing,

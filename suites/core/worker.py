@@ -113,9 +113,7 @@ class Worker:
         self._pipe, far_end = context.Pipe()
         self._process = context.Process(target=self._target, args=(far_end, self._settings), daemon=True)
         resource_tracker.ensure_running()  # whose start unblocks what is blocked here
-        blocked = signal.pthread_sigmask(
-            signal.SIG_BLOCK, {signal.SIGINT}
-        )  # inherited: Ctrl-C is the parent's
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited: Ctrl-C is the parent's
         try:
             self._process.start()
         finally:
