@@ -249,8 +249,6 @@ def act_compare(given: Given, console: Console) -> int:
     """`resa-bench compare`."""
     from .compare import compare_files
 
-    if not isinstance(given["tolerance"], float):  # argparse drops the -- of `--tolerance=--`
-        raise ValueError("--tolerance: got no number, expected a relative difference such as 0.02")
     return compare_files(given["a"], given["b"], given["tolerance"], console, given["markdown"])
 
 
@@ -307,7 +305,11 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         console_for(sys.stderr).print(f"resa-bench: {error}", style="red", highlight=False, markup=False)
         return UNUSABLE
-    given = vars(build_parser().parse_args(arguments))
+    parser = build_parser()
+    for word in arguments:
+        if word.startswith("--") and word.endswith("=--"):  # argparse drops the value, and gives an empty list
+            parser.error(f"argument {word[:-3]}: got '--', expected a value")
+    given = vars(parser.parse_args(arguments))
     return run_command(given.pop("act"), given | {"arguments": arguments})
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -151,3 +152,23 @@ def test_dense_methods_of_the_client_run_nowhere_else() -> None:
 def forget_models() -> Iterator[None]:
     yield
     client._models.clear()
+
+
+def test_a_step_on_the_way_that_overflows_fails_the_clients_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first step agrees with the engine's; the fifth has an infinite logit."""
+
+    def contenders(*arguments: Any) -> Iterator[tuple[str, Any]]:
+        for launch, make in client.contenders(*arguments):
+            contender, steps = make(), iter(range(1000))
+
+            def step(contender: Any = contender, steps: Iterator[int] = steps) -> torch.Tensor:
+                logits = contender.step()
+                return logits.masked_fill(torch.arange(TINY.vocab) == 7, float("inf")) if next(steps) == 4 else logits
+
+            yield launch, lambda contender=contender, step=step: replace(contender, step=step)
+
+    broken = SimpleNamespace(METHODS=client.METHODS, contenders=contenders)
+    monkeypatch.setattr("resa_bench.suites.decode.client.load_client", lambda name: broken)
+    rows = [row for row in rows_of("transformers-sdpa") if row.client]
+    assert {row.status for row in rows} == {"failed"}
+    assert "logits: those of 2 tokens" in str(rows[0].reason)

@@ -267,20 +267,26 @@ def from_record(record: Mapping[str, Any]) -> tuple[Row, list[str]]:
         raise ValueError(f"columns are missing: {', '.join(missing)}")
     if broken := not_finite(record):
         raise ValueError(f"not a finite number: {', '.join(broken)}")
-    for name, kind in _NUMBERS.items():
+    for name, kind in _KINDS.items():
         value = record.get(name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, kind)):
-            raise ValueError(f"{name}: got {value!r}, expected a number")
+        if value is None:
+            continue
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise ValueError(f"{name}: got {str(value)[:60]!r}, expected {_WORDS[kind]}")
+        if isinstance(value, int | float) and abs(value) > LARGEST:
+            raise ValueError(f"{name}: got a number beyond {LARGEST:g}")
     known = {name: value for name, value in record.items() if name in COLUMNS}
     return Row(**({"schema": 1} | known)), unknown
 
 
-_NUMBERS: dict[str, Any] = {
-    f.name: int if str(f.type).startswith("int") else (int, float)
+LARGEST = 1e100  # of a number in a row: no measurement comes near, and figures have room for it
+_WORDS: dict[Any, str] = {int: "a whole number", (int, float): "a number", str: "text", bool: "true or false"}
+_KINDS: dict[str, Any] = {
+    f.name: next(kind for kind in _WORDS if str(f.type).startswith(getattr(kind, "__name__", "float")))
     for part in PARTS.values()
     if part is not SettingPart
     for f in fields(part)
-    if str(f.type).startswith(("int", "float"))
+    if str(f.type).startswith(("int", "float", "str", "bool"))
 }
 
 

@@ -20,6 +20,7 @@ from ..engine.client import ENGINE, Contender, load_client
 from ..engine.gate import Check, check_attended
 from ..engine.loader import Loader, release
 from ..engine.measure import EAGER_STEPS, time_decoding, time_period
+from ..engine.sound import Watch
 from . import run
 from .cases import DecodeCase
 from .run import CaseRun
@@ -82,8 +83,10 @@ class ClientRun(CaseRun):
         def restart() -> None:
             contender.stand(self.before(tokens), self.place.pending)
 
+        watch = Watch(device)
         restart()
-        time_period(contender.step, rectify, tokens, device)  # compiles, captures
+        time_period(lambda: watch.look(contender.step()), rectify, tokens, device)  # compiles, captures
+        watch.check()
         with Conditions(device) as conditions:
             timing = time_decoding(
                 contender.step, rectify, tokens, device,
