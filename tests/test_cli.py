@@ -129,6 +129,7 @@ def test_no_gpu_is_said(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
     assert "cuda was asked for, but torch finds no GPU here" in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.slow
 def test_status_of_the_process() -> None:
     """`python -m resa_bench.suites` passes the status on."""
     command = [sys.executable, "-m", "resa_bench.suites", "micro", "--method", "nope", *ON_CPU]

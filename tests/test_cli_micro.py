@@ -152,6 +152,7 @@ def serve_small(pipe: Connection, settings: Settings) -> None:
     worker.serve(pipe, settings)
 
 
+@pytest.mark.slow
 def test_micro_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     """In a process of its own: two methods, checked, timed, written, compared with themselves."""
     monkeypatch.setattr(command, "Worker", partial(Worker, target=serve_small))

@@ -44,6 +44,7 @@ def test_step(changes: dict) -> None:
 
 
 @pytest.mark.parametrize("largest", [0, 1, 2, 6, 16], indirect=True)
+@pytest.mark.slow
 def test_clusters(largest: int) -> None:
     """From single CTAs, two to a multiprocessor, to the largest clusters."""
     gate((777, 48), FP16, heads=ModelShape(7, 1, 128))

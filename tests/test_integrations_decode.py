@@ -47,6 +47,7 @@ def rows_of(*names: str, dtype: str = "fp32", **plan: Any) -> list[Row]:
     return run_case(case, specs(*names), make_bench(measure))
 
 
+@pytest.mark.slow
 def test_rows_of_all_contenders() -> None:
     rows = rows_of(*METHODS)
     assert [(r.method, r.client, r.status, r.launch) for r in rows] == [
@@ -61,6 +62,7 @@ def test_rows_of_all_contenders() -> None:
     assert all(row.max_rel_error is not None and row.max_rel_error < 1e-3 for row in timed)
 
 
+@pytest.mark.slow
 def test_a_step_that_computes_something_else_is_no_row(monkeypatch: pytest.MonkeyPatch) -> None:
     made = client.sparse_contender
 
@@ -74,6 +76,7 @@ def test_a_step_that_computes_something_else_is_no_row(monkeypatch: pytest.Monke
     assert "off the engine's" in (row.reason or "")
 
 
+@pytest.mark.slow
 def test_in_16_bits_attention_is_compared_with_fp64(monkeypatch: pytest.MonkeyPatch) -> None:
     """There two right steps choose other blocks, so logits say little of the attention."""
     assert rows_of("resa-torch", dtype="bf16")[-1].status == "ok"
@@ -93,6 +96,7 @@ def test_in_16_bits_attention_is_compared_with_fp64(monkeypatch: pytest.MonkeyPa
     assert "beyond their fp32 error budget" in (row.reason or "")
 
 
+@pytest.mark.slow
 def test_the_contenders_stand_on_the_engines_caches(monkeypatch: pytest.MonkeyPatch) -> None:
     held: list[Any] = []
     hold = client.SparseCache.hold

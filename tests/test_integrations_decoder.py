@@ -86,6 +86,7 @@ def test_quality_measures_such_a_model(phi3: Path) -> None:
     assert rows[0].model == "tiny-phi"
 
 
+@pytest.mark.slow
 def test_tasks_measure_such_a_model(phi3: Path) -> None:
     case = DivergenceCase(model=str(phi3), config=config_of(str(phi3)), prompt=160, steps=16)
     rows = run_tasks(case, [make_spec("resa-torch", SparseConfig(min_blocks=2))], make_bench())

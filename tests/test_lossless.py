@@ -90,6 +90,7 @@ def check_left_behind(engine: LosslessEngine, dense: State, lengths: list[int]) 
     [sparse(8), sparse(16), sparse(32), sparse(8, 0.01, 1), sparse(16, 0.01, 1)],
     ids=["b8", "b16", "b32", "b8-newest", "b16-newest"],
 )
+@pytest.mark.slow
 def test_text_is_that_of_dense_greedy_decoding(
     decoder: Decoder, dense: State, config: SparseConfig, drafts: int
 ) -> None:
@@ -150,6 +151,7 @@ def test_everything_selected_accepts_everything(decoder: Decoder, dense: State) 
 
 @pytest.mark.parametrize("active_ratio", [1.0, 0.05])
 @pytest.mark.parametrize("parts", [(1, 1, 58), (23, 37)], ids=str)
+@pytest.mark.slow
 def test_decoding_goes_on_where_it_stopped(
     decoder: Decoder, dense: State, parts: tuple[int, ...], active_ratio: float
 ) -> None:

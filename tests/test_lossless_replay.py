@@ -99,6 +99,7 @@ def replayed(bench: Bench) -> list[Row]:
     return suite.run_case(REPLAY, [*dense_specs(CPU, text=False), FOUR], bench)
 
 
+@pytest.mark.slow
 def test_replayed_rows_say_so(replayed: list[Row]) -> None:
     assert {r.status for r in replayed} == {"ok"}, [r.reason for r in replayed]
     row, dense = total(replayed, NAME, 4), total(replayed, "torch-dense")

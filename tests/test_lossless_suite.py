@@ -57,6 +57,7 @@ def rows(bench: Bench) -> list[Row]:
     return measure(bench, drafting(2, 5))
 
 
+@pytest.mark.slow
 def test_rows_of_a_real_models_case(rows: list[Row]) -> None:
     assert {r.status for r in rows} == {"ok"}, [r.reason for r in rows]
     dense = total(rows, "torch-dense")
@@ -79,6 +80,7 @@ def test_rows_of_a_real_models_case(rows: list[Row]) -> None:
         assert (equal.value, equal.step, equal.n_samples) == (1, CASE.tokens, 3)
 
 
+@pytest.mark.slow
 def test_a_text_that_is_not_denses_fails(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     real = suite.LosslessEngine.generate
 
@@ -109,6 +111,7 @@ def test_partings() -> None:
     assert largest_tie(torch.float32) == 0 < largest_tie(torch.float16) < largest_tie(torch.bfloat16)
 
 
+@pytest.mark.slow
 def test_where_the_rows_decide_the_kernels_texts_are_compared_by_rows(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,6 +128,7 @@ def test_where_the_rows_decide_the_kernels_texts_are_compared_by_rows(
     assert values == {"equal_tokens": 1, "equal_tokens_one_row": 1}
 
 
+@pytest.mark.slow
 def test_sampled_texts_have_acceptances_and_no_verdict(bench: Bench) -> None:
     """Their distribution is what is lossless (tests/test_lossless.py); two draws need not be equal."""
     case = replace(CASE, sampling=Sampling(0.8, 0.9))
@@ -166,6 +170,7 @@ class InProcess:
         pass
 
 
+@pytest.mark.slow
 def test_resume_and_a_torn_file(bench: Bench, tmp_path: Path) -> None:
     """What is done stays done, other draft lengths add to it, a case cut short is measured again."""
     case, path, worker = replace(CASE, tokens=4), tmp_path / "lossless.jsonl", InProcess(bench)

@@ -84,6 +84,7 @@ def test_command_answers_resumes_and_refuses(
     assert "resa-torch b16 f4" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_ranks_share_the_answers(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

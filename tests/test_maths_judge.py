@@ -299,6 +299,7 @@ def gold(answer: Any) -> str:
 
 
 @pytest.mark.parametrize(("answer", "boxed", "outcome"), ANSWERS, ids=[f"{a}|{b}" for a, b, _ in ANSWERS])
+@pytest.mark.slow
 def test_formats_of_answers(judge: Judge, answer: str, boxed: str, outcome: str) -> None:
     text = boxed if "answer is" in boxed else f"So it is \\boxed{{{boxed}}}."
     assert judge(gold(answer), text).outcome == outcome

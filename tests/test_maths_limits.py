@@ -28,6 +28,7 @@ HOSTILE = [
 ]
 
 
+@pytest.mark.slow
 def test_hostile_answers_are_stopped() -> None:
     pytest.importorskip("math_verify")
     with Judge(1.0) as process:

@@ -204,6 +204,7 @@ def test_maths_share_problems_unless_they_are_to_share_the_model(monkeypatch: py
         assert case.config.name == case.setting.model == name
 
 
+@pytest.mark.slow
 def test_rows_of_a_simulated_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its own model in all tables; the exchange, as modelled, on top of what was measured."""
     whole = small("tiny")

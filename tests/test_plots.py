@@ -44,6 +44,7 @@ def _paper_settings():
 # What is written
 
 
+@pytest.mark.slow
 def test_every_figure_is_written_as_png_and_svg(tmp_path: Path) -> None:
     written = draw_all([write(tmp_path / "run.jsonl", run_of())], tmp_path / "out")
     assert sorted(path.name for path in written) == sorted(
@@ -64,12 +65,14 @@ def test_a_folder_stands_for_its_files_and_each_model_gets_its_own_figures(tmp_p
     assert {"speedup-qwen2.5-7b.png", "speedup-llama-3.1-8b.png"} <= names
 
 
+@pytest.mark.slow
 def test_two_devices_are_never_in_one_figure(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", run_of() + run_of(device="NVIDIA A100"))
     names = {path.name for path in draw_all([path], tmp_path / "out")}
     assert {"latency-qwen2.5-7b-nvidia-h100.png", "latency-qwen2.5-7b-nvidia-a100.png"} <= names
 
 
+@pytest.mark.slow
 def test_the_same_rows_give_the_same_files(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", run_of())
     first, second = (draw_all([path], tmp_path / name) for name in ("one", "two"))
@@ -81,6 +84,7 @@ def test_the_same_rows_give_the_same_files(tmp_path: Path) -> None:
 # What is left out, and why
 
 
+@pytest.mark.slow
 def test_a_single_context_makes_bars_but_no_curve(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     written = draw_all([write(tmp_path / "a.jsonl", run_of(contexts=(8 * K,)))], tmp_path / "out")
     assert {path.stem for path in written} == {f"{name}-qwen2.5-7b" for name in ("methods", "roofline", "stages")}
@@ -228,6 +232,7 @@ def test_throttled_points_are_ringed_and_counted_and_keep_their_look() -> None:
 @pytest.mark.parametrize("fused", [False, True], ids=["chain", "one-kernel"])
 @pytest.mark.parametrize("batches", [(1,), (1, 2, 4, 8, 16)], ids=lambda batches: f"{len(batches)}-batches")
 @pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.slow
 def test_nothing_is_clipped_or_too_small_to_read(name: str, batches: tuple[int, ...], fused: bool) -> None:
     rows = [untimed(f"rival-{i}", "skipped", "a reason of some length, as they are") for i in range(5)]
     rows += run_of(batches=batches)

@@ -83,6 +83,7 @@ def test_decode_rows_alone_draw_decode_figures_alone(tmp_path: Path) -> None:
     assert not set(DECODE_FIGURES) & set(FIGURES)
 
 
+@pytest.mark.slow
 def test_cpu_rows_draw_the_first_three_and_say_why_not_the_others(tmp_path: Path, capsys) -> None:
     written = draw_all([write(tmp_path / "a.jsonl", cpu_run())], tmp_path / "out")
     kinds = {path.name.removesuffix("-smollm2-135m.png") for path in written if path.suffix == ".png"}
@@ -157,6 +158,7 @@ def test_cpu_is_in_the_title(name: str) -> None:
 
 @pytest.mark.parametrize("name", DECODE_FIGURES)
 @pytest.mark.parametrize("setting", ["all-settings", "one-setting", "one-kernel"])
+@pytest.mark.slow
 def test_nothing_is_clipped_or_too_small_to_read(name: str, setting: str) -> None:
     alone = [r for r in run_of() if r.weight_dtype == "int4"]
     if name == "decode-attention":
@@ -168,6 +170,7 @@ def test_nothing_is_clipped_or_too_small_to_read(name: str, setting: str) -> Non
 
 
 @pytest.mark.parametrize("name", DECODE_FIGURES)
+@pytest.mark.slow
 def test_tick_names_do_not_overlap(name: str) -> None:
     rows = [row for c in (4, 8, 16, 32, 64, 128, 256) for row in case(c * K) + case(c * K, batch=4)]
     rows += run_of()

@@ -86,6 +86,7 @@ def ratios(ax: Axes) -> list[str]:
     return [text.get_text() for text in ax.texts if text.get_gid() != END_LABEL]
 
 
+@pytest.mark.slow
 def test_a_ratio_is_that_of_the_rows_own_run(tmp_path: Path) -> None:
     """A dense method measured again, slower, in a later run is drawn; ReSA's ratio stays that of its own run."""
     rows = in_own_run(run_of())
@@ -114,6 +115,7 @@ def test_sampled_decoding_has_panels_of_its_own() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_throttled_rows_are_ringed_points_or_starred_bars_and_nothing_else_is_said_to_be() -> None:
     hot = [replace(row, status="throttled") if row.method == "quest" else row for row in run_of()]
     fig = decode_tokens(only_set(hot))

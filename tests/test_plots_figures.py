@@ -69,6 +69,7 @@ def test_amortised_shows_resa_only_beside_the_step_alone_and_its_settings() -> N
     assert "Quest" not in texts(fig)
 
 
+@pytest.mark.slow
 def test_one_kernel_stands_beside_the_amortised_chain_and_has_panels_of_its_own() -> None:
     fig = speedup_amortised(only_set(with_fused(run_of(batches=(1, 4)))))
     groups = ("", ", ReSA", ", ReSA (one kernel)")

@@ -285,6 +285,7 @@ def test_all_methods_side_by_side(figures: QualitySet) -> None:
         quality_methods(QualitySet("small", "case", "CPU", [r for r in figures.rows if r.method == "sparse"]))
 
 
+@pytest.mark.slow
 def test_files_of_both_suites_bring_all_figures(
     quality_rows: list[Row], decode_rows: list[Row], tmp_path: Path
 ) -> None:

@@ -90,6 +90,7 @@ def test_a_slug_names_no_other_folder(words: str) -> None:
     assert not slug(words).startswith(".")
 
 
+@pytest.mark.slow
 def test_rows_write_into_the_output_folder_alone(tmp_path: Path) -> None:
     rows = [row(c, model="../../x") for c in (8192, 16384)]
     rows += [replace(r, model="../../X") for r in rows]

@@ -108,6 +108,7 @@ def run_and_compare(frozen: Frozen, layer: RepairingLayer, steps: int) -> Tensor
         pytest.param("torch", 8, 4, 2, 16, 8, "contiguous", id="torch-w8-g2-d16-b8"),
     ],
 )
+@pytest.mark.slow
 def test_repaired_outputs_attend_to_the_union(
     path: str, w: int, heads: int, kv_heads: int, dim: int, size: int, layout: str
 ) -> None:
@@ -143,6 +144,7 @@ def test_repairs_do_something() -> None:
 
 
 @pytest.mark.parametrize("path", PATHS)
+@pytest.mark.slow
 def test_tokens_taken_back_leave_no_results(path: str) -> None:
     """Slots of tokens that are gone held older tokens' results before: those see the next list whole, and it alone."""
     shape = AttentionShape(1, 4, 2, 64)
@@ -163,6 +165,7 @@ def test_tokens_taken_back_leave_no_results(path: str) -> None:
 
 
 @pytest.mark.parametrize("policy", ["group-sum", "all-heads"])
+@pytest.mark.slow
 def test_both_paths_leave_the_same(policy: str) -> None:
     shape = AttentionShape(2, 6, 2, 32)
     results: list[tuple[Any, ...]] = []
@@ -182,6 +185,7 @@ def test_both_paths_leave_the_same(policy: str) -> None:
 
 
 @pytest.mark.parametrize("path", PATHS)
+@pytest.mark.slow
 def test_a_window_of_one_is_quest(path: str) -> None:
     shape = AttentionShape(2, 2, 1, 32)
     frozen = Frozen([77, 130], 2, shape, 160, "contiguous")
@@ -205,6 +209,7 @@ def test_a_window_of_one_is_quest(path: str) -> None:
 
 
 @pytest.mark.parametrize("path", PATHS)
+@pytest.mark.slow
 def test_variants_differ_in_the_query_alone(path: str) -> None:
     """Queries held still: the same. A past query that changes: only `retro` sees it, and only in what is new."""
     shape = AttentionShape(1, 2, 1, 16)

@@ -144,6 +144,7 @@ def engine_of(decoder: Decoder, name: str, w: int, path: str = "torch") -> Engin
         pytest.param("retro-cached", 4, "torch", FED, id="w4-cached-torch"),
     ],
 )
+@pytest.mark.slow
 def test_a_model_against_the_slow_reference(name: str, w: int, path: str, steps: int) -> None:
     """Logits of every step; at the end K and V of every layer, which deeper layers had overwritten w - 1 times."""
     decoder = tiny_decoder()
@@ -224,6 +225,7 @@ def portable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("w", [2, 8])
+@pytest.mark.slow
 def test_the_micro_gate_takes_every_row(portable: None, w: int) -> None:
     spec = MethodSpec("retro", settings(w))
     inputs = make_inputs(SHORT, CPU, 1)
@@ -266,6 +268,7 @@ def test_the_decode_gate_takes_repaired_rows_and_finds_wrong_ones(monkeypatch: p
             check_attention(engine, {0, 2})
 
 
+@pytest.mark.slow
 def test_rows_of_the_suites(monkeypatch: pytest.MonkeyPatch, portable: None) -> None:
     """A quality row at each window, with its exposure; the decode suite's total, at its own count of rows."""
     decoder = tiny_decoder()

@@ -62,6 +62,7 @@ def test_a_process_that_dies_costs_its_case(run: Run) -> None:
     assert outcome.exit_status == 1
 
 
+@pytest.mark.slow
 def test_a_process_that_cannot_start_fails_the_cases(run: Run) -> None:
     outcome = run(new_worker(stillborn), CASES[:1])
     assert {row.reason for row in outcome.rows} == {"the measuring process ended with exit code 9"}
@@ -77,6 +78,7 @@ def test_an_interruption_is_the_parents_alone() -> None:
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
+@pytest.mark.slow
 def test_steps_pass_through_and_one_process_serves_all_cases() -> None:
     worker, steps = new_worker(perilous), []  # type: ignore[var-annotated]
     try:

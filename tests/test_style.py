@@ -40,6 +40,7 @@ def bound_names(tree: ast.AST) -> Iterator[tuple[str, int]]:
 
 
 @pytest.mark.parametrize("package", NAMED)
+@pytest.mark.slow
 def test_names_say_what_they_hold(package: str) -> None:
     generic = [
         f"{path}:{line}: {name}"

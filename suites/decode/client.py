@@ -15,12 +15,12 @@ from ..core.failure import CheckFailed, failure
 from ..core.rows import Row
 from ..core.spec import MethodSpec, dense_here, make_spec
 from ..engine.bind import Bound
-from ..engine.checks import check_logits, relative_distance
+from ..engine.checks import relative_distance
 from ..engine.client import ENGINE, Contender, load_client
 from ..engine.gate import Check, check_attended
 from ..engine.loader import Loader, release
 from ..engine.measure import EAGER_STEPS, time_decoding, time_period
-from ..engine.sound import Watch
+from ..engine.sound import Watch, check_logits
 from . import run
 from .cases import DecodeCase
 from .run import CaseRun
