@@ -113,6 +113,16 @@ def test_argparse_refusals(capsys: pytest.CaptureFixture[str], arguments: list[s
     assert all(name in error for name in allowed)
 
 
+@pytest.mark.parametrize("word", ["", "a\0b", "\ud800"])
+@pytest.mark.parametrize("command", ["plots", "report", "compare x", "export --format flashinfer-trace -o y", "micro"])
+def test_what_is_no_path(command: str, word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*command.split(), *(["--output"] if command == "micro" else []), word]
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 2
+    assert "expected a path" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", sorted(subcommands()))
 def test_two_dashes_are_no_value(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     """argparse makes an empty list of `--batch=--`, whatever the flag takes."""
