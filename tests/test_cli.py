@@ -116,7 +116,7 @@ def test_argparse_refusals(capsys: pytest.CaptureFixture[str], arguments: list[s
 @pytest.mark.parametrize("command", sorted(subcommands()))
 def test_two_dashes_are_no_value(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     """argparse makes an empty list of `--batch=--`, whatever the flag takes."""
-    for flag in (a for a in parsers()[command]._actions if a.option_strings[-1:] > ["--"] and a.nargs != 0):
+    for flag in (a for a in parsers()[command]._actions if list(a.option_strings[-1:]) > ["--"] and a.nargs != 0):
         with pytest.raises(SystemExit) as stop:
             main([command, f"{flag.option_strings[-1]}=--"])
         assert stop.value.code == 2

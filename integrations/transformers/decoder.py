@@ -71,10 +71,11 @@ def folder_decoder(folder: Path, *, dtype: torch.dtype, device: torch.device) ->
     """
     config = folder_config(folder)
     model: Any
+    info: dict[str, Any]
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, local_files_only=True, output_loading_info=True
-        )
+        )  # type: ignore[misc]
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # of safetensors, of torch, or a family's own
