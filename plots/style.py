@@ -288,4 +288,4 @@ def _settle(fig: Figure) -> None:
     fig.draw_without_rendering()
     fig.set_layout_engine("none")
     for ax in fig.axes:
-        ax.set_position(Bbox.from_extents(*ax.get_position().extents.round(6)))
+        ax.set_position(Bbox.from_extents(*(round(place, 6) for place in ax.get_position().extents)))

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from figure_parts import labels, texts
+from figure_parts import bars, labels, texts
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
@@ -43,7 +43,7 @@ def titles(fig: Figure) -> list[str]:
 def tops(fig: Figure, panel: int = 0) -> dict[float, float]:
     """Where each stack of bars ends, by its middle."""
     heights: dict[float, float] = {}
-    for bar in fig.axes[panel].patches:
+    for bar in bars(fig.axes[panel]):
         x = round(bar.get_x() + bar.get_width() / 2, 3)
         heights[x] = max(heights.get(x, 0.0), bar.get_y() + bar.get_height())
     return heights
@@ -177,7 +177,7 @@ def test_stages_sum_to_the_step_in_the_colours_of_the_micro_suite() -> None:
 def test_a_gap_below_zero_is_drawn_as_none_and_said() -> None:
     rows = [replace(r, mean_us=-600.0) if (r.stage, r.method) == ("gap", "quest") else r for r in case(32 * K)]
     fig = decode_stages(only_set(rows))
-    assert min(bar.get_height() for bar in fig.axes[0].patches) > 0
+    assert min(bar.get_height() for bar in bars(fig.axes[0])) > 0
     assert "1 of 3 gaps below 0" in texts(fig)
     assert "measured step" in texts(fig)
 
@@ -244,7 +244,7 @@ def test_attention_stands_beside_the_papers_figures() -> None:
     written = {text.get_text() for text in fig.axes[2].texts}
     assert {"paper, A100", "measured", "2.98x", f"{dense / ours:.2f}x"} <= written
     assert "arXiv 2506.04108" in texts(fig)
-    assert all(bar.get_hatch() for bar in fig.axes[2].patches if bar.get_x() > 2)
+    assert all(bar.get_hatch() for bar in bars(fig.axes[2]) if bar.get_x() > 2)
 
 
 def test_another_model_has_no_paper_beside_it() -> None:

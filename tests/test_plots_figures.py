@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from figure_parts import labels, texts
+from figure_parts import bars, labels, points, texts
 from matplotlib.colors import rgb_to_hsv, to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -113,9 +113,9 @@ def test_methods_rank_all_variants_with_their_floors() -> None:
     rows = [replace(r, status="throttled") if r.method == "quest" else r for r in with_fused(run_of())]
     fig = methods(only_set(rows))
     (ax,) = fig.axes
-    bars = {round(bar.get_width(), 2): to_hex(bar.get_facecolor()) for bar in ax.patches}  # type: ignore[attr-defined]
-    assert bars[32.0] == LOOKS["sdpa-cudnn"].colour
-    assert bars[20.0].upper() == LOOKS["quest"].colour
+    colours = {round(bar.get_width(), 2): to_hex(bar.get_facecolor()) for bar in bars(ax)}  # type: ignore[attr-defined]
+    assert colours[32.0] == LOOKS["sdpa-cudnn"].colour
+    assert colours[20.0].upper() == LOOKS["quest"].colour
     names = [text.get_text() for text in ax.get_yticklabels()]
     assert (names[0], len(names)) == ("FlashAttention 2", len(only_set(rows).lines))
     assert "Quest b16 per-head*" in names
@@ -130,16 +130,11 @@ def test_roofline_is_one() -> None:
     ]
     figures = only_set(run_of() + rectify)
     (ax,) = roofline(figures).axes
-    points = {
-        (round(float(x), 4), round(float(y), 4))
-        for line in ax.lines
-        if line.get_marker() != ""
-        for x, y in zip(*line.get_data(), strict=True)
-    }
-    assert (2.0, round(92.04 / 12.0, 4)) in points  # ReSA's step of 12 us
-    assert (1000.0, 200.0) in points
+    measured = {(round(x, 4), round(y, 4)) for line in ax.lines if line.get_marker() != "" for x, y in points(line)}
+    assert (2.0, round(92.04 / 12.0, 4)) in measured  # ReSA's step of 12 us
+    assert (1000.0, 200.0) in measured
     roof = next(line for line in ax.lines if line.get_marker() == "")
-    assert [float(y) / float(x) for x, y in zip(*roof.get_data(), strict=True)] == pytest.approx([3.068] * 2)
+    assert [y / x for x, y in points(roof)] == pytest.approx([3.068] * 2)
     assert "no row carries the rate of the matrix units" in texts(roofline(figures))
     with_ceiling = only_set([replace(row, matrix_ceiling_tflops=700.0) for row in run_of() + rectify])
     (ax,) = roofline(with_ceiling).axes
@@ -171,7 +166,7 @@ def test_labels_are_moved_apart_as_little_as_that_takes(wanted: list[float], pla
 def test_stages_stack_to_their_sum_and_mark_the_total() -> None:
     fig = stages(only_set(run_of(contexts=(8 * K,))))
     (ax,) = fig.axes
-    tops = {round(bar.get_x() + bar.get_width() / 2): bar.get_y() + bar.get_height() for bar in ax.patches}
+    tops = {round(bar.get_x() + bar.get_width() / 2): bar.get_y() + bar.get_height() for bar in bars(ax)}
     assert tops == pytest.approx({0: 8.0, 1: sum(STAGES.values()), 2: sum(STAGES.values())})
     assert sorted(heights(fig)) == [(8.0,), (12.0,), (12.0,)]
     assert [label.get_text() for label in ax.get_xticklabels()] == ["dense", "ReSA b16", "ReSA b32"]
@@ -189,9 +184,9 @@ def test_a_fused_stage_is_hatched_and_never_counted_twice() -> None:
     fused = [replace(row, stage="score+select", median_us=7.0) for row in scores]
     fig = stages(only_set(rows + fused))
     (ax,) = fig.axes
-    top = max(bar.get_y() + bar.get_height() for bar in ax.patches)
+    top = max(bar.get_y() + bar.get_height() for bar in bars(ax))
     assert top == pytest.approx(2 + 7 + 9 + 3)
-    assert {bar.get_height() for bar in ax.patches if bar.get_hatch()} == {7.0}
+    assert {bar.get_height() for bar in bars(ax) if bar.get_hatch()} == {7.0}
     assert "score+select" in texts(fig)
 
 
