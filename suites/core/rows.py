@@ -77,7 +77,8 @@ class RunPart:
     chunk_kernel: str | None = None  # that attended in rectification; tells nothing apart
     accepted_length: float | None = None
     fixed_length: bool | None = None  # a captured step attends to the case's context, whatever the length
-    cache_state: str | None = None
+    cache_state: str | None = None  # "cold", "warm", or "rotation": the layers' steps back to back, a cache each
+    rotation_layers: int | None = None
     launch: str | None = None
     client: str | None = None  # software that ran the steps; None: this project's engine
 
