@@ -113,14 +113,25 @@ def test_argparse_refusals(capsys: pytest.CaptureFixture[str], arguments: list[s
     assert all(name in error for name in allowed)
 
 
+@pytest.mark.parametrize("word", ["", "a\0b", "\ud800"])
+@pytest.mark.parametrize("command", ["plots", "report", "compare x", "export --format flashinfer-trace -o y", "micro"])
+def test_what_is_no_path(command: str, word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*command.split(), *(["--output"] if command == "micro" else []), word]
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 2
+    assert "expected a path" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", sorted(subcommands()))
 def test_two_dashes_are_no_value(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     """argparse makes an empty list of `--batch=--`, whatever the flag takes."""
-    for flag in (a for a in parsers()[command]._actions if list(a.option_strings[-1:]) > ["--"] and a.nargs != 0):
+    flags = [a.option_strings[-1] for a in parsers()[command]._actions if a.option_strings and a.nargs != 0]
+    for flag in flags:
         with pytest.raises(SystemExit) as stop:
-            main([command, f"{flag.option_strings[-1]}=--"])
+            main([command, f"{flag}=--"])
         assert stop.value.code == 2
-        assert f"{flag.option_strings[-1]}: got '--', expected a value" in capsys.readouterr().err
+        assert f"{flag}: got '--', expected a value" in capsys.readouterr().err
 
 
 def test_no_gpu_is_said(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,16 +70,16 @@ def folder_decoder(folder: Path, *, dtype: torch.dtype, device: torch.device) ->
         ValueError, Unsupported: as `folder_config` and `check_model`; or its files are damaged, or lack weights.
     """
     config = folder_config(folder)
-    model: Any
-    info: dict[str, Any]
+    loaded: Any
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loaded = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, local_files_only=True, output_loading_info=True
-        )  # type: ignore[misc]
+        )
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # of safetensors, of torch, or a family's own
         raise ValueError(f"{folder}: transformers cannot load it: {' '.join(str(error).split())[:160]}") from None
+    model, info = loaded
     if missing := sorted(info["missing_keys"]):  # transformers draws them at random
         raise ValueError(f"{folder}: its files lack {len(missing)} of the model's weights, {missing[0]} among them")
     model = model.to(device).eval()
