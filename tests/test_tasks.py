@@ -27,6 +27,7 @@ from resa_bench.suites.core.spec import MethodSpec, make_spec
 from resa_bench.suites.engine.engine import State
 from resa_bench.suites.engine.loader import Loader
 from resa_bench.suites.engine.prompt import prefill
+from resa_bench.suites.engine.texts import text_tokenizer
 from resa_bench.suites.model.load import LoadedModel
 from resa_bench.suites.tasks import needle
 from resa_bench.suites.tasks.cases import TaskCase, dense_spec
@@ -41,7 +42,7 @@ from resa_bench.suites.tasks.prompt import prefill_rows
 from resa_bench.suites.tasks.run import run_case
 from resa_bench.suites.tasks.suite import FLAGS, choose_specs
 from resa_bench.suites.tasks.table import case_table, pick
-from resa_bench.suites.tasks.text import of_one_length, place, stretches, text_tokenizer
+from resa_bench.suites.tasks.text import of_one_length, place, stretches
 from rich.console import Console
 from tiny_model import TINY, tiny_decoder
 

@@ -14,6 +14,7 @@ from ..core.spec import MethodSpec, make_spec, resa_here
 from ..engine.engine import State
 from ..engine.loader import Loader, release
 from ..engine.methods import MethodRun, run_methods
+from ..engine.texts import text_tokenizer
 from ..model.load import LoadedModel
 from .cases import TaskCase, dense_spec
 from .contender import Contender
@@ -21,7 +22,6 @@ from .kinds.divergence import Divergence
 from .prompt import prefill_rows
 from .registry import task_kinds
 from .task import Task
-from .text import text_tokenizer
 
 
 def make_task(case: TaskCase, loaded: LoadedModel) -> Task:
