@@ -87,6 +87,12 @@ def kl_error(rows: Sequence[Row]) -> float:
     return stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
 
 
+def error_words(rows: Sequence[Row]) -> str:
+    """What `kl_error` is, in a caption."""
+    texts = any(row.value_error is not None for row in rows)
+    return f"KL's standard error over {'texts' if texts else 'stretches of steps'}"
+
+
 def plain(lines: Lines) -> Lines:
     """Without variants of how ReSA's blocks are sized, summarised and pinned: those of its first variant stay.
 

@@ -120,6 +120,7 @@ class WorkPart:
     modelled_speedup: float | None = None  # the same, against the best dense method with its exchange
     exchange_model: str | None = None  # where its constants are from
     peak_memory_bytes: int | None = None
+    largest_batch: int | None = None  # sequences of this context that the device's memory holds, by the memory model
     joules_per_token: float | None = None
     idle_watts: float | None = None
     text: str | None = None  # what was decoded after a real prompt
