@@ -230,7 +230,8 @@ def test_memory_is_an_axis_where_rows_say_what_fits(figures: QualitySet, decode_
     (sized,) = decode_sets([replace(row, largest_batch=8 + i) for i, row in enumerate(decode_rows)])
     with paper():
         (ax,) = quality_memory(SpeedSet(figures, sized)).axes
-    drawn = sorted(float(line.get_xdata()[0]) for line in ax.lines if len(line.get_xdata()) == 1)  # type: ignore
+    places: list[Any] = [line.get_xdata() for line in ax.lines]
+    drawn = sorted(float(xs[0]) for xs in places if len(xs) == 1)
     assert drawn == [8, 10, 11, 12, 13]
     assert ax.get_xscale() == "log"
 

@@ -202,10 +202,9 @@ class Parrot:
 
 
 def test_answers_are_scored() -> None:
-    case = replace(
-        task_kinds()["multi-value"].case(model="small", config=CONFIG, prompt=4096, together=4),
-        question_tokens=300, answer_tokens=64,
-    )  # fmt: skip
+    made = task_kinds()["multi-value"].case(model="small", config=CONFIG, prompt=4096, together=4)
+    assert isinstance(made, questions.QuestionCase)
+    case = replace(made, question_tokens=300, answer_tokens=64)
     task = questions.Questions(case, letters(), type("D", (), {"config": CONFIG, "device": CPU})())  # type: ignore[arg-type]
     answers = task.measure(Parrot(task, 300), 0)  # type: ignore[arg-type]
     assert answers.hits.tolist() == [[True] * 4, [False] * 4] * 2

@@ -142,7 +142,7 @@ class QualityRun(MethodRun):
                 yield row(metric.name, float(metric.average(values)), **columns, **self.over_texts(metric, values))
         for metric in step_metrics():
             for i, value in enumerate(self.by_text(metric, forced.values[metric.name].double())):
-                of_one = {"stretch": i, "text_source": self.sources[i], "n_samples": self.case.steps}
+                of_one: dict[str, Any] = {"stretch": i, "text_source": self.sources[i], "n_samples": self.case.steps}
                 yield row(f"{metric.name}{BY_TEXT}", value, **of_one)
         for i, value in enumerate(forced.kv_error.tolist()):
             yield row("kv_error", value, layer=i)
