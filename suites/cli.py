@@ -15,6 +15,9 @@ from rich.console import Console
 
 from .. import baselines  # noqa: F401  (registers the rivals)
 from ..profiling.source import package_version
+from .advise.command import EXAMPLES as ADVISE_EXAMPLES
+from .advise.command import FLAGS as ADVISE_FLAGS
+from .advise.command import act as advise
 from .core import flags
 from .core.command import result_path, run_suite
 from .core.exits import CLOSED, DONE, INTERRUPTED, UNUSABLE, epilog, tell
@@ -103,6 +106,12 @@ def build_parser() -> argparse.ArgumentParser:
     compare.add_argument("--tolerance", type=flags.argument(flags.number(0.0, 1.0)), default=TOLERANCE, help=tolerance)
     compare.add_argument("--markdown", action="store_true", help="a verdict for a pull request")
     compare.set_defaults(act=act_compare)
+    advice = commands.add_parser(
+        "advise", help="does it pay for my model? from measured rows, no GPU needed",
+        epilog=epilog(ADVISE_EXAMPLES), formatter_class=raw,
+    )  # fmt: skip
+    add_flags(advice, ADVISE_FLAGS)
+    advice.set_defaults(act=act_advise)
     export = commands.add_parser("export", help="rows in the format of another tool")
     export.add_argument("results", nargs="+", type=Path, help="JSON Lines files")
     export.add_argument("--format", choices=("flashinfer-trace",), required=True, help="flashinfer-bench's dataset")
@@ -252,6 +261,11 @@ def act_compare(given: Given, console: Console) -> int:
     if not isinstance(given["tolerance"], float):  # argparse drops the -- of `--tolerance=--`
         raise ValueError("--tolerance: got no number, expected a relative difference such as 0.02")
     return compare_files(given["a"], given["b"], given["tolerance"], console, given["markdown"])
+
+
+def act_advise(given: Given, console: Console) -> int:
+    """`resa-bench advise`."""
+    return advise(options(ADVISE_FLAGS, given), console)
 
 
 def act_export(given: Given, console: Console) -> int:
