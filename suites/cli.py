@@ -30,6 +30,10 @@ from .core.terminal import console_for, leave_closed_streams, prepare_streams
 from .core.verdict import TOLERANCE
 from .decode.suite import FLAGS as DECODE_FLAGS
 from .decode.suite import least_context
+from .explain.command import EXAMPLES as EXPLAIN_EXAMPLES
+from .explain.command import FLAGS as EXPLAIN_FLAGS
+from .explain.command import WHAT_HELP
+from .explain.command import act as explain
 from .micro.cases import DEFAULT_MODEL, PRESETS
 from .micro.suite import FLAGS as MICRO_FLAGS
 from .model.smollm import CONFIG as SMOLLM_CONFIG
@@ -112,6 +116,13 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     add_flags(advice, ADVISE_FLAGS)
     advice.set_defaults(act=act_advise)
+    explained = commands.add_parser(
+        "explain", help="from the kernel's speed-up to the model's, part by part", epilog=epilog(EXPLAIN_EXAMPLES),
+        formatter_class=raw,
+    )  # fmt: skip
+    explained.add_argument("what", help=WHAT_HELP)
+    add_flags(explained, EXPLAIN_FLAGS)
+    explained.set_defaults(act=act_explain)
     export = commands.add_parser("export", help="rows in the format of another tool")
     export.add_argument("results", nargs="+", type=Path, help="JSON Lines files")
     export.add_argument("--format", choices=("flashinfer-trace",), required=True, help="flashinfer-bench's dataset")
@@ -266,6 +277,11 @@ def act_compare(given: Given, console: Console) -> int:
 def act_advise(given: Given, console: Console) -> int:
     """`resa-bench advise`."""
     return advise(options(ADVISE_FLAGS, given), console)
+
+
+def act_explain(given: Given, console: Console) -> int:
+    """`resa-bench explain`."""
+    return explain(given["what"], options(EXPLAIN_FLAGS, given), console)
 
 
 def act_export(given: Given, console: Console) -> int:
