@@ -101,13 +101,14 @@ def context_axis(ax: Axes, contexts: Sequence[int]) -> None:
         ax.set_xlim(low, high)
 
 
-def log_axis(ax: Axes, unit: str = "") -> None:
-    """A logarithmic y axis whose ticks are plain numbers."""
-    ax.set_yscale("log")
-    low, high = ax.get_ylim()
-    ax.yaxis.set_major_locator(LogLocator(base=10, subs=(1, 1.5, 2, 3, 5, 7) if high / low < 12 else (1, 2, 5)))
-    ax.yaxis.set_minor_locator(NullLocator())
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}{unit}"))
+def log_axis(ax: Axes, unit: str = "", *, horizontal: bool = False) -> None:
+    """A logarithmic y axis, or x axis, whose ticks are plain numbers."""
+    axis = ax.xaxis if horizontal else ax.yaxis
+    (ax.set_xscale if horizontal else ax.set_yscale)("log")
+    low, high = ax.get_xlim() if horizontal else ax.get_ylim()
+    axis.set_major_locator(LogLocator(base=10, subs=(1, 1.5, 2, 3, 5, 7) if high / low < 12 else (1, 2, 5)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}{unit}"))
 
 
 def bar_axis(ax: Axes, places: Sequence[float], names: Sequence[str], rotation: int = 0) -> None:

@@ -25,7 +25,7 @@ from resa_bench.suites.engine.case import config_of
 from resa_bench.suites.model.load import load_decoder
 from resa_bench.suites.quality.cases import QualityCase
 from resa_bench.suites.quality.run import run_case as run_quality
-from resa_bench.suites.tasks.cases import DivergenceCase
+from resa_bench.suites.tasks.kinds.divergence import DivergenceCase
 from resa_bench.suites.tasks.run import run_case as run_tasks
 from test_integrations_transformers import engine_tokens
 

@@ -16,6 +16,7 @@ from resa_bench.plots.decode_data import decode_sets
 from resa_bench.plots.figures import draw_all
 from resa_bench.plots.quality_curves import _chosen, quality_drift, quality_recall
 from resa_bench.plots.quality_data import QualitySet, plain, quality_sets
+from resa_bench.plots.quality_memory import quality_memory
 from resa_bench.plots.quality_speed import Point, SpeedSet, front, pair, quality_speed, speed_errors
 from resa_bench.plots.ranking import quality_methods
 from resa_bench.plots.style import names_of, paper
@@ -221,6 +222,19 @@ def test_one_kernel_is_a_point_with_the_quality_of_the_chain(
 def listed(fig: Figure) -> list[str]:
     """The names beside the points, without their numbers."""
     return [t.get_text().split("  ")[1] for t in fig.axes[0].texts if "  " in t.get_text()]
+
+
+def test_memory_is_an_axis_where_rows_say_what_fits(figures: QualitySet, decode_rows: list[Row]) -> None:
+    (decode,) = decode_sets(decode_rows)
+    with pytest.raises(NotDrawn, match=r"0 of its decode rows say how large a batch fits"):
+        quality_memory(SpeedSet(figures, decode))
+    (sized,) = decode_sets([replace(row, largest_batch=8 + i) for i, row in enumerate(decode_rows)])
+    with paper():
+        (ax,) = quality_memory(SpeedSet(figures, sized)).axes
+    places: list[Any] = [line.get_xdata() for line in ax.lines]
+    drawn = sorted(float(xs[0]) for xs in places if len(xs) == 1)
+    assert drawn == [8, 10, 11, 12, 13]
+    assert ax.get_xscale() == "log"
 
 
 def test_errors_of_speed_are_those_of_the_mean(decode_rows: list[Row]) -> None:

@@ -130,7 +130,13 @@ def test_one_kernel_decodes_step_by_step_and_not_on_a_cpu(models: Loader) -> Non
 @pytest.mark.slow
 def test_rows_say_what_they_are(rows: list[Row]) -> None:
     own = [r for r in of(rows, resa(8)) if r.layer is None]
-    assert {r.metric for r in own} == {metric.name for metric in step_metrics()}
+    names = {metric.name for metric in step_metrics()}
+    assert {r.metric for r in own if r.stretch is None} == names
+    of_texts = [r for r in own if r.metric == "kl_of_text"]
+    assert [(r.stretch, r.n_samples) for r in of_texts] == [(0, CASE.steps), (1, CASE.steps)]
+    assert mean_of(of_texts, "kl_of_text") == pytest.approx(mean_of(own, "kl"), rel=1e-4)
+    assert {r.metric for r in own if r.stretch is not None} == {f"{name}_of_text" for name in names}
+    assert all(r.value_error is not None and r.n_texts == 2 for r in own if r.metric == "kl")
     assert [r.step for r in own if r.metric == "kl"] == [32, 64, 72]
     assert [r.n_samples for r in own if r.metric == "kl"] == [64, 64, 16]
     by_layer = [r for r in of(rows, resa(8)) if r.layer is not None]
@@ -317,7 +323,7 @@ def test_wrong_flags(arguments: list[str], message: str, capsys: pytest.CaptureF
 def test_plan(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["quality", "--plan", "--device", "cpu", "--source", "text", "own", "--ratio", "0.1", "0.05"]) == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert "quality-smollm2-135m-b2-4k-512-text quality-smollm2-135m-b2-4k-512-own" in text
+    assert "quality-smollm2-135m-b8-4k-256-text-4texts quality-smollm2-135m-b8-4k-256-own-4texts" in text
     for name in (
         "sparse b16", "resa-torch b16 f1", "resa-torch b64,", "quest b16 per-head", "quest b16 group-sum,",
         "sparse b16 meanstd", "oracle b16",

@@ -27,18 +27,22 @@ from resa_bench.suites.core.spec import MethodSpec, make_spec
 from resa_bench.suites.engine.engine import State
 from resa_bench.suites.engine.loader import Loader
 from resa_bench.suites.engine.prompt import prefill
+from resa_bench.suites.engine.texts import text_tokenizer
 from resa_bench.suites.model.load import LoadedModel
 from resa_bench.suites.tasks import needle
-from resa_bench.suites.tasks.cases import CopyCase, DivergenceCase, NeedleCase, TaskCase, dense_spec
+from resa_bench.suites.tasks.cases import TaskCase, dense_spec
 from resa_bench.suites.tasks.contender import Contender
 from resa_bench.suites.tasks.copy import copy_prompt
 from resa_bench.suites.tasks.divergence import CommonNoise, agreeing, survival
+from resa_bench.suites.tasks.kinds.copy import CopyCase
+from resa_bench.suites.tasks.kinds.divergence import DivergenceCase
+from resa_bench.suites.tasks.kinds.needle import NeedleCase
 from resa_bench.suites.tasks.needle import holds_number, needle_prompts
 from resa_bench.suites.tasks.prompt import prefill_rows
 from resa_bench.suites.tasks.run import run_case
 from resa_bench.suites.tasks.suite import FLAGS, choose_specs
 from resa_bench.suites.tasks.table import case_table, pick
-from resa_bench.suites.tasks.text import of_one_length, place, stretches, text_tokenizer
+from resa_bench.suites.tasks.text import of_one_length, place, stretches
 from rich.console import Console
 from tiny_model import TINY, tiny_decoder
 
@@ -48,6 +52,8 @@ NEVER = 1000  # a period over every run here: sparse steps alone, in plain torch
 
 class Letters:
     """A tokenizer of the tiny model: a letter a token."""
+
+    chat_template = None
 
     def encode(self, text: str, *, bos: bool | None = None) -> list[int]:
         return [ord(letter) % TINY.vocab for letter in text]
@@ -94,8 +100,8 @@ def tiny() -> LoadedModel:
 @pytest.fixture(autouse=True)
 def _room_for_letters(monkeypatch: pytest.MonkeyPatch) -> None:
     """A letter a token makes questions long."""
-    monkeypatch.setattr("resa_bench.suites.tasks.cases.QUESTION_ROOM", 200)
-    monkeypatch.setattr("resa_bench.suites.tasks.cases.PAIR_ROOM", 48)
+    monkeypatch.setattr("resa_bench.suites.tasks.kinds.needle.QUESTION_ROOM", 200)
+    monkeypatch.setattr("resa_bench.suites.tasks.kinds.copy.PAIR_ROOM", 48)
 
 
 def measure(models: Loader, case: TaskCase, specs: list[MethodSpec]) -> list[Row]:
@@ -353,7 +359,7 @@ def test_an_oracle_of_answers_scores_everything(models: Loader, monkeypatch: pyt
         return torch.tensor(decoded)
 
     made: list[Any] = []
-    monkeypatch.setattr("resa_bench.suites.tasks.measure.needle_prompts", recorded(needle_prompts, made))
+    monkeypatch.setattr("resa_bench.suites.tasks.kinds.needle.needle_prompts", recorded(needle_prompts, made))
     monkeypatch.setattr(Contender, "say", say)
     rows = measure(models, needles(), [EVERYTHING])
     whole = of(rows, EVERYTHING)
@@ -423,7 +429,7 @@ def test_no_tokenizer_no_tasks(tiny: LoadedModel, models: Loader) -> None:
 
 
 def test_questions_that_take_too_long_are_refused(models: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("resa_bench.suites.tasks.cases.QUESTION_ROOM", 50)
+    monkeypatch.setattr("resa_bench.suites.tasks.kinds.needle.QUESTION_ROOM", 50)
     rows = measure(models, needles(), [EVERYTHING])
     assert "50 are allowed" in (rows[0].reason or "")
 
@@ -440,7 +446,7 @@ def test_tables(models: Loader, tmp_path: Path) -> None:
     for case_name in dict.fromkeys(r.case for r in rows):
         console.print(case_table(case_name, rows))
     text = console.export_text()
-    for words in ("torch-dense in chunks", "never in 16", "at 0.5", "copied", "resa-torch b16 r1 f8", "its own"):
+    for words in ("torch-dense in chunks", "never in 16", "at 0.5", "exactly", "resa-torch b16 r1 f8", "its own"):
         assert words in text
     lines = [line for line in text.splitlines() if "│" in line]
     assert "torch-dense" in lines[0]

@@ -80,6 +80,9 @@ def prefill(
     portable = None if decoder.device.type == "cuda" else "torch"  # the interpreter would take hours
     write = write_tokens_torch if portable else write_tokens
     state.lengths.fill_(done)
+    for cache in state.caches:
+        if cache.queries is not None and not done:
+            cache.queries.zero_()
     x = torch.empty(0)
     for start in range(done, count, chunk_tokens):
         part = tokens[:, start : start + chunk_tokens]
@@ -90,6 +93,8 @@ def prefill(
         def attend(i: int, cells: Cells, chunk: ChunkTensors = chunk) -> Tensor:
             cache: KVCache = state.caches[i]
             write(cache, chunk.k, chunk.v)
+            if cache.queries is not None:
+                cache.queries.copy_(torch.cat((cache.queries, chunk.q), 1)[:, -cache.queries.shape[1] :])
             out = best_chunk_kernel(shape, cache, portable).bind(cache, shape, chunk)()
             return chunk.out if out is None else out
 
