@@ -374,7 +374,7 @@ def gsr_rows(sparse_candidates_s: float, sparse_refine_s: float) -> list[Row]:
                     mean_us=1.0,
                     status="ok",
                     **shape,
-                )  # fmt: skip
+                )
             )
     return rows
 
