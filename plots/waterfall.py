@@ -13,7 +13,7 @@ from ..suites.core.spec import steps_of
 from ..suites.core.waterfall import PARTS, Waterfall, waterfall
 from .caption import caption, title
 from .data import FigureSet, NotDrawn
-from .decode_data import Setting, own_rival, parts, settings, steps, usual
+from .decode_data import Setting, often_timed, own_rival, parts, settings, steps
 from .registry import figure
 from .stage_style import fill
 from .style import SMALL_PT, bar_axis, finish, names_of, panels, starred, tokens
@@ -56,7 +56,7 @@ def decode_waterfall(figures: FigureSet) -> Figure:
 
 def _falls(figures: FigureSet) -> Iterator[tuple[Setting, Waterfall]]:
     """By setting: the longest context at which a form of ReSA has its stages, and the fastest such form."""
-    able = [variant for own in figures.forms().values() for variant in usual(figures, own)]
+    able = [variant for own in figures.forms().values() for variant in often_timed(figures, own)]
     for where in settings(figures):
         best: Waterfall | None = None
         for variant in able:

@@ -85,6 +85,19 @@ def test_a_case_end_to_end(bench: Bench) -> None:
         assert row.chunk_kernel == ("torch" if row.method == "resa-torch" else None)
 
 
+def test_a_ragged_batch_does_the_work_of_its_tokens(bench: Bench) -> None:
+    case = replace(TINY, batch=4, context=1024, pattern="ragged")
+    assert case.lengths == [64, 384, 704, 1024]
+    assert case.slug == "tiny-b4-1k-ragged"
+    rows = run_case(case, [DENSE_SPEC, RESA_SPEC], bench)
+    assert {row.status for row in rows} == {"ok"}
+    uniform = run_case(replace(TINY, batch=4, context=sum(case.lengths) // 4), [DENSE_SPEC], bench)
+    work, expected = (only(of, method="torch-dense", stage="total", cache_state="cold") for of in (rows, uniform))
+    assert work.bytes == expected.bytes
+    with pytest.raises(ValueError, match="give --batch"):
+        replace(TINY, pattern="ragged")
+
+
 def test_whole_steps_name_the_best_dense(bench: Bench) -> None:
     rows = run_case(TINY, [DENSE_SPEC, RESA_SPEC], bench)
     for state in ("cold", "warm"):
@@ -108,6 +121,15 @@ def test_bytes_and_floors_of_a_dense_step(bench: Bench) -> None:
     assert row.floor_us == pytest.approx(row.bytes / 1e9, rel=1e-4)  # 1e6 GB/s are 1e9 bytes a microsecond
     assert row.floor_fraction == pytest.approx(row.floor_us / row.median_us, rel=1e-3)
     assert row.gbps == pytest.approx(row.bytes / row.median_us / 1e3, rel=1e-4)
+
+
+def test_a_period_longer_than_the_context_is_skipped(bench: Bench) -> None:
+    """A chunk cut to the context is no f-th of a rectification of f tokens."""
+    rows = run_case(TINY, [DENSE_SPEC, MethodSpec("resa-torch", replace(SPARSE, rectify_every=257))], bench)
+    of_resa = [row for row in rows if row.method == "resa-torch"]
+    assert {(row.status, row.reason) for row in of_resa} == {
+        ("skipped", "rectify_every: 257 tokens do not fit a context of 256"),
+    }  # fmt: skip
 
 
 def test_amortised_row_adds_a_share_of_rectification(bench: Bench) -> None:
