@@ -108,7 +108,7 @@ def test_the_scales_nest_and_cover() -> None:
     assert quick < default < full
     assert {case.model for case in default} == {DEFAULT_MODEL, *OTHER_MODELS}
     assert {case.pattern for case in default} == set(PATTERNS)
-    assert {case.batch for case in default} == {1, 4, 8}
+    assert {case.batch for case in default} == {1, 4, 8, 16}
     assert {case.context for case in default if case.batch == 1} == {k * 1024 for k in (4, 8, 16, 32, 64, 128, 256)}
 
 

@@ -101,7 +101,7 @@ class Entry:
 GPU_LISTS = {
     "quick": (Entry("bf16", 1, (4, 32)),),
     "default": (
-        Entry("bf16", 1, (4, 32, 128, 256)),
+        Entry("bf16", 1, (4, 32, 256)),
         Entry("int4", 1, (4, 32, 256)),
         Entry("int4", 4, (4, 32, 256)),
         Entry("int4", 32, (8, 32)),  # reasoning and rollouts

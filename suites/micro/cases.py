@@ -185,18 +185,20 @@ def default_cases(device: torch.device, scale: str, model: str = DEFAULT_MODEL) 
         return [Case(model, heads, b, c * K, dtype="fp32") for b in batches for c in contexts]
     if scale == "quick":
         return [Case(model, heads, 1, c * K) for c in (8, 32)]
+    ragged = [Case(model, heads, 16, 32 * K, pattern=RAGGED), Case(model, heads, 16, 17 * K)]
     if scale == "full":
-        return [
+        grid = [
             Case(name, PRESETS[name], b, c * K, pattern=pattern)
             for name in (DEFAULT_MODEL, *OTHER_MODELS)
             for pattern in DATA
             for b in (1, 4, 8)
             for c in (4, 8, 16, 32, 64, 128, 256)
         ]
+        return [*grid, *ragged]
     cases = [Case(model, heads, 1, c * K) for c in (4, 8, 16, 32, 64, 128, 256)]
     cases += [Case(model, heads, 4, c * K) for c in (16, 64, 128)]
     cases += [Case(model, heads, 8, c * K) for c in (16, 64)]
     cases += [Case(model, heads, 1, 128 * K, pattern=p) for p in DATA[1:]]
-    cases += [Case(model, heads, 16, 32 * K, pattern=RAGGED), Case(model, heads, 16, 17 * K)]
+    cases += ragged
     cases += [Case(name, PRESETS[name], 1, 128 * K) for name in OTHER_MODELS if name != model]
     return cases
