@@ -360,7 +360,7 @@ def test_quest_keeps_its_first_layers_dense(bench: Bench) -> None:
 
 def gsr_rows(sparse_candidates_s: float, sparse_refine_s: float) -> list[Row]:
     """Of one case: dense takes 100 s and 50 s, and 10 s of prefills."""
-    shape = {"context": 4096, "batch": 4, "q_heads": 4, "kv_heads": 1, "head_dim": 64}
+    shape: dict[str, Any] = {"context": 4096, "batch": 4, "q_heads": 4, "kv_heads": 1, "head_dim": 64}
     rows = []
     for method, times in (("sdpa-cudnn", (100.0, 50.0)), ("resa", (sparse_candidates_s, sparse_refine_s))):
         for stage, seconds in zip(("candidates", "refine", "answer"), (*times, sum(times) + 10), strict=True):
