@@ -265,8 +265,8 @@ def show_plan(plan: Plan, device: torch.device, console: Console) -> None:
 
 ENERGY = "--context 64K 256K --batch 1 4 --weights int4 --no-eager --no-breakdown --seconds 4"
 REFERENCE = (
-    Part("--case '*-b1-*'", gpu_minutes=4.0, cpu_minutes=4.0),
-    Part("--case '*-b4-*' '*-b8-*'", name="batches", gpu_minutes=4.0, cpu_minutes=None),
+    Part("--case '*-b1-*'", gpu_minutes=3.2, cpu_minutes=4.0),
+    Part("--case '*-b4-*' '*-b8-*' '*-b32-*'", name="batches", gpu_minutes=4.4, cpu_minutes=None),
     Part(
         f"{ENERGY} --method resa resa-fused sdpa-cudnn triton-dense", name="energy", file="energy",
         gpu_minutes=1.7, cpu_minutes=None,

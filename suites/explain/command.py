@@ -117,7 +117,9 @@ def waterfalls(rows: Sequence[Row], method: str | None = None) -> list[Waterfall
         launch = main_launch(run)
         totals = [row for row in run if row.stage == "total" and row.mean_us and row.launch == launch]
         dense = min((r for r in totals if r.variant.is_dense), key=lambda r: r.mean_us or 0.0, default=None)
-        for step in totals if dense is not None else ():
+        if dense is None:
+            continue
+        for step in totals:
             wanted = step.method == method if method else steps_of(step.method) in ("resa", "resa-torch")
             if wanted and not step.variant.is_dense:
                 falls.append(waterfall(dense, step, stages_us(run, dense), stages_us(run, step)))

@@ -76,7 +76,7 @@ def show_plan(plan: Plan, device: torch.device, console: Console) -> None:
                       highlight=False, markup=False)  # fmt: skip
 
 
-REFERENCE = (Part("--rows 1 16 32 64 256 --weights plain int4 fp8", gpu_minutes=1.1, cpu_minutes=1.5),)
+REFERENCE = (Part("--rows 1 16 32 64 --weights int4 fp8", gpu_minutes=0.4, cpu_minutes=1.0),)
 SUITE = Suite(
     "linear", "a step's matrix products, in 16, 8 and 4 bits, beside libraries", EXAMPLES, FLAGS, plan,
     run_case, print_report, show_plan, reference=REFERENCE,  # type: ignore[arg-type]
