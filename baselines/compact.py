@@ -35,10 +35,12 @@ def attention_of(queries: Tensor, keys: Tensor, length: int) -> Tensor:
     count, heads, dim = queries.shape
     kv_heads = keys.shape[0]
     rows = queries.float().view(count, kv_heads, heads // kv_heads, dim).permute(1, 2, 0, 3)  # [Hkv, G, w, D]
-    logits = rows @ keys[:, None, :length].float().transpose(2, 3) * dim**-0.5  # [Hkv, G, w, length]
     position = torch.arange(length, device=keys.device)
-    own = torch.arange(length - count, length, device=keys.device)
-    mass = logits.masked_fill(position > own[:, None], float("-inf")).softmax(-1).sum((1, 2))
+    later = position > torch.arange(length - count, length, device=keys.device)[:, None]
+    mass = torch.empty(kv_heads, length, device=keys.device)
+    for head, own in enumerate(rows):  # one at a time: the logits of all would take gigabytes at 256K
+        logits = own @ keys[head, :length].float().t() * dim**-0.5  # [G, w, length]
+        mass[head] = logits.masked_fill_(later, float("-inf")).softmax(-1).sum((0, 1))
     return avg_pool1d(mass[:, None], POOLED, stride=1, padding=POOLED // 2, count_include_pad=False)[:, 0]
 
 
