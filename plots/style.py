@@ -22,6 +22,7 @@ from matplotlib.transforms import Bbox
 from ..suites.core.looks import TITLES
 from ..suites.core.rows import Row
 from ..suites.core.spec import Names
+from .data import NotDrawn
 
 WIDTHS_IN = {1: 4.4, 2: 7.4, 3: 9.9}  # of a figure, by panels side by side
 SMALL_PT = 7.0  # the smallest type in any figure
@@ -167,7 +168,12 @@ def panels(
 
     Returns:
         The figure, its panels, and those of them that stand leftmost.
+
+    Raises:
+        NotDrawn: no panels.
     """
+    if not count:
+        raise NotDrawn("no measured row of the methods that it shows")
     columns = min(count, columns or (2 if count in (2, 4) else 3))
     rows = -(-count // columns)
     fig = Figure(figsize=(WIDTHS_IN[columns], height_in * rows), layout="constrained")
@@ -283,4 +289,4 @@ def _settle(fig: Figure) -> None:
     fig.draw_without_rendering()
     fig.set_layout_engine("none")
     for ax in fig.axes:
-        ax.set_position(Bbox.from_extents(*ax.get_position().extents.round(6)))
+        ax.set_position(Bbox.from_extents(*(round(place, 6) for place in ax.get_position().extents)))

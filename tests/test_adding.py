@@ -98,6 +98,7 @@ def test_a_suite_has_its_command_its_rows_and_its_table(tmp_path: Path) -> None:
     assert "echo" in resa_bench("--help")
 
 
+@pytest.mark.slow
 def test_a_plugin_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "resa_bench.suites", "doctor"],

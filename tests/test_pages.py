@@ -271,6 +271,7 @@ def own() -> Places:
     return read_places(ROOT)
 
 
+@pytest.mark.slow
 def test_our_pages_say_what_the_rows_say(own: Places) -> None:
     """`nox -s docs` mends this."""
     assert check_pages(own) == []

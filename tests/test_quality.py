@@ -101,6 +101,7 @@ def rows(models: Loader) -> list[Row]:
     return measure(models, [resa(NEVER), resa(1), resa(8), resa(32), resa(8, active_ratio=1.0)])
 
 
+@pytest.mark.slow
 def test_reading_everything_is_dense(rows: list[Row]) -> None:
     whole = of(rows, resa(8, active_ratio=1.0))
     assert mean_of(whole, "kl") == pytest.approx(0, abs=1e-6)
@@ -126,6 +127,7 @@ def test_one_kernel_decodes_step_by_step_and_not_on_a_cpu(models: Loader) -> Non
     assert [(r.status, r.reason) for r in measure(models, [fused])] == [("skipped", "needs a CUDA device, got cpu")]
 
 
+@pytest.mark.slow
 def test_rows_say_what_they_are(rows: list[Row]) -> None:
     own = [r for r in of(rows, resa(8)) if r.layer is None]
     names = {metric.name for metric in step_metrics()}
@@ -195,6 +197,7 @@ def test_methods_without_a_parallel_form_decode_step_by_step(models: Loader, mon
     assert not [r for r in rows if r.metric == "recall"]
 
 
+@pytest.mark.slow
 def test_own_continuation_is_the_models(models: Loader) -> None:
     case = QualityCase("tiny", TINY, prompt=40, steps=40, source="own")
     continued = measure(models, [resa(8, active_ratio=1.0)], case)
@@ -248,6 +251,7 @@ def table_text(rows: list[Row]) -> str:
     return console.export_text()
 
 
+@pytest.mark.slow
 def test_table_and_figure(rows: list[Row], tmp_path: Path) -> None:
     text = table_text(rows)
     assert "resa-torch b16 r0.1 f8" in text
@@ -270,6 +274,7 @@ def test_table_and_figure(rows: list[Row], tmp_path: Path) -> None:
         assert name in words
 
 
+@pytest.mark.slow
 def test_a_metric_from_outside_is_in_rows_and_in_the_table(models: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
     """One entry: by each step's rank of the token that follows, the largest of a stretch."""
     monkeypatch.setattr(metrics, "_metrics", dict(metrics._metrics))

@@ -320,6 +320,7 @@ def test_what_is_fed_is_judged_by_the_step_before(tiny: LoadedModel) -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.slow
 def test_a_method_equal_to_dense_never_diverges(models: Loader, temperature: float) -> None:
     rows = measure(models, divergence(temperature=temperature), [SPARSE, EVERYTHING])
     dense, whole, sparse = dense_spec(CPU), of(rows, EVERYTHING), of(rows, SPARSE)
@@ -347,6 +348,7 @@ def test_needles_by_depth(models: Loader) -> None:
     assert pick(whole, "needle_kept") is None  # a random model finds nothing that could be kept
 
 
+@pytest.mark.slow
 def test_an_oracle_of_answers_scores_everything(models: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the model says the right thing it is counted as right: the answer is taken from the prompts."""
 
@@ -389,6 +391,7 @@ def test_copies(models: Loader, tiny: LoadedModel) -> None:
     assert value(dense, "copy_logp") == pytest.approx(sum(exact) / len(exact), abs=1e-3)
 
 
+@pytest.mark.slow
 def test_a_method_that_fails_costs_its_own_rows(models: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
     real = Contender.__init__
 
@@ -408,6 +411,7 @@ def test_a_method_that_fails_costs_its_own_rows(models: Loader, monkeypatch: pyt
     assert "torch-dense, which all are compared with: none left" in (rows[1].reason or "")
 
 
+@pytest.mark.slow
 def test_one_kernel_on_a_cpu_is_skipped_with_its_reason(models: Loader) -> None:
     fused = make_spec("resa-fused")
     rows = of(measure(models, divergence(steps=8), [fused]), fused)

@@ -58,9 +58,8 @@ def frame_of(path: Path) -> pd.DataFrame:
     frame = pd.DataFrame([values(row) for row in read_rows(path)], columns=list(COLUMNS)).infer_objects()
     empty = frame.columns[frame.isna().all()]
     frame = frame.astype({name: float for name in empty if frame[name].dtype == object})
-    frame["short_commit"] = frame["commit"].str.slice(0, 7)
-    frame["kilotokens"] = frame["context"] // 1024
-    return frame
+    derived = {"short_commit": frame["commit"].str.slice(0, 7), "kilotokens": frame["context"] // 1024}
+    return pd.concat([frame, pd.DataFrame(derived)], axis="columns")
 
 
 def _single_row(frame: pd.DataFrame) -> pd.Series:

@@ -77,7 +77,8 @@ class RunPart:
     chunk_kernel: str | None = None  # that attended in rectification; tells nothing apart
     accepted_length: float | None = None
     fixed_length: bool | None = None  # a captured step attends to the case's context, whatever the length
-    cache_state: str | None = None
+    cache_state: str | None = None  # "cold", "warm", or "rotation": the layers' steps back to back, a cache each
+    rotation_layers: int | None = None
     launch: str | None = None
     client: str | None = None  # software that ran the steps; None: this project's engine
 
@@ -272,20 +273,26 @@ def from_record(record: Mapping[str, Any]) -> tuple[Row, list[str]]:
         raise ValueError(f"columns are missing: {', '.join(missing)}")
     if broken := not_finite(record):
         raise ValueError(f"not a finite number: {', '.join(broken)}")
-    for name, kind in _NUMBERS.items():
+    for name, kind in _KINDS.items():
         value = record.get(name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, kind)):
-            raise ValueError(f"{name}: got {value!r}, expected a number")
+        if value is None:
+            continue
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise ValueError(f"{name}: got {str(value)[:60]!r}, expected {_WORDS[kind]}")
+        if isinstance(value, int | float) and abs(value) > LARGEST:
+            raise ValueError(f"{name}: got a number beyond {LARGEST:g}")
     known = {name: value for name, value in record.items() if name in COLUMNS}
     return Row(**({"schema": 1} | known)), unknown
 
 
-_NUMBERS: dict[str, Any] = {
-    f.name: int if str(f.type).startswith("int") else (int, float)
+LARGEST = 1e100  # of a number in a row: no measurement comes near, and figures have room for it
+_WORDS: dict[Any, str] = {int: "a whole number", (int, float): "a number", str: "text", bool: "true or false"}
+_KINDS: dict[str, Any] = {
+    f.name: next(kind for kind in _WORDS if str(f.type).startswith(getattr(kind, "__name__", "float")))
     for part in PARTS.values()
     if part is not SettingPart
     for f in fields(part)
-    if str(f.type).startswith(("int", "float"))
+    if str(f.type).startswith(("int", "float", "str", "bool"))
 }
 
 

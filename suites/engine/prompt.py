@@ -20,6 +20,7 @@ from ...kernels.attention.chunk import best_chunk_kernel
 from ...kernels.portable import write_tokens_torch
 from ..model.decoder import Cells, Decoder
 from .engine import State
+from .sound import check_logits
 
 STRETCH = 64  # tokens that share a direction
 PIECE_BYTES = 2**28  # noise drawn at a time
@@ -70,7 +71,7 @@ def prefill(
         Logits `[B, vocab]` after the last token.
 
     Raises:
-        ValueError: the prompt does not fit the caches.
+        ValueError: the prompt does not fit the caches. CheckFailed: its logits are not finite, or constant.
     """
     batch, count = tokens.shape
     if count > state.capacity:
@@ -101,7 +102,9 @@ def prefill(
         hidden = decoder.hidden(part.reshape(-1), positions, chunk, attend)
         x = hidden.view(batch, length, -1)[:, -1]
         on_tokens(start + length)
-    return decoder.logits(x)
+    logits = decoder.logits(x)
+    check_logits(logits)
+    return logits
 
 
 def empty_chunk(decoder: Decoder, batch: int, tokens: int) -> ChunkTensors:
