@@ -23,7 +23,8 @@ from torch.nn.functional import pad
 
 from ...kernels import SparseConfig
 from ...kernels.attention.summaries import DTYPES
-from .selectors import best, sink_and_window, slots, summarise
+from ...kernels.selectors import Blocks, Selector
+from .summaries import summarise
 
 LEAST_MASS = 1e-30  # of the selected blocks; below it the softmax is taken over them alone
 
@@ -93,11 +94,13 @@ class Tile:
 class ForcedAttention:
     """The attention of one method."""
 
-    def __init__(self, config: SparseConfig | None, selector: str | None, every: int | None, tile: int = 32) -> None:
+    def __init__(
+        self, config: SparseConfig | None, selector: Selector | None, every: int | None, tile: int = 32
+    ) -> None:
         """
         Args:
             config: settings of the selection; None for dense attention.
-            selector: what ranks blocks: "summary", "mass" (exact, the oracle's) or "window" (nothing is ranked).
+            selector: what chooses the blocks; None for dense attention.
             every: f; None for a method that never rectifies.
             tile: most tokens of each sequence at a time, which bounds the memory: logits are float32
                 `[B Hq, tile, P + T]`.
@@ -119,7 +122,7 @@ class ForcedAttention:
         """As `__call__`; with `alone` the softmax is over the selected blocks, else over all and then divided."""
         heads = layer.queries.shape[1]
         out, recall = torch.empty_like(layer.queries), torch.ones(layer.steps, heads, device=layer.queries.device)
-        work = _Working(layer, self.config, self.selector == "summary")
+        work = _Working(layer, self.config, self.selector is not None and self.selector.summarised)
         for first, end in tiles(layer.steps, self.every, self.tile):
             work.rectify(self._period(first))
             tile = self._tile(layer, first, end)
@@ -136,6 +139,13 @@ class ForcedAttention:
         mixed = slice(self._period(first), self._period(end - 1))
         rectified = torch.arange(mixed.start, mixed.stop, device=token.device) < begins[:, None]
         return Tile(first, end, mixed, layer.prompt + token + 1, rectified)
+
+    def _choose(self, blocks: TileBlocks) -> Tensor:
+        """The blocks that each row reads, a mask that broadcasts to `[H, R, G, M]`."""
+        assert self.selector is not None
+        chosen = self.selector.choose(blocks)
+        each = len(blocks.queries) // len(chosen)
+        return chosen.repeat_interleave(each, 0) if len(chosen) > 1 and each > 1 else chosen
 
     def _attend_tile(self, work: _Working, tile: Tile, alone: bool) -> tuple[Tensor, Tensor]:
         """Outputs `[R, B Hq, D]` and shares `[R, B Hq]`. Below H is B Hkv and G the query heads of each."""
@@ -160,7 +170,10 @@ class ForcedAttention:
         if self.config is not None:
             parts = weights.unflatten(-1, (blocks, size))
             mass = parts.sum(-1)  # [H, R, G, M]
-            chosen = self._choose(work, queries, mass, tile)
+            chosen = self._choose(TileBlocks(
+                self.config, queries, tile.lengths[None], layer.prompt + tile.end, layer.count,
+                work=work, tile=tile, exact_masses=mass,
+            ))  # fmt: skip
             share = (mass * chosen).sum(-1)
             if alone:
                 weights = logits.masked_fill(~chosen.repeat_interleave(size, -1), float("-inf")).softmax(-1)
@@ -176,25 +189,31 @@ class ForcedAttention:
             out = out / share[..., None]
         return out.transpose(0, 1).flatten(1, 2).to(layer.queries.dtype), share.transpose(0, 1).flatten(1)
 
-    def _choose(self, work: _Working, queries: Tensor, mass: Tensor, tile: Tile) -> Tensor:
-        """The blocks that each row reads, a mask that broadcasts to `[H, R, G, M]`."""
-        config = self.config
-        assert config is not None
-        if self.selector == "window":
-            return sink_and_window(mass[:1, :, :1], tile.lengths, config)
-        if self.selector == "mass":
-            return best(mass.sum(2, keepdim=True), tile.lengths, config)
-        query = slots(queries, config)  # [H, R, 1 or G, 2 D]
-        blocks = mass.shape[-1]
-        scores = (query.flatten(1, 2) @ work.table[:, :blocks].transpose(1, 2)).unflatten(1, query.shape[1:3])
-        if tile.rectified.shape[1] or not config.local_blocks:  # else the newest block is read whatever its score
-            first, own = work.row_summaries(tile, blocks)
+
+@dataclass
+class TileBlocks(Blocks):
+    """What a selector sees of a tile: R rows at once."""
+
+    work: _Working | None = None
+    tile: Tile | None = None
+    exact_masses: Tensor | None = None
+
+    def products(self, query: Tensor) -> Tensor:
+        """With the table of summaries; with those of its own for blocks that are not the same to all rows."""
+        assert self.work is not None
+        assert self.tile is not None
+        blocks = self.config.blocks(self.tokens)
+        table = self.work.table[:, :blocks]
+        scores = (query.flatten(1, 2) @ table.transpose(1, 2)).unflatten(1, query.shape[1:3])
+        if self.tile.rectified.shape[1] or not self.config.local_blocks:  # else the newest is read whatever its score
+            first, own = self.work.row_summaries(self.tile, blocks)
             scores[..., first:] = query @ own.transpose(2, 3)
-        if config.gqa_policy != "all-heads":
-            return best(scores, tile.lengths, config)
-        count = work.layer.count
-        shared = best(scores.unflatten(0, (count, -1)).sum(1), tile.lengths, config)  # [B, R, 1, M]
-        return shared.repeat_interleave(len(scores) // count, 0)
+        return scores
+
+    def masses(self) -> Tensor:
+        """Attention computes them anyway."""
+        assert self.exact_masses is not None
+        return self.exact_masses
 
 
 class _Working:
