@@ -95,8 +95,10 @@ class SparseMethod(TorchSparseMethod):
         return can_run_on(device) if only_kernels else None
 
     def on_kernels(self, cache: KVCache) -> bool:
-        """Whether this cache's layer runs on them: they can, and lists come from them or from scores alone."""
-        return can_run_on(cache.device) is None and (self.selector.has_kernels or self.selector.ranked)
+        """Whether this cache's layer runs on them: they can, and have the selector, or its scores need nothing kept."""
+        selector = self.selector
+        by_scores = selector.ranked and not selector.tabled and not selector.summarised
+        return can_run_on(cache.device) is None and (selector.has_kernels or by_scores)
 
     def splits(self, cache: KVCache) -> int:
         """Ways to split a list of a full cache."""

@@ -22,7 +22,7 @@ from .cache import KVCache
 from .checks import check_tensor
 from .config import SELECTS, AttentionShape, SparseConfig
 from .method import DecodeMethod, DenseLayer, Stage, StepTensors, Unsupported, register
-from .selectors import Blocks, selector_of
+from .selectors import Blocks, Compare, selector_of
 from .workspace import BlockSparseLayer, Workspace
 
 PAGED = "cache: the portable path takes contiguous caches only, got a paged one"
@@ -104,12 +104,13 @@ class StepBlocks(Blocks):
         lengths = lengths.repeat_interleave(shape.kv_heads)[:, None]
         return cls(layer.config, queries, lengths, tokens, shape.batch, bound=layer)
 
-    def products(self, query: Tensor) -> Tensor:
-        """One batched product with the table of summaries."""
+    def compared(self, query: Tensor, compare: Compare) -> Tensor:
+        """With the table of summaries, or the layer's own."""
         assert self.bound is not None
-        assert self.bound.summaries is not None
-        table = self.bound.summaries.data[:, :, : self.config.blocks(self.tokens)]  # [B, Hkv, M, 2, D]
-        return query @ table.flatten(0, 1).flatten(2).float().transpose(1, 2)[:, None]
+        kept = self.bound.summaries.data if self.bound.summaries is not None else self.bound.table
+        assert kept is not None
+        table = kept[:, :, : self.config.blocks(self.tokens)]  # [B, Hkv, M, ...]
+        return compare(query, table.flatten(0, 1).flatten(2).float()[:, None])
 
     def masses(self) -> Tensor:
         """From every key of the cache, by its own element type's product."""
@@ -152,6 +153,15 @@ class TorchSparseLayer(BlockSparseLayer):
         cache, size, rows = self.cache, self.config.block_size, self.work.lists.shape[1]
         lists = max(rows, self.shape.kv_heads)  # one list for all heads is attended to per KV head
         self._owner = torch.arange(lists, device=cache.device)[:, None] // (lists // self.shape.kv_heads)
+        if self.selector.tabled:
+            starts = enumerate(cache.lengths_on_host())
+            known = [self.selector.calibrate(cache.k[b, :, :length].float()) for b, length in starts]
+            self._known = None if known[0] is None else torch.stack([x for x in known if x is not None])
+            some = torch.zeros(self.shape.kv_heads, 1, size, cache.head_dim, device=cache.device)
+            width = self.selector.describe(some, None, self.config, None if known[0] is None else known[0]).shape[-1]
+            shape = cache.batch, cache.kv_heads, self.config.blocks(cache.capacity), width
+            self.table = torch.zeros(shape, device=cache.device)
+            self.describe()
         self._blocks: tuple[Tensor, Tensor] | None = None  # [B, Hkv * blocks, b D]
         if cache.capacity % size == 0 and cache.k.is_contiguous():
             shape = (cache.batch, -1, size * cache.head_dim)
@@ -166,6 +176,21 @@ class TorchSparseLayer(BlockSparseLayer):
         """Summarise again the blocks of the last `tokens` tokens."""
         if self.summaries is not None:
             refresh_torch(self.cache, self.summaries, tokens)
+        if self.table is not None:
+            self.describe(tokens)
+
+    def describe(self, tokens: int | None = None) -> None:
+        """Bring what the selector keeps of the blocks of the last `tokens` tokens up to date; of all by default."""
+        cache, size = self.cache, self.config.block_size
+        assert self.table is not None
+        for b, length in enumerate(cache.lengths_on_host()):
+            first = 0 if tokens is None else max(length - tokens, 0) // size
+            end = self.config.blocks(length)
+            keys = pad(cache.k[b, :, first * size : length].float(), (0, 0, 0, -length % size))
+            if end > first:
+                known = None if self._known is None else self._known[b]
+                parts = keys.unflatten(1, (end - first, size))
+                self.table[b, :, first:end] = self.selector.describe(parts, None, self.config, known)
 
     def choose_stages(self, step: StepTensors) -> tuple[Stage, ...]:
         """Scores and the selection, or the selection alone."""

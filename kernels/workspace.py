@@ -50,6 +50,7 @@ class BlockSparseLayer(Layer):
     work: Workspace
     summaries: Summaries | None  # None where nothing is scored by them
     kernel: ChunkKernel | None  # None for methods without rectification
+    table: Tensor | None = field(default=None, init=False)  # [B, Hkv, M, W], what the selector keeps of blocks
     _rectified: Tensor | None = field(default=None, init=False)
 
     @abstractmethod

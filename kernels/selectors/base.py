@@ -48,8 +48,8 @@ class Blocks(ABC):
     memory: dict[str, Tensor] = field(default_factory=dict)
 
     @abstractmethod
-    def products(self, query: Tensor) -> Tensor:
-        """Products of query slots `[H, R, X, 2 D]` with the summary of every block, float32 `[H, R, X, M]`."""
+    def compared(self, query: Tensor, compare: Compare) -> Tensor:
+        """What `compare` makes of a query `[H, R, X, Q]` and the table of every block, float32 `[H, R, X, M]`."""
 
     @abstractmethod
     def masses(self) -> Tensor:
@@ -70,6 +70,17 @@ class Blocks(ABC):
         return self.lengths[:: max(len(self.queries) // first, 1)] if len(self.lengths) > 1 else self.lengths
 
 
+Compare = Callable[[Tensor, Tensor], Tensor]
+"""From queries `[H, R, X, Q]` and what is kept of blocks `[H, 1 or R, m, W]` to `[H, R, X, m]`."""
+
+
+def products(query: Tensor, table: Tensor) -> Tensor:
+    """The plainest `Compare`: dot products; Q is W."""
+    if table.shape[1] == 1:
+        return (query.flatten(1, 2) @ table[:, 0].transpose(1, 2)).unflatten(1, query.shape[1:3])
+    return query @ table.transpose(2, 3)
+
+
 class SelectingLayer(Protocol):
     """What a selector may ask of a layer on the kernels, to bind its stages."""
 
@@ -87,7 +98,9 @@ class Selector(ABC):
 
     name: str = ""
     summarised: ClassVar[bool] = False
-    """Whether blocks are scored by their summaries, which are kept up to date then."""
+    """Whether blocks are scored by the summaries that the kernels keep (attention/summaries.py)."""
+    tabled: ClassVar[bool] = False
+    """Whether it keeps something else of every block (`describe`), which follows the keys."""
     ranked: ClassVar[bool] = True
     """Whether lists are the best blocks of `scores`, as many as the settings say; otherwise `choose` says."""
     needs_order: ClassVar[str | None] = None
@@ -96,6 +109,23 @@ class Selector(ABC):
     def rows(self, shape: AttentionShape, config: SparseConfig) -> int:
         """Lists of a sequence."""
         return score_rows(shape, config.gqa_policy)
+
+    def check(self, config: SparseConfig) -> None:  # noqa: B027 (nothing to refuse)
+        """Raises ValueError for settings that it does not serve."""
+
+    def calibrate(self, keys: Tensor) -> Tensor | None:
+        """What `describe` needs to know of a sequence, `[H, C, ..]`, from the keys that it begins with, `[H, S, D]`."""
+        return None
+
+    def describe(self, keys: Tensor, valid: Tensor | None, config: SparseConfig, known: Tensor | None) -> Tensor:
+        """What is kept of blocks, float32 `[H, ..., W]`.
+
+        Args:
+            keys: float32 `[H, ..., b, D]`, as rounded as the cache holds them.
+            valid: bool, broadcast to `[..., b, 1]`: keys that count; None for all. A block without any may be anything.
+            known: of `calibrate`.
+        """
+        raise NotImplementedError(f"{self.name}: keeps nothing of its own")
 
     def scores(self, blocks: Blocks) -> Tensor:
         """What each block is ranked by, float32 `[H or sequences, R, X, M]`; anything past a step's last block."""
@@ -160,6 +190,7 @@ def selector_of(ranks_by: str | None, config: SparseConfig) -> Selector:
     if name not in SELECTORS:
         raise ValueError(f"selector: got {name!r}, known are {', '.join(SELECTORS)}")
     selector: Selector = SELECTORS[name]
+    selector.check(config)
     return selector
 
 

@@ -6,13 +6,36 @@ lists is `gqa_policy`; both kinds, all policies and fp8 are one kernel (attentio
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ..attention.scores import query_slots, score_blocks
 from ..attention.selection import select_blocks
+from ..attention.summaries import DTYPES, rounded
 from ..config import AttentionShape, SparseConfig
 from ..method import Stage, StepTensors
-from .base import Blocks, SelectingLayer, Selector, register_selector
+from .base import Blocks, SelectingLayer, Selector, products, register_selector
+
+
+def summaries_of(keys: Tensor, valid: Tensor | None, config: SparseConfig) -> Tensor:
+    """Summaries of the settings' kind, float32 `[..., 2 D]`, of many blocks or rows at once (`Selector.describe`).
+
+    In fp8 as that holds them; the caller rounds to a cache's own element type.
+    """
+    if config.summary_kind == "minmax":
+        low = keys if valid is None else keys.masked_fill(~valid, float("inf"))
+        high = keys if valid is None else keys.masked_fill(~valid, float("-inf"))
+        pair = low.amin(-2), high.amax(-2)
+    elif valid is None:
+        variance, mean = torch.var_mean(keys, -2, correction=0)
+        pair = mean, variance.sqrt()
+    else:
+        count = valid.sum(-2)
+        mean = keys.masked_fill(~valid, 0.0).sum(-2) / count
+        deviation = (keys - mean[..., None, :]).masked_fill(~valid, 0.0)
+        pair = mean, (deviation.square().sum(-2) / count).sqrt()
+    table = torch.cat(pair, -1)
+    return rounded(table, DTYPES[config.summary_dtype]).float() if config.summary_dtype else table
 
 
 def summary_scores(blocks: Blocks) -> Tensor:
@@ -23,7 +46,7 @@ def summary_scores(blocks: Blocks) -> Tensor:
     query = query_slots(queries, config.summary_kind, config.spread_weight)
     if config.gqa_policy in ("group-sum", "all-heads"):
         query = query.sum(2, keepdim=True)
-    scores = blocks.products(query)
+    scores = blocks.compared(query, products)
     if config.gqa_policy == "all-heads":
         scores = scores.unflatten(0, (blocks.sequences, -1)).sum(1)
     return scores
@@ -35,6 +58,10 @@ class Summary(Selector):
     """The kind of summary that the settings name."""
 
     summarised = True
+
+    def describe(self, keys: Tensor, valid: Tensor | None, config: SparseConfig, known: Tensor | None) -> Tensor:
+        """The summaries."""
+        return summaries_of(keys, valid, config)
 
     def scores(self, blocks: Blocks) -> Tensor:
         """Products of query slots and summaries."""

@@ -22,9 +22,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ...kernels import SparseConfig
-from ...kernels.attention.summaries import DTYPES
-from ...kernels.selectors import Blocks, Selector
-from .summaries import summarise
+from ...kernels.selectors import Blocks, Compare, Selector
 
 LEAST_MASS = 1e-30  # of the selected blocks; below it the softmax is taken over them alone
 
@@ -122,7 +120,7 @@ class ForcedAttention:
         """As `__call__`; with `alone` the softmax is over the selected blocks, else over all and then divided."""
         heads = layer.queries.shape[1]
         out, recall = torch.empty_like(layer.queries), torch.ones(layer.steps, heads, device=layer.queries.device)
-        work = _Working(layer, self.config, self.selector is not None and self.selector.summarised)
+        work = _Working(layer, self.config, self.selector)
         for first, end in tiles(layer.steps, self.every, self.tile):
             work.rectify(self._period(first))
             tile = self._tile(layer, first, end)
@@ -198,16 +196,15 @@ class TileBlocks(Blocks):
     tile: Tile | None = None
     exact_masses: Tensor | None = None
 
-    def products(self, query: Tensor) -> Tensor:
-        """With the table of summaries; with those of its own for blocks that are not the same to all rows."""
+    def compared(self, query: Tensor, compare: Compare) -> Tensor:
+        """With the table of all blocks; with those of its own for blocks that are not the same to all rows."""
         assert self.work is not None
         assert self.tile is not None
         blocks = self.config.blocks(self.tokens)
-        table = self.work.table[:, :blocks]
-        scores = (query.flatten(1, 2) @ table.transpose(1, 2)).unflatten(1, query.shape[1:3])
+        scores = compare(query, self.work.table[:, None, :blocks])
         if self.tile.rectified.shape[1] or not self.config.local_blocks:  # else the newest is read whatever its score
-            first, own = self.work.row_summaries(self.tile, blocks)
-            scores[..., first:] = query @ own.transpose(2, 3)
+            first, own = self.work.row_table(self.tile, blocks)
+            scores[..., first:] = compare(query, own)
         return scores
 
     def masses(self) -> Tensor:
@@ -219,7 +216,7 @@ class TileBlocks(Blocks):
 class _Working:
     """Keys and values as a tile's first row finds them, float32, to a whole number of blocks; and their summaries."""
 
-    def __init__(self, layer: Sequences, config: SparseConfig | None, summarised: bool) -> None:
+    def __init__(self, layer: Sequences, config: SparseConfig | None, selector: Selector | None) -> None:
         self.layer, self.config = layer, config
         self.block_size = 1 if config is None else config.block_size
         extra = -layer.keys.shape[1] % self.block_size
@@ -227,15 +224,20 @@ class _Working:
         if self.keys.data_ptr() == layer.keys.data_ptr():
             self.keys, self.values = self.keys.clone(), self.values.clone()
         self._rectified = 0  # tokens since the prompt
-        self._element = DTYPES.get(config.summary_dtype or "" if config else "", layer.keys.dtype)
-        if summarised:
-            self.table = self._summaries(0, self.keys.shape[1] // self.block_size)  # [Hkv, M, 2 D]
-        self._summarised = summarised
+        self._selector = selector if selector is not None and (selector.summarised or selector.tabled) else None
+        if self._selector is not None:
+            self._known = self._selector.calibrate(self.keys[:, : layer.prompt])
+            self.table = self._describe(self._blocks(0, self.keys.shape[1] // self.block_size))  # [H, M, W]
 
-    def _summaries(self, first: int, end: int) -> Tensor:
+    def _blocks(self, first: int, end: int) -> Tensor:
+        return self.keys[:, first * self.block_size : end * self.block_size].unflatten(1, (end - first, -1))
+
+    def _describe(self, keys: Tensor, valid: Tensor | None = None) -> Tensor:
+        assert self._selector is not None
         assert self.config is not None
-        blocks = self.keys[:, first * self.block_size : end * self.block_size].unflatten(1, (end - first, -1))
-        return summarise(blocks, None, self.config.summary_kind, self._element)
+        table = self._selector.describe(keys, valid, self.config, self._known)
+        own = self._selector.summarised and self.config.summary_dtype is None  # as the cache's elements hold them
+        return table.to(self.layer.keys.dtype).float() if own else table
 
     def exact_keys(self, tokens: slice) -> Tensor:
         assert self.layer.exact_keys is not None
@@ -254,15 +256,15 @@ class _Working:
         at = slice(prompt + tokens.start, prompt + tokens.stop)
         self.keys[:, at], self.values[:, at] = self.exact_keys(tokens), self.exact_values(tokens)
         self._rectified = end
-        if self._summarised:
+        if self._selector is not None:
             first, last = at.start // size, -(-at.stop // size)
-            self.table[:, first:last] = self._summaries(first, last)
+            self.table[:, first:last] = self._describe(self._blocks(first, last))
 
-    def row_summaries(self, tile: Tile, blocks: int) -> tuple[int, Tensor]:
-        """Summaries by row of the last blocks, from the first that is not the same to all rows.
+    def row_table(self, tile: Tile, blocks: int) -> tuple[int, Tensor]:
+        """What is kept by row of the last blocks, from the first that is not the same to all rows.
 
         Returns:
-            The first of these blocks, and `[H, R, blocks from there, 2 D]`.
+            The first of these blocks, and `[H, R, blocks from there, W]`.
         """
         assert self.config is not None
         size, prompt, mixed = self.block_size, self.layer.prompt, tile.mixed
@@ -277,4 +279,4 @@ class _Working:
             keys = torch.where(rectified[..., None], exact[:, None], keys)
         valid = torch.arange(span.start, span.stop, device=keys.device) < tile.lengths[:, None]  # [R, n]
         parts, kept = keys.unflatten(2, (-1, size)), valid.unflatten(1, (-1, size))[..., None]
-        return first, summarise(parts, kept, self.config.summary_kind, self._element)
+        return first, self._describe(parts, kept)
