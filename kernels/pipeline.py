@@ -124,7 +124,7 @@ class SparseMethod(TorchSparseMethod):
         if splits not in self._partials:
             rows = self.shape.batch * self.step_tokens * self.shape.q_heads
             self._partials[splits] = Partials.allocate(rows, splits, self.shape.head_dim, cache.device)
-        return self.layer_class(
+        layer = self.layer_class(
             cache,
             self.shape,
             self.config,
@@ -134,3 +134,5 @@ class SparseMethod(TorchSparseMethod):
             self.kernel(cache, self.config.chunk_kernel),
             self._partials[splits],
         )
+        self.number(layer)
+        return layer

@@ -102,7 +102,11 @@ class StepBlocks(Blocks):
         shape = layer.shape
         queries = step.q.float().reshape(-1, 1, shape.group, shape.head_dim)
         lengths = lengths.repeat_interleave(shape.kv_heads)[:, None]
-        return cls(layer.config, queries, lengths, tokens, shape.batch, bound=layer)
+        known = None if layer.known is None else layer.known.flatten(0, 1)
+        return cls(
+            layer.config, queries, lengths, tokens, shape.batch,
+            layer=layer.index, handed=layer.handed, known=known, bound=layer,
+        )  # fmt: skip
 
     def compared(self, query: Tensor, compare: Compare) -> Tensor:
         """With the table of summaries, or the layer's own."""
@@ -156,7 +160,7 @@ class TorchSparseLayer(BlockSparseLayer):
         if self.selector.tabled:
             starts = enumerate(cache.lengths_on_host())
             known = [self.selector.calibrate(cache.k[b, :, :length].float()) for b, length in starts]
-            self._known = None if known[0] is None else torch.stack([x for x in known if x is not None])
+            self.known = None if known[0] is None else torch.stack([x for x in known if x is not None])
             some = torch.zeros(self.shape.kv_heads, 1, size, cache.head_dim, device=cache.device)
             width = self.selector.describe(some, None, self.config, None if known[0] is None else known[0]).shape[-1]
             shape = cache.batch, cache.kv_heads, self.config.blocks(cache.capacity), width
@@ -188,7 +192,7 @@ class TorchSparseLayer(BlockSparseLayer):
             end = self.config.blocks(length)
             keys = pad(cache.k[b, :, first * size : length].float(), (0, 0, 0, -length % size))
             if end > first:
-                known = None if self._known is None else self._known[b]
+                known = None if self.known is None else self.known[b]
                 parts = keys.unflatten(1, (end - first, size))
                 self.table[b, :, first:end] = self.selector.describe(parts, None, self.config, known)
 
@@ -241,9 +245,12 @@ class TorchSparseLayer(BlockSparseLayer):
         """Gather the listed blocks, then SDPA per list."""
         shape, cache, size, work = self.shape, self.cache, self.config.block_size, self.work
         count = len(self._owner)
-        lengths, counts = cache.lengths_on_host(), work.counts[:, 0].tolist()
+        lengths, counts = cache.lengths_on_host(), work.counts.amax(1).tolist()
         for b, (length, n) in enumerate(zip(lengths, counts, strict=True)):
             lists = work.lists[b, :, :n].long().expand(count, -1)
+            if not self.selector.ranked and bool((lists < 0).any()):
+                step.out[b] = self.attend_unequal(step.q[b], b, lists, length)
+                continue
             query = step.q[b].reshape(count, shape.q_heads // count, shape.head_dim)
             keys, values = self.gather(b, lists)
             mask = None
@@ -256,6 +263,17 @@ class TorchSparseLayer(BlockSparseLayer):
                     keys, values = (x.masked_fill(~mask.transpose(1, 2), 0.0) for x in (keys, values))
             out = scaled_dot_product_attention(query[None], keys[None], values[None], attn_mask=mask)
             step.out[b] = out.reshape(shape.q_heads, shape.head_dim)
+
+    def attend_unequal(self, q: Tensor, sequence: int, lists: Tensor, length: int) -> Tensor:
+        """Attention over lists of unequal lengths, `[lists, n]` with -1 after their ends: `[Hq, D]`."""
+        size, count = self.config.block_size, len(lists)
+        keys, values = self.gather(sequence, lists.clamp(min=0))
+        tokens = tokens_of(lists, size)
+        mask = (tokens >= 0) & (tokens < length) & (lists >= 0).repeat_interleave(size, 1)
+        keys, values = (x.masked_fill(~mask[..., None], 0.0) for x in (keys, values))
+        query = q.reshape(count, -1, q.shape[-1])
+        out = scaled_dot_product_attention(query[None], keys[None], values[None], attn_mask=mask[None, :, None])
+        return out.reshape(q.shape)
 
     def gather(self, sequence: int, lists: Tensor) -> tuple[Tensor, Tensor]:
         """K and V of the listed blocks, `[lists, n * b, D]` each, in buffers that the next call fills again.
@@ -297,6 +315,7 @@ class TorchSparseMethod(DecodeMethod):
             raise TypeError(f"config: got {type(config).__name__}, expected a SparseConfig")
         super().__init__(shape, config, dtype=dtype, device=device)
         self.selector = selector_of(self.ranks_by, config)
+        self._layers, self._handed = 0, dict[str, Tensor]()  # bound so far; what they hand on in a step
         self._work: dict[int, Workspace] = {}  # by blocks of the cache; kept, since captured graphs hold addresses
         self._gathered: dict[int, tuple[Tensor, Tensor]] = {}  # by blocks gathered
         self._kernels: dict[str, ChunkKernel] = {}
@@ -326,6 +345,11 @@ class TorchSparseMethod(DecodeMethod):
         kernel = best_chunk_kernel(self.shape, cache, name)
         return self._kernels.setdefault(kernel.name, kernel)
 
+    def number(self, layer: BlockSparseLayer) -> None:
+        """Count a layer, and let it take from those before it what they hand on."""
+        layer.index, layer.handed = self._layers, self._handed
+        self._layers += 1
+
     def prepare(self, cache: KVCache) -> BlockSparseLayer:
         """Bind to a layer's cache: summaries built, work space allocated. Waits for the device.
 
@@ -345,7 +369,7 @@ class TorchSparseMethod(DecodeMethod):
             size = self.config.block_size * cache.head_dim
             keys = torch.empty(count, size, dtype=cache.dtype, device=cache.device)
             self._gathered[count] = keys, torch.empty_like(keys)
-        return self.torch_layer_class(
+        layer = self.torch_layer_class(
             cache,
             self.shape,
             self.config,
@@ -355,6 +379,8 @@ class TorchSparseMethod(DecodeMethod):
             self.kernel(cache, self.config.chunk_kernel or "torch"),
             self._gathered[count],
         )
+        self.number(layer)
+        return layer
 
 
 @register("resa-torch")

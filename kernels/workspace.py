@@ -51,6 +51,9 @@ class BlockSparseLayer(Layer):
     summaries: Summaries | None  # None where nothing is scored by them
     kernel: ChunkKernel | None  # None for methods without rectification
     table: Tensor | None = field(default=None, init=False)  # [B, Hkv, M, W], what the selector keeps of blocks
+    known: Tensor | None = field(default=None, init=False)  # [B, Hkv, ..], of the selector's `calibrate`
+    index: int = field(default=0, init=False)  # among the layers of the method
+    handed: dict[str, Tensor] = field(default_factory=dict, init=False)  # by the method's layers, to the next one
     _rectified: Tensor | None = field(default=None, init=False)
 
     @abstractmethod

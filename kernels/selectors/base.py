@@ -35,7 +35,7 @@ class Blocks(ABC):
         sequences: among H.
         layer: which of the layers that the method serves, in order.
         handed: what earlier layers left for later ones, of the same steps.
-        memory: what earlier steps of this layer left for later ones.
+        known: of the selector's `calibrate`, `[H, ..]`.
     """
 
     config: SparseConfig
@@ -45,7 +45,7 @@ class Blocks(ABC):
     sequences: int
     layer: int = 0
     handed: dict[str, Tensor] = field(default_factory=dict)
-    memory: dict[str, Tensor] = field(default_factory=dict)
+    known: Tensor | None = None
 
     @abstractmethod
     def compared(self, query: Tensor, compare: Compare) -> Tensor:
@@ -97,11 +97,11 @@ class Selector(ABC):
     """Which blocks a step reads."""
 
     name: str = ""
-    summarised: ClassVar[bool] = False
+    summarised: bool = False
     """Whether blocks are scored by the summaries that the kernels keep (attention/summaries.py)."""
-    tabled: ClassVar[bool] = False
+    tabled: bool = False
     """Whether it keeps something else of every block (`describe`), which follows the keys."""
-    ranked: ClassVar[bool] = True
+    ranked: bool = True
     """Whether lists are the best blocks of `scores`, as many as the settings say; otherwise `choose` says."""
     needs_order: ClassVar[str | None] = None
     """Why steps cannot be evaluated together, where they cannot."""

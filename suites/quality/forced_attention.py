@@ -104,6 +104,8 @@ class ForcedAttention:
                 `[B Hq, tile, P + T]`.
         """
         self.config, self.selector, self.every, self.tile = config, selector, every, tile
+        self._layer = -1  # of those that came so far
+        self._handed: dict[int, dict[str, Tensor]] = {}  # by the tile's first token, from one layer to the next
 
     def __call__(self, layer: Sequences) -> tuple[Tensor, Tensor]:
         """
@@ -111,6 +113,7 @@ class ForcedAttention:
             Outputs `[T, B Hq, D]` of the model's dtype, and the share of the exact attention mass that lies in the
             blocks read, float32 `[T, B Hq]`.
         """
+        self._layer += 1
         out, recall = self._attend(layer, alone=False)
         if self.config is not None and bool((recall < LEAST_MASS).any()):
             out, recall = self._attend(layer, alone=True)
@@ -170,6 +173,7 @@ class ForcedAttention:
             mass = parts.sum(-1)  # [H, R, G, M]
             chosen = self._choose(TileBlocks(
                 self.config, queries, tile.lengths[None], layer.prompt + tile.end, layer.count,
+                layer=self._layer, handed=self._handed.setdefault(tile.first, {}), known=work.known,
                 work=work, tile=tile, exact_masses=mass,
             ))  # fmt: skip
             share = (mass * chosen).sum(-1)
@@ -224,9 +228,10 @@ class _Working:
         if self.keys.data_ptr() == layer.keys.data_ptr():
             self.keys, self.values = self.keys.clone(), self.values.clone()
         self._rectified = 0  # tokens since the prompt
+        self.known: Tensor | None = None
         self._selector = selector if selector is not None and (selector.summarised or selector.tabled) else None
         if self._selector is not None:
-            self._known = self._selector.calibrate(self.keys[:, : layer.prompt])
+            self.known = self._selector.calibrate(self.keys[:, : layer.prompt])
             self.table = self._describe(self._blocks(0, self.keys.shape[1] // self.block_size))  # [H, M, W]
 
     def _blocks(self, first: int, end: int) -> Tensor:
@@ -235,7 +240,7 @@ class _Working:
     def _describe(self, keys: Tensor, valid: Tensor | None = None) -> Tensor:
         assert self._selector is not None
         assert self.config is not None
-        table = self._selector.describe(keys, valid, self.config, self._known)
+        table = self._selector.describe(keys, valid, self.config, self.known)
         own = self._selector.summarised and self.config.summary_dtype is None  # as the cache's elements hold them
         return table.to(self.layer.keys.dtype).float() if own else table
 
