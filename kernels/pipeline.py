@@ -18,7 +18,7 @@ from .checks import kernel_dtypes
 from .config import AttentionShape, SparseConfig
 from .launch import can_run_on
 from .method import Stage, StepTensors, Unsupported
-from .portable import TorchSparseLayer, TorchSparseMethod, fill_scores
+from .portable import TorchSparseLayer, TorchSparseMethod, calibrated, fill_scores
 from .workspace import BlockSparseLayer
 
 
@@ -36,11 +36,15 @@ class SparseLayer(BlockSparseLayer):
     def write(self, k: Tensor, v: Tensor) -> None:
         """Write the last T tokens, `[B, T, Hkv, D]` or `[B, Hkv, D]`, and refresh their blocks' summaries."""
         write_tokens(self.cache, k, v, self.summaries)
+        if self.table is not None:
+            self.selector.kernel_describe(self, k.shape[1] if k.dim() == 4 else 1)
 
     def refresh(self, tokens: int) -> None:
         """Summarise again the blocks of the last `tokens` tokens."""
         if self.summaries is not None:
             refresh_summaries(self.cache, self.summaries, tokens)
+        if self.table is not None:
+            self.selector.kernel_describe(self, tokens)
 
     def choose_stages(self, step: StepTensors) -> tuple[Stage, ...]:
         """The selector's own stages; without them its scores in plain torch, and the selection."""
@@ -98,7 +102,7 @@ class SparseMethod(TorchSparseMethod):
         """Whether this cache's layer runs on them: they can, and have the selector, or its scores need nothing kept."""
         selector = self.selector
         by_scores = selector.ranked and not selector.tabled and not selector.summarised
-        return can_run_on(cache.device) is None and (selector.has_kernels or by_scores)
+        return can_run_on(cache.device) is None and (selector.serves(self.shape) or by_scores)
 
     def splits(self, cache: KVCache) -> int:
         """Ways to split a list of a full cache."""
@@ -115,7 +119,7 @@ class SparseMethod(TorchSparseMethod):
         if isinstance(cache, KVCache) and not self.on_kernels(cache):
             return super().prepare(cache)
         check_cache(cache, self.shape, self.dtype, self.device, kernel_dtypes())
-        if cache.paged and not self.selector.has_kernels:
+        if cache.paged and (self.selector.tabled or not self.selector.has_kernels):
             raise Unsupported(f"cache: {self.selector.name} reads contiguous caches only, got a paged one")
         summaries = self.summaries(cache)
         if summaries is not None:
@@ -135,4 +139,8 @@ class SparseMethod(TorchSparseMethod):
             self._partials[splits],
         )
         self.number(layer)
+        if self.selector.tabled:
+            layer.known = calibrated(self.selector, cache)
+            layer.table = self.selector.kernel_table(cache, self.config)
+            self.selector.kernel_describe(layer, None)
         return layer

@@ -22,7 +22,7 @@ from .cache import KVCache
 from .checks import check_tensor
 from .config import SELECTS, AttentionShape, SparseConfig
 from .method import DecodeMethod, DenseLayer, Stage, StepTensors, Unsupported, register
-from .selectors import Blocks, Compare, selector_of
+from .selectors import Blocks, Compare, Selector, selector_of
 from .workspace import BlockSparseLayer, Workspace
 
 PAGED = "cache: the portable path takes contiguous caches only, got a paged one"
@@ -128,6 +128,13 @@ class StepBlocks(Blocks):
         return mass.unflatten(-1, (-1, size)).sum(-1)[:, None]  # [H, 1, G, M]
 
 
+def calibrated(selector: Selector, cache: KVCache) -> Tensor | None:
+    """What a selector learns of each sequence from the tokens it has now, `[B, Hkv, ..]`. Contiguous caches."""
+    starts = enumerate(cache.lengths_on_host())
+    known = [selector.calibrate(cache.k[b, :, :length].float()) for b, length in starts]
+    return None if known[0] is None else torch.stack([x for x in known if x is not None])
+
+
 def fill_scores(layer: BlockSparseLayer, step: StepTensors, lengths: Tensor, tokens: int) -> None:
     """Fill the layer's `work.scores` as its selector ranks blocks, +inf at those that are always selected.
 
@@ -158,11 +165,10 @@ class TorchSparseLayer(BlockSparseLayer):
         lists = max(rows, self.shape.kv_heads)  # one list for all heads is attended to per KV head
         self._owner = torch.arange(lists, device=cache.device)[:, None] // (lists // self.shape.kv_heads)
         if self.selector.tabled:
-            starts = enumerate(cache.lengths_on_host())
-            known = [self.selector.calibrate(cache.k[b, :, :length].float()) for b, length in starts]
-            self.known = None if known[0] is None else torch.stack([x for x in known if x is not None])
+            self.known = calibrated(self.selector, cache)
+            known = None if self.known is None else self.known[0]
             some = torch.zeros(self.shape.kv_heads, 1, size, cache.head_dim, device=cache.device)
-            width = self.selector.describe(some, None, self.config, None if known[0] is None else known[0]).shape[-1]
+            width = self.selector.describe(some, None, self.config, known).shape[-1]
             shape = cache.batch, cache.kv_heads, self.config.blocks(cache.capacity), width
             self.table = torch.zeros(shape, device=cache.device)
             self.describe()

@@ -44,4 +44,4 @@ class ResaPlus(SparseMethod):
         "selector": "pairs", "block_size": 8, "min_blocks": 32, "pinned_blocks": 1,
     }  # fmt: skip
     ranks_by = "summary"
-    joins = ("quality", "tasks")
+    joins = ("tasks",)

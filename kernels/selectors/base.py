@@ -88,6 +88,9 @@ class SelectingLayer(Protocol):
     shape: AttentionShape
     config: SparseConfig
     summaries: Summaries | None
+    table: Tensor | None
+    known: Tensor | None
+    handed: dict[str, Tensor]
 
     @property
     def work(self) -> Any: ...
@@ -140,9 +143,21 @@ class Selector(ABC):
         """Whether it brings stages of its own."""
         return type(self).kernel_stages is not Selector.kernel_stages
 
+    def serves(self, shape: AttentionShape) -> bool:
+        """Whether its own stages serve such heads."""
+        return self.has_kernels
+
     def kernel_stages(self, layer: SelectingLayer, step: StepTensors) -> tuple[Stage, ...] | None:
         """The stages that fill the layer's lists on the kernels; None where there are none of its own."""
         return None
+
+    def kernel_table(self, cache: KVCache, config: SparseConfig) -> Tensor:
+        """Room for what the kernels keep of blocks, where the selector is `tabled` and has kernels."""
+        raise NotImplementedError(f"{self.name}: has no kernels")
+
+    def kernel_describe(self, layer: SelectingLayer, tokens: int | None) -> None:
+        """Bring the layer's table up to date with the last `tokens` tokens of each sequence; with all if None."""
+        raise NotImplementedError(f"{self.name}: has no kernels")
 
     def appends(self, config: SparseConfig) -> bool:
         """Whether the first of `kernel_stages` writes the step's token, too."""

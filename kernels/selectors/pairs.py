@@ -6,7 +6,7 @@ answers a question is not averaged away. In the spirit of low-precision keys for
 2408.07092; Loki, 2406.02542; KIVI's ranges by channel, 2402.02750), with no channel left out.
 
 Each channel of each KV head has a range, that of the pairs a sequence begins with, in 15 equal steps; later values are
-clamped to it. The portable path keeps the rounded values as floats; `score_bytes` counts 4 bits each.
+clamped to it. The portable path keeps the rounded values as floats, the kernels 4 bits (attention/pairs.py).
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..attention.pairs import PAIR, STEPS, allocate_pairs, codes_reference, pack_pairs, ranges, score_pairs, score_room
+from ..attention.selection import select_blocks
+from ..cache import KVCache
 from ..config import AttentionShape, SparseConfig
-from .base import Blocks, Selector, products, register_selector
+from ..method import Stage, StepTensors
+from .base import Blocks, SelectingLayer, Selector, products, register_selector
 from .pooled import pooled
-
-PAIR = 2  # tokens of a mean
-STEPS = 15  # between the ends of a range: 4 bits
 
 
 @register_selector("pairs")
@@ -49,9 +50,9 @@ class Pairs(Selector):
     def describe(self, keys: Tensor, valid: Tensor | None, config: SparseConfig, known: Tensor | None) -> Tensor:
         """Rounded means, `[H, ..., b / 2 x D]`. Where some keys are not valid it may say anything: the newest block."""
         assert known is not None
-        means = keys.unflatten(-2, (-1, PAIR)).mean(-2)  # [H, ..., b / 2, D]
-        low, step = (x.view(len(x), *[1] * (means.dim() - 2), -1) for x in known.unbind(1))
-        return (((means - low) / step).round().clamp(0, STEPS) * step + low).flatten(-2)
+        codes = codes_reference(keys, known)
+        low, step = ranges(known, codes.dim())
+        return (codes * step + low).flatten(-2)
 
     def scores(self, blocks: Blocks) -> Tensor:
         """Estimated masses, as shares summed over the group's heads, in logarithms."""
@@ -63,6 +64,35 @@ class Pairs(Selector):
             return each.mul_(scale).unflatten(-1, (-1, pairs)).logsumexp(-1)
 
         return pooled(blocks.compared(queries, mass), blocks)
+
+    def serves(self, shape: AttentionShape) -> bool:
+        """From head dim 32 on: the matrix unit takes 16 of a half's channels at least."""
+        return shape.head_dim >= 32
+
+    def kernel_table(self, cache: KVCache, config: SparseConfig) -> Tensor:
+        """Packed codes."""
+        return allocate_pairs(cache, config.block_size)
+
+    def kernel_describe(self, layer: SelectingLayer, tokens: int | None) -> None:
+        """Pack the touched blocks."""
+        assert layer.table is not None
+        assert layer.known is not None
+        pack_pairs(layer.cache, layer.table, layer.known, layer.config.block_size, tokens)
+
+    def kernel_stages(self, layer: SelectingLayer, step: StepTensors) -> tuple[Stage, ...]:
+        """Scores by two launches, and the selection."""
+        cache, config, work, table, known = layer.cache, layer.config, layer.work, layer.table, layer.known
+        assert table is not None
+        assert known is not None
+        names = f"logits of {table.shape[2]} blocks", f"sums of {table.shape[2]} blocks"
+        if names[0] not in layer.handed:  # layers run one after another, and share the room
+            made = score_room(layer.shape, table.shape[2], config.block_size, table.device)
+            layer.handed.update(zip(names, made, strict=True))
+        room = layer.handed[names[0]], layer.handed[names[1]]
+        return (
+            Stage("score", lambda: score_pairs(step.q, cache, table, known, room, work.scores, config)),
+            Stage("select", lambda: select_blocks(work.scores, cache, work.lists, work.counts, config)),
+        )
 
     def score_bytes(self, shape: AttentionShape, config: SparseConfig, element: int, tokens: int) -> int:
         """4 bits a channel and pair."""
