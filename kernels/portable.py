@@ -125,7 +125,7 @@ class StepBlocks(Blocks):
         position = torch.arange(self.tokens, device=keys.device)
         logits.masked_fill_(position >= self.lengths[:, :, None], float("-inf"))
         mass = pad(logits.softmax(-1), (0, -self.tokens % size))
-        return mass.unflatten(-1, (-1, size)).sum(-1)[:, None]  # [H, 1, G, M]
+        return torch.unflatten(mass, -1, (-1, size)).sum(-1)[:, None]  # [H, 1, G, M]
 
 
 def calibrated(selector: Selector, cache: KVCache) -> Tensor | None:
@@ -169,8 +169,8 @@ class TorchSparseLayer(BlockSparseLayer):
             known = None if self.known is None else self.known[0]
             some = torch.zeros(self.shape.kv_heads, 1, size, cache.head_dim, device=cache.device)
             width = self.selector.describe(some, None, self.config, known).shape[-1]
-            shape = cache.batch, cache.kv_heads, self.config.blocks(cache.capacity), width
-            self.table = torch.zeros(shape, device=cache.device)
+            sizes = cache.batch, cache.kv_heads, self.config.blocks(cache.capacity)
+            self.table = torch.zeros(*sizes, width, device=cache.device)
             self.describe()
         self._blocks: tuple[Tensor, Tensor] | None = None  # [B, Hkv * blocks, b D]
         if cache.capacity % size == 0 and cache.k.is_contiguous():
@@ -199,7 +199,7 @@ class TorchSparseLayer(BlockSparseLayer):
             keys = pad(cache.k[b, :, first * size : length].float(), (0, 0, 0, -length % size))
             if end > first:
                 known = None if self.known is None else self.known[b]
-                parts = keys.unflatten(1, (end - first, size))
+                parts = torch.unflatten(keys, 1, (end - first, size))
                 self.table[b, :, first:end] = self.selector.describe(parts, None, self.config, known)
 
     def choose_stages(self, step: StepTensors) -> tuple[Stage, ...]:

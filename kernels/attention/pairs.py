@@ -31,7 +31,7 @@ LOG2E = math.log2(math.e)
 
 def padded_heads(group: int) -> int:
     """Columns of a group's scores: a power of two, at least 8, so that both halves of its queries fill 16."""
-    return max(triton.next_power_of_2(group), 8)
+    return max(int(triton.next_power_of_2(group)), 8)
 
 
 def tile_blocks(block_size: int) -> int:
@@ -348,7 +348,7 @@ def codes_reference(keys: Tensor, known: Tensor) -> Tensor:
     Args:
         keys: float32 `[H, ..., b, D]`. known: `[H, 2, D]`.
     """
-    means = keys.unflatten(-2, (-1, PAIR)).mean(-2)
+    means = torch.unflatten(keys, -2, (-1, PAIR)).mean(-2)
     low, step = ranges(known, means.dim())
     return ((means - low) / step).round().clamp(0, STEPS)
 

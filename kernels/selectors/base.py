@@ -19,8 +19,9 @@ from torch import Tensor
 from ..attention.scores import score_rows
 from ..attention.summaries import Summaries
 from ..cache import KVCache
-from ..config import SELECTORS, AttentionShape, SparseConfig
+from ..config import AttentionShape, SparseConfig
 from ..method import Stage, StepTensors
+from ..registry import SELECTORS
 
 
 @dataclass
@@ -77,7 +78,7 @@ Compare = Callable[[Tensor, Tensor], Tensor]
 def products(query: Tensor, table: Tensor) -> Tensor:
     """The plainest `Compare`: dot products; Q is W."""
     if table.shape[1] == 1:
-        return (query.flatten(1, 2) @ table[:, 0].transpose(1, 2)).unflatten(1, query.shape[1:3])
+        return torch.unflatten(query.flatten(1, 2) @ table[:, 0].transpose(1, 2), 1, query.shape[1:3])
     return query @ table.transpose(2, 3)
 
 

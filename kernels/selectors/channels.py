@@ -39,8 +39,8 @@ class _ByTokens(Selector):
         scale, size = blocks.queries.shape[-1] ** -0.5, blocks.config.block_size
 
         def mass(query: Tensor, table: Tensor) -> Tensor:
-            each = products(query, table.unflatten(-1, (size, -1)).flatten(2, 3))
-            return each.mul_(scale).unflatten(-1, (-1, size)).logsumexp(-1)
+            each = products(query, torch.unflatten(table, -1, (size, -1)).flatten(2, 3))
+            return torch.unflatten(each.mul_(scale), -1, (-1, size)).logsumexp(-1)
 
         return pooled(blocks.compared(query, mass), blocks)
 
@@ -78,7 +78,8 @@ class LowRank(_ByTokens):
     def calibrate(self, keys: Tensor) -> Tensor:
         """The basis, `[H, D, rank]`, of the keys' second moments."""
         _, vectors = torch.linalg.eigh(keys.transpose(1, 2) @ keys)
-        return vectors[..., -self.rank :].contiguous()
+        basis: Tensor = vectors[..., -self.rank :].contiguous()
+        return basis
 
     def describe(self, keys: Tensor, valid: Tensor | None, config: SparseConfig, known: Tensor | None) -> Tensor:
         """Keys in that basis, `[H, ..., b rank]`."""

@@ -43,7 +43,7 @@ class Pairs(Selector):
         whole = keys.shape[1] // PAIR * PAIR
         if not whole:
             return keys.new_tensor((-1.0, 2.0 / STEPS))[:, None].expand(len(keys), 2, keys.shape[2]).contiguous()
-        means = keys[:, :whole].unflatten(1, (-1, PAIR)).mean(2)
+        means = torch.unflatten(keys[:, :whole], 1, (-1, PAIR)).mean(2)
         low, high = means.amin(1), means.amax(1)
         return torch.stack((low, (high - low).clamp(min=torch.finfo(torch.float32).tiny) / STEPS), 1)
 
@@ -60,8 +60,8 @@ class Pairs(Selector):
         scale = queries.shape[-1] ** -0.5
 
         def mass(query: Tensor, table: Tensor) -> Tensor:
-            each = products(query, table.unflatten(-1, (pairs, -1)).flatten(2, 3))  # [H, R, G, m pairs]
-            return each.mul_(scale).unflatten(-1, (-1, pairs)).logsumexp(-1)
+            each = products(query, torch.unflatten(table, -1, (pairs, -1)).flatten(2, 3))  # [H, R, G, m pairs]
+            return torch.unflatten(each.mul_(scale), -1, (-1, pairs)).logsumexp(-1)
 
         return pooled(blocks.compared(queries, mass), blocks)
 

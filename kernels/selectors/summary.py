@@ -48,7 +48,7 @@ def summary_scores(blocks: Blocks) -> Tensor:
         query = query.sum(2, keepdim=True)
     scores = blocks.compared(query, products)
     if config.gqa_policy == "all-heads":
-        scores = scores.unflatten(0, (blocks.sequences, -1)).sum(1)
+        scores = torch.unflatten(scores, 0, (blocks.sequences, -1)).sum(1)
     return scores
 
 
