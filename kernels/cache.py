@@ -25,6 +25,8 @@ class KVCache:
         k, v: contiguous `[B, Hkv, S, D]`, or pages `[P, Hkv, page, D]` when `block_table` is given.
         lengths: int32 `[B]`, tokens per sequence, on the device; may change in place between graph replays.
         block_table: int32 `[B, pages per sequence]`, the page that holds tokens page * i .. page * (i + 1) - 1.
+        queries: `[B, w, Hq, D]`, those of the prompt's newest w tokens, where prefilling leaves them: what eviction
+            judges by. Zeros stand before the queries of a prompt that is shorter.
 
     Raises:
         TypeError, ValueError: a tensor of the wrong type, shape, dtype, device or strides; elements that share memory;
@@ -35,6 +37,7 @@ class KVCache:
     v: Tensor
     lengths: Tensor
     block_table: Tensor | None = None
+    queries: Tensor | None = None
 
     def __post_init__(self) -> None:
         check_tensor("k", self.k, (None, None, None, None))
@@ -61,6 +64,9 @@ class KVCache:
                 dtypes=(torch.int32,),
                 device=self.device,
             )
+        if self.queries is not None:
+            shape = (self.lengths.shape[0], None, None, self.k.shape[3])
+            check_tensor("queries", self.queries, shape, dtypes=(self.k.dtype,), device=self.device)
         check_whole("cache: capacity in tokens", self.capacity, 1, MAX_TOKENS)
 
     @classmethod

@@ -172,6 +172,8 @@ class DecodeMethod(ABC):
     is_dense: ClassVar[bool] = False
     fixes_length: ClassVar[bool] = False
     """True if a captured step serves only the lengths that it was bound at; others need a new `prepare`."""
+    evicts: ClassVar[bool] = False
+    """True if it drops keys and values for good: what it keeps is all that it needs memory for."""
     in_default: ClassVar[bool] = True
     """False for a method that runs only when it is named."""
     joins: ClassVar[tuple[str, ...]] = ("micro", "decode", "quality", "tasks")

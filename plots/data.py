@@ -157,12 +157,12 @@ def lines_of(rows: Iterable[Row], place: Callable[[Row], Hashable]) -> dict[Vari
 def order(variant: Variant) -> tuple[Any, ...]:
     """Sorts variants: dense first, then ReSA, then by method; of each the usual settings first, then by value."""
     steps = steps_of(variant.method)
-    usual = default_settings(variant.method)
+    defaults = default_settings(variant.method)
     ranks = []
     for name, entry in SETTINGS.items():
         value = variant.get(name)
         number = value if isinstance(value, (int, float)) else 0
-        ranks.append((value not in (None, usual.get(name, entry.default)), number, str(value or "")))
+        ranks.append((value not in (None, defaults.get(name, entry.default)), number, str(value or "")))
     return (not variant.is_dense, steps != "resa", steps, variant.method != steps, variant.method, ranks)
 
 

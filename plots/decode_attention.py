@@ -14,7 +14,7 @@ from ..suites.core.rows import Row
 from ..suites.core.spec import Variant
 from .caption import caption, title
 from .data import FigureSet, NotDrawn
-from .decode_data import Setting, own_rival, parts, settings, steps, usual
+from .decode_data import Setting, often_timed, own_rival, parts, settings, steps
 from .registry import figure
 from .style import SMALL_PT, bar_axis, finish, names_of, panels, stack, starred, tokens
 
@@ -97,7 +97,7 @@ def _chosen(figures: FigureSet) -> tuple[Setting, Variant]:
         (where, variant)
         for where in settings(figures)
         if where.shared_kv and where.batch == BATCH
-        for variant in usual(figures, figures.resa())
+        for variant in often_timed(figures, figures.resa())
         if steps(figures, variant, where, "speedup_vs_best_dense")
     ]
     if not able:

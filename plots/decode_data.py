@@ -97,7 +97,7 @@ def own_rival(figures: FigureSet, step: Row) -> Row | None:
     return None
 
 
-def usual(figures: FigureSet, variants: Iterable[Variant]) -> list[Variant]:
+def often_timed(figures: FigureSet, variants: Iterable[Variant]) -> list[Variant]:
     """Those of the variants that were timed in most cases; a study's, timed in one of many, are left out."""
     cases = {v: len({row.case for row in figures.lines[v] if row.stage == "total"}) for v in variants}
     most = max(cases.values(), default=0)

@@ -52,11 +52,11 @@ def latency(figures: FigureSet) -> Figure:
         able = all(row.q20_us and row.q80_us for row in rows)
         return replace(curve, band=([r.q20_us or 0.0 for r in rows], [r.q80_us or 0.0 for r in rows]) if able else None)
 
-    def main(n: int) -> list[Curve]:
+    def of_all(n: int) -> list[Curve]:
         sparse = [timed(variant, n) for variant in ranked(figures.lines)[: MOST - 2]]
         return [*sparse, column_curve(rivals[n], "median_us", BEST_DENSE), floors[n]]
 
-    groups: dict[str, Lines] = {"": main}
+    groups: dict[str, Lines] = {"": of_all}
     if len(dense) > 1:
         groups["dense kernels"] = lambda n: [*(timed(variant, n) for variant in dense), floors[n]]
     fig, axes, drawn = _batches(figures, groups, "decode step, µs")
@@ -96,13 +96,13 @@ def speedup_amortised(figures: FigureSet) -> Figure:
     stage = "total_amortised"
     forms = list(figures.forms().values())
 
-    def usual(n: int) -> list[Curve]:
+    def first_settings(n: int) -> list[Curve]:
         alone = [_ratios(figures, own[0], n, "total", "step alone") for own in forms[:2]]
         dotted = [replace(curve, look=replace(curve.look, linestyle=ALONE_DASHES)) for curve in alone]
         paid = [_ratios(figures, own[0], n, stage) for own in forms[:2]]
         return [curve for pair in zip(paid, dotted, strict=True) for curve in pair]
 
-    groups: dict[str, Lines] = {"": usual}
+    groups: dict[str, Lines] = {"": first_settings}
     for own in forms:
         names = short_names(row for variant in own for row in figures.lines[variant])
         words = {variant: names[variant].removeprefix(name_of(variant)).strip() for variant in own[: MOST - 1]}

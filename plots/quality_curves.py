@@ -60,9 +60,8 @@ def quality_drift(figures: QualitySet) -> Figure:
         full_names(used),
         "grey: ReSA at f = 1, a sparse step's own error, which no rectification removes",
     )
-    band = (
-        "band: one standard error over stretches of steps" if any(c.band for cs in shown.values() for c in cs) else ""
-    )
+    over = "texts" if any(row.value_error is not None for row in used) else "stretches of steps"
+    band = f"band: one standard error over {over}" if any(c.band for cs in shown.values() for c in cs) else ""
     return finish(fig, f"{figures.model}: drift from dense decoding", circumstances(used, *notes, band))
 
 
@@ -126,15 +125,17 @@ def _chosen(figures: QualitySet, lines: Lines, metric: str) -> list[Curve]:
     curves = []
     for variant in chosen:
         values = _values(lines[variant], "kl" if metric == "excess" else metric)
+        errors = {} if metric == "excess" else _errors(lines[variant], metric)
         if metric == "excess":
             least = _values(level_rows(figures.rows, lines[variant][0]), "kl")
             values = (
                 {step: value - least[step] for step, value in values.items()} if least.keys() == values.keys() else {}
             )
-        curves.append(_curve(names[variant], figures.looks[variant], values))
+        curves.append(_curve(names[variant], figures.looks[variant], values, errors))
     curves = [curve for curve in curves if curve.xs][: MOST - 1]
     if curves and level is not None:
-        own = _curve("ReSA, f = 1", LEVEL_LOOK, _values(lines[level], "kl" if metric == "excess" else metric))
+        read = "kl" if metric == "excess" else metric
+        own = _curve("ReSA, f = 1", LEVEL_LOOK, _values(lines[level], read), _errors(lines[level], read))
         curves.append(replace(own, ys=[0.0] * len(own.xs), band=None) if metric == "excess" else own)
     return curves
 
@@ -145,14 +146,28 @@ def _values(rows: Sequence[Row], metric: str) -> dict[int, float]:
     return {row.step or 0: row.value or 0.0 for row in sorted(able, key=lambda row: row.step or 0)}
 
 
-def _curve(label: str, look: Look, values: dict[int, float]) -> Curve:
-    """At most POINTS means of neighbouring stretches at their middles; the band is a standard error of each mean."""
+def _errors(rows: Sequence[Row], metric: str) -> dict[int, float]:
+    """Standard errors of `_values` over stretches of text, where rows have them."""
+    able = [row for row in rows if row.metric == metric and row.layer is None and row.value_error is not None]
+    return {row.step or 0: row.value_error or 0.0 for row in able}
+
+
+def _curve(label: str, look: Look, values: dict[int, float], over_texts: dict[int, float]) -> Curve:
+    """At most POINTS means of neighbouring stretches of steps at their middles; the band is a standard error of each.
+
+    It is that over texts where it is known: neighbours share their texts, so the error of their mean is at most
+    the mean of theirs. Otherwise it is that over the stretches of steps.
+    """
     ends, heights = list(values), list(values.values())
     together = -(-len(ends) // POINTS) or 1
     parts = [heights[i : i + together] for i in range(0, len(ends), together)]
     bounds = [0, *(ends[min(i + together, len(ends)) - 1] for i in range(0, len(ends), together))]
     means = [sum(part) / len(part) for part in parts]
-    errors = [stdev(part) / len(part) ** 0.5 for part in parts if len(part) > 1]
+    if over_texts.keys() >= values.keys():
+        known = [over_texts[end] for end in ends]
+        errors = [sum(known[i : i + together]) / len(parts[i // together]) for i in range(0, len(ends), together)]
+    else:
+        errors = [stdev(part) / len(part) ** 0.5 for part in parts if len(part) > 1]
     lows_highs = zip(means, errors, strict=True) if len(errors) == len(means) else ()
     band = [(mean - error, mean + error) for mean, error in lows_highs]
     middles = [(a + b) / 2 for a, b in pairwise(bounds)]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import stdev
 from typing import Any
 
-from ..suites.core.analysis import LEVEL, selection_of
+from ..suites.core.analysis import LEVEL, error_over_texts, selection_of
 from ..suites.core.looks import GREY, Look, looks
 from ..suites.core.rows import Row, identity
 from ..suites.core.settings import SETTINGS
@@ -79,9 +79,18 @@ def first_selection(lines: Lines) -> list[Variant]:
 
 
 def kl_error(rows: Sequence[Row]) -> float:
-    """The standard error of the mean KL over stretches of steps; 0 of a single one."""
+    """The standard error of the mean KL over stretches of text; where there is one, over stretches of steps; else 0."""
+    over_texts = error_over_texts(rows, "kl")
+    if over_texts is not None:
+        return over_texts
     values = [row.value or 0.0 for row in rows if row.metric == "kl" and row.layer is None]
     return stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
+
+
+def error_words(rows: Sequence[Row]) -> str:
+    """What `kl_error` is, in a caption."""
+    texts = any(row.value_error is not None for row in rows)
+    return f"KL's standard error over {'texts' if texts else 'stretches of steps'}"
 
 
 def plain(lines: Lines) -> Lines:

@@ -21,7 +21,7 @@ from ..suites.core.spec import steps_of
 from .caption import circumstances, of_commits
 from .data import FigureSet, NotDrawn
 from .decode_data import Setting, decode_sets, setting
-from .quality_data import QualitySet, kl_error, quality_sets
+from .quality_data import QualitySet, error_words, kl_error, quality_sets
 from .registry import figure, figure_sets
 from .style import LIMIT_DASHES, SMALL_PT, WIDTHS_IN, finish, names_of, ring, tokens
 
@@ -171,7 +171,7 @@ def quality_speed(figures: SpeedSet) -> Figure:
     weights = "" if any(row.model_fingerprint or where.prompt == "text" for row in rows) else "random weights, "
     notes = (
         quality.about,
-        "bars: KL's standard error over stretches of steps, 95 % interval of tokens/s",
+        f"bars: {error_words(quality.rows)}, 95 % interval of tokens/s",
         "staircase: Pareto front",
         "dashes: ReSA at f = 1" if levels else "",
         f"tokens/s: {decode.device}, {weights}{of_commits(rows)}",

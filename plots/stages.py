@@ -18,7 +18,7 @@ from ..suites.core.stages import place
 from .caption import caption, title
 from .curves import full_names, short_names
 from .data import FigureSet, NotDrawn, best_dense, points
-from .decode_data import Setting, fastest_dense, parts, settings, steps, usual
+from .decode_data import Setting, fastest_dense, often_timed, parts, settings, steps
 from .registry import figure
 from .stage_style import REST, bar_place, fill, fused_first, stage_patch, step_parts
 from .style import MARK, SMALL_PT, WIDTHS_IN, bar_axis, finish, panels, stack, starred, tokens
@@ -113,7 +113,7 @@ def _alike(groups: Groups) -> dict[str, Groups]:
 
 def _whole(figures: FigureSet, where: Setting) -> Groups:
     """Steps with stages: the fastest dense method's, then the sparse variants'."""
-    sparse = usual(figures, [variant for variant in figures.lines if not variant.is_dense])
+    sparse = often_timed(figures, [variant for variant in figures.lines if not variant.is_dense])
     names = short_names(row for variant in sparse for row in figures.lines[variant])
     groups: Groups = {}
     for context, row in fastest_dense(figures, where).items():

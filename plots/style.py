@@ -17,10 +17,12 @@ from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.text import Annotation, Text
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.transforms import Bbox
 
 from ..suites.core.looks import TITLES
 from ..suites.core.rows import Row
 from ..suites.core.spec import Names
+from .data import NotDrawn
 
 WIDTHS_IN = {1: 4.4, 2: 7.4, 3: 9.9}  # of a figure, by panels side by side
 SMALL_PT = 7.0  # the smallest type in any figure
@@ -60,8 +62,8 @@ _RC: Any = {
 
 def paper() -> AbstractContextManager[None]:
     """Matplotlib settings of all figures, for a `with` block around drawing and saving."""
-    usual = {name: value for name, value in matplotlib.rcParamsDefault.items() if not name.startswith("backend")}
-    return matplotlib.rc_context({**usual, **_RC})
+    defaults = {name: value for name, value in matplotlib.rcParamsDefault.items() if not name.startswith("backend")}
+    return matplotlib.rc_context({**defaults, **_RC})
 
 
 def tokens(context: int) -> str:
@@ -99,13 +101,14 @@ def context_axis(ax: Axes, contexts: Sequence[int]) -> None:
         ax.set_xlim(low, high)
 
 
-def log_axis(ax: Axes, unit: str = "") -> None:
-    """A logarithmic y axis whose ticks are plain numbers."""
-    ax.set_yscale("log")
-    low, high = ax.get_ylim()
-    ax.yaxis.set_major_locator(LogLocator(base=10, subs=(1, 1.5, 2, 3, 5, 7) if high / low < 12 else (1, 2, 5)))
-    ax.yaxis.set_minor_locator(NullLocator())
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}{unit}"))
+def log_axis(ax: Axes, unit: str = "", *, horizontal: bool = False) -> None:
+    """A logarithmic y axis, or x axis, whose ticks are plain numbers."""
+    axis = ax.xaxis if horizontal else ax.yaxis
+    (ax.set_xscale if horizontal else ax.set_yscale)("log")
+    low, high = ax.get_xlim() if horizontal else ax.get_ylim()
+    axis.set_major_locator(LogLocator(base=10, subs=(1, 1.5, 2, 3, 5, 7) if high / low < 12 else (1, 2, 5)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}{unit}"))
 
 
 def bar_axis(ax: Axes, places: Sequence[float], names: Sequence[str], rotation: int = 0) -> None:
@@ -165,7 +168,12 @@ def panels(
 
     Returns:
         The figure, its panels, and those of them that stand leftmost.
+
+    Raises:
+        NotDrawn: no panels.
     """
+    if not count:
+        raise NotDrawn("no measured row of the methods that it shows")
     columns = min(count, columns or (2 if count in (2, 4) else 3))
     rows = -(-count // columns)
     fig = Figure(figsize=(WIDTHS_IN[columns], height_in * rows), layout="constrained")
@@ -267,9 +275,18 @@ def save(fig: Figure, stem: Path) -> list[Path]:
     Other versions of matplotlib or FreeType may draw text and curves a little otherwise, and so change the bytes.
     """
     stem.parent.mkdir(parents=True, exist_ok=True)
+    _settle(fig)
     written = []
     for ending, metadata in ((".png", {"Software": None}), (".svg", {"Date": None, "Creator": None})):
         path = stem.with_name(stem.name + ending)  # a stem may hold a dot: qwen2.5-7b
         fig.savefig(path, dpi=DPI, metadata=metadata)
         written.append(path)
     return written
+
+
+def _settle(fig: Figure) -> None:
+    """Lay out, and round where axes stand: a run's last digits differ, and would name the SVG's clip paths."""
+    fig.draw_without_rendering()
+    fig.set_layout_engine("none")
+    for ax in fig.axes:
+        ax.set_position(Bbox.from_extents(*(round(place, 6) for place in ax.get_position().extents)))

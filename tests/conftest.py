@@ -15,7 +15,7 @@ from kernel_cases import DEVICE, DTYPES, dtype_name
 from resa_bench.kernels import method
 
 HALVES_KEPT = 4
-"""Each fourth test in half precision runs interpreted; on a GPU, or with RESA_BENCH_ALL_DTYPES set, all do."""
+"""Each fourth test in half precision runs interpreted; on a GPU, or with RESA_BENCH_EVERY_TEST set, all do."""
 
 hypothesis.settings.register_profile(
     "kernels",
@@ -42,14 +42,28 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item not in built]
     if DEVICE.type == "cuda":
         return
-    if not os.environ.get("RESA_BENCH_ALL_DTYPES"):
-        halves = [item for item in items if is_half(item)]
-        left_out = set(halves) - set(halves[::HALVES_KEPT])
+    if not os.environ.get("RESA_BENCH_EVERY_TEST"):
+        left_out = thinned_out(items)
         config.hook.pytest_deselected(items=list(left_out))
         items[:] = [item for item in items if item not in left_out]
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def thinned_out(items: list[pytest.Item]) -> set[pytest.Item]:
+    """What takes long without a GPU and repeats what others show: halves, and cases of tests marked `thinned(n)`."""
+    halves = [item for item in items if is_half(item)]
+    left_out = set(halves) - set(halves[::HALVES_KEPT])
+    cases: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("thinned") and item not in left_out:
+            cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for same_test in cases.values():
+        marker = same_test[0].get_closest_marker("thinned")
+        assert marker is not None
+        left_out |= set(same_test) - set(same_test[:: marker.args[0]])
+    return left_out
 
 
 def is_half(item: pytest.Item) -> bool:

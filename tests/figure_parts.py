@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 from resa_bench.plots.style import END_LABEL, SMALL_PT
 
@@ -20,6 +24,17 @@ def texts(fig: Figure) -> str:
 def labels(fig: Figure, panel: int = 0) -> list[str]:
     """The names at the ends of a panel's lines."""
     return [text.get_text() for text in fig.axes[panel].texts if text.get_gid() == END_LABEL]
+
+
+def bars(ax: Axes) -> list[Rectangle]:
+    """The bars of a panel."""
+    return [patch for patch in ax.patches if isinstance(patch, Rectangle)]
+
+
+def points(line: Line2D) -> list[tuple[float, float]]:
+    """What a line goes through."""
+    xs, ys = (np.asarray(values, dtype=float).tolist() for values in line.get_data())
+    return list(zip(xs, ys, strict=True))
 
 
 def readable(fig: Figure) -> None:

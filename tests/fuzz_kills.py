@@ -1,6 +1,9 @@
 """kill -9 at random moments of a suite, then the same command again: what is on the disk, and what it ends with.
 
-python tests/fuzz_kills.py SUITE KILLS      one suite, a line a kill
+Moments are spread over what is measured: a run that is left alone shows when its files grow. A kill waits until they
+have grown k times, then for a part of the time that passed there until the next growth.
+
+python tests/fuzz_kills.py SUITE KILLS [FIRST SEED]      one suite, a line a kill
 """
 
 from __future__ import annotations
@@ -32,16 +35,21 @@ COMMANDS: dict[str, list[str]] = {
               "--no-eager"],
     "decode": [*TINY, "--quick", "--context", "256", "320", "512", "--method", "resa-torch", "torch-dense",
                "--seconds", "0.1", "--no-plots"],
-    "quality": [*TINY, "--quick", "--prompt-tokens", "256", "--steps", "64", "--no-plots"],
+    "quality": [*TINY, "--quick", "--prompt-tokens", "256", "--steps", "64", "--source", "text", "own", "--no-plots"],
     "tasks": [*TINY, "--quick", "--task", "divergence", "--context", "512", "1K", "--steps", "16", "--no-plots"],
-    "lossless": [*TINY, "--quick", "--prompt-tokens", "256", "--tokens", "32"],
-    "gsr": [*TINY, "--candidates", "2", "--lengths", "12", "20", "--summary-tokens", "8", "--answer", "12",
+    "lossless": [*TINY, "--quick", "--prompt-tokens", "256", "--tokens", "96"],
+    "gsr": [*TINY, "--candidates", "2", "--lengths", "60", "100", "--summary-tokens", "8", "--answer", "60",
             "--prompt-tokens", "64", "--run", "full"],
     "maths": [*TINY, "--sums", "16", "--max-tokens", "48", "--batch", "4", "--method", "torch-dense", "resa-torch"],
 }  # fmt: skip
 """Some seconds of each suite."""
+CEILINGS = Path(__file__).with_name("known_ceilings.py")  # which take longer to measure than all rows of a suite
 VICTIMS = ("main", "children", "all")
-ORPHAN_SECONDS = 60
+ORPHAN_SECONDS = 10.0  # a process that computes may take a moment to be gone
+LOOK_SECONDS = 0.02
+AT_ONCE = 0.25  # of the kills come within AT_ONCE_SECONDS of a growth: while a file is written or replaced
+AT_ONCE_SECONDS = 0.05
+LAST_WEIGHT = 0.3  # of kills after the last growth, where tables are printed
 
 
 def make_checkpoint(folder: Path) -> None:
@@ -83,9 +91,10 @@ class Killer:
         if not (root / "model").exists():
             make_checkpoint(root / "model")
         self.words = [str(root / "model") if word == "MODEL" else word for word in COMMANDS[suite]]
-        began = time.monotonic()
-        status = self.start("base").wait()
-        self.seconds = time.monotonic() - began
+        process = self.start("base")
+        self.gaps = self.growths("base", process)
+        self.pace = 1.0  # of the latest run: its time by that of the base
+        status = process.wait()
         self.base = self.held("base")
         if status or self.base.faults or not self.base.measured:
             log = (root / "base.log").read_text()[-2000:]
@@ -97,8 +106,22 @@ class Killer:
         with (self.root / f"{name}.log").open("ab") as log:
             return subprocess.Popen(
                 [*program, "--output", str(self.root / name)], stdout=log, stderr=log, start_new_session=True,
-                cwd=self.root,
+                cwd=self.root, env=os.environ | {"RESA_BENCH_PLUGINS": str(CEILINGS)},
             )  # fmt: skip
+
+    def size(self, name: str) -> int:
+        """Bytes of all rows and records that the output holds."""
+        return sum(path.stat().st_size for path in (self.root / name).rglob("*.jsonl"))
+
+    def growths(self, name: str, process: subprocess.Popen[bytes], most: int | None = None) -> list[float]:
+        """Seconds between the run's start, each growth of its files and its end; ends after `most` growths."""
+        gaps, last, size = list[float](), time.monotonic(), 0
+        while process.poll() is None and (most is None or len(gaps) < most):
+            time.sleep(LOOK_SECONDS)
+            if (now := self.size(name)) != size:
+                gaps.append(time.monotonic() - last)
+                last, size = time.monotonic(), now
+        return gaps if most is not None else [*gaps, time.monotonic() - last]
 
     def held(self, name: str) -> Held:
         """What the output holds; more than one torn line is a fault, and so is a measurement that is there twice."""
@@ -125,9 +148,15 @@ class Killer:
     def kill(self, seed: int) -> tuple[str, list[str]]:
         """Kill at a moment drawn from the seed, look, go on, look again: what happened, and what was wrong."""
         rng, name = random.Random(seed), f"kill-{seed}"
-        victim, after = rng.choice(VICTIMS), rng.uniform(0.1, 1.0) * self.seconds
+        weights = [*[1.0] * (len(self.gaps) - 1), LAST_WEIGHT]
+        victim, (growths,) = rng.choice(VICTIMS), rng.choices(range(len(self.gaps)), weights)
+        share = rng.random() if growths else rng.random() ** 0.5  # less of the imports
+        at_once = growths and rng.random() < AT_ONCE
         shutil.rmtree(self.root / name, ignore_errors=True)
         process = self.start(name)
+        if growths:
+            self.pace = sum(self.growths(name, process, growths)) / sum(self.gaps[:growths])
+        after = share * (AT_ONCE_SECONDS if at_once else self.gaps[growths] * self.pace)
         with suppress(subprocess.TimeoutExpired):
             process.wait(after)
         children = descendants(process.pid)
@@ -142,14 +171,16 @@ class Killer:
         final = self.held(name)
         faults += [*(f"after the kill: {fault}" for fault in left.faults), *final.faults]
         if status or final.failed:
-            faults.append(f"the run that goes on ends with {status}, {final.failed} rows failed")
+            failed = f"the run that goes on ends with {status}, {final.failed} rows failed"
+            faults.append(f"{failed}\n{(self.root / f'{name}.log').read_text()[-1500:]}")
         if lost := set(left.measured) - set(final.measured):
             faults.append(f"{len(lost)} measurements of before the kill are lost: {next(iter(lost))}")
         if missing := set(self.base.measured) - set(final.measured):
             faults.append(f"{len(missing)} measurements are missing: {next(iter(missing))}")
         if more := set(final.measured) - set(self.base.measured):
             faults.append(f"{len(more)} measurements that the whole run has not: {next(iter(more))}")
-        text = f"{self.suite}, seed {seed}: {victim} killed after {after:.1f} of {self.seconds:.1f} s; "
+        moment = f"{after:.2f} s after growth {growths} of {len(self.gaps) - 1}"
+        text = f"{self.suite}, seed {seed}: {victim} killed {moment}; "
         return text + f"{len(left.measured)} of {len(self.base.measured)} there", faults
 
 
@@ -162,9 +193,9 @@ def descendants(pid: int) -> list[int]:
     return [*children, *(below for child in children for below in descendants(child))]
 
 
-def has_ended(pid: int) -> bool:
-    """Whether a process ends within ORPHAN_SECONDS."""
-    until = time.monotonic() + ORPHAN_SECONDS
+def has_ended(pid: int, seconds: float = ORPHAN_SECONDS) -> bool:
+    """Whether a process ends within so many seconds."""
+    until = time.monotonic() + seconds
     while time.monotonic() < until:
         try:
             state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
@@ -178,11 +209,12 @@ def has_ended(pid: int) -> bool:
 
 def kill_suites() -> int:
     """The exit status: 1 if anything was wrong."""
-    suite, kills = sys.argv[1], int(sys.argv[2])
+    suite, kills, *first = sys.argv[1], *map(int, sys.argv[2:])
     wrong = 0
     with tempfile.TemporaryDirectory() as folder:
         killer = Killer(suite, Path(folder))
-        for seed in range(kills):
+        begin = first[0] if first else 0
+        for seed in range(begin, begin + kills):
             text, faults = killer.kill(seed)
             print(text, *(f"\n  {fault}" for fault in faults), flush=True)
             wrong += bool(faults)

@@ -1,4 +1,4 @@
-"""What a user adds from outside the package, one of each kind: a method, a model family, a metric, a figure, a suite.
+"""What a user adds from outside the package, one of each kind: a method, a model, a metric, a figure, a task, a suite.
 
 tests/test_adding.py names this file in RESA_BENCH_PLUGINS and looks for each in rows, tables and figures.
 """
@@ -25,6 +25,8 @@ from resa_bench.suites.core.rows import Row
 from resa_bench.suites.core.spec import MethodSpec, Names
 from resa_bench.suites.core.sweep import Sweep
 from resa_bench.suites.model.families import Family, register_family
+from resa_bench.suites.tasks.questions import question_task
+from resa_bench.suites.tasks.samples import Sample, Writer
 from rich.console import Console
 
 # --- a selector, and a method that is named after it -----------------------------------------------------------------
@@ -75,6 +77,19 @@ def medians(figures: FigureSet) -> Figure:
     fig = Figure()
     fig.subplots().plot([row.median_us or 0.0 for row in figures.rows], "o")
     return fig
+
+
+# --- a task ---------------------------------------------------------------------------------------------------------
+
+
+@question_task("one-needle", "the number is in the answer", samples=8, answer_tokens=8)
+def one_needle(writer: Writer) -> Sample:
+    """A number, somewhere in a text."""
+    (number,) = writer.numbers(1)
+    return Sample(
+        introduction="Remember the number in this text.\n\n", facts=(f"\nThe number is {number}.\n",),
+        question="\n\nWhich number was it?", beginning="The number is", answers=(number,), reply=f" {number}",
+    )  # fmt: skip
 
 
 # --- a suite ----------------------------------------------------------------------------------------------------------

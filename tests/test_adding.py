@@ -34,13 +34,14 @@ def python(*arguments: str) -> str:
 
 
 @pytest.mark.slow
-def test_a_method_joins_every_default_list() -> None:
+def test_a_method_joins_every_default_list_and_a_task_its_suite() -> None:
     """One process asks all commands: to import torch takes seconds."""
-    commands = ("micro", "decode", "quality", "tasks")
-    asking = "assert main([command, '--device', 'cpu', '--plan']) == 0; print('end of a plan')"
+    commands = ("micro", "decode", "quality", "tasks", "tasks --task one-needle")
+    asking = "assert main([*command.split(), '--device', 'cpu', '--plan']) == 0; print('end of a plan')"
     code = f"from resa_bench.suites.cli import main\nfor command in {commands}: {asking}"
     *plans, rest = python("-c", code).split("end of a plan")
     assert ["newest b16" in plan for plan in plans] == [True] * len(commands)
+    assert "tasks-smollm2-135m-one-needle-1k-8" in plans[-1]
     assert not rest.strip()
 
 
@@ -97,6 +98,7 @@ def test_a_suite_has_its_command_its_rows_and_its_table(tmp_path: Path) -> None:
     assert "echo" in resa_bench("--help")
 
 
+@pytest.mark.slow
 def test_a_plugin_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "resa_bench.suites", "doctor"],

@@ -157,6 +157,7 @@ print(json.dumps(as_records(launches)))
 """
 
 
+@pytest.mark.slow
 def test_the_reading_kernel_compiles_without_spills() -> None:
     """For compute capability 9.0, in every pattern that is used. Another process: this one interprets kernels."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}

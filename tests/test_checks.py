@@ -54,6 +54,7 @@ SPOILS = {
 
 @pytest.mark.parametrize("name", ["resa", "triton-dense"])
 @pytest.mark.parametrize("spoil", SPOILS.values(), ids=SPOILS)
+@pytest.mark.slow
 def test_check_step_catches(name: str, spoil) -> None:
     layer, inputs = make(name, DTYPES[0], (101, 38))
     exact = written(layer, inputs)

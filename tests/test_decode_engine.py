@@ -161,6 +161,7 @@ def test_ragged_batch_decodes_as_each_sequence_alone(decoder: Decoder, prompt: t
         torch.testing.assert_close(together[b], single.logits[0], **close())
 
 
+@pytest.mark.slow
 def test_first_layers_stay_dense(decoder: Decoder, prompt: torch.Tensor) -> None:
     engine = bind(decoder, start(decoder, prompt), "quest", dense_layers=2)
     assert [layer.selection() is None for layer in engine.layers] == [True, True, False]

@@ -192,6 +192,7 @@ SPECS = [
 ]
 
 
+@pytest.mark.slow
 def test_rows_of_a_case(tiny: str) -> None:
     case = DecodeCase(tiny, TINY, 2, 512, "fp32", "fp32")
     rows = run_case(case, SPECS, bench_on_cpu())
@@ -219,6 +220,7 @@ def test_rows_of_a_case(tiny: str) -> None:
 
 @pytest.mark.parametrize("shared", [False, True], ids=["apart", "shared"])
 @pytest.mark.parametrize("weights", ["fp32", "int4"])
+@pytest.mark.slow
 def test_every_setting_passes_the_gate(tiny: str, shared: bool, weights: str) -> None:
     case = DecodeCase(tiny, TINY, 1, 256, weights, "fp32", shared_kv=shared)
     rows = run_case(case, SPECS, bench_on_cpu(periods=1))
@@ -272,6 +274,7 @@ def test_a_text_prompt_is_never_written_to(tiny: str, monkeypatch: pytest.Monkey
             assert torch.equal(cache.v[:, :, : run.prompt], v)
 
 
+@pytest.mark.slow
 def test_drift_of_a_text(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each of the three rectifications after a text says how far the four steps before it were off."""
     original = loader.load_decoder
@@ -304,6 +307,7 @@ def test_what_fails_late_leaves_what_was_measured(tiny: str, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("shared", [False, True], ids=["apart", "shared"])
+@pytest.mark.slow
 def test_the_way_of_graphs(tiny: str, monkeypatch: pytest.MonkeyPatch, shared: bool) -> None:
     """What a GPU does, with calls in the place of graphs: captures, replays checked, eager rows beside."""
     monkeypatch.setattr(bind, "can_capture", lambda engine, device: True)

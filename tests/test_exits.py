@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -121,6 +122,20 @@ def test_places_are_told_with_what_helps() -> None:
     assert line_of(OSError(errno.ENOENT, os.strerror(errno.ENOENT), "x")) == "No such file or directory: x"
 
 
+def test_an_interruption_while_libraries_are_imported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from resa_bench.suites import __main__ as entry
+
+    class Slow(ModuleType):
+        def __getattr__(self, name: str) -> Any:
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "resa_bench.suites.cli", Slow("cli"))
+    assert entry.main() == INTERRUPTED == entry.INTERRUPTED
+    assert capsys.readouterr().err == "resa-bench: interrupted\n"
+
+
 # --- places -----------------------------------------------------------------------------------------------------------
 
 
@@ -168,6 +183,8 @@ def test_a_disk_that_fills_up_leaves_whole_cases(tmp_path: Path, monkeypatch: py
     with pytest.raises(OSError, match="No space left"):
         results.rewrite(path, [row(case="third")])
     assert path.read_bytes() == before
+    with pytest.raises(OSError, match=r"No space left.*micro\.csv"):
+        results.write_csv([row()], tmp_path / "micro.csv")
     assert [r.case for r in read_rows(path)] == ["first"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["micro.jsonl"]
 

@@ -35,6 +35,7 @@ COMPILED = [
 ]
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize(("head_dim", "block", "kind", "dtype", "paged"), COMPILED)
 @pytest.mark.slow
 def test_compiles_without_spills(head_dim: int, block: int, kind: str, dtype: str | None, paged: bool) -> None:
@@ -135,6 +136,7 @@ def gate(lengths: Sequence[int], dtype: torch.dtype, **more: object) -> None:
 @pytest.mark.parametrize("page_size", [None, 128], ids=["contiguous", "paged"])
 @pytest.mark.parametrize("changes", SETTINGS, ids=named)
 @pytest.mark.parametrize("lengths", LENGTHS, ids=lambda x: "-".join(map(str, x)))
+@pytest.mark.slow
 def test_step(lengths: Sequence[int], changes: dict, page_size: int | None, dtype: torch.dtype) -> None:
     gate(lengths, dtype, heads=HEADS[0], page_size=page_size, **changes)
 
@@ -190,6 +192,7 @@ def spread(kind: str, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
 @pytest.mark.sanitizer
 @pytest.mark.parametrize("ratio", [0.1, 0.5])
 @pytest.mark.parametrize("kind", ["equal", "two values", "few values", "negative", "orders of magnitude", "zeros"])
+@pytest.mark.slow
 def test_ties_and_spreads(kind: str, ratio: float, dtype: torch.dtype) -> None:
     """The search ends at any bit, ties are cut across CTAs, the lower block first; positive queries give order."""
     layer, inputs = make("resa-fused", dtype, (5000, 4990), heads=ModelShape(7, 1, 128), active_ratio=ratio)

@@ -44,6 +44,7 @@ def test_step(changes: dict) -> None:
 
 
 @pytest.mark.parametrize("largest", [0, 1, 2, 6, 16], indirect=True)
+@pytest.mark.slow
 def test_clusters(largest: int) -> None:
     """From single CTAs, two to a multiprocessor, to the largest clusters."""
     gate((777, 48), FP16, heads=ModelShape(7, 1, 128))
@@ -56,6 +57,7 @@ def test_shapes(heads: ModelShape) -> None:
     gate((300, 17), FP16, heads=heads, page_size=128)
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.slow
 @pytest.mark.parametrize("ratio", [0.1])
 @pytest.mark.parametrize("kind", ["equal", "two values", "few values", "negative", "orders of magnitude", "zeros"])

@@ -56,6 +56,7 @@ def end_of(words: list[str]) -> int | str:
         signal.alarm(0)
 
 
+@pytest.mark.slow
 def test_command_lines(
     stops: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

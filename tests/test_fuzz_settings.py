@@ -46,7 +46,7 @@ def test_portable_settings(portable: None) -> None:
 @pytest.mark.parametrize("shard", range(SHARDS))
 def test_settings_of_the_kernels(shard: int) -> None:
     """On a GPU a shard's settings share the compiled kernels of one family; interpreted, each has its own."""
-    for seed in seeds("kernels", SHARDS)[shard::SHARDS]:
+    for seed in seeds("kernels", SHARDS // 2)[shard::SHARDS]:
         family = Family.draw(random.Random(seed if INTERPRET else f"family {shard}"), "kernels", DTYPES)
         if not INTERPRET and shard in FUSED:
             family = replace(family, method="resa-fused", block_size=32, page_size=None, choice={}, capacity=700)

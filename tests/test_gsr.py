@@ -245,6 +245,7 @@ def row_of(rows: list[Row], method: str, stage: str) -> Row:
 
 
 @pytest.mark.parametrize("how", ["full", "sampled"])
+@pytest.mark.slow
 def test_rows_whose_times_add_up(bench: Bench, how: str) -> None:
     case = replace(CASE, run=how, points=2)
     rows = run_case(case, [DENSE, RESA], bench)
@@ -292,6 +293,7 @@ def test_a_wrong_kernel_gets_no_time(bench: Bench, monkeypatch: pytest.MonkeyPat
     assert row_of(rows, "torch-dense", "answer").status == "ok"
 
 
+@pytest.mark.slow
 def test_what_fixes_its_length_is_not_run_in_full(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(get_method("torch-dense"), "fixes_length", True)
     [row] = run_case(CASE, [DENSE], bench)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from benches import make_bench
 pytest.importorskip("transformers", minversion="5.20")
 
 from resa_bench.integrations.transformers import client
-from resa_bench.kernels import Unsupported
+from resa_bench.kernels import StepTensors, Unsupported
 from resa_bench.suites.cli import main
 from resa_bench.suites.core.rows import Row
 from resa_bench.suites.core.spec import MethodSpec, make_spec
@@ -39,13 +40,14 @@ def specs(*names: str) -> list[MethodSpec]:
     return [make_spec(name, replace(MethodSpec(name).config, min_blocks=4, rectify_every=8)) for name in names]
 
 
-def rows_of(*names: str, **plan: Any) -> list[Row]:
-    case = DecodeCase(TINY.name, TINY, 2, 320, "fp32", "fp32", client="transformers")
+def rows_of(*names: str, dtype: str = "fp32", **plan: Any) -> list[Row]:
+    case = DecodeCase(TINY.name, TINY, 2, 320, dtype, dtype, client="transformers")
     assert case.slug.endswith("-transformers")
     measure = DecodePlan(periods=1, seconds=0.0, breakdown=False, **plan)
     return run_case(case, specs(*names), make_bench(measure))
 
 
+@pytest.mark.slow
 def test_rows_of_all_contenders() -> None:
     rows = rows_of(*METHODS)
     assert [(r.method, r.client, r.status, r.launch) for r in rows] == [
@@ -60,6 +62,7 @@ def test_rows_of_all_contenders() -> None:
     assert all(row.max_rel_error is not None and row.max_rel_error < 1e-3 for row in timed)
 
 
+@pytest.mark.slow
 def test_a_step_that_computes_something_else_is_no_row(monkeypatch: pytest.MonkeyPatch) -> None:
     made = client.sparse_contender
 
@@ -73,6 +76,27 @@ def test_a_step_that_computes_something_else_is_no_row(monkeypatch: pytest.Monke
     assert "off the engine's" in (row.reason or "")
 
 
+@pytest.mark.slow
+def test_in_16_bits_attention_is_compared_with_fp64(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There two right steps choose other blocks, so logits say little of the attention."""
+    assert rows_of("resa-torch", dtype="bf16")[-1].status == "ok"
+    made = client.SparseCache._step
+
+    def of_another_query(self: Any, own: Any, query: Any, key: Any, value: Any) -> Any:
+        observe, self.observe = self.observe, None
+        out = made(self, own, query, key, value)
+        if observe is not None:
+            observe(own.index, own.bound, StepTensors(query[:, :, 0] * 1.05, key[:, :, 0], value[:, :, 0], out[:, 0]))
+        self.observe = observe
+        return out
+
+    monkeypatch.setattr(client.SparseCache, "_step", of_another_query)
+    row = rows_of("resa-torch", dtype="bf16")[-1]
+    assert (row.status, row.client) == ("failed", "transformers")
+    assert "beyond their fp32 error budget" in (row.reason or "")
+
+
+@pytest.mark.slow
 def test_the_contenders_stand_on_the_engines_caches(monkeypatch: pytest.MonkeyPatch) -> None:
     held: list[Any] = []
     hold = client.SparseCache.hold
@@ -83,8 +107,9 @@ def test_the_contenders_stand_on_the_engines_caches(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(client.SparseCache, "hold", watched)
     rows_of("resa-torch")
-    ((cache, stores),) = held
-    assert [layer.keys.data_ptr() for layer in cache.layers] == [store.k.data_ptr() for store in stores]
+    assert held
+    for cache, stores in held:
+        assert [layer.keys.data_ptr() for layer in cache.layers] == [store.k.data_ptr() for store in stores]
 
 
 def test_four_bit_weights_and_other_options_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
@@ -131,3 +156,23 @@ def test_dense_methods_of_the_client_run_nowhere_else() -> None:
 def forget_models() -> Iterator[None]:
     yield
     client._models.clear()
+
+
+def test_a_step_on_the_way_that_overflows_fails_the_clients_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first step agrees with the engine's; the fifth has an infinite logit."""
+
+    def contenders(*arguments: Any) -> Iterator[tuple[str, Any]]:
+        for launch, make in client.contenders(*arguments):
+            contender, steps = make(), iter(range(1000))
+
+            def step(contender: Any = contender, steps: Iterator[int] = steps) -> torch.Tensor:
+                logits = contender.step()
+                return logits.masked_fill(torch.arange(TINY.vocab) == 7, float("inf")) if next(steps) == 4 else logits
+
+            yield launch, lambda contender=contender, step=step: replace(contender, step=step)
+
+    broken = SimpleNamespace(METHODS=client.METHODS, contenders=contenders)
+    monkeypatch.setattr("resa_bench.suites.decode.client.load_client", lambda name: broken)
+    rows = [row for row in rows_of("transformers-sdpa") if row.client]
+    assert {row.status for row in rows} == {"failed"}
+    assert "logits: those of 2 tokens" in str(rows[0].reason)

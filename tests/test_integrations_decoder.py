@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from benches import make_bench
+from safetensors.torch import load_file, save_file
 from transformers_models import greedy, tiny
 
 pytest.importorskip("transformers", minversion="5.20")
@@ -22,7 +25,7 @@ from resa_bench.suites.engine.case import config_of
 from resa_bench.suites.model.load import load_decoder
 from resa_bench.suites.quality.cases import QualityCase
 from resa_bench.suites.quality.run import run_case as run_quality
-from resa_bench.suites.tasks.cases import DivergenceCase
+from resa_bench.suites.tasks.kinds.divergence import DivergenceCase
 from resa_bench.suites.tasks.run import run_case as run_tasks
 from test_integrations_transformers import engine_tokens
 
@@ -83,6 +86,7 @@ def test_quality_measures_such_a_model(phi3: Path) -> None:
     assert rows[0].model == "tiny-phi"
 
 
+@pytest.mark.slow
 def test_tasks_measure_such_a_model(phi3: Path) -> None:
     case = DivergenceCase(model=str(phi3), config=config_of(str(phi3)), prompt=160, steps=16)
     rows = run_tasks(case, [make_spec("resa-torch", SparseConfig(min_blocks=2))], make_bench())
@@ -118,3 +122,32 @@ def test_without_transformers_the_family_is_refused_with_the_command(
 def test_four_bit_weights_are_refused(phi3: Path) -> None:
     with pytest.raises(ValueError, match="no 4-bit weights"):
         load_decoder(str(phi3), dtype=torch.float32, device=CPU, weight_dtype="int4")
+
+
+def cut(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def without_a_tensor(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    save_file({name: x for name, x in load_file(path).items() if "layers.1.mlp" not in name}, path)
+
+
+def of_another_size(folder: Path) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"intermediate_size": 48}))
+
+
+def of_another_family(folder: Path) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": "gpt2"}))
+
+
+@pytest.mark.parametrize("damage", [cut, without_a_tensor, of_another_size, of_another_family])
+def test_files_that_are_not_all_of_the_model_are_refused(phi3: Path, damage: Callable[[Path], None]) -> None:
+    """transformers draws weights that it does not find at random."""
+    damage(phi3)
+    with pytest.raises(ValueError, match=r"^/.*(lack \d+ of the model's weights|transformers cannot load it)") as stop:
+        load_decoder(str(phi3), **FP32)
+    assert "\n" not in str(stop.value)

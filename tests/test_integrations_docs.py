@@ -62,7 +62,7 @@ def test_the_commands_are_planned(command: str, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="pip install 'resa-bench[lm-eval]'")
 def test_the_harness_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("accelerate", reason="pip install 'resa-bench[lm-eval]'")
-    from resa_bench.integrations.lm_eval.__main__ import main as harness
+    from resa_bench.integrations.lm_eval.__main__ import lm_eval as harness
 
     (command,) = [c for c in COMMANDS if "integrations.lm_eval" in c]
     monkeypatch.setattr(sys, "argv", ["lm_eval", *shlex.split(command)[3:], "--device", "cpu"])

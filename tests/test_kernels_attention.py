@@ -132,6 +132,7 @@ def run_edge(edge: Edge, dtype: torch.dtype, seed: int = 0) -> None:
 
 @pytest.mark.sanitizer
 @pytest.mark.parametrize("edge", EDGES.values(), ids=EDGES)
+@pytest.mark.slow
 def test_sparse_edges(edge: Edge, dtype: torch.dtype) -> None:
     run_edge(edge, dtype)
 
@@ -211,6 +212,7 @@ def test_sparse_counts_change_in_place() -> None:
         run_sparse(q, cache, lists, counts, block_size=16, splits=3)
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.sanitizer
 @pytest.mark.parametrize("rows", ["kv-heads", "q-heads", "one"])
 @pytest.mark.slow
@@ -287,6 +289,7 @@ DENSE = {
 
 @pytest.mark.sanitizer
 @pytest.mark.parametrize("edge", DENSE.values(), ids=DENSE)
+@pytest.mark.slow
 def test_dense_edges(edge: dict, dtype: torch.dtype) -> None:
     edge = dict(kv_heads=2, group=2, dim=64, splits=2, layout="contiguous", capacity=None) | edge
     cache = make_cache(
@@ -308,6 +311,7 @@ def test_dense_edges(edge: dict, dtype: torch.dtype) -> None:
     dtype=st.sampled_from(DTYPES),
     seed=st.integers(0, 100),
 )
+@pytest.mark.slow
 def test_dense_anything(
     lengths: list[int],
     tokens: int,
@@ -384,6 +388,7 @@ def test_merge(splits: int, dim: int, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.sanitizer
+@pytest.mark.slow
 def test_merge_many_rows() -> None:
     parts, lse = random(513, 3, 16, dtype=torch.float32, seed=1), random(513, 3, dtype=torch.float32, seed=2)
     check_merge(parts, lse, DTYPES[0])

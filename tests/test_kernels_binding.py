@@ -57,6 +57,7 @@ WRONG: dict[str, tuple[Callable[[Tensor], Any], type[Exception], str]] = {
 @pytest.mark.parametrize("wrong", WRONG)
 @pytest.mark.parametrize("name", ["q", "k", "v", "out"])
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.slow
 def test_bad_steps(method: str, name: str, wrong: str) -> None:
     change, error, message = WRONG[wrong]
     layer, step = layer_of(method), empty_step(SHAPE, DTYPE)
@@ -70,6 +71,7 @@ def test_bad_steps(method: str, name: str, wrong: str) -> None:
 @pytest.mark.parametrize("wrong", WRONG)
 @pytest.mark.parametrize("name", ["q", "k", "v", "out"])
 @pytest.mark.parametrize("method", RECTIFIES)
+@pytest.mark.slow
 def test_bad_chunks(method: str, name: str, wrong: str) -> None:
     change, error, message = WRONG[wrong]
     layer, chunk = layer_of(method), empty_chunk(SHAPE, 4, DTYPE)
@@ -216,6 +218,7 @@ def test_the_fused_steps_strides_are_of_64_bits() -> None:
 
 @pytest.mark.parametrize("wrong", WRONG)
 @pytest.mark.parametrize("name", ["q", "k", "v", "out"])
+@pytest.mark.slow
 def test_bad_windows(name: str, wrong: str) -> None:
     """A step of several tokens, of a method that repairs."""
     import resa_bench.baselines  # noqa: F401  (registers it)

@@ -126,6 +126,7 @@ def test_a_method_refuses_an_unknown_kernel() -> None:
 @pytest.mark.sanitizer
 @pytest.mark.parametrize("lengths", [(101, 38), (128, 3)], ids=["ragged", "fewer-than-the-chunk"])
 @pytest.mark.parametrize("kernel", ["triton", "torch", "flash-attn-2", "flash-attn-3"])
+@pytest.mark.slow
 def test_each_kernel_rectifies(kernel: str, lengths: tuple[int, int], dtype: torch.dtype) -> None:
     case = Case("tiny", ModelShape(6, 2, 64), 2, max(lengths), dtype_name(dtype), "clustered")
     inputs = make_inputs(case, DEVICE, TOKENS)
@@ -169,6 +170,7 @@ def test_a_librarys_own_result_is_found(monkeypatch: pytest.MonkeyPatch) -> None
     assert torch.equal(*results)
 
 
+@pytest.mark.slow
 def test_layers_share_one_kernel_and_chunks_of_two_lengths_its_scratch() -> None:
     """Results of interleaved layers and chunk lengths are those of layers alone."""
     lengths, tokens = (101, 38), (TOKENS, 2)
@@ -201,6 +203,7 @@ def test_layers_share_one_kernel_and_chunks_of_two_lengths_its_scratch() -> None
 @pytest.mark.parametrize(
     "name", ["resa", "resa-torch", "quest", "sparse", "sink-window", "triton-dense", "torch-dense"]
 )
+@pytest.mark.slow
 def test_overwrite_leaves_what_rectification_would(name: str, kind: str, lengths: tuple[int, int]) -> None:
     """K, V and summaries are those of the new tokens; the output is not touched."""
     reason = get_method(name).unavailable(SHAPE, DTYPE, DEVICE)

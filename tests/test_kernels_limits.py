@@ -78,6 +78,7 @@ def huge_cache(layout: str) -> tuple[KVCache, int]:
 
 @pytest.mark.skipif(not INTERPRET, reason="on a GPU, test_a_cache_over_2_to_31_elements fills one")
 @pytest.mark.parametrize("layout", ["heads", "tokens", "pages"])
+@pytest.mark.slow
 def test_offsets_over_2_to_31(layout: str) -> None:
     """The last block of an all but untouched cache: written, summarised, scored, attended to."""
     cache, length = huge_cache(layout)
@@ -165,9 +166,11 @@ ON_KERNELS = ("resa", "resa-fused", "sparse", "triton-dense", "quest", "retro", 
 NO_ROOM = {"one": 65, "more": 1000, "int32": 2**31 - 1}
 
 
+@pytest.mark.thinned(5)
 @pytest.mark.parametrize("layout", ["contiguous", "paged"])
 @pytest.mark.parametrize("over", NO_ROOM.values(), ids=NO_ROOM)
 @pytest.mark.parametrize("method", ON_KERNELS)
+@pytest.mark.slow
 def test_a_token_past_the_capacity_is_not_written(method: str, over: int, layout: str) -> None:
     """Other sequences are as they were and get the output they would; the one without room gets NaN."""
     import resa_bench.baselines  # noqa: F401  registers the rivals
@@ -199,6 +202,7 @@ def test_a_token_past_the_capacity_is_not_written(method: str, over: int, layout
 
 @pytest.mark.parametrize("length", [0, -1, -50, -(2**31)])
 @pytest.mark.parametrize("method", ON_KERNELS)
+@pytest.mark.slow
 def test_lengths_below_one(method: str, length: int) -> None:
     """Nothing to attend to and no place for the token: nothing is written, and the output is zero."""
     import resa_bench.baselines  # noqa: F401
@@ -216,6 +220,7 @@ def test_lengths_below_one(method: str, length: int) -> None:
 
 @pytest.mark.parametrize("tokens", [1, 4, 20])
 @pytest.mark.parametrize("layout", ["contiguous", "token-major", "paged"])
+@pytest.mark.slow
 def test_several_tokens_of_which_some_have_room(tokens: int, layout: str) -> None:
     cache = filled([66, 30], layout)
     new = random(2, 2, tokens, 2, 64, dtype=DTYPES[0], seed=4)
@@ -235,6 +240,7 @@ def test_several_tokens_of_which_some_have_room(tokens: int, layout: str) -> Non
 
 @pytest.mark.parametrize("page", [-1, 4, 2**31 - 1, -(2**31)])
 @pytest.mark.parametrize("method", ["resa", "resa-fused", "triton-dense", "retro"])
+@pytest.mark.slow
 def test_a_bad_page_is_not_written(method: str, page: int) -> None:
     """The table's entry for the newest token is no page of the cache."""
     import resa_bench.baselines  # noqa: F401
@@ -281,6 +287,7 @@ def test_plain_torch_names_the_sequence_without_room(method: str, length: int) -
 
 
 @pytest.mark.parametrize("method", ON_KERNELS)
+@pytest.mark.slow
 def test_nan_in_is_nan_out(method: str) -> None:
     """A row whose logits are NaN is no row that saw nothing: zeros would pass for an output."""
     import resa_bench.baselines  # noqa: F401

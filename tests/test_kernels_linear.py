@@ -41,6 +41,7 @@ def test_small_linear(rows: int, total: int, depth: int, fused: str, dtype: torc
     ("rows", "total", "depth", "group"),
     [(1, 64, 1024, 128), (3, 50, 320, 32), (8, 32, 192, 64), (16, 90, 384, 128), (5, 20, 768, 256)],
 )
+@pytest.mark.slow
 def test_int4_small_linear(rows: int, total: int, depth: int, group: int, fused: str, dtype: torch.dtype) -> None:
     case = make_linear(rows, total, depth, dtype, group=group, fused=fused)
     out = case.poisoned()
@@ -60,6 +61,7 @@ ROUTES = {
 @pytest.mark.parametrize("fused", ["", "bias"], ids=lambda f: f or "plain")
 @pytest.mark.parametrize(("total", "depth", "group"), [(64, 512, 128), (50, 320, 32), (130, 192, 64)])
 @pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.slow
 def test_int4_linear(
     route: str, total: int, depth: int, group: int, fused: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -69,9 +69,11 @@ METHODS = SPARSE | DENSE
 RAGGED = {"ragged": (101, 38), "one-token": (1, 17), "whole-blocks": (96, 64)}
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.sanitizer
 @pytest.mark.parametrize("lengths", RAGGED.values(), ids=RAGGED)
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+@pytest.mark.slow
 def test_step(method: tuple[str, dict], lengths: Sequence[int]) -> None:
     """The output is attention over the blocks it says it read, and those are the best of its scores."""
     layer, inputs = make(method[0], DTYPES[-1], lengths, **method[1])
@@ -82,12 +84,14 @@ def test_step(method: tuple[str, dict], lengths: Sequence[int]) -> None:
 @pytest.mark.parametrize("method", [METHODS[n] for n in ("resa", "quest-per-head", "triton-dense")], ids=lambda m: m[0])
 @pytest.mark.parametrize("heads", [ModelShape(2, 2, 128), ModelShape(14, 2, 64)], ids=["g1-d128", "g7-d64"])
 @pytest.mark.parametrize("page_size", [None, 64], ids=["contiguous", "paged"])
+@pytest.mark.slow
 def test_step_of_other_shapes(method: tuple[str, dict], heads: ModelShape, page_size: int | None) -> None:
     layer, inputs = make(method[0], DTYPES[0], (70, 33), heads=heads, page_size=page_size, **method[1])
     check_step(layer, inputs, written(layer, inputs))
 
 
 @pytest.mark.parametrize("name", ["resa", "resa-torch", "sink-window", "oracle", "triton-dense", "torch-dense"])
+@pytest.mark.slow
 def test_sequences_without_a_token(name: str) -> None:
     """Idle slots of a batch have length 0: zeros out, and the neighbours are right."""
     layer, inputs = make(name, DTYPES[-1], (0, 38))
@@ -98,6 +102,7 @@ def test_sequences_without_a_token(name: str) -> None:
 
 
 @pytest.mark.parametrize("method", SPARSE.values(), ids=SPARSE)
+@pytest.mark.slow
 def test_selection_is_of_the_right_size(method: tuple[str, dict]) -> None:
     layer, inputs = make(method[0], DTYPES[-1], **method[1])
     run(layer, inputs.step)
@@ -126,6 +131,7 @@ def test_selecting_everything_is_dense(method: tuple[str, dict], dtype: torch.dt
 
 @pytest.mark.parametrize("kind", ["minmax", "meanstd"])
 @pytest.mark.parametrize("policy", ["group-mean", "group-sum", "per-head", "all-heads"])
+@pytest.mark.slow
 def test_triton_and_torch_select_the_same_blocks(policy: str, kind: str) -> None:
     """On small integers every score is exact (groups of 2, blocks of 8 tokens), so ties must agree too."""
     config = replace(CONFIG, block_size=8, gqa_policy=policy, summary_kind=kind)
@@ -199,6 +205,7 @@ def test_rectify_of_more_tokens_than_there_are(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("name", ["resa", "resa-torch"])
 @pytest.mark.parametrize("kind", ["minmax", "meanstd"])
+@pytest.mark.slow
 def test_rectification_leaves_what_dense_decoding_would(name: str, kind: str) -> None:
     """Sparse steps write approximate K/V (here: large ones, so that every maximum grows), rectification the right ones.
 
@@ -239,6 +246,7 @@ def test_rectification_leaves_what_dense_decoding_would(name: str, kind: str) ->
 
 
 @pytest.mark.parametrize("name", ["resa", "resa-torch"])
+@pytest.mark.slow
 def test_steps_keep_summaries_right(name: str) -> None:
     """Decoding across block borders leaves the summaries that building them anew would give."""
     dtype = DTYPES[-1]
@@ -284,6 +292,7 @@ def test_counts_of_another_selector_are_read(monkeypatch: pytest.MonkeyPatch) ->
         compare("two blocks", step.out[b], exact, step.out.dtype)
 
 
+@pytest.mark.slow
 def test_layers_share_work_space() -> None:
     """Two layers of one method use the same buffers, one after the other."""
     dtype = DTYPES[-1]

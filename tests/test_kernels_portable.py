@@ -74,6 +74,7 @@ def checked(layer: Layer, step: StepTensors) -> None:
     check_step(layer, inputs, dense_exact(inputs))
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 @pytest.mark.slow
 def test_the_same_lists_as_the_kernels(method: tuple[str, dict], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,6 +216,7 @@ def test_layers_share_work_space_and_lengths(name: str) -> None:
 @pytest.mark.parametrize("kept_in", [None, "fp8"], ids=["", "fp8"])
 @pytest.mark.parametrize("kind", ["minmax", "meanstd"])
 @pytest.mark.parametrize("tokens", [None, 1, 20, 200], ids=lambda t: f"last-{t}")
+@pytest.mark.slow
 def test_refreshing_touches_the_blocks_of_the_last_tokens(tokens: int | None, kind: str, kept_in: str | None) -> None:
     lengths = (101, 64, 0)
     cache = make_cache(lengths, dtype=DTYPE, capacity=128)

@@ -55,6 +55,7 @@ def check_scores(cache: KVCache, q: Tensor, config: SparseConfig) -> None:
 @pytest.mark.parametrize("policy", GQA_POLICIES)
 @pytest.mark.parametrize("kind", SUMMARY_KINDS)
 @pytest.mark.parametrize("kept_in", [None, "fp8"], ids=["", "fp8"])
+@pytest.mark.slow
 def test_policies(policy: str, kind: str, kept_in: str | None, dtype: torch.dtype) -> None:
     cache = make_cache([101, 1, 32, 0], dtype=dtype, capacity=120)
     q = random(4, 14, 64, dtype=dtype, seed=1)
@@ -64,15 +65,18 @@ def test_policies(policy: str, kind: str, kept_in: str | None, dtype: torch.dtyp
 @pytest.mark.sanitizer
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(("group", "dim"), [(1, 64), (7, 128)], ids=["g1-d64", "g7-d128"])
+@pytest.mark.slow
 def test_shapes(layout: str, group: int, dim: int, dtype: torch.dtype) -> None:
     cache = make_cache([90, 17], dim=dim, dtype=dtype, layout=layout)
     check_scores(cache, random(2, 2 * group, dim, dtype=dtype, seed=2), SparseConfig())
 
 
+@pytest.mark.thinned(5)
 @pytest.mark.sanitizer
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("policy", GQA_POLICIES)
 @pytest.mark.parametrize("kind", [*SUMMARY_KINDS, "minmax-fp8"])
+@pytest.mark.slow
 def test_append_while_scoring(layout: str, policy: str, kind: str, dtype: torch.dtype) -> None:
     """As `write_tokens` before scoring: the same cache, summaries and scores, of empty sequences too."""
     config = SparseConfig(gqa_policy=policy, **summary_settings(kind))
@@ -106,6 +110,7 @@ def test_append_needs_a_local_block() -> None:
 
 
 @pytest.mark.parametrize("kind", SUMMARY_KINDS)
+@pytest.mark.slow
 def test_lists_differ_from_exact_ones_inside_the_error_band_only(kind: str, dtype: torch.dtype) -> None:
     """Selection is exact on fp32 scores: a block that fp64 would not take lies within two budgets of the n-th best.
 
@@ -134,6 +139,7 @@ def test_blocks_that_are_always_taken(local_blocks: int, pinned_blocks: int) -> 
     check_scores(cache, random(2, 4, 64, dtype=DTYPES[0], seed=3), config)
 
 
+@pytest.mark.slow
 def test_more_blocks_than_a_tile() -> None:
     """Each program scores a tile of blocks: the last one of a long sequence, none of a short one."""
     cache = make_cache([600, 8, 520], kv_heads=1, dim=16, dtype=DTYPES[0])
@@ -145,6 +151,7 @@ def test_queries_may_be_strided(dtype: torch.dtype) -> None:
     check_scores(cache, random(2, 9, 64, dtype=dtype, seed=5)[:, 2:6], SparseConfig())
 
 
+@pytest.mark.slow
 def test_lengths_change_in_place(dtype: torch.dtype) -> None:
     cache = make_cache([90, 17], dtype=dtype)
     q = random(2, 4, 64, dtype=dtype, seed=6)
@@ -188,6 +195,7 @@ def test_the_reference_is_the_papers_sum() -> None:
     layout=st.sampled_from(LAYOUTS),
     dtype=st.sampled_from(DTYPES),
 )
+@pytest.mark.slow
 def test_anything(
     lengths: list[int],
     kv_heads: int,

@@ -91,6 +91,7 @@ def check_selection(scores: Tensor, cache: KVCache, config: SparseConfig, *, spa
 
 @pytest.mark.sanitizer
 @pytest.mark.parametrize("n", [1, 5, 33, 1000], ids=lambda n: f"n{n}")
+@pytest.mark.slow
 def test_adversarial_scores(n: int) -> None:
     """All patterns as rows of one launch; sequences of no block, one block, n and n + 1 blocks and full."""
     capacity = 100
@@ -101,7 +102,9 @@ def test_adversarial_scores(n: int) -> None:
     check_selection(scores, length_cache(lengths, capacity), config, spare=3)
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.slow
 def test_long_rows(pattern: str) -> None:
     """Rows longer than one scan, and not a power of two."""
     generator = torch.Generator().manual_seed(0)
@@ -110,19 +113,22 @@ def test_long_rows(pattern: str) -> None:
 
 
 @pytest.mark.sanitizer
-@pytest.mark.parametrize("bits", [1, 2])
-def test_bits_of_a_pass(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.thinned(2)
+@pytest.mark.parametrize(("bits", "ratio"), [(1, 0.01), (1, 0.4), (2, 0.4), (2, 0.01)])
+@pytest.mark.slow
+def test_bits_of_a_pass(bits: int, ratio: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """One or two bits of the threshold in a pass, few and many blocks kept of all patterns."""
     monkeypatch.setattr(selection, "BITS", bits)
     generator = torch.Generator().manual_seed(2)
     scores = torch.stack([draw(700, generator) for draw in PATTERNS.values()])[None]
-    for ratio in (0.01, 0.4):
-        config = SparseConfig(block_size=8, active_ratio=ratio, min_blocks=1)
-        check_selection(scores, length_cache([700], 700), config)
+    config = SparseConfig(block_size=8, active_ratio=ratio, min_blocks=1)
+    check_selection(scores, length_cache([700], 700), config)
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("bits", [1, 2])
 @pytest.mark.parametrize("spread", [0, 1, 2, 15, 16, 17, 24, 30])
+@pytest.mark.slow
 def test_ranges_of_keys(spread: int, bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keys up to 2^spread apart, and that plus one: one or both halves of their bits are searched, ties cut or not."""
     monkeypatch.setattr(selection, "BITS", bits)
@@ -140,7 +146,9 @@ def test_ranges_of_keys(spread: int, bits: int, monkeypatch: pytest.MonkeyPatch)
         check_selection(scores, length_cache([90], 90), SparseConfig(block_size=8, active_ratio=0.001, min_blocks=n))
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("width", [32, 128, 512, 1024, 2048, 8192, 16384])
+@pytest.mark.slow
 def test_widths(width: int) -> None:
     """Every number of programs and warps; shorter sequences leave programs without blocks."""
     generator = torch.Generator().manual_seed(width)
@@ -152,7 +160,9 @@ def test_widths(width: int) -> None:
     check_selection(scores, length_cache(lengths, width), config, spare=1)
 
 
-@pytest.mark.parametrize("pattern", ["normal", "ties", "one-worst"])
+@pytest.mark.thinned(3)
+@pytest.mark.parametrize("pattern", ["one-worst", "normal", "ties"])
+@pytest.mark.slow
 def test_longest_row(pattern: str) -> None:
     """As many blocks as are allowed: counts near 2^15 must not run over into each other."""
     scores = PATTERNS[pattern](32768, torch.Generator().manual_seed(1))[None, None]
@@ -160,6 +170,7 @@ def test_longest_row(pattern: str) -> None:
 
 
 @pytest.mark.parametrize("ratio", [0.1, 0.15, 0.3, 0.55, 0.7, 1.0])
+@pytest.mark.slow
 def test_ceilings_are_exact(ratio: float) -> None:
     """n = ceil(r M) in exact arithmetic, on host and device: 0.15 of 100 is 15 (in 32-bit floats 16)."""
     lengths = [1, 2, 7, 10, 19, 20, 21, 40, 60, 99, 100]
@@ -194,6 +205,7 @@ def test_local_blocks_are_taken_first() -> None:
     assert lists.tolist() == [[[0, 1, 18, 19]] * 2]
 
 
+@pytest.mark.slow
 def test_lengths_change_in_place() -> None:
     cache = length_cache([50, 50], 50)
     scores = torch.randn(2, 3, 50, generator=torch.Generator().manual_seed(3))
@@ -222,6 +234,7 @@ SPECIAL = (0.0, -0.0, INF, -INF, LARGEST, -LARGEST, DENORMAL, -DENORMAL, 1.0, -1
 
 
 @given(data=st.data())
+@pytest.mark.slow
 def test_anything(data: st.DataObject) -> None:
     capacity = data.draw(st.integers(1, 70), label="capacity")
     lengths = data.draw(st.lists(st.integers(0, capacity), min_size=1, max_size=3), label="lengths")

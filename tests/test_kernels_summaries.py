@@ -51,6 +51,7 @@ def write(cache: KVCache, summaries: Summaries | None, tokens: int, *, seed: int
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("kind", SUMMARY_KINDS)
 @in_dtypes
+@pytest.mark.slow
 def test_build(lengths: list[int], layout: str, kind: str, kept_in: str | None, dtype: torch.dtype) -> None:
     cache = make_cache(lengths, dtype=dtype, layout=layout)
     summaries = poisoned_summaries(cache, 16, kind, kept_in)
@@ -66,6 +67,7 @@ def test_build(lengths: list[int], layout: str, kind: str, kept_in: str | None, 
 @pytest.mark.parametrize("kind", SUMMARY_KINDS)
 @in_dtypes
 @pytest.mark.parametrize("tokens", [1, 18])
+@pytest.mark.slow
 def test_write(lengths: list[int], layout: str, kind: str, kept_in: str | None, tokens: int) -> None:
     cache = make_cache(lengths, capacity=70, dtype=DTYPES[0], layout=layout)
     summaries = poisoned_summaries(cache, 16, kind, kept_in)
@@ -149,6 +151,7 @@ def test_new_tokens_may_be_strided(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("kind", SUMMARY_KINDS)
 @in_dtypes
 @pytest.mark.parametrize("tokens", [1, 18, 64])
+@pytest.mark.slow
 def test_refresh(layout: str, kind: str, kept_in: str | None, tokens: int) -> None:
     cache = make_cache([37, 1, 64, 0], dtype=DTYPES[0], layout=layout)
     summaries = poisoned_summaries(cache, 16, kind, kept_in)

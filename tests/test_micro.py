@@ -110,6 +110,15 @@ def test_bytes_and_floors_of_a_dense_step(bench: Bench) -> None:
     assert row.gbps == pytest.approx(row.bytes / row.median_us / 1e3, rel=1e-4)
 
 
+def test_a_period_longer_than_the_context_is_skipped(bench: Bench) -> None:
+    """A chunk cut to the context is no f-th of a rectification of f tokens."""
+    rows = run_case(TINY, [DENSE_SPEC, MethodSpec("resa-torch", replace(SPARSE, rectify_every=257))], bench)
+    of_resa = [row for row in rows if row.method == "resa-torch"]
+    assert {(row.status, row.reason) for row in of_resa} == {
+        ("skipped", "rectify_every: 257 tokens do not fit a context of 256"),
+    }  # fmt: skip
+
+
 def test_amortised_row_adds_a_share_of_rectification(bench: Bench) -> None:
     rows = run_case(TINY, [MethodSpec("resa-torch", replace(SPARSE, rectify_every=8))], bench)
     total, rectify, both = (

@@ -136,6 +136,7 @@ def outcome(load: Callable[[], object]) -> str:
     return text
 
 
+@pytest.mark.slow
 def test_malformed_folders(good: Path, tmp_path: Path) -> None:
     outcomes = []
     drawn = seeds("files", 90)

@@ -14,6 +14,10 @@ from resa_bench.suites.model.chat_template import render_template
 from resa_bench.suites.model.line_server import LineProcess
 from resa_bench.suites.model.tokenizer import Tokenizer, folder_tokenizer
 
+ADDED = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+ADDED_ALONE = json.dumps({
+    "added_tokens": [ADDED | {"id": 0, "content": "<s>"}], "model": {"type": "BPE", "vocab": {}, "merges": []},
+})  # fmt: skip
 EACH = "{% for m in messages %}{{ m.content }}{% endfor %}"
 TEMPLATES = {
     "generation-tag": "{% for m in messages %}{% if m.role=='assistant' %}{% generation %}{{ m.content }}"
@@ -135,6 +139,7 @@ def test_older_files_name_their_special_tokens_apart(tmp_path: Path) -> None:
         ("config.json", '{"eos_token_id": -5}', "eos_token_id is -5, expected"),
         ("generation_config.json", '{"eos_token_id": "x"}', "eos_token_id is 'x', expected"),
         ("tokenizer.json", '{"model": {"type": "Zzz"}}', "tokenizer.json cannot be read"),
+        ("tokenizer.json", ADDED_ALONE, "no tokens but those that were added"),
     ],
 )
 def test_malformed_files_are_told(tmp_path: Path, name: str, value: str, message: str) -> None:

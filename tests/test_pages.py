@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from resa_bench.plots.pages import drawn
-from resa_bench.plots.pages.__main__ import main
+from resa_bench.plots.pages.__main__ import docs
 from resa_bench.plots.pages.marks import Places, differing, fill
 from resa_bench.plots.pages.numbers import PlaceError, Sources, fitting, frame_of, write
 from resa_bench.plots.pages.pages import check_pages, fill_pages, pages, read_places
@@ -139,11 +139,11 @@ def test_a_table(root: Path) -> None:
 
 
 def test_filling_in_and_checking(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--check", "--root", str(root)]) == 1
+    assert docs(["--check", "--root", str(root)]) == 1
     assert "value resa: the page has '', the rows give '2.00x'" in capsys.readouterr().err
-    assert main(["--root", str(root)]) == 0
+    assert docs(["--root", str(root)]) == 0
     assert (root / "README.md").read_text() == "It is <!-- value resa -->2.00x<!-- / --> as fast.\n"
-    assert main(["--check", "--root", str(root)]) == 0
+    assert docs(["--check", "--root", str(root)]) == 0
 
 
 def test_a_new_row_shows(root: Path) -> None:
@@ -158,7 +158,7 @@ def test_places_that_are_not_there_are_all_named(root: Path) -> None:
         fill_pages(read_places(root))
     assert "has no [value.nothing]" in str(error.value)
     assert "graph x: unknown kind; known are value, table, figure" in str(error.value)
-    assert main(["--check", "--root", str(root)]) == 2
+    assert docs(["--check", "--root", str(root)]) == 2
 
 
 def test_differing_shows_both_texts(root: Path) -> None:
@@ -271,6 +271,7 @@ def own() -> Places:
     return read_places(ROOT)
 
 
+@pytest.mark.slow
 def test_our_pages_say_what_the_rows_say(own: Places) -> None:
     """`nox -s docs` mends this."""
     assert check_pages(own) == []

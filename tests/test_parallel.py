@@ -30,6 +30,7 @@ from resa_bench.suites.model.config import MODELS as PRESETS
 from resa_bench.suites.model.parallel.shard import Shard, check_groups
 
 WORLDS = (2, 4)
+starts_ranks = pytest.mark.xdist_group("ranks")  # else each of pytest's processes starts them all
 
 
 @cache
@@ -42,6 +43,7 @@ def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return decode_by(request.param, tmp_path_factory.mktemp("ranks"))
 
 
+@starts_ranks
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_ranks_decode_what_one_process_does(ranks: list[dict[str, Decoded]], name: str) -> None:
@@ -52,6 +54,7 @@ def test_ranks_decode_what_one_process_does(ranks: list[dict[str, Decoded]], nam
         assert torch.equal(rank[name].tokens, expected.tokens)
 
 
+@starts_ranks
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_keys_and_lists_of_a_rank_are_those_of_its_heads(ranks: list[dict[str, Decoded]], name: str) -> None:
@@ -201,6 +204,7 @@ def test_maths_share_problems_unless_they_are_to_share_the_model(monkeypatch: py
         assert case.config.name == case.setting.model == name
 
 
+@pytest.mark.slow
 def test_rows_of_a_simulated_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its own model in all tables; the exchange, as modelled, on top of what was measured."""
     whole = small("tiny")

@@ -22,7 +22,7 @@ from resa_bench.suites.core.results import read_rows
 from resa_bench.suites.core.runner import run_cases
 from resa_bench.suites.core.worker import Settings
 from rich.console import Console
-from test_runner import CASES, CPU, SPECS, A, row_of
+from runner_cases import CASES, CPU, SPECS, A, row_of
 
 TWO = Ranks(0, 2, 0)
 

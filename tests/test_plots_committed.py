@@ -52,6 +52,7 @@ def drawn(file: str, name: str) -> Figure:
 
 
 @pytest.mark.parametrize(("file", "name"), DRAWN, ids=[name for _, name in DRAWN])
+@pytest.mark.slow
 def test_what_holds_for_every_figure(file: str, name: str) -> None:
     fig = drawn(file, name)
     with paper():
@@ -100,6 +101,7 @@ def test_the_hero_shows_the_fastest_beside_resa_the_best_dense_and_their_floors(
 
 
 @pytest.mark.parametrize("name", ["decode-tokens", "decode-stages"])
+@pytest.mark.slow
 def test_the_same_rows_give_the_same_bytes_and_no_date_or_version(name: str, tmp_path: Path) -> None:
     files = []
     for folder in ("once", "again"):

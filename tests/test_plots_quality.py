@@ -6,8 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from figure_parts import labels, readable, texts
+from figure_parts import labels, points, readable, texts
 from matplotlib.figure import Figure
 from resa_bench import baselines  # noqa: F401  (registers the rivals)
 from resa_bench.plots.data import NotDrawn
@@ -15,6 +16,7 @@ from resa_bench.plots.decode_data import decode_sets
 from resa_bench.plots.figures import draw_all
 from resa_bench.plots.quality_curves import _chosen, quality_drift, quality_recall
 from resa_bench.plots.quality_data import QualitySet, plain, quality_sets
+from resa_bench.plots.quality_memory import quality_memory
 from resa_bench.plots.quality_speed import Point, SpeedSet, front, pair, quality_speed, speed_errors
 from resa_bench.plots.ranking import quality_methods
 from resa_bench.plots.style import names_of, paper
@@ -147,7 +149,7 @@ def test_the_level_is_grey_and_other_looks_are_their_methods(figures: QualitySet
 def test_recall_has_one_line_a_method(figures: QualitySet) -> None:
     with paper():
         (ax,) = quality_recall(figures).axes
-    drawn = {tuple(round(float(y), 3) for y in line.get_ydata()) for line in ax.lines}  # type: ignore[arg-type]
+    drawn = {tuple(round(y, 3) for _, y in points(line)) for line in ax.lines}
     means = {kl: tuple(round(0.9 - kl - 0.1 * layer + 0.015, 3) for layer in range(3)) for _, _, kl in METHODS}
     assert drawn == {means[kl] for kl in (0.12, 0.11, 0.01)}  # of ReSA and Quest the usual variant
     (band,) = ax.collections
@@ -181,7 +183,7 @@ def test_points_are_paired_by_settings(figures: QualitySet, decode_rows: list[Ro
     assert stairs.get_drawstyle() == "steps-pre"  # up to a point's speed its KL is what can be had
     assert list(stairs.get_xdata())[1:] == [100.0, 170.0, 180.0, 190.0, 200.0]  # type: ignore[arg-type]
     assert list(stairs.get_ydata())[1:] == pytest.approx([0.0, 0.11, 0.12, 0.14, 0.15])  # type: ignore[arg-type]
-    bars = [path.vertices for box in ax.collections for path in box.get_paths()]  # type: ignore[attr-defined]
+    bars = [np.asarray(path.vertices) for box in ax.collections for path in box.get_paths()]  # type: ignore[attr-defined]
     error = 0.01 / 3**0.5  # of stretches at -0.01, 0 and 0.01 around the mean
     heights = sorted({round(float(ends[1][1] - ends[0][1]), 5) for ends in bars})
     assert heights == [0.0, round(2 * error, 5)]
@@ -222,6 +224,19 @@ def listed(fig: Figure) -> list[str]:
     return [t.get_text().split("  ")[1] for t in fig.axes[0].texts if "  " in t.get_text()]
 
 
+def test_memory_is_an_axis_where_rows_say_what_fits(figures: QualitySet, decode_rows: list[Row]) -> None:
+    (decode,) = decode_sets(decode_rows)
+    with pytest.raises(NotDrawn, match=r"0 of its decode rows say how large a batch fits"):
+        quality_memory(SpeedSet(figures, decode))
+    (sized,) = decode_sets([replace(row, largest_batch=8 + i) for i, row in enumerate(decode_rows)])
+    with paper():
+        (ax,) = quality_memory(SpeedSet(figures, sized)).axes
+    places: list[Any] = [line.get_xdata() for line in ax.lines]
+    drawn = sorted(float(xs[0]) for xs in places if len(xs) == 1)
+    assert drawn == [8, 10, 11, 12, 13]
+    assert ax.get_xscale() == "log"
+
+
 def test_errors_of_speed_are_those_of_the_mean(decode_rows: list[Row]) -> None:
     row = replace(decode_rows[0], mean_us=10_000.0, tokens_per_s=100.0, ci_low_us=8_000.0, ci_high_us=12_500.0)
     assert speed_errors(row) == pytest.approx((20.0, 25.0))
@@ -248,7 +263,7 @@ def test_a_ratio_that_the_least_number_of_blocks_overrules_is_no_pair(
     quality_rows: list[Row], decode_rows: list[Row]
 ) -> None:
     """At 4K 64 blocks of 16 tokens are far more than a tenth; at 256K they are not."""
-    short = [replace(r, min_blocks=64) if r.rectify_every == 32 else r for r in quality_rows]
+    short = [replace(r, min_blocks=64) if r.rectify_every == 32 else r for r in quality_rows]  # type: ignore[call-arg]
     (figures,), (decode,) = quality_sets(short), decode_sets(decode_rows)
     periods = [p.row.rectify_every for p in pair(figures, decode)[2]]
     assert 128 in periods
@@ -285,6 +300,7 @@ def test_all_methods_side_by_side(figures: QualitySet) -> None:
         quality_methods(QualitySet("small", "case", "CPU", [r for r in figures.rows if r.method == "sparse"]))
 
 
+@pytest.mark.slow
 def test_files_of_both_suites_bring_all_figures(
     quality_rows: list[Row], decode_rows: list[Row], tmp_path: Path
 ) -> None:

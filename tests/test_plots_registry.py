@@ -79,7 +79,7 @@ def test_figures_and_suites_of_ones_own_are_drawn(tmp_path: Path, monkeypatch: p
 def test_a_name_is_taken_once() -> None:
     assert "speedup" in figures_of("micro")
     with pytest.raises(ValueError, match="'speedup' is there already"):
-        figure("speedup", suite="micro")(lambda _: None)  # type: ignore[arg-type, return-value]
+        figure("speedup", suite="micro")(lambda _: None)  # type: ignore[type-var]
     with pytest.raises(ValueError, match="'micro'"):
         figure_sets("micro", needs="")(lambda _: [])
 
@@ -90,11 +90,12 @@ def test_a_slug_names_no_other_folder(words: str) -> None:
     assert not slug(words).startswith(".")
 
 
+@pytest.mark.slow
 def test_rows_write_into_the_output_folder_alone(tmp_path: Path) -> None:
     rows = [row(c, model="../../x") for c in (8192, 16384)]
     rows += [replace(r, model="../../X") for r in rows]
     value = row(suite="quality", case="../../../y", metric="kl", value=1.0, step=1, median_us=None)
-    rows += [replace(value, step=step, rectify_every=every) for step in (1, 2) for every in (1, 16, 32)]
+    rows += [replace(value, step=step, rectify_every=every) for step in (1, 2) for every in (1, 16, 32)]  # type: ignore[call-arg]
     folder = tmp_path / "a" / "b" / "out"
     append(tmp_path / "a.jsonl", rows)
     written = draw_all([tmp_path / "a.jsonl"], folder)

@@ -101,6 +101,7 @@ def rows(models: Loader) -> list[Row]:
     return measure(models, [resa(NEVER), resa(1), resa(8), resa(32), resa(8, active_ratio=1.0)])
 
 
+@pytest.mark.slow
 def test_reading_everything_is_dense(rows: list[Row]) -> None:
     whole = of(rows, resa(8, active_ratio=1.0))
     assert mean_of(whole, "kl") == pytest.approx(0, abs=1e-6)
@@ -126,9 +127,16 @@ def test_one_kernel_decodes_step_by_step_and_not_on_a_cpu(models: Loader) -> Non
     assert [(r.status, r.reason) for r in measure(models, [fused])] == [("skipped", "needs a CUDA device, got cpu")]
 
 
+@pytest.mark.slow
 def test_rows_say_what_they_are(rows: list[Row]) -> None:
     own = [r for r in of(rows, resa(8)) if r.layer is None]
-    assert {r.metric for r in own} == {metric.name for metric in step_metrics()}
+    names = {metric.name for metric in step_metrics()}
+    assert {r.metric for r in own if r.stretch is None} == names
+    of_texts = [r for r in own if r.metric == "kl_of_text"]
+    assert [(r.stretch, r.n_samples) for r in of_texts] == [(0, CASE.steps), (1, CASE.steps)]
+    assert mean_of(of_texts, "kl_of_text") == pytest.approx(mean_of(own, "kl"), rel=1e-4)
+    assert {r.metric for r in own if r.stretch is not None} == {f"{name}_of_text" for name in names}
+    assert all(r.value_error is not None and r.n_texts == 2 for r in own if r.metric == "kl")
     assert [r.step for r in own if r.metric == "kl"] == [32, 64, 72]
     assert [r.n_samples for r in own if r.metric == "kl"] == [64, 64, 16]
     by_layer = [r for r in of(rows, resa(8)) if r.layer is not None]
@@ -189,6 +197,7 @@ def test_methods_without_a_parallel_form_decode_step_by_step(models: Loader, mon
     assert not [r for r in rows if r.metric == "recall"]
 
 
+@pytest.mark.slow
 def test_own_continuation_is_the_models(models: Loader) -> None:
     case = QualityCase("tiny", TINY, prompt=40, steps=40, source="own")
     continued = measure(models, [resa(8, active_ratio=1.0)], case)
@@ -242,6 +251,7 @@ def table_text(rows: list[Row]) -> str:
     return console.export_text()
 
 
+@pytest.mark.slow
 def test_table_and_figure(rows: list[Row], tmp_path: Path) -> None:
     text = table_text(rows)
     assert "resa-torch b16 r0.1 f8" in text
@@ -264,6 +274,7 @@ def test_table_and_figure(rows: list[Row], tmp_path: Path) -> None:
         assert name in words
 
 
+@pytest.mark.slow
 def test_a_metric_from_outside_is_in_rows_and_in_the_table(models: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
     """One entry: by each step's rank of the token that follows, the largest of a stretch."""
     monkeypatch.setattr(metrics, "_metrics", dict(metrics._metrics))
@@ -312,7 +323,7 @@ def test_wrong_flags(arguments: list[str], message: str, capsys: pytest.CaptureF
 def test_plan(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["quality", "--plan", "--device", "cpu", "--source", "text", "own", "--ratio", "0.1", "0.05"]) == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert "quality-smollm2-135m-b2-4k-512-text quality-smollm2-135m-b2-4k-512-own" in text
+    assert "quality-smollm2-135m-b8-4k-256-text-4texts quality-smollm2-135m-b8-4k-256-own-4texts" in text
     for name in (
         "sparse b16", "resa-torch b16 f1", "resa-torch b64,", "quest b16 per-head", "quest b16 group-sum,",
         "sparse b16 meanstd", "oracle b16",

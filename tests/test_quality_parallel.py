@@ -132,6 +132,7 @@ def name_of(value: MethodSpec) -> str:
 
 
 @pytest.mark.parametrize("method", SPECS, ids=name_of)
+@pytest.mark.slow
 def test_equals_decoding_step_by_step(bench: Bench, method: MethodSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     """Logits, K and V to rounding. Another selection anywhere would be off by a thousand times the tolerance."""
     with torch.inference_mode():

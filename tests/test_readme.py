@@ -26,6 +26,7 @@ TOLD = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT
 """Pages that tell people what to do; notes tell what was done."""
 
 
+PUBLISHED = (".md", ".png", ".svg", "")  # endings that nox -s site takes over
 # The tests may run under the interpreter; the commands must not: it would time interpreted kernels.
 PLAIN_ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
 
@@ -39,14 +40,20 @@ def test_the_front_page_is_short() -> None:
     assert len(README.splitlines()) <= 120
 
 
+def test_the_site_lists_every_page() -> None:
+    listed = set(re.findall(r": (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE))
+    assert listed == {"README.md"} | {str(page.relative_to(ROOT)) for page in (ROOT / "docs").rglob("*.md")}
+
+
 def test_links_lead_somewhere() -> None:
-    for page in TOLD:
+    for page in [*TOLD, *sorted((ROOT / "docs/notes").glob("*.md"))]:
         for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
             if link.startswith(("http://", "https://", "#")):
                 continue
             path, _, anchor = link.partition("#")
             target = page.parent / path
             assert target.exists(), f"{page.name}: {link}"
+            assert target.is_dir() or target.suffix in PUBLISHED, f"{page.name}: {link} is not on the site"
             if anchor:
                 headings = re.findall(r"^#+ (.+)$", target.read_text(), flags=re.MULTILINE)
                 assert anchor in {re.sub(r"[^a-z0-9 -]", "", h.lower()).replace(" ", "-") for h in headings}, link
@@ -144,7 +151,7 @@ def test_bench_command_leaves_rows_table_and_plots(tmp_path: Path) -> None:
 @pytest.mark.commands
 def test_tests_command_collects() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "nox", "--no-venv", "-s", "tests", "--", "--collect-only", "-q"],
+        [sys.executable, "-m", "nox", "--no-venv", "-s", "tests", "--", "--collect-only", "-q", "tests/test_cli.py"],
         cwd=ROOT, env=PLAIN_ENVIRONMENT, capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

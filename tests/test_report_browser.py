@@ -99,6 +99,7 @@ def choose(view: Opened, name: str, value: str) -> None:
     filter_.locator("label").filter(has_text=re.compile(rf"^{re.escape(value)}")).locator("input").click()
 
 
+@pytest.mark.slow
 def test_every_section_is_drawn(opened: Opened) -> None:
     sections = {node.get_attribute("id") for node in opened.page.locator("section.part").all()}
     shown = {"headline", "compare", "speed", "stages", "timeline", "quality", "trade", "rows", "missing"}
@@ -111,6 +112,7 @@ def test_every_section_is_drawn(opened: Opened) -> None:
     assert opened.page.locator("#headline .big").first.inner_text().startswith("4.00\u00d7")
 
 
+@pytest.mark.slow
 def test_filters_narrow_what_is_shown_and_stand_in_the_address(opened: Opened, browser: Any, report: Path) -> None:
     before = opened.page.locator(ROWS).count()
     choose(opened, "method", "Quest")
@@ -131,6 +133,7 @@ def test_filters_narrow_what_is_shown_and_stand_in_the_address(opened: Opened, b
     playwright.expect(opened.page.locator(ROWS)).to_have_count(before)
 
 
+@pytest.mark.slow
 def test_each_filter(opened: Opened) -> None:
     """Where all rows shown are of one value, the table has no column of it."""
     counts = []
@@ -189,6 +192,7 @@ def test_tables_sort_by_number_both_ways(opened: Opened) -> None:
         assert len(set(contexts)) == 3
 
 
+@pytest.mark.slow
 def test_the_theme_follows_the_system_until_chosen(browser: Any, report: Path) -> None:
     def ground(view: Opened) -> str:
         return str(view.page.evaluate("getComputedStyle(document.body).backgroundColor"))
@@ -221,6 +225,7 @@ def test_harmful_words_are_shown_and_do_nothing(opened: Opened) -> None:
     assert page.evaluate("document.scripts.length") == 2
 
 
+@pytest.mark.slow
 def test_the_page_cannot_ask_for_anything(browser: Any, report: Path) -> None:
     """Whatever got into it: its own policy refuses a fetch, an image and a script."""
     view = Opened(browser, report)
@@ -243,6 +248,7 @@ def test_the_page_cannot_ask_for_anything(browser: Any, report: Path) -> None:
 
 
 @pytest.mark.parametrize("width", [360, 1200])
+@pytest.mark.slow
 def test_no_width_scrolls_sideways(browser: Any, report: Path, width: int) -> None:
     view = Opened(browser, report, viewport={"width": width, "height": 740})
     wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
@@ -318,6 +324,7 @@ def test_a_study_of_quality_alone(browser: Any, tmp_path: Path) -> None:
     view.context.close()
 
 
+@pytest.mark.slow
 def test_one_run_of_kernels_alone(browser: Any, tmp_path: Path) -> None:
     """Sections that would be empty are left out; how two runs are compared is said."""
     append(tmp_path / "micro.jsonl", kernels())

@@ -161,6 +161,11 @@ def test_one_suite_does_not_complete_anothers_case(path: Path) -> None:
         pytest.param('{"suite": "micro"}', "missing", id="columns-missing"),
         pytest.param(json.dumps(asdict(make()) | {"median_us": math.nan}), "not a finite number", id="nan"),
         pytest.param(json.dumps(asdict(make()) | {"median_us": "fast"}), "expected a number", id="text-for-a-number"),
+        pytest.param(json.dumps(asdict(make()) | {"started_at": 5}), "expected text", id="a-number-for-text"),
+        pytest.param(json.dumps(asdict(make()) | {"dirty": "no"}), "expected true or false", id="text-for-a-choice"),
+        pytest.param(json.dumps(asdict(make()) | {"context": 0.5}), "expected a whole number", id="half-a-token"),
+        pytest.param(json.dumps(asdict(make()) | {"median_us": 1e308}), "beyond 1e", id="beyond-all-figures"),
+        pytest.param(json.dumps(asdict(make()) | {"bytes": 10**300}), "beyond 1e", id="beyond-all-numbers"),
         pytest.param(json.dumps(asdict(make()) | {"status": "failed"}), "carries no time", id="contradiction"),
         pytest.param("[1, 2]", "not a result row", id="no-object"),
     ],
@@ -222,6 +227,13 @@ def test_a_gzipped_file_reads_as_the_plain_one(tmp_path: Path) -> None:
     append_case(plain, [make()])
     packed.write_bytes(gzip.compress(plain.read_bytes()))
     assert read_rows(packed) == read_rows(plain)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_row(path: Path) -> None:
+    append_case(path, [make(), make(stage="attend")])
+    rows = read_rows(path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert read_rows(path) == rows
 
 
 def test_a_torn_second_write_does_not_borrow_rows_of_the_first(path: Path) -> None:

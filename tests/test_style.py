@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("kernels", "baselines", "profiling", "suites", "plots")
-NAMED = ("kernels", "baselines", "profiling", "suites", "tests")  # where generic names are no longer found
+PACKAGES = ("kernels", "baselines", "profiling", "suites", "plots", "integrations")
+NAMED = (*PACKAGES, "tests")
 GENERIC = {"found", "mine", "one", "said", "told", "usual", "theirs", "main"}
 KEPT = {
-    ("suites/cli.py", "main"),  # the entry point of pyproject.toml
+    ("suites/cli.py", "main"),  # the command line in one process, as tests call it
+    ("suites/__main__.py", "main"),  # the entry point of pyproject.toml
     ("suites/doctor.py", "found"),  # a column of `doctor`, and a key of `doctor --json`
 }
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -40,6 +41,7 @@ def bound_names(tree: ast.AST) -> Iterator[tuple[str, int]]:
 
 
 @pytest.mark.parametrize("package", NAMED)
+@pytest.mark.slow
 def test_names_say_what_they_hold(package: str) -> None:
     generic = [
         f"{path}:{line}: {name}"

@@ -27,18 +27,22 @@ from resa_bench.suites.core.spec import MethodSpec, make_spec
 from resa_bench.suites.engine.engine import State
 from resa_bench.suites.engine.loader import Loader
 from resa_bench.suites.engine.prompt import prefill
+from resa_bench.suites.engine.texts import text_tokenizer
 from resa_bench.suites.model.load import LoadedModel
 from resa_bench.suites.tasks import needle
-from resa_bench.suites.tasks.cases import CopyCase, DivergenceCase, NeedleCase, TaskCase, dense_spec
+from resa_bench.suites.tasks.cases import TaskCase, dense_spec
 from resa_bench.suites.tasks.contender import Contender
 from resa_bench.suites.tasks.copy import copy_prompt
 from resa_bench.suites.tasks.divergence import CommonNoise, agreeing, survival
+from resa_bench.suites.tasks.kinds.copy import CopyCase
+from resa_bench.suites.tasks.kinds.divergence import DivergenceCase
+from resa_bench.suites.tasks.kinds.needle import NeedleCase
 from resa_bench.suites.tasks.needle import holds_number, needle_prompts
 from resa_bench.suites.tasks.prompt import prefill_rows
 from resa_bench.suites.tasks.run import run_case
 from resa_bench.suites.tasks.suite import FLAGS, choose_specs
 from resa_bench.suites.tasks.table import case_table, pick
-from resa_bench.suites.tasks.text import of_one_length, place, stretches, text_tokenizer
+from resa_bench.suites.tasks.text import of_one_length, place, stretches
 from rich.console import Console
 from tiny_model import TINY, tiny_decoder
 
@@ -48,6 +52,8 @@ NEVER = 1000  # a period over every run here: sparse steps alone, in plain torch
 
 class Letters:
     """A tokenizer of the tiny model: a letter a token."""
+
+    chat_template = None
 
     def encode(self, text: str, *, bos: bool | None = None) -> list[int]:
         return [ord(letter) % TINY.vocab for letter in text]
@@ -94,8 +100,8 @@ def tiny() -> LoadedModel:
 @pytest.fixture(autouse=True)
 def _room_for_letters(monkeypatch: pytest.MonkeyPatch) -> None:
     """A letter a token makes questions long."""
-    monkeypatch.setattr("resa_bench.suites.tasks.cases.QUESTION_ROOM", 200)
-    monkeypatch.setattr("resa_bench.suites.tasks.cases.PAIR_ROOM", 48)
+    monkeypatch.setattr("resa_bench.suites.tasks.kinds.needle.QUESTION_ROOM", 200)
+    monkeypatch.setattr("resa_bench.suites.tasks.kinds.copy.PAIR_ROOM", 48)
 
 
 def measure(models: Loader, case: TaskCase, specs: list[MethodSpec]) -> list[Row]:
@@ -314,6 +320,7 @@ def test_what_is_fed_is_judged_by_the_step_before(tiny: LoadedModel) -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.slow
 def test_a_method_equal_to_dense_never_diverges(models: Loader, temperature: float) -> None:
     rows = measure(models, divergence(temperature=temperature), [SPARSE, EVERYTHING])
     dense, whole, sparse = dense_spec(CPU), of(rows, EVERYTHING), of(rows, SPARSE)
@@ -341,6 +348,7 @@ def test_needles_by_depth(models: Loader) -> None:
     assert pick(whole, "needle_kept") is None  # a random model finds nothing that could be kept
 
 
+@pytest.mark.slow
 def test_an_oracle_of_answers_scores_everything(models: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the model says the right thing it is counted as right: the answer is taken from the prompts."""
 
@@ -351,7 +359,7 @@ def test_an_oracle_of_answers_scores_everything(models: Loader, monkeypatch: pyt
         return torch.tensor(decoded)
 
     made: list[Any] = []
-    monkeypatch.setattr("resa_bench.suites.tasks.measure.needle_prompts", recorded(needle_prompts, made))
+    monkeypatch.setattr("resa_bench.suites.tasks.kinds.needle.needle_prompts", recorded(needle_prompts, made))
     monkeypatch.setattr(Contender, "say", say)
     rows = measure(models, needles(), [EVERYTHING])
     whole = of(rows, EVERYTHING)
@@ -383,6 +391,7 @@ def test_copies(models: Loader, tiny: LoadedModel) -> None:
     assert value(dense, "copy_logp") == pytest.approx(sum(exact) / len(exact), abs=1e-3)
 
 
+@pytest.mark.slow
 def test_a_method_that_fails_costs_its_own_rows(models: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
     real = Contender.__init__
 
@@ -402,6 +411,7 @@ def test_a_method_that_fails_costs_its_own_rows(models: Loader, monkeypatch: pyt
     assert "torch-dense, which all are compared with: none left" in (rows[1].reason or "")
 
 
+@pytest.mark.slow
 def test_one_kernel_on_a_cpu_is_skipped_with_its_reason(models: Loader) -> None:
     fused = make_spec("resa-fused")
     rows = of(measure(models, divergence(steps=8), [fused]), fused)
@@ -419,7 +429,7 @@ def test_no_tokenizer_no_tasks(tiny: LoadedModel, models: Loader) -> None:
 
 
 def test_questions_that_take_too_long_are_refused(models: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("resa_bench.suites.tasks.cases.QUESTION_ROOM", 50)
+    monkeypatch.setattr("resa_bench.suites.tasks.kinds.needle.QUESTION_ROOM", 50)
     rows = measure(models, needles(), [EVERYTHING])
     assert "50 are allowed" in (rows[0].reason or "")
 
@@ -436,7 +446,7 @@ def test_tables(models: Loader, tmp_path: Path) -> None:
     for case_name in dict.fromkeys(r.case for r in rows):
         console.print(case_table(case_name, rows))
     text = console.export_text()
-    for words in ("torch-dense in chunks", "never in 16", "at 0.5", "copied", "resa-torch b16 r1 f8", "its own"):
+    for words in ("torch-dense in chunks", "never in 16", "at 0.5", "exactly", "resa-torch b16 r1 f8", "its own"):
         assert words in text
     lines = [line for line in text.splitlines() if "│" in line]
     assert "torch-dense" in lines[0]

@@ -9,7 +9,7 @@ from lm_eval.__main__ import cli_evaluate
 from . import TASKS, model  # noqa: F401  (registers the model)
 
 
-def main() -> None:
+def lm_eval() -> None:
     """Run lm_eval's command line."""
     if "--include_path" not in sys.argv and "--tasks" in sys.argv:
         sys.argv += ["--include_path", str(TASKS)]
@@ -17,4 +17,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    lm_eval()

@@ -7,7 +7,7 @@ counts those since the last dense pass, and `rectify` makes them exact.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -146,6 +146,7 @@ class SparseCache(Cache):
         self.dense = False  # whether a forward of one token a sequence is dense, too
         self.fed = Fed([], [])
         self.graph: Any = None
+        self.observe: Callable[[int, Layer, StepTensors], None] | None = None  # called after each layer's sparse step
         self._lengths: Tensor | None = None
         self._attended: set[int] = set()
         self._methods: dict[tuple[AttentionShape, bool], DecodeMethod] = {}
@@ -306,6 +307,8 @@ class SparseCache(Cache):
         step = StepTensors(q, key[:, :, 0].contiguous(), value[:, :, 0].contiguous(), torch.empty_like(q))
         for stage in own.bound.stages(step):
             stage.run()
+        if self.observe is not None:
+            self.observe(own.index, own.bound, step)
         return own.bound.output(step)[:, None]
 
     def _dense(self, own: SparseLayer, query: Tensor, key: Tensor, value: Tensor) -> Tensor:

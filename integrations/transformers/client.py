@@ -6,6 +6,7 @@ All stand on the caches of the engine that measures: no keys or values are copie
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, StaticCache
 from transformers.generation.configuration_utils import CompileConfig
 
-from ...kernels import AttentionShape, DecodeMethod, KVCache, Layer, NotHere, Unsupported, register
+from ...kernels import AttentionShape, DecodeMethod, KVCache, Layer, NotHere, StepTensors, Unsupported, register
 from ...suites.core.spec import MethodSpec
 from ...suites.engine.client import Contender, Contenders
 from ...suites.engine.engine import State
@@ -94,7 +95,10 @@ def sparse_contender(decoder: Decoder, state: State, spec: MethodSpec, launch: s
         pending.copy_(logits.argmax(-1))
         return logits
 
-    return Contender(stand, step, partial(adapter.rectify, cache) if adapter.rectify_every else None)
+    def watch(observe: Callable[[int, Layer, StepTensors], None]) -> None:
+        cache.observe = observe
+
+    return Contender(stand, step, partial(adapter.rectify, cache) if adapter.rectify_every else None, watch)
 
 
 def dense_contender(decoder: Decoder, state: State, spec: MethodSpec, launch: str) -> Contender:
@@ -137,9 +141,9 @@ def static_cache(model: PreTrainedModel, state: State) -> StaticCache:
     """transformers' static cache over the state's keys and values, without a copy."""
     cache = StaticCache(config=model.config, max_cache_len=state.capacity)
     for layer, store in zip(cache.layers, state.caches, strict=True):
-        one: Any = layer
-        one.lazy_initialization(store.k[:, :, :1], store.v[:, :, :1])  # makes room, which the next lines give back
-        one.keys, one.values = store.k, store.v
+        static_layer: Any = layer
+        static_layer.lazy_initialization(store.k[:, :, :1], store.v[:, :, :1])  # makes room, given back below
+        static_layer.keys, static_layer.values = store.k, store.v
         torch._dynamo.mark_static_address(store.k)
         torch._dynamo.mark_static_address(store.v)
     return cache

@@ -64,9 +64,24 @@ def folder_config(folder: Path) -> ModelConfig:
 
 
 def folder_decoder(folder: Path, *, dtype: torch.dtype, device: torch.device) -> TransformersDecoder:
-    """A Hugging Face folder as a decoder. Raises ValueError, Unsupported, as `folder_config` and `check_model`."""
+    """A Hugging Face folder as a decoder.
+
+    Raises:
+        ValueError, Unsupported: as `folder_config` and `check_model`; or its files are damaged, or lack weights.
+    """
     config = folder_config(folder)
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    loaded: Any
+    try:
+        loaded = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, local_files_only=True, output_loading_info=True
+        )
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # of safetensors, of torch, or a family's own
+        raise ValueError(f"{folder}: transformers cannot load it: {' '.join(str(error).split())[:160]}") from None
+    model, info = loaded
+    if missing := sorted(info["missing_keys"]):  # transformers draws them at random
+        raise ValueError(f"{folder}: its files lack {len(missing)} of the model's weights, {missing[0]} among them")
     model = model.to(device).eval()
     return TransformersDecoder(model.requires_grad_(False), config)
 

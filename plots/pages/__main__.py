@@ -14,7 +14,7 @@ HELP = """Without --check: draws the figures whose rows or files have changed (-
 every marked place. docs/places.toml says what stands where."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def docs(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 all is as the rows give it, 1 it is not, 2 a place cannot be filled in."""
     parser = argparse.ArgumentParser(prog="nox -s docs --", description=__doc__, epilog=HELP)
     parser.add_argument(
@@ -34,18 +34,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
                         print(path.relative_to(root))
             changed = fill_pages(places)
             print("\n".join(f"filled in {page.relative_to(root)}" for page in changed) or "pages: nothing changed")
-        found = check_pages(places) + [fault for entry in sets for fault in faults(entry, root)]
-        if given.check and not found and (given.figures or is_pinned(root)):
-            found += [fault for entry in sets for fault in redrawn_faults(entry, root)]
+        differences = check_pages(places) + [fault for entry in sets for fault in faults(entry, root)]
+        if given.check and not differences and (given.figures or is_pinned(root)):
+            differences += [fault for entry in sets for fault in redrawn_faults(entry, root)]
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
-    for fault in found:
+    for fault in differences:
         print(fault, file=sys.stderr)
-    if not found:
+    if not differences:
         print("pages and figures are as their rows give them")
-    return int(bool(found))
+    return int(bool(differences))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(docs())

@@ -95,11 +95,11 @@ def faults(entry: Mapping[str, Any], root: Path) -> list[str]:
     if not (folder / STAMP).is_file():
         return [f"{name}: has no {STAMP}; nox -s docs draws the figures and writes it"]
     held, now = json.loads((folder / STAMP).read_text()), stamp(folder, inputs(entry, root), root)
-    found = [f"{name}: the rows have changed since the figures were drawn"] if held["rows"] != now["rows"] else []
+    changed = [f"{name}: the rows have changed since the figures were drawn"] if held["rows"] != now["rows"] else []
     for file in sorted(held["files"].keys() | now["files"].keys()):
         if held["files"].get(file) != now["files"].get(file):
-            found.append(f"{name}/{file}: not the file that was drawn")
-    return found
+            changed.append(f"{name}/{file}: not the file that was drawn")
+    return changed
 
 
 def redrawn_faults(entry: Mapping[str, Any], root: Path) -> list[str]:

@@ -58,12 +58,11 @@ def frame_of(path: Path) -> pd.DataFrame:
     frame = pd.DataFrame([values(row) for row in read_rows(path)], columns=list(COLUMNS)).infer_objects()
     empty = frame.columns[frame.isna().all()]
     frame = frame.astype({name: float for name in empty if frame[name].dtype == object})
-    frame["short_commit"] = frame["commit"].str.slice(0, 7)
-    frame["kilotokens"] = frame["context"] // 1024
-    return frame
+    derived = {"short_commit": frame["commit"].str.slice(0, 7), "kilotokens": frame["context"] // 1024}
+    return pd.concat([frame, pd.DataFrame(derived)], axis="columns")
 
 
-def _one(frame: pd.DataFrame) -> pd.Series:
+def _single_row(frame: pd.DataFrame) -> pd.Series:
     if len(frame) > 1:
         differing = [name for name in frame.columns if frame[name].astype(str).nunique() > 1]
         raise PlaceError(f"{len(frame)} rows fit, expected one; they differ in {', '.join(differing[:12])}")
@@ -104,7 +103,7 @@ def _crossing(frame: pd.DataFrame) -> pd.Series | None:
 
 
 TAKES: dict[str, Callable[[pd.DataFrame], pd.Series | None]] = {
-    "one": _one,
+    "one": _single_row,
     "mean": _mean,
     "any": _any,
     "crossing": _crossing,

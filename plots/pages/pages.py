@@ -38,12 +38,12 @@ def fill_pages(places: Places) -> list[Path]:
 
 def check_pages(places: Places) -> list[str]:
     """Places that differ from their rows, and numbers in prose, a line each. Raises PlaceError."""
-    found = []
+    faults = []
     for page in pages(places.root):
         text, name = page.read_text(encoding="utf-8"), page.relative_to(places.root)
-        found += [f"{name}: {fault}" for fault in differing(text, fill(text, places, page))]
+        faults += [f"{name}: {fault}" for fault in differing(text, fill(text, places, page))]
     for page in pages(places.root, RULED):
         name = page.relative_to(places.root)
         for line, number in unmarked(page.read_text(encoding="utf-8")):
-            found.append(f"{name}:{line}: {number!r} stands outside a marked place; mark it as a value, or as fixed")
-    return found
+            faults.append(f"{name}:{line}: {number!r} stands outside a marked place; mark it as a value, or as fixed")
+    return faults

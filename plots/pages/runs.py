@@ -26,8 +26,8 @@ def render_run(folder: Path) -> str:
     try:
         record = json.loads(path.read_text())
         commits = {part["commit"] for part in record["parts"].values()}
-        told = [f"Commit {_list(str(commit)[:10] for commit in commits)}", *map(_chip, record["chips"])]
-        told.append(_list(f"{name} {version}" for name, version in record["versions"].items()))
+        facts = [f"Commit {_list(str(commit)[:10] for commit in commits)}", *map(_chip, record["chips"])]
+        facts.append(_list(f"{name} {version}" for name, version in record["versions"].items()))
         lines = [["part", "file", "rows", "minutes", "ended", "command"]]
         for name, part in record["parts"].items():
             minutes, rows = f"{part['minutes']:.1f}", str(part["rows"])
@@ -35,7 +35,7 @@ def render_run(folder: Path) -> str:
         total = f"{record['minutes']:.1f} minutes in all."
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise PlaceError(f"{path}: not a manifest of this version ({type(error).__name__}: {error})") from None
-    return ". ".join(told) + f". {total}\n\n{markdown(lines)}"
+    return ". ".join(facts) + f". {total}\n\n{markdown(lines)}"
 
 
 def _chip(chip: dict[str, object]) -> str:
@@ -58,11 +58,11 @@ def render_spread(folders: Sequence[Path]) -> str:
     if len(there) < 2:
         return ONE_CHIP
     try:
-        found = spreads([read_run(folder) for folder in there])
+        measured = spreads([read_run(folder) for folder in there])
     except (OSError, ValueError) as error:
         raise PlaceError(str(error)) from None
     lines = [["suite", "rows of", "count", "median", "90 % within", "worst", "which"]]
-    for spread in found:
+    for spread in measured:
         shares = [f"{100 * value:.1f} %" for value in (spread.median, spread.most_of_90, spread.worst)]
         lines.append([spread.suite, spread.kind, str(spread.count), *shares, spread.worst_row])
     return markdown(lines)

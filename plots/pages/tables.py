@@ -21,12 +21,12 @@ def render(place: Place, sources: Sources) -> str:
     """The table as Markdown, and a line that explains daggers where there are some. Raises PlaceError."""
     heads = [str(column["head"]) for column in place["columns"]]
     lines = [[str(place.get("first", "")), *heads]]
-    found = False
+    filled = False
     for row in map(_row, place["rows"]):
         cells = [_cell(place, row, column, sources) for column in place["columns"]]
         lines.append([str(row["label"]), *cells])
-        found = found or any(cell != place.get("none") for cell in cells)
-    if not found and "empty" in place:
+        filled = filled or any(cell != place.get("none") for cell in cells)
+    if not filled and "empty" in place:
         return str(place["empty"])
     text = markdown(lines)
     return f"{text}\n\n{THROTTLED}" if DAGGER in text else text

@@ -98,10 +98,10 @@ def timed_columns(runs: Sequence[Sequence[Row]], places: Places) -> tuple[dict[s
             numbers[id(row)] = len(table["run"])
             rival = own_rival(row, rivals[_circumstances(row), row.best_dense])
             least, most = ratio_interval(row, rival)
-            usual = row.launch in (None, launches[row.suite]) and row.cache_state in (None, "cold")
+            is_usual = row.launch in (None, launches[row.suite]) and row.cache_state in (None, "cold")
             words = " ".join(word for word in (row.launch, row.cache_state) if word)
             columns = {
-                "run": run, **places.columns(row), "way": places.ways.number(words), "usual": int(usual),
+                "run": run, **places.columns(row), "way": places.ways.number(words), "usual": int(is_usual),
                 "time": row.time_us, "whole": _whole(row, by_step[_step(row)]), "bar": int(id(row) in parts) or None,
                 "least": least, "most": most, "rival": places.variants.number(rival) if rival else None,
                 "throttled": int(row.status == "throttled") or None, "others": int(bool(row.contention)) or None,

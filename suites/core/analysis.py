@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from statistics import stdev
 
 from .rows import Row
 from .settings import SELECTION
@@ -23,6 +24,21 @@ def mean_of(rows: Iterable[Row], metric: str, after: int = 0) -> float | None:
     values = [(row.value or 0.0, row.n_samples or 1) for row in whole]
     weights = sum(weight for _, weight in values)
     return sum(value * weight for value, weight in values) / weights if values else None
+
+
+BY_TEXT = "_of_text"
+"""Ends a metric's name in rows of one stretch of text each, over all steps."""
+
+
+def error_of_mean(values: Sequence[float]) -> float:
+    """The standard error of the mean of independent values, two at least."""
+    return stdev(values) / math.sqrt(len(values))
+
+
+def error_over_texts(rows: Iterable[Row], metric: str) -> float | None:
+    """The standard error of a metric's mean over all steps, stretches of text being independent; None for one."""
+    values = [row.value for row in rows if row.metric == f"{metric}{BY_TEXT}" and row.value is not None]
+    return error_of_mean(values) if len(values) > 1 else None
 
 
 def recall_of(rows: Iterable[Row]) -> float | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
@@ -132,7 +133,11 @@ def tokens(word: str) -> int:
 
 def path(word: str) -> Path:
     """A kind: a file or folder."""
-    if not word or "\0" in word:
+    try:
+        is_path = b"\0" not in os.fsencode(word) and word != ""
+    except UnicodeEncodeError:
+        is_path = False
+    if not is_path:
         raise ValueError(f"got {word!r}, expected a path")
     return Path(word)
 

@@ -40,6 +40,8 @@ LOOKS = {
     "retro": Look(PURPLE, "p", DASHDOT, "RetroAttention"),
     "retro-cached": Look(PURPLE, "h", DOTTED, "RetroAttention (cached query)"),
     "sink-window": Look(SKY, "X", DASHDOT, "sink + window"),
+    "snapkv": Look(GREEN, "s", DOTTED, "SnapKV"),
+    "r-kv": Look(GREEN, "v", DOTTED, "R-KV"),
     "oracle": Look(GREEN, "P", DASHDOT, "oracle top-k"),
     "sdpa-cudnn": Look(BLACK, "o", SOLID, "cuDNN (SDPA)"),
     "sdpa-flash": Look(GREY, "v", DASHDOT, "SDPA flash"),

@@ -7,6 +7,7 @@ holds already is not measured again for it, unless with --fresh.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -61,8 +62,11 @@ class Metric:
         return values
 
     def cell(self, mean: float | None) -> str:
-        """What the table shows of a mean; empty for None."""
-        return "" if mean is None else format(self.shown(mean), self.form) + self.unit
+        """What the table shows of a mean; empty for None. What is beyond a million has three digits."""
+        if mean is None:
+            return ""
+        value = self.shown(mean)
+        return format(value, self.form if abs(value) < 1e6 else ".3g") + self.unit
 
 
 _metrics: dict[str, Metric] = {}
@@ -101,6 +105,11 @@ def loss_of(log_probabilities: Tensor, following: Tensor) -> Tensor:
     return -log_probabilities.gather(-1, following[:, None])[:, 0]
 
 
+def perplexity(loss: float) -> float:
+    """Of a loss in nats; infinite where it is beyond a float."""
+    return math.exp(loss) if loss < math.log(sys.float_info.max) else math.inf
+
+
 def extra_loss(steps: Steps) -> Tensor:
     """The method's loss over dense decoding's, nats, `[N]`."""
     return loss_of(steps.method, steps.following) - loss_of(steps.dense, steps.following)
@@ -111,7 +120,7 @@ for _metric in (
     Metric(name="recall", heading="recall", form=".1%"),
     Metric(name="top1", of=same_top, heading="same top", form=".1%"),
     Metric(
-        name="loss", of=lambda s: loss_of(s.method, s.following), heading="perplexity", shown=math.exp, form=".3f"
+        name="loss", of=lambda s: loss_of(s.method, s.following), heading="perplexity", shown=perplexity, form=".3f"
     ),
     Metric(name="extra_loss", of=extra_loss),
     Metric(name="kv_error", of=lambda steps: steps.kv_errors.mean(0), heading="K/V error"),

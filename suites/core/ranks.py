@@ -11,7 +11,7 @@ import os
 import threading
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -49,7 +49,7 @@ class Ranks:
             raise ValueError(f"RANK: got {self.rank} with WORLD_SIZE {self.world}, must be 0 to {self.world - 1}")
 
     @classmethod
-    def from_environment(cls) -> Ranks:
+    def from_environment(cls) -> Self:
         """As torchrun says by RANK, WORLD_SIZE and LOCAL_RANK; alone without them. Raises ValueError."""
         rank, world = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
         words = (rank, world, os.environ.get("LOCAL_RANK", rank))

@@ -50,7 +50,7 @@ def read_file(path: Path) -> Contents:
         raise FileNotFoundError(f"no result file at {path}")
     try:
         data = path.read_bytes()
-        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
+        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")  # as editors write it
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(f"{path}: the .gz file is torn or damaged ({error})") from error
     except UnicodeDecodeError as error:
@@ -145,7 +145,11 @@ def check_place(path: Path) -> None:
 def append(path: Path, rows: Iterable[Row]) -> None:
     """Append rows by a single write and flush them to the disk; after a line without a newline, on a new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    data = _lines(rows)
+    append_lines(path, _lines(rows))
+
+
+def append_lines(path: Path, data: bytes) -> None:
+    """The same of whole lines: all of them are there afterwards, or none. Raises OSError, with the path."""
     with path.open("ab+", buffering=0) as file:
         if size := file.tell():
             file.seek(-1, os.SEEK_END)
@@ -170,10 +174,15 @@ def rewrite(path: Path, rows: Iterable[Row], unreadable: Iterable[tuple[int, str
     if lines:
         with path.with_name(path.name + ".unreadable").open("a") as file:
             file.writelines(line + "\n" for line in lines)
+    _replace(path, _lines(rows))
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Have a file hold these bytes, at once or not at all. Raises OSError, with the path."""
     temporary = path.with_name(path.name + ".part")
     try:
         with temporary.open("wb") as file:
-            file.write(_lines(rows))
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
@@ -183,8 +192,9 @@ def rewrite(path: Path, rows: Iterable[Row], unreadable: Iterable[tuple[int, str
 
 
 def write_csv(rows: Iterable[Row], path: Path) -> None:
-    """The same rows as CSV, without the columns that are empty throughout.
+    """Replace a file by the same rows as CSV, without the columns that are empty throughout.
 
     What is no text (a file's name in another encoding, within a command) is written as its escapes.
     """
-    to_frame(rows).dropna(axis="columns", how="all").to_csv(path, index=False, errors="backslashreplace")
+    text = to_frame(rows).dropna(axis="columns", how="all").to_csv(index=False)
+    _replace(path.resolve(), text.encode(errors="backslashreplace"))

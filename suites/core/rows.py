@@ -77,7 +77,8 @@ class RunPart:
     chunk_kernel: str | None = None  # that attended in rectification; tells nothing apart
     accepted_length: float | None = None
     fixed_length: bool | None = None  # a captured step attends to the case's context, whatever the length
-    cache_state: str | None = None
+    cache_state: str | None = None  # "cold", "warm", or "rotation": the layers' steps back to back, a cache each
+    rotation_layers: int | None = None
     launch: str | None = None
     client: str | None = None  # software that ran the steps; None: this project's engine
 
@@ -120,6 +121,7 @@ class WorkPart:
     modelled_speedup: float | None = None  # the same, against the best dense method with its exchange
     exchange_model: str | None = None  # where its constants are from
     peak_memory_bytes: int | None = None
+    largest_batch: int | None = None  # sequences of this context that the device's memory holds, by the memory model
     joules_per_token: float | None = None
     idle_watts: float | None = None
     text: str | None = None  # what was decoded after a real prompt
@@ -131,6 +133,10 @@ class QualityPart:
 
     metric: str | None = None
     value: float | None = None
+    value_error: float | None = None  # a standard error of the value, texts or prompts being independent
+    n_texts: int | None = None  # independent texts or prompts
+    text_source: str | None = None  # of the texts: package and version, or several
+    stretch: int | None = None  # of one text among several
     step: int | None = None
     layer: int | None = None
     depth: float | None = None  # of a needle: share of the prompt before it
@@ -230,7 +236,7 @@ REQUIRED = tuple(f.name for f in fields(Row) if f.default is MISSING)
 IDENTITY = (
     "suite", "model", "case", "method", "stage", "context", "batch", *SETTINGS, "dtype", "weight_dtype", "kv_layout",
     "paged", "shared_kv", "selection_pattern", "cache_state", "launch", "client", "metric", "step", "layer", "head",
-    "depth", "seed",
+    "depth", "stretch", "seed",
 )  # fmt: skip
 """What tells one measurement from another within a file, and pairs them between files."""
 
@@ -267,20 +273,26 @@ def from_record(record: Mapping[str, Any]) -> tuple[Row, list[str]]:
         raise ValueError(f"columns are missing: {', '.join(missing)}")
     if broken := not_finite(record):
         raise ValueError(f"not a finite number: {', '.join(broken)}")
-    for name, kind in _NUMBERS.items():
+    for name, kind in _KINDS.items():
         value = record.get(name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, kind)):
-            raise ValueError(f"{name}: got {value!r}, expected a number")
+        if value is None:
+            continue
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise ValueError(f"{name}: got {str(value)[:60]!r}, expected {_WORDS[kind]}")
+        if isinstance(value, int | float) and abs(value) > LARGEST:
+            raise ValueError(f"{name}: got a number beyond {LARGEST:g}")
     known = {name: value for name, value in record.items() if name in COLUMNS}
     return Row(**({"schema": 1} | known)), unknown
 
 
-_NUMBERS: dict[str, Any] = {
-    f.name: int if str(f.type).startswith("int") else (int, float)
+LARGEST = 1e100  # of a number in a row: no measurement comes near, and figures have room for it
+_WORDS: dict[Any, str] = {int: "a whole number", (int, float): "a number", str: "text", bool: "true or false"}
+_KINDS: dict[str, Any] = {
+    f.name: next(kind for kind in _WORDS if str(f.type).startswith(getattr(kind, "__name__", "float")))
     for part in PARTS.values()
     if part is not SettingPart
     for f in fields(part)
-    if str(f.type).startswith(("int", "float"))
+    if str(f.type).startswith(("int", "float", "str", "bool"))
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import re
 import sys
 import time
@@ -65,8 +66,12 @@ def belongs(row: Row, case: Case) -> bool:
 
 
 def same_libraries(row: Row) -> bool:
-    """Whether a row was measured with the torch and Triton of this process."""
-    return row.torch in (None, torch.__version__) and row.triton in (None, triton.__version__)
+    """Whether a row was measured with the torch, the Triton and the Python of this process.
+
+    Of Python its minor version counts, which brings the text of prompts (`engine.prompt.english_text`).
+    """
+    same_python = row.python is None or row.python.split(".")[:2] == platform.python_version().split(".")[:2]
+    return same_python and row.torch in (None, torch.__version__) and row.triton in (None, triton.__version__)
 
 
 def is_done(
@@ -141,7 +146,12 @@ def run_cases(
         further: methods that only some cases run, by the case's slug.
     """
     start = clock()
-    held = read_file(path).rows if path.exists() else []
+    contents = read_file(path) if path.exists() else Contents()
+    held = contents.rows
+    if contents.unreadable:
+        number, _, reason = contents.unreadable[0]
+        text = f"{path}: {len(contents.unreadable)} lines are no rows (line {number}: {reason}); they are kept"
+        console.print(f"{text}, in {path.name}.unreadable if the file is written anew", highlight=False, markup=False)
     jobs: list[Job] = []
     resumed = 0
     for case in cases:

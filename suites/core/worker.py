@@ -10,6 +10,7 @@ import multiprocessing as mp
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
@@ -20,6 +21,7 @@ from ...profiling.ceilings import Ceilings, measure_ceilings
 from ...profiling.device import describe
 from ...profiling.energy import EnergyCounter
 from ...profiling.timing import make_timer
+from ..lifetime import end_with_starter
 from .bench import Bench, Case, Report
 from .plugins import load_plugins
 from .ranks import Ranks
@@ -63,14 +65,15 @@ class Pipe(Protocol):
 
 def serve(pipe: Pipe, settings: Settings) -> None:
     """Measure what comes through the pipe until None does. Of several ranks, all measure what the first is told."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a rank that torchrun started
+    end_with_starter()
     from ... import baselines  # noqa: F401  (registers the rivals)
 
     load_plugins()
     bench = make_bench(settings)
     pipe.send(("ready", (bench.ceilings, bench.environment.device)))
     while True:
-        task = settings.ranks.same(pipe.recv())
+        task = settings.ranks.same(_next_task(pipe))
         if task is None:
             settings.ranks.leave()
             return
@@ -89,6 +92,14 @@ def serve(pipe: Pipe, settings: Settings) -> None:
             torch.cuda.synchronize()  # a broken context raises here and ends the worker before the next case
 
 
+def _next_task(pipe: Pipe) -> Any:
+    """What the parent sends; None where it is gone."""
+    try:
+        return pipe.recv()
+    except EOFError:
+        return None
+
+
 class Worker:
     """Parent's end of a measuring process."""
 
@@ -101,7 +112,12 @@ class Worker:
         context = mp.get_context("spawn")
         self._pipe, far_end = context.Pipe()
         self._process = context.Process(target=self._target, args=(far_end, self._settings), daemon=True)
-        self._process.start()
+        resource_tracker.ensure_running()  # whose start unblocks what is blocked here
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited: Ctrl-C is the parent's
+        try:
+            self._process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         far_end.close()
         self.ceilings = self._receive()[1][0]
 

@@ -20,14 +20,15 @@ from ..core.speedups import with_speedups
 from ..core.work import NOTHING, Work
 from ..engine.bind import Bound, Place, bind
 from ..engine.case import capacity
-from ..engine.costs import memory_bytes, model_work, step_weights, too_large
+from ..engine.costs import largest_batch, memory_bytes, model_work, step_weights, too_large
 from ..engine.drift import DriftMeter
-from ..engine.engine import State
+from ..engine.engine import State, generate
 from ..engine.exchange_time import exchange_time
 from ..engine.loader import Loader, copy_tokens, prompt_ids, release
 from ..engine.measure import EAGER_STEPS, Timing, time_decoding, time_period
 from ..engine.methods import MethodRun, run_methods
 from ..engine.prompt import fill_synthetic
+from ..engine.sound import Watch
 from .cases import TEXT_PERIODS, DecodeCase, prompt_tokens
 
 TRACED_STEPS = 2
@@ -83,8 +84,9 @@ class CaseRun(MethodRun):
         tokens = spec.period
         text = case.prompt == "text"
         self.on_step(f"time {spec.label}")
+        watch = Watch(device)
         self.place.before(tokens)
-        time_decoding(bound.step, bound.rectify, tokens, device, periods=1, ranks=bench.ranks)  # warm-up
+        time_decoding(bound.watched(watch), bound.rectify, tokens, device, periods=1, ranks=bench.ranks)  # warm-up
         with Conditions(device) as conditions:
             timing = time_decoding(
                 bound.step,
@@ -99,10 +101,18 @@ class CaseRun(MethodRun):
                 ranks=bench.ranks,
             )
         written = self.text() if text else None
+        if text:  # other contexts stay as the warm-up had them; a text went on
+            self.place.before(tokens)
+            generate(bound.watched(watch), bound.rectify, tokens, TEXT_PERIODS * tokens)
+        watch.check()
         clocks = conditions.columns()
         work = self.work(bound)
         peak = max(bench.ranks.gathered(torch.cuda.max_memory_allocated(device))) if cuda else None
-        total = self.total(bound, timing, work, clocks, bound.launch, text=written, peak_memory_bytes=peak)
+        memory = torch.cuda.get_device_properties(device).total_memory if cuda else None
+        most = None if memory is None else largest_batch(case, spec, memory)
+        total = self.total(
+            bound, timing, work, clocks, bound.launch, text=written, peak_memory_bytes=peak, largest_batch=most
+        )
         yield total
         if bench.plan.breakdown and bench.ranks.same(total.timed):
             self.on_step(f"break down {spec.label}")

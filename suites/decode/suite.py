@@ -21,7 +21,7 @@ from ..core.spec import MethodSpec, dense_here, resa_here, unique
 from ..core.sweep import Sweep, matching
 from ..engine.case import config_of, default_dtype, share_of
 from ..engine.client import CLIENTS, ENGINE, load_client
-from ..engine.costs import memory_bytes, plan_costs
+from ..engine.costs import largest_batch, memory_bytes, plan_costs
 from ..engine.exchange_time import ExchangeTime, exchange_time, measured_exchange
 from ..engine.measure import EAGER_STEPS, DecodePlan
 from ..engine.sampling import Sampling
@@ -209,6 +209,9 @@ def plan(options: Options, device: torch.device) -> Plan:
     )
 
 
+PLANNED_BYTES = 80 * 10**9  # of memory, where there is no GPU to ask
+
+
 def show_plan(plan: Plan, device: torch.device, console: Console) -> None:
     """Memory and floors of every case, from shapes and this device's ceilings; of ranks, a rank's, and the exchange."""
     ranks = Ranks.from_environment()
@@ -222,7 +225,9 @@ def show_plan(plan: Plan, device: torch.device, console: Console) -> None:
     title = f"floors at {ceilings.read_gbps:.0f} GB/s read, {ceilings.matrix_tflops:.3g} TFLOP/s"
     exchanged = next((model for model in models if model is not None), None)
     memory = "memory GB" if exchanged is None else "memory GB a rank"
-    columns: tuple[str, ...] = ("case", memory, "method", "floor ms a token", "tokens/s at most", "speed-up")
+    device_bytes = total or PLANNED_BYTES
+    largest = f"largest batch in {device_bytes / 1e9:.0f} GB"
+    columns: tuple[str, ...] = ("case", memory, "method", "floor ms a token", "tokens/s at most", "speed-up", largest)
     if exchanged is not None:
         columns = (*columns[:4], "exchange ms", *columns[4:])
         console.print(f"exchange: {exchanged.source}; tokens/s and speed-up contain it", highlight=False)
@@ -251,6 +256,7 @@ def show_plan(plan: Plan, device: torch.device, console: Console) -> None:
                 *([f"{apart / 1e3:.2f}"] if exchanged is not None else []),
                 f"{case.batch / us * 1e6:.0f}",
                 f"{dense_us / us:.2f}x" if dense_us else "",
+                str(largest_batch(case, spec, device_bytes)),
             )
     console.print(table)
     if total is not None:

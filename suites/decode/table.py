@@ -29,7 +29,7 @@ from ..core.stages import WHOLE_STEPS, heading, place
 
 COLUMNS = (
     "method", "tokens/s", "ms a token", "p50", "p99", "of floor", "vs best dense", "floor allows", "J a token",
-    "peak GB",
+    "peak GB", "largest batch",
 )  # fmt: skip
 EXCHANGED = ("exchange ms", "tokens/s with it", "vs best dense with it")  # modelled, of simulated ranks
 
@@ -66,6 +66,7 @@ def case_table(case: str, rows: Sequence[Row], names: Names | None = None) -> Ta
             number(row.floor_speedup, ".2f", unit="x"),
             number(row.joules_per_token, ".2f"),
             number(row.peak_memory_bytes, ".1f", 1e-9),
+            number(row.largest_batch, ".0f"),
             *([] if modelled is None else exchanged(row)),
         )
     failed_lines(table, of_case, names)

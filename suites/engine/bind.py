@@ -15,6 +15,7 @@ from .checks import check_attention, check_rectified, check_replay
 from .engine import Engine, State, bind_layers
 from .gate import Check
 from .parallel import check_policy
+from .sound import Watch
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,15 @@ class Bound:
     step: Callable[[], object]
     rectify: Callable[[], object] | None
     launch: str
+
+    def watched(self, watch: Watch) -> Callable[[], object]:
+        """A step whose logits `watch` looks at: for steps that are not timed one by one."""
+
+        def step() -> None:
+            self.step()
+            watch.look(self.engine.logits)
+
+        return step
 
 
 def can_capture(engine: Engine, device: torch.device) -> bool:

@@ -15,6 +15,7 @@ from ...kernels.linear.dispatch import linear, linear_reference
 from ..model.decoder import Decoder
 from .engine import Engine
 from .gate import Check, CheckFailed, check_attended, check_rectified_tokens, compare, ends
+from .sound import check_logits
 
 MODEL_TOLERANCE = {torch.bfloat16: 7e-2, torch.float16: 1e-2, torch.float32: 1e-4}
 """Relative distance (2-norm) of two right runs of a model: some 12 roundings a layer that add up as random errors do,
@@ -56,23 +57,6 @@ def check_attention(engine: Engine, layers: Collection[int]) -> Check:
         engine.observe = None
     check_logits(engine.logits)
     return check
-
-
-def check_logits(logits: Tensor) -> None:
-    """What the user gets, `[..., vocab]`: finite, and not the same for every token.
-
-    Attention that is right on both sides says nothing about broken weights, or about 16 bits that overflow.
-
-    Raises:
-        CheckFailed: it is not.
-    """
-    broken = int((~logits.isfinite()).sum())
-    if broken:
-        raise CheckFailed(
-            f"logits: {broken} of {logits.numel()} are not finite; weights hold NaN, or {logits.dtype} overflows"
-        )
-    if bool((logits.amax(-1) == logits.amin(-1)).any()):
-        raise CheckFailed("logits: a sequence has the same for every token; are the weights those of the model?")
 
 
 def ring_of(layer: Layer) -> Ring:

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from ...kernels import NotHere
+from ...kernels import Layer, NotHere, StepTensors
 from ..core.spec import MethodSpec
 from ..model.decoder import Decoder
 from .engine import State
@@ -31,11 +31,14 @@ class Contender:
         stand: hold so many tokens, `pending` `[B]` next; also what the state's lengths say.
         step: feed the pending token; gives its logits `[B, vocab]`.
         rectify: of a method that rectifies: the steps since the last one.
+        watch: call something of every sparse layer, its number and its step's tensors, as soon as it has attended;
+            of eager steps alone.
     """
 
     stand: Callable[[int, Tensor], None]
     step: Callable[[], Tensor]
     rectify: Callable[[], object] | None = None
+    watch: Callable[[Callable[[int, Layer, StepTensors], None]], None] = lambda observe: None
 
 
 Contenders = Iterator[tuple[str, Callable[[], Contender]]]

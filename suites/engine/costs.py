@@ -66,6 +66,7 @@ def planned_attention(case: ModelCase, spec: MethodSpec) -> Traffic:
     chosen = min(config.selected(case.context) * config.block_size, case.context)
     selector = selector_of(spec.kind.ranks_by, config)
     scored = case.batch * selector.score_bytes(case.shape, config, element_bytes(case), case.context)
+    scored = 0 if spec.kind.evicts else scored
     flops = 4 * case.batch * spec.window * chosen * case.shape.q_heads * case.shape.head_dim
     sparse = Traffic(scored + kv_bytes(case, chosen), flops)
     first = spec.dense_layers or 0
@@ -106,7 +107,30 @@ def memory_bytes(case: ModelCase, specs: list[MethodSpec]) -> int:
     embedding = config.embedding_parameters * element_bytes(case)
     scored = [spec for spec in specs if "summary_kind" in spec.kind.uses]
     summaries = max([summary_bytes(case, spec.config, tokens) for spec in scored], default=0)
+    kept = [kv_bytes(case, kept_tokens(spec, tokens)) for spec in specs if spec.kind.evicts]  # beside the whole caches
+    summaries = max([summaries, *kept])
     return weight_bytes(case) + embedding + caches * (kv_bytes(case, tokens) + summaries) + SCRATCH_BYTES
+
+
+def kept_tokens(spec: MethodSpec, tokens: int) -> int:
+    """Of so many, those that a method keeps that evicts."""
+    return min(spec.config.selected(tokens) * spec.config.block_size, tokens)
+
+
+def sequence_bytes(case: ModelCase, spec: MethodSpec) -> int:
+    """What one more sequence takes by itself: K and V, of methods that evict those that they keep; summaries."""
+    config, tokens = case.config, capacity(case)
+    caches, first = 1 if case.one_cache else config.layers, spec.dense_layers or 0
+    kept = kept_tokens(spec, tokens) if spec.kind.evicts else tokens
+    summaries = summary_bytes(case, spec.config, tokens) if "summary_kind" in spec.kind.uses else 0
+    bound = max(caches - first, 0)
+    return (bound * (kv_bytes(case, kept) + summaries) + min(first, caches) * kv_bytes(case, tokens)) // case.batch
+
+
+def largest_batch(case: ModelCase, spec: MethodSpec, total_bytes: int) -> int:
+    """Sequences of the case's context that fit a memory beside weights and work space; 0 where none does."""
+    fixed = weight_bytes(case) + case.config.embedding_parameters * element_bytes(case) + SCRATCH_BYTES
+    return max(total_bytes - fixed, 0) // sequence_bytes(case, spec)
 
 
 def too_large(need: int, device: torch.device) -> str | None:

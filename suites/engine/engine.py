@@ -12,7 +12,7 @@ that would be the prompt's go along, so that shapes stay fixed, and leave no tra
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
 import torch
@@ -24,6 +24,7 @@ from ..model.decoder import Cells, Decoder
 from .sampling import Sampling
 
 T = TypeVar("T")
+OBSERVED_QUERIES = 32  # of the prompt's newest tokens, which caches keep for methods that evict
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,16 +52,18 @@ class State:
         config, device = decoder.config, decoder.device
 
         def cache() -> KVCache:
-            return KVCache.allocate(
+            empty = KVCache.allocate(
                 batch, config.kv_heads, capacity, config.head_dim,
                 dtype=decoder.dtype, device=device, page_size=page_size,
             )  # fmt: skip
+            shape = (batch, OBSERVED_QUERIES, config.q_heads, config.head_dim)
+            return replace(empty, queries=torch.zeros(shape, dtype=decoder.dtype, device=device))
 
         first = cache()
         caches = (first,) * config.layers
         if not shared_kv:
             others = [cache() for _ in range(config.layers - 1)]
-            caches = (first, *(KVCache(c.k, c.v, first.lengths, c.block_table) for c in others))
+            caches = (first, *(replace(c, lengths=first.lengths) for c in others))
         return cls.over(caches, history)
 
     @classmethod
@@ -78,9 +81,10 @@ class State:
         lengths = self.lengths[rows]
 
         def view(cache: KVCache) -> KVCache:
+            queries = None if cache.queries is None else cache.queries[rows]
             if cache.block_table is not None:
-                return KVCache(cache.k, cache.v, lengths, cache.block_table[rows])
-            return KVCache(cache.k[rows], cache.v[rows], lengths)
+                return KVCache(cache.k, cache.v, lengths, cache.block_table[rows], queries)
+            return KVCache(cache.k[rows], cache.v[rows], lengths, queries=queries)
 
         caches = tuple(view(cache) for cache in self.caches)
         return State(caches, lengths, self.pending[rows], self.history[:, rows], self.count)

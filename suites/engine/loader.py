@@ -68,6 +68,8 @@ def copy_tokens(source: State, target: State, tokens: int) -> None:
     for original, copy in zip(source.caches, target.caches, strict=True):
         copy.k[:, :, :tokens] = original.k[:, :, :tokens]
         copy.v[:, :, :tokens] = original.v[:, :, :tokens]
+        if original.queries is not None and copy.queries is not None:
+            copy.queries.copy_(original.queries.expand_as(copy.queries))
 
 
 def release(device: torch.device) -> None:

@@ -54,18 +54,22 @@ class MethodRun(ABC):
         rows = {count for size in (*sizes,) or (self.case.batch,) for count in chunk_rows(size, self.specs)}
         self.loaded = loader.model(self.case, rows, self.device)
 
-    def prefill_texts(self, beyond: int, capacity: int, history: int) -> Tensor:
+    def prefill_texts(self, beyond: int, capacity: int, history: int, texts: Sequence[Sequence[int]] = ()) -> Tensor:
         """Prefill the first tokens of stretches of text, one after another, into a new `state`.
 
         Args:
             beyond: tokens of each stretch after its prompt.
             capacity, history: of the state.
+            texts: the stretches' ids, `[B][prompt + beyond]`; without them those of one text.
 
         Returns:
             The stretches whole, int64 `[B, prompt + beyond]`.
         """
         case, length = self.case, self.case.prompt + beyond
-        text = prompt_ids(self.loaded, case.batch * length).view(case.batch, length)
+        if texts:
+            text = torch.tensor(texts, device=self.device)
+        else:
+            text = prompt_ids(self.loaded, case.batch * length).view(case.batch, length)
         self.state = State.allocate(self.decoder, case.batch, capacity, history)
         total = f"of {case.prompt}"
         prefill(

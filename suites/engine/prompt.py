@@ -20,6 +20,7 @@ from ...kernels.attention.chunk import best_chunk_kernel
 from ...kernels.portable import write_tokens_torch
 from ..model.decoder import Cells, Decoder
 from .engine import State
+from .sound import check_logits
 
 STRETCH = 64  # tokens that share a direction
 PIECE_BYTES = 2**28  # noise drawn at a time
@@ -70,7 +71,7 @@ def prefill(
         Logits `[B, vocab]` after the last token.
 
     Raises:
-        ValueError: the prompt does not fit the caches.
+        ValueError: the prompt does not fit the caches. CheckFailed: its logits are not finite, or constant.
     """
     batch, count = tokens.shape
     if count > state.capacity:
@@ -79,6 +80,9 @@ def prefill(
     portable = None if decoder.device.type == "cuda" else "torch"  # the interpreter would take hours
     write = write_tokens_torch if portable else write_tokens
     state.lengths.fill_(done)
+    for cache in state.caches:
+        if cache.queries is not None and not done:
+            cache.queries.zero_()
     x = torch.empty(0)
     for start in range(done, count, chunk_tokens):
         part = tokens[:, start : start + chunk_tokens]
@@ -89,6 +93,8 @@ def prefill(
         def attend(i: int, cells: Cells, chunk: ChunkTensors = chunk) -> Tensor:
             cache: KVCache = state.caches[i]
             write(cache, chunk.k, chunk.v)
+            if cache.queries is not None:
+                cache.queries.copy_(torch.cat((cache.queries, chunk.q), 1)[:, -cache.queries.shape[1] :])
             out = best_chunk_kernel(shape, cache, portable).bind(cache, shape, chunk)()
             return chunk.out if out is None else out
 
@@ -96,7 +102,9 @@ def prefill(
         hidden = decoder.hidden(part.reshape(-1), positions, chunk, attend)
         x = hidden.view(batch, length, -1)[:, -1]
         on_tokens(start + length)
-    return decoder.logits(x)
+    logits = decoder.logits(x)
+    check_logits(logits)
+    return logits
 
 
 def empty_chunk(decoder: Decoder, batch: int, tokens: int) -> ChunkTensors:

@@ -112,7 +112,7 @@ def _unfit(row: Row) -> str | None:
         return "stages"
     if row.paged or row.selection_pattern not in (None, "random"):
         return "caches in pages, or K and V with a pattern"
-    return "warm steps" if row.cache_state == "warm" else None
+    return f"{row.cache_state} steps" if row.cache_state not in (None, "cold") else None
 
 
 def _add(dataset: Dataset, row: Row, problem: Problem) -> None:

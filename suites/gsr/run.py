@@ -24,6 +24,7 @@ from ..engine.loader import Loader, prompt_ids, release
 from ..engine.measure import time_decoding, wall_seconds
 from ..engine.methods import MethodRun, run_methods
 from ..engine.prompt import fill_synthetic, prefill
+from ..engine.sound import Watch
 from .cases import INSTRUCTION, GsrCase, Segment, segments
 from .phase import Launch, Point, contexts, integrate, run_in_full
 from .shared import allocate, share_summaries, spread_prompt
@@ -177,11 +178,12 @@ class GsrRun(MethodRun):
             bound[part.active] = self.bind(spec, state.part(slice(part.active)), prompt, whole)
         self.place(state, prompt).before(0)
         torch.manual_seed(self.case.seed)
-        last = script[-1].last
+        last, watch = script[-1].last, Watch(self.device)
         seconds = run_in_full(
-            {n: Launch(b.step, b.rectify, b.engine.rectify_every) for n, b in bound.items()}, script,
+            {n: Launch(b.watched(watch), b.rectify, b.engine.rectify_every) for n, b in bound.items()}, script,
             self.device, lambda n: self.on_step(f"{what} of {spec.label}, step {n} of {last}"),
         )  # fmt: skip
+        watch.check()
         check = reduce(Check.worst, (b.check for b in bound.values()))
         means = tuple(
             Point(part.active, prompt + part.last, took / part.steps * 1e6)
@@ -194,7 +196,7 @@ class GsrRun(MethodRun):
         plan, device = self.bench.plan, self.device
         fixed, period, least = spec.kind.fixes_length, spec.period, reach(spec) + 1
         points: list[Point] = []
-        seconds, launch, check = 0.0, "eager", Check()
+        seconds, launch, check, watch = 0.0, "eager", Check(), Watch(device)
         for part in script:
             active = state.part(slice(part.active))
             bound: Bound | None = None
@@ -207,7 +209,7 @@ class GsrRun(MethodRun):
                     check, launch = check.worst(bound.check), bound.launch
                 place = self.place(active, at)
                 place.before(period)
-                time_decoding(bound.step, bound.rectify, period, device, periods=1, ranks=self.bench.ranks)
+                time_decoding(bound.watched(watch), bound.rectify, period, device, periods=1, ranks=self.bench.ranks)
                 timing = time_decoding(
                     bound.step, bound.rectify, period, device, restart=lambda place=place: place.before(period),  # type: ignore[misc]
                     periods=plan.periods, seconds=plan.seconds, ranks=self.bench.ranks,
@@ -217,6 +219,7 @@ class GsrRun(MethodRun):
             points += timed
             bound = None
             release(device)
+        watch.check()
         return Timed(seconds, script[-1].last, _tokens(script), len(points), launch, check, tuple(points))
 
     def refine_prompt(self, state: State) -> Tensor:

@@ -21,6 +21,7 @@ from ..engine.checks import MODEL_TOLERANCE, check_attention, check_rectified, r
 from ..engine.costs import dense_attention, weight_traffic
 from ..engine.loader import release
 from ..engine.measure import Timing, time_decoding
+from ..engine.sound import check_logits
 from .cases import ReplayCase
 from .method import NAME
 from .replay import REPLAYED, ReplayedEngine
@@ -77,6 +78,7 @@ class ReplayRun(CaseRun):
                 bound.step, None, ROUNDS, device, restart=lambda: self.begin(engine), periods=bench.plan.periods,
                 seconds=bench.plan.seconds, energy=EnergyCounter(device), ranks=bench.ranks,
             )  # fmt: skip
+        check_logits(bound.engine.logits)
         yielded = 1 + acceptance.mean
         self.state.lengths.fill_(case.context)
         attention = sum((layer.traffic()["total"] for layer in bound.engine.layers), NOTHING)

@@ -21,11 +21,12 @@ from ..engine.loader import Loader
 from ..engine.measure import Timing, time_period, wall_seconds
 from ..engine.methods import MethodRun, run_methods
 from ..engine.rounds import Acceptances, LosslessEngine
+from ..engine.sound import check_logits
 from .cases import LosslessCase, ReplayCase
 from .method import NAME
 from .replay import ACCEPTANCE
 from .replayed import ReplayRun
-from .texts import decode_by_rows, gap, largest_tie, partings
+from .texts import check_text, decode_by_rows, gap, largest_tie, partings
 
 
 class LosslessRun(MethodRun):
@@ -69,6 +70,7 @@ class LosslessRun(MethodRun):
             intervals, wall_us = time_period(bound.step, None, case.tokens, device)
         if self.dense_text is None and case.sampling.temperature == 0:
             self.dense_text = self.state.history[: case.tokens].t().clone()
+        check_logits(bound.engine.logits)
         timing = Timing(intervals, wall_us)
         yield self.row(
             spec, **self.times(sum(intervals), wall_us, len(intervals), bound.check, bound.launch),
@@ -110,6 +112,8 @@ class LosslessRun(MethodRun):
         with Conditions(device) as conditions:
             seconds, fed = wall_seconds(lambda: engine.generate(case.tokens, run), device)
         acceptances = engine.acceptances()
+        self.restart()
+        check_text(engine.engine, fed)
         common = {"accepted_length": digits(acceptances.mean), "chunk_kernel": layers[-1].chunk_kernel}
         times = self.times(seconds * 1e6, seconds * 1e6, acceptances.rounds, check, "graph" if graph else "eager")
         row = self.row(spec, **times, **common, **conditions.columns())

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..engine.checks import MODEL_TOLERANCE
 from ..engine.engine import Engine, State
 from ..engine.prompt import prefill
+from ..engine.sound import Watch
 from ..model.decoder import Decoder
 
 TIE = 3.0  # roundings of a model (MODEL_TOLERANCE) that two tokens' logits may lie apart and still change places
@@ -70,3 +71,23 @@ def decode_by_rows(engine: Engine, tokens: int) -> Tensor:
         state.lengths.sub_(rows - 1)
         state.pending.copy_(logits[:, 0].argmax(-1))
     return torch.stack(fed, dim=1)
+
+
+def check_text(engine: Engine, fed: Tensor) -> None:
+    """Run a text through the model once more, as many rows at a time as a verification has, and look at its logits.
+
+    Args:
+        engine: stands before the text; of a method that rectifies.
+        fed: int64 `[B, T]`.
+
+    Raises:
+        CheckFailed: logits are not finite, or constant.
+    """
+    state, rows, watch = engine.state, engine.rectify_every, Watch(fed.device)
+    assert rows is not None
+    for part in fed.split(rows, dim=1):
+        tokens = part.shape[1]
+        state.lengths.add_(rows)
+        filled = torch.cat((part, part[:, -1:].expand(-1, rows - tokens)), 1)
+        watch.look(engine.verify(filled)[:, :tokens])
+    watch.check()

@@ -21,6 +21,7 @@ from ...kernels.config import ceil_div
 from ..engine.bind import Bound
 from ..engine.engine import distinct
 from ..engine.prompt import prefill
+from ..engine.sound import Watch
 from .sampling import StreamSampling, choose, stream
 from .work import Item
 
@@ -66,7 +67,8 @@ class Batch:
         """
         self.engine, self.sampling, self.period = bound.engine, sampling, period
         self.max_tokens, self.ends, self.seed = max_tokens, frozenset(ends), seed
-        self._step, self._rectify = bound.step, bound.rectify
+        self._watch = Watch(bound.engine.decoder.device)
+        self._step, self._rectify = bound.watched(self._watch), bound.rectify
         self._layers = distinct(bound.engine.layers)
 
     def run(self, items: Iterable[Item], on_period: Callable[[int], None] = lambda _: None) -> Iterator[list[Answer]]:
@@ -74,6 +76,9 @@ class Batch:
 
         Args:
             on_period: told how many tokens the period has brought.
+
+        Raises:
+            CheckFailed: logits of the period are not finite, or constant: none of its answers stands.
         """
         waiting, state = deque(items), self.engine.state
         places: list[Running | None] = [None] * state.batch
@@ -128,7 +133,8 @@ class Batch:
             self._rectify()
 
     def _read(self, places: list[Running | None]) -> None:
-        """Add the period's tokens. The first that was fed is known, the last is pending."""
+        """Add the period's tokens. The first that was fed is known, the last is pending. Raises CheckFailed."""
+        self._watch.check()
         state = self.engine.state
         drawn = torch.cat((state.history[1 : self.period], state.pending[None])).t().tolist()
         for running, ids in zip(places, drawn, strict=True):

@@ -17,13 +17,17 @@ def prompt_ids(tokenizer: Tokenizer, problem: str, style: str = "chat") -> list[
     their code puts the tokenizer's `bos_token` before it, whatever the tokenizer itself does, where it names one.
 
     Raises:
-        ValueError: the model brings no chat template, or one that cannot be rendered.
+        ValueError: the model brings no chat template, or one that cannot be rendered, or no token for the text.
     """
     asked = f"{INSTRUCTION} {problem}"
     if style == "plain":
         names_bos = "bos_token" in (tokenizer.special_tokens or ())
-        return tokenizer.encode(f"{asked}\n\n<think>\n", bos=tokenizer.adds_bos or names_bos)
-    return tokenizer.encode(render_chat(tokenizer, asked), bos=False)  # the template writes what begins a text
+        ids = tokenizer.encode(f"{asked}\n\n<think>\n", bos=tokenizer.adds_bos or names_bos)
+    else:
+        ids = tokenizer.encode(render_chat(tokenizer, asked), bos=False)  # the template writes what begins a text
+    if not ids:
+        raise ValueError("the tokenizer has no token for a problem's text, so that the model cannot be asked")
+    return ids
 
 
 def render_chat(tokenizer: Tokenizer, message: str) -> str:

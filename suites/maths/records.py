@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..core.results import append_lines
 from ..core.spec import Variant
 from .judge import OUTCOMES, UNJUDGED
 
@@ -115,9 +116,5 @@ class RecordFile:
                 os.truncate(self.path, whole)
 
     def append(self, records: Iterable[Record]) -> None:
-        """By one write, which is on the disk afterwards."""
-        data = "".join(json.dumps(asdict(record)) + "\n" for record in records).encode()
-        with self.path.open("ab") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        """By one write, which is on the disk afterwards. Raises OSError."""
+        append_lines(self.path, "".join(json.dumps(asdict(record)) + "\n" for record in records).encode())

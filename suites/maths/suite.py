@@ -23,7 +23,7 @@ from ..core.flags import CASES, Flag, Options
 from ..core.ranks import RankLost, Ranks
 from ..core.reference import Part
 from ..core.registry import Plan, Suite
-from ..core.results import check_folder, check_place, read_rows, rewrite, write_csv
+from ..core.results import Contents, check_folder, check_place, locked, read_file, rewrite, write_csv
 from ..core.spec import MethodSpec, dense_here, joining, resa_here
 from ..core.sweep import Sweep
 from ..engine.case import default_dtype, real_model, share_of
@@ -311,15 +311,17 @@ def report_refused(records: Sequence[Record], spec: MethodSpec, specs: Sequence[
 
 
 def write_rows(path: Path, records: Sequence[Record], case: MathsCase, device: torch.device, command: str) -> None:
-    """The result rows of this setting, in place of older ones; other settings' stay."""
+    """The result rows of this setting, in place of older ones; other settings' stay, and what cannot be read, too."""
     common = case.columns() | asdict(describe(device)) | {"command": command}
     common["started_at"] = datetime.now(UTC).isoformat(timespec="seconds")
     rows = result_rows(records, common)
     cases = {row.case for row in rows}
-    rows += [row for row in (read_rows(path) if path.exists() else []) if row.case not in cases]
-    if rows:
-        rewrite(path, rows)
-        write_csv(rows, path.with_suffix(".csv"))
+    with locked(path):
+        held = read_file(path) if path.exists() else Contents()
+        rows += [row for row in (*held.rows, *held.partial) if row.case not in cases]
+        if rows:
+            rewrite(path, rows, held.unreadable)
+            write_csv(rows, path.with_suffix(".csv"))
 
 
 def show_table(folder: Path, console: Console) -> int:

@@ -43,37 +43,12 @@ def repeat(problems: Sequence[Problem], samples: int, answers: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Rank:
-    """This process among those that share the work: `rank` of `world`, `local` on its machine."""
-
-    rank: int = 0
-    world: int = 1
-    local: int = 0
-
-    @classmethod
-    def from_environment(cls) -> Rank:
-        """As torchrun says by RANK, WORLD_SIZE and LOCAL_RANK; one process without them.
-
-        Raises:
-            ValueError: they are no numbers, or the rank is outside the world.
-        """
-        words = [os.environ.get(name, default) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1"))]
-        words.append(os.environ.get("LOCAL_RANK", words[0]))
-        try:
-            rank, world, local = map(int, words)
-        except ValueError:
-            raise ValueError(f"RANK, WORLD_SIZE, LOCAL_RANK: got {', '.join(words)}, expected numbers") from None
-        if not 0 <= rank < world:
-            raise ValueError(f"RANK: got {rank} with WORLD_SIZE {world}, must be 0 to {world - 1}")
-        return cls(rank, world, local)
+class Rank(Ranks):
+    """This process among those that share the work, each with the whole model."""
 
     def share(self, items: Sequence[T]) -> list[T]:
         """Every world-th item. Taken of the whole list, done or not: ranks that start later still agree on it."""
         return list(items[self.rank :: self.world])
-
-    def device(self, chosen: torch.device) -> torch.device:
-        """A GPU of its own; on a CPU the one there is. Raises ValueError for more ranks than GPUs."""
-        return Ranks(self.rank, self.world, self.local).device(chosen)
 
     def meet(self) -> bool:
         """Join the other ranks, so that `wait` can wait for them; False where nobody says where to meet."""

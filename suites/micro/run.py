@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from ..engine.gate import Check
 from .cases import Case
 from .checks import check_rectify, check_step, check_window, dense_exact
 from .inputs import Inputs, make_inputs, make_window
+from .rotation import STATE, bind_rotation, layers_in_rotation, make_rotation
 
 CLOCK_ROUNDS = 20  # rounds between two readings of the clocks
 
@@ -39,6 +40,7 @@ class Prepared:
     rectify: tuple[Stage, ...]
     check: Check
     traffic: dict[str, Traffic]
+    layers: int = 1  # in rotation
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +112,15 @@ def make_ops(prepared: Prepared, bench: Bench) -> list[Op]:
     return ops
 
 
+def rotation_op(prepared: Prepared, case: Case, rotation: Sequence[Inputs], exact: list[Any], bench: Bench) -> Op:
+    """The round of a method's layers, whose time is theirs together. Raises CheckFailed, or what the method raises."""
+    run, graph_safe, check = bind_rotation(prepared, case, rotation, exact)
+    prepared.layers, prepared.check = len(rotation), prepared.check.worst(check)
+    graph = graph_safe and bench.device.type == "cuda"
+    key = Key(prepared.spec, "total", STATE, "graph" if graph else "eager")
+    return Op(key, bench.timer.captured(run) if graph else run, cold=False, idle=not graph)
+
+
 def step_us(row: Row) -> float | None:
     """What steps are compared by."""
     return row.median_us if row.timed else None
@@ -144,6 +155,22 @@ def run_case(case: Case, specs: Sequence[MethodSpec], bench: Bench, on_step: Rep
             ops = [op for op in ops if op.key.spec != spec]
             rows.append(make_row(spec, **failure(error)))
 
+    if bench.plan.rotation and all_prepared:
+        on_step("layers in rotation")
+        step_bytes = min(prepared.traffic["total"].bytes for prepared in all_prepared)
+        layers = layers_in_rotation(case, step_bytes, bench.timer.flush_bytes)
+        try:
+            rotation = make_rotation(case, inputs, layers)
+        except Exception as error:
+            rotation = []
+            rows += [make_row(p.spec, stage="total", cache_state=STATE, **failure(error)) for p in all_prepared]
+        for prepared in all_prepared if rotation else ():
+            try:
+                on_step(f"check {prepared.spec.label}, {layers} layers in rotation")
+                ops.append(rotation_op(prepared, case, rotation, exact, bench))
+            except Exception as error:
+                rows.append(make_row(prepared.spec, stage="total", cache_state=STATE, **failure(error)))
+
     def each_round(number: int) -> None:
         on_step(f"round {number}")
         if number % CLOCK_ROUNDS == 0:
@@ -168,6 +195,8 @@ def timed_rows(
     rows = []
     for key, (summary, stopped_by) in summaries.items():
         prepared = by_spec[key.spec]
+        if key.cache_state == STATE:
+            summary = scaled(summary, 1 / prepared.layers)
         work = Work(prepared.traffic.get(key.stage, NOTHING))
         rows.append(_row(prepared, key, summary, stopped_by, work, bench, make_row, clocks))
     for prepared in (prepared for prepared in all_prepared if prepared.rectify):
@@ -191,9 +220,14 @@ def amortise(total: Summary, rectify: Summary, every: int) -> Summary:
     return Summary(n_samples=min(total.n_samples, rectify.n_samples), **fields)
 
 
-def judged(work: Work, median_us: float, ceilings: Ceilings, cache_state: str) -> Verdict:
-    """What a time beside its floor means; a warm cache may beat any floor of the memory."""
-    if cache_state != "cold":
+def scaled(summary: Summary, factor: float) -> Summary:
+    """Every time of it times a factor."""
+    return replace(summary, **{n: v * factor for n, v in asdict(summary).items() if n.endswith("_us")})
+
+
+def judged(work: Work, median_us: float, ceilings: Ceilings, *, cached: bool) -> Verdict:
+    """What a time beside its floor means; what is `cached` may beat any floor of the memory."""
+    if cached:
         return Verdict("within", ceilings)
     return ceilings.verdict(work.floor_us(ceilings), median_us, ceilings.bound(work.total.bytes, work.total.flops))
 
@@ -213,10 +247,13 @@ def _row(
         "chunk_kernel": prepared.layer.chunk_kernel,
         "cache_state": key.cache_state,
         "launch": key.launch,
+        "rotation_layers": prepared.layers if key.cache_state == STATE else None,
         **clocks,
     }
+    displaced = prepared.layers * work.total.bytes >= bench.timer.flush_bytes  # between two turns of a layer
+    cached = not displaced if key.cache_state == STATE else key.cache_state != "cold"
     if work.total.bytes:
-        verdict = judged(work, summary.median_us, bench.ceilings, key.cache_state)
+        verdict = judged(work, summary.median_us, bench.ceilings, cached=cached)
         if verdict.kind == "impossible":
             return make_row(prepared.spec, **(common | {"status": "failed", "reason": verdict.reason}))
         common |= work.columns(summary.median_us, verdict, common["reason"])

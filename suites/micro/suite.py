@@ -28,6 +28,7 @@ from .cases import (
     default_methods,
     further_methods,
 )
+from .rotation import STATE
 from .run import run_case
 from .table import print_report
 
@@ -50,12 +51,13 @@ BUDGET_S = Flag(
     "--budget-s", "most seconds of sampling a case", kind=flags.number(0.0, 86400.0, above=0.0), metavar="S"
 )
 NO_WARM = flags.switch("--no-warm", "leave out the warm-cache rows")
+NO_ROTATION = flags.switch("--no-rotation", "leave out the rows of several layers' steps back to back (on a GPU)")
 FLAGS = (
     flags.QUICK, flags.FULL, flags.CASE, flags.CONTEXT, flags.BATCH,
     flags.MODEL.but(choices=tuple(PRESETS), metavar=None, help=f"model shape (default {DEFAULT_MODEL})"),
     Q_HEADS, KV_HEADS, HEAD_DIM, PATTERN, flags.DTYPE, flags.PAGE_SIZE, flags.SEED,
     *(flag for flag in flags.METHOD_FLAGS if flag.name != "dense_layers"),
-    *flags.RUN_FLAGS, BUDGET_S, NO_WARM, flags.NO_EAGER,
+    *flags.RUN_FLAGS, BUDGET_S, NO_WARM, NO_ROTATION, flags.NO_EAGER,
 )  # fmt: skip
 
 
@@ -66,6 +68,7 @@ class Measure:
     timing: TimingPlan
     warm: bool = True  # also time `total` with a warm cache
     eager: bool = True  # also time `total` launched eagerly, on a GPU
+    rotation: bool = False  # also time the steps of several layers back to back
 
 
 def choose_cases(options: Options, device: torch.device) -> list[Case]:
@@ -121,7 +124,9 @@ def plan(options: Options, device: torch.device) -> Plan:
         budget_s=options.budget_s or (6.0 if cuda else 5.0 if options.scale == "quick" else 25.0),
         min_samples=20 if cuda else 7,
     )
-    left_out = (("warm", options.no_warm), ("eager", options.no_eager))
+    left_out = {
+        "warm": options.no_warm, "eager": options.no_eager or not cuda, STATE: options.no_rotation or not cuda,
+    }  # fmt: skip
     as_listed = options.scale == "default" and not options.context  # --case picks from the list
     settings = Sweep.of(options)
     plain = as_listed and not (settings.names or settings.summaries or "window" in settings.given)
@@ -130,8 +135,8 @@ def plan(options: Options, device: torch.device) -> Plan:
         cases,
         specs,
         further={case.slug: further_methods(case, config) for case in cases if cuda and plain},
-        kinds=[kind for kind, left in left_out if not left and (kind != "eager" or cuda)],
-        measure=Measure(timing, warm=not options.no_warm, eager=not options.no_eager),
+        kinds=[kind for kind, left in left_out.items() if not left],
+        measure=Measure(timing, warm=not left_out["warm"], eager=not left_out["eager"], rotation=not left_out[STATE]),
     )
 
 

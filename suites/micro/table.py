@@ -23,6 +23,7 @@ from ..core.report import (
 )
 from ..core.rows import Row
 from ..core.spec import Names
+from .rotation import STATE
 
 COLUMNS = ("method", "median us", "+-%", "GB/s", "of floor", "vs best dense", "amortised", "floor allows")
 
@@ -43,8 +44,10 @@ def case_table(case: str, rows: Sequence[Row], names: Names | None = None) -> Ta
     steps = [r for r in whole_steps(rows) if r.case == case]
     amortised = {r.variant: r for r in of_case if r.timed and r.stage == "total_amortised"}
     launch = main_launch(rows)
+    rotating = {r.variant: r for r in of_case if r.timed and r.stage == "total" and r.cache_state == STATE}
+    columns = [*COLUMNS[:6], "in rotation", *COLUMNS[6:]] if rotating else COLUMNS
     where = "portable torch path on a CPU, " if any((r.device or "").startswith("CPU") for r in of_case) else ""
-    table = new_table(f"{case}: one decode step of attention ({where}cold, {launch})", COLUMNS)
+    table = new_table(f"{case}: one decode step of attention ({where}cold, {launch})", columns)
     for row in sorted(steps, key=lambda r: r.median_us or math.inf):
         assert row.median_us
         width = ((row.ci_high_us or 0) - (row.ci_low_us or 0)) / 2 / row.median_us
@@ -56,11 +59,17 @@ def case_table(case: str, rows: Sequence[Row], names: Names | None = None) -> Ta
             number(row.gbps, ".0f"),
             share(row.floor_fraction),
             speedup(row.speedup_vs_best_dense),
+            *([_in_rotation(rotating.get(row.variant))] if rotating else []),
             speedup(rectified.speedup_vs_best_dense if rectified else None),
             number(row.floor_speedup, ".2f", unit="x"),
         )
     failed_lines(table, of_case, names)
     return table
+
+
+def _in_rotation(row: Row | None) -> str:
+    """Microseconds and the ratio to the best dense method's; empty without a row."""
+    return f"{row.median_us:.1f} {speedup(row.speedup_vs_best_dense)}".strip() if row else ""
 
 
 def crossings(rows: Sequence[Row]) -> dict[tuple[str, ...], BreakEven]:

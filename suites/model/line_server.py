@@ -1,28 +1,26 @@
 """A process that answers a line with a line under limits of time and memory, for work that strangers' texts set.
 
 `LineProcess` is the asking end. It kills the process that overruns its time, and starts it anew for the next line.
-`serve` is the answering end, with nothing of this project or of torch in it, so that it starts fast.
+`serve` is the answering end, without torch, so that it starts fast.
 """
 
 from __future__ import annotations
 
-import ctypes
 import math
 import os
 import resource
 import select
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from typing import Any
+
+from ..lifetime import end_with_parent
 
 START_S = 120.0  # to import what the process needs, which a loaded machine may take long for
 READY = "ready"
 PIECE_BYTES = 2**20  # of a reply, read at a time
-PR_SET_PDEATHSIG = 1
 
 
 class LineProcess:
@@ -101,8 +99,7 @@ def serve(
     """
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, resource.getrlimit(resource.RLIMIT_AS)[1]))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    with suppress(OSError, AttributeError):  # Linux only; elsewhere the process ends with its stdin
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent()  # elsewhere than on Linux it ends with its stdin
     replies = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what a library prints must not be taken for a reply
     prepare()

@@ -131,8 +131,8 @@ def _parsed(path: Path) -> tokenizers.Tokenizer:
         if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
             raise
         raise ValueError(f"{path} cannot be read: {one_line(error)}") from None
-    if not tokenizer.get_vocab_size():
-        raise ValueError(f"{path} cannot be read: it has no tokens")
+    if not tokenizer.get_vocab_size(with_added_tokens=False):
+        raise ValueError(f"{path} cannot be read: it has no tokens but those that were added")
     return tokenizer
 
 

@@ -13,6 +13,7 @@ from ..core.analysis import LEVEL
 from ..core.flags import size_word
 from ..core.spec import DEFAULTS, PINNED, MethodSpec, joining, make_spec, resa_here
 from ..engine.case import ModelCase, check_context, check_counts, check_types
+from ..engine.texts import SEVERAL, TEXTS
 from ..model.config import ModelConfig
 
 SOURCES = ("text", "own")
@@ -25,7 +26,8 @@ class QualityCase(ModelCase):
 
     Attributes:
         source: what is fed: the text as it goes on, or the dense model's own continuation of it, sampled.
-        batch: stretches of the text, one after another.
+        batch: stretches of text.
+        texts: names of the texts that they are cut from, in turn.
         stepwise: every method decodes step by step, on a GPU with its kernels; otherwise those that can are evaluated
             for all steps at once (`parallel.py`).
     """
@@ -42,12 +44,15 @@ class QualityCase(ModelCase):
     dtype: str = "fp32"
     seed: int = 0
     stepwise: bool = False
+    texts: tuple[str, ...] = SEVERAL[:1]
 
     def __post_init__(self) -> None:
         check_counts(prompt=self.prompt, steps=self.steps, batch=self.batch)
         check_types(self.weights, self.dtype)
         if self.source not in SOURCES:
             raise ValueError(f"source: got {self.source!r}, allowed are {', '.join(SOURCES)}")
+        if not self.texts or not set(self.texts) <= set(TEXTS) or len(set(self.texts)) < len(self.texts):
+            raise ValueError(f"texts: got {', '.join(self.texts) or 'none'}, allowed are {', '.join(TEXTS)}, once each")
         check_context(self, "prompt and steps", "take fewer of either")
 
     @property
@@ -57,10 +62,18 @@ class QualityCase(ModelCase):
 
     @property
     def slug(self) -> str:
-        """`quality-smollm2-135m-b2-4k-512-text`: batch, prompt, steps, source; `-stepwise` where that was asked."""
+        """`quality-smollm2-135m-b8-4k-256-text-4texts`: batch, prompt, steps, source, texts; `-stepwise` if asked.
+
+        Texts are named where they are not the usual ones; one alone, the first, is not.
+        """
         name = (
             f"quality-{self.config.name}-b{self.batch}-{size_word(self.prompt)}-{size_word(self.steps)}-{self.source}"
         )
+        if len(self.texts) > 1:
+            usual = self.texts == SEVERAL[: len(self.texts)]
+            name += f"-{len(self.texts)}texts" if usual else f"-{'-'.join(self.texts)}"
+        elif self.texts != SEVERAL[:1]:
+            name += f"-{self.texts[0]}"
         return f"{name}-stepwise" if self.stepwise else name
 
     def columns(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..core.metrics import Steps, step_metrics
 from ..engine.engine import Engine, State
+from ..engine.sound import check_count, check_logits, unsound
 from ..model.decoder import Decoder
 from ..model.parallel.exchange import Exchange
 from .exposure import exposure
@@ -29,13 +30,17 @@ class Reference:
     logits: Tensor
     kv: Tensor
 
+    def __post_init__(self) -> None:
+        """Raises CheckFailed for logits that are not finite, or constant."""
+        check_logits(self.logits)
+
     @property
     def steps(self) -> int:
         """Tokens fed to each sequence."""
         return self.logits.shape[0]
 
     def compare(self, span: slice, logits: Tensor, kv_errors: Tensor) -> Tensor:
-        """Every metric of some steps of a method, float32 `[metrics, steps, B]`.
+        """Every metric of some steps of a method, then whether its logits are unsound: `[metrics + 1, steps, B]`.
 
         Args:
             span: of the steps.
@@ -45,7 +50,8 @@ class Reference:
         following = self.tokens[:, span.start + 1 : span.stop + 1].t()  # [steps, B]
         dense, method = (x.flatten(0, 1).float().log_softmax(-1) for x in (self.logits[span], logits))
         steps = Steps(dense, method, following.flatten(), kv_errors.flatten(1))
-        return torch.stack([metric.values(steps) for metric in step_metrics()]).unflatten(1, following.shape)
+        values = [metric.values(steps) for metric in step_metrics()]
+        return torch.stack([*values, unsound(logits).flatten().float()]).unflatten(1, following.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +74,14 @@ class Forced:
 
     @classmethod
     def of(cls, compared: Tensor, kv_errors: Tensor, recall: Tensor | None = None) -> Forced:
-        """From what `Reference.compare` gives, and errors `[layers, steps, B]`; waits for the device."""
-        names = [metric.name for metric in step_metrics()]
-        values = dict(zip(names, compared.cpu(), strict=True))
+        """From what `Reference.compare` gives, and errors `[layers, steps, B]`; waits for the device.
+
+        Raises:
+            CheckFailed: logits of the method are not finite, or constant.
+        """
+        *compared_values, bad = compared.cpu()
+        check_count(int(bad.sum()))
+        values = dict(zip((metric.name for metric in step_metrics()), compared_values, strict=True))
         return cls(values, kv_errors.mean((1, 2)).cpu(), None if recall is None else recall.cpu())
 
 

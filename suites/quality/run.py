@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..core.analysis import BY_TEXT, error_of_mean
 from ..core.bench import Bench, Report, RowMaker
-from ..core.metrics import loss_of, step_metrics
+from ..core.metrics import Metric, loss_of, step_metrics
 from ..core.rows import Row, digits
 from ..core.spec import MethodSpec, dense_here, make_spec
 from ..engine.bind import Bound, Place, bind
@@ -16,6 +18,7 @@ from ..engine.case import capacity
 from ..engine.loader import Loader
 from ..engine.methods import MethodRun, run_methods
 from ..engine.sampling import Sampling
+from ..engine.texts import text_stretches, text_tokenizer
 from .cases import QualityCase
 from .forced import Forced, Reference, record_dense, run_forced
 from .parallel import dense_parallel, run_parallel
@@ -48,7 +51,11 @@ class QualityRun(MethodRun):
         self.load(loader)
         if in_hand.run is self:
             return
-        self.tokens = self.prefill_texts(case.steps + 1, capacity(case), case.steps + 1)[:, case.prompt :]
+        length = case.context + 1
+        stretches = text_stretches(text_tokenizer(self.loaded), case.texts, case.batch, length)
+        self.sources = [source for source, _ in stretches]
+        texts = [ids for _, ids in stretches]
+        self.tokens = self.prefill_texts(case.steps + 1, capacity(case), case.steps + 1, texts)[:, case.prompt :]
         self.references: dict[bool, Reference] = {}  # by whether it was recorded step by step
         self.dense_launch = {False: "parallel"}
         self.sampled: Reference | None = None  # dense's own continuation, recorded step by step
@@ -108,20 +115,35 @@ class QualityRun(MethodRun):
             end = min(first + BUCKET, self.case.steps)
             yield slice(first, end), {"step": end, "n_samples": (end - first) * self.case.batch}
 
+    def by_text(self, metric: Metric, values: Tensor) -> list[float]:
+        """The average of each stretch of text, of values `[steps, B]`."""
+        return [float(metric.average(own[:, None])) for own in values.unbind(1)]
+
+    def over_texts(self, metric: Metric, values: Tensor) -> dict[str, Any]:
+        """What a row says of the stretches of text that its value is the mean of; values `[steps, B]`."""
+        said = {"n_texts": self.case.batch, "text_source": ", ".join(dict.fromkeys(self.sources))}
+        if self.case.batch == 1:
+            return said
+        return said | {"value_error": digits(error_of_mean(self.by_text(metric, values)), 3)}
+
     def measure(self, spec: MethodSpec) -> Iterator[Row]:
         """Rows of one method: every metric over stretches of steps, and of all steps by layer and head."""
         forced, launch = self.force(spec)
 
-        def row(metric: str, value: float, places: int = 6, **columns: int) -> Row:
+        def row(metric: str, value: float, places: int = 6, **columns: Any) -> Row:
             return self.row(
                 spec, metric=metric, value=digits(value, places), status="ok", launch=launch, **(whole | columns)
             )
 
-        whole = {"step": self.case.steps, "n_samples": self.case.steps * self.case.batch}
+        whole: dict[str, Any] = {"step": self.case.steps, "n_samples": self.case.steps * self.case.batch}
         for span, columns in self.stretches():
             for metric in step_metrics():
-                average = metric.average(forced.values[metric.name][span].double())
-                yield row(metric.name, float(average), **columns)
+                values = forced.values[metric.name][span].double()
+                yield row(metric.name, float(metric.average(values)), **columns, **self.over_texts(metric, values))
+        for metric in step_metrics():
+            for i, value in enumerate(self.by_text(metric, forced.values[metric.name].double())):
+                of_one: dict[str, Any] = {"stretch": i, "text_source": self.sources[i], "n_samples": self.case.steps}
+                yield row(f"{metric.name}{BY_TEXT}", value, **of_one)
         for i, value in enumerate(forced.kv_error.tolist()):
             yield row("kv_error", value, layer=i)
         recall = [] if forced.recall is None else torch.cat(self.bench.ranks.gathered(forced.recall), 1).tolist()

@@ -19,13 +19,14 @@ from ..core.settings import SETTINGS
 from ..core.spec import PINNED, MethodSpec, unique
 from ..core.sweep import Sweep
 from ..engine.case import default_dtype, model_notes, real_model, share_of
+from ..engine.texts import SEVERAL, TEXTS
 from ..model.smollm import NAME as SMOLLM
 from .cases import PIN, SOURCES, QualityCase, default_specs
 from .run import run_case
 from .table import print_report
 
 EXAMPLES = """examples:
-  resa-bench quality                                   SmolLM2-135M: 4K of text, then 512 steps under each method
+  resa-bench quality                                   SmolLM2-135M: 8 x 4K of text, then steps under each method
   resa-bench quality --quick                           1K of text, 64 steps, three methods
   resa-bench quality --steps 1024 --rectify-every 1 32 128 --method sparse resa-torch
   resa-bench quality --ratio 0.05 0.1 0.2 --source text own    on text, and on dense's own continuation of it
@@ -38,6 +39,10 @@ against dense decoding fed the same tokens. Methods whose steps can be evaluated
 rerun goes on where the last one stopped (same device, commit and output folder); --fresh starts over."""
 
 SOURCE = flags.several("--source", "what is fed (default text; full both)", choices=SOURCES)
+WHICH_TEXTS = flags.several(
+    "--texts", f"that stretches are cut from, in turn (default {' '.join(SEVERAL)}; essays are fetched once)",
+    choices=tuple(TEXTS), default=SEVERAL,
+)  # fmt: skip
 STEPWISE = flags.switch("--stepwise", "decode token by token, on a GPU with the kernels; no recall")
 GRID: dict[str, tuple[Any, ...]] = {
     "block_size": (16, 8, 32, 64),
@@ -57,10 +62,13 @@ FLAGS = (
     flags.QUICK, flags.FULL,
     flags.MODEL.but(default=SMOLLM, help="SmolLM2, a folder or a .gguf file"),
     flags.PROMPT_TOKENS.but(help="prefilled densely (default 4K, quick 1K)"),
-    flags.STEPS.but(help="fed after that (default 512, quick 64, full 1K)"),
-    flags.BATCH.but(many=False, default=2, help="stretches of text"),
-    SOURCE, flags.DTYPE, flags.SEED, *flags.method_flags(GRID), STEPWISE, *flags.RUN_FLAGS,
+    flags.STEPS.but(help="fed after that (default 512, on a CPU 256; quick 64, full 1K)"),
+    flags.BATCH.but(many=False, default=None, help="stretches of text (default 8, quick 2)"),
+    SOURCE, WHICH_TEXTS, flags.DTYPE, flags.SEED, *flags.method_flags(GRID), STEPWISE, *flags.RUN_FLAGS,
 )  # fmt: skip
+
+
+GPU_STEPS, CPU_STEPS = 512, 256  # of the default list
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +76,14 @@ class Scale:
     """What a list runs where no flag says otherwise; `grid`: values of settings."""
 
     prompt: int = 4096  # tokens
-    steps: int = 512
+    steps: int | None = None  # 512 on a GPU, 256 on a CPU
+    batch: int = 8  # stretches of text
     sources: tuple[str, ...] = SOURCES[:1]
     grid: dict[str, tuple[Any, ...]] = field(default_factory=lambda: GRID)
 
 
 SCALES = {
-    "quick": Scale(prompt=1024, steps=64, grid=GRID | {"rectify_every": (LEVEL, 32)}),
+    "quick": Scale(prompt=1024, steps=64, batch=2, grid=GRID | {"rectify_every": (LEVEL, 32)}),
     "default": Scale(),
     "full": Scale(steps=1024, sources=SOURCES, grid=FULL_GRID),
 }
@@ -86,12 +95,15 @@ def choose_cases(options: Options, device: torch.device, specs: Sequence[MethodS
     config = share_of(real_model(model, "random weights say nothing about quality"))
     if Path(model).is_dir() and not (Path(model) / "tokenizer.json").exists():
         raise ValueError(f"--model {model}: has no tokenizer.json, which the texts need; put the model's there")
-    steps, window = options.steps or scale.steps, max(spec.window for spec in specs)
+    usual = GPU_STEPS if device.type == "cuda" else CPU_STEPS
+    steps, window = options.steps or scale.steps or usual, max(spec.window for spec in specs)
     if window > steps:
         raise ValueError(f"--steps {steps}: windows of {window} tokens need as many steps at least")
     dtype, prompt = options.dtype or default_dtype(device), options.prompt_tokens or scale.prompt
+    batch = options.batch or scale.batch
+    texts = options.texts[:batch]
     return [
-        QualityCase(model, config, prompt, steps, source, options.batch, dtype, options.seed, options.stepwise)
+        QualityCase(model, config, prompt, steps, source, batch, dtype, options.seed, options.stepwise, texts)
         for source in options.source or scale.sources
     ]
 

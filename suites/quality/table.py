@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..core.analysis import excess_of, level_rows, mean_of, selection_of
+from ..core.analysis import error_over_texts, excess_of, level_rows, mean_of, selection_of
 from ..core.metrics import Metric, metrics
 from ..core.report import new_table
 from ..core.rows import Row
@@ -35,7 +35,7 @@ def case_table(case: str, rows: Sequence[Row], names: Names | None = None) -> Ta
     table = new_table(
         f"{case}: against dense decoding fed the same tokens", ("method", *headings), caption_justify="left",
         caption=f"over f = 1: KL after step {half} over that of ReSA at f = 1 with the same selection, a sparse step's "
-        "own error; in brackets the share that is left of sparse steps' own excess",
+        "own error; in brackets the share that is left of sparse steps' own excess; ±: one standard error over texts",
     )  # fmt: skip
     for variant in dict.fromkeys(r.variant for r in of_case):
         own = [r for r in of_case if r.variant == variant]
@@ -45,11 +45,17 @@ def case_table(case: str, rows: Sequence[Row], names: Names | None = None) -> Ta
             continue
         cells = []
         for metric in shown:
-            cells.append(metric.cell(mean_of(own, metric.name)))
+            cells.append(metric.cell(mean_of(own, metric.name)) + _error(own, metric))
             if metric.name == "kl":
                 cells += [metric.cell(mean_of(own, "kl", half)), _excess(of_case, own, half)]
         table.add_row(name, *cells)
     return table
+
+
+def _error(own: Sequence[Row], metric: Metric) -> str:
+    """` ± 0.0100` of KL; the other metrics' errors are in the rows."""
+    error = error_over_texts(own, metric.name) if metric.name == "kl" else None
+    return "" if error is None else f" ± {metric.cell(error)}"
 
 
 def _excess(rows: Sequence[Row], own: Sequence[Row], after: int) -> str:

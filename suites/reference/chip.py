@@ -17,7 +17,8 @@ from ...profiling.device import device_name, driver_version
 CLUSTERS = (8, 16)
 """Sizes of thread-block clusters, in CTAs, whose number at once tells chips of one kind apart."""
 PACKAGES = (
-    "flash-attn", "fa3-fwd", "flashinfer-python", "cuda-bindings", "nvidia-ml-py", "math-verify", "numpy", "pandas",
+    "flash-attn", "fa3-fwd", "flashinfer-python", "cuda-bindings", "nvidia-ml-py", "math-verify", "wonderwords",
+    "numpy", "pandas",
 )  # fmt: skip
 MAKERS = ("nvidia", "geforce", "tesla", "quadro", "amd", "instinct")
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..core.spec import MethodSpec
 from ..engine.bind import Place, bind, layers_of
 from ..engine.engine import Engine, State, distinct
+from ..engine.sound import Watch, check_logits
 from ..model.decoder import Decoder
 from .divergence import CommonNoise, agreeing
 
@@ -51,7 +52,7 @@ class Contender:
         place = Place(state, prompt, torch.ones_like(state.pending), ahead=True)
         bound = bind(decoder, place, spec, sampling=noise, longest_period=room)
         self.engine, self._step, self._rectify = bound.engine, bound.step, bound.rectify
-        self._layers = distinct(self.engine.layers)
+        self._layers, self._watch = distinct(self.engine.layers), Watch(decoder.device)
         self._looks = LOOK_EVERY if decoder.device.type == "cuda" else 1
         self._fed, self._known = 0, False
 
@@ -70,6 +71,7 @@ class Contender:
     def _advance(self, rectify: bool = True) -> None:
         self._noise.draw(self._fed)
         self._step()
+        self._watch.look(self.engine.logits)
         self._fed += 1
         self._known = True
         every = self.engine.rectify_every
@@ -77,7 +79,11 @@ class Contender:
             self._rectify()
 
     def feed(self, tokens: Tensor, *, rectify: bool = True) -> Judged:
-        """Feed ids int64 `[R, T]` one by one. The first of all is judged by nothing: false, NaN."""
+        """Feed ids int64 `[R, T]` one by one. The first of all is judged by nothing: false, NaN.
+
+        Raises:
+            CheckFailed: logits are not finite, or constant.
+        """
         top, logp = [], []
         for token in tokens.unbind(1):
             if self._known:
@@ -89,6 +95,7 @@ class Contender:
                 logp.append(torch.full_like(token, float("nan"), dtype=torch.float32))
             self.state.pending.copy_(token)
             self._advance(rectify)
+        self._watch.check()
         return Judged(torch.stack(top, 1).cpu(), torch.stack(logp, 1).cpu())
 
     def try_answer(self, tokens: Tensor) -> Judged:
@@ -108,6 +115,9 @@ class Contender:
 
         Args:
             reference: ids `[R, count]`; decoding ends where every sequence has left them (the ids after that are -1).
+
+        Raises:
+            CheckFailed: logits are not finite, or constant.
         """
         decoded = torch.full((self.state.batch, count), -1, dtype=torch.int64, device=self.state.pending.device)
         for t in range(count):
@@ -117,6 +127,7 @@ class Contender:
                 continue
             if int(agreeing(decoded[:, : t + 1], reference[:, : t + 1]).max()) <= t:
                 break
+        self._watch.check()
         return decoded
 
 
@@ -141,6 +152,7 @@ def decoded_in_chunks(
     for first in range(0, tokens.shape[1], rows):
         state.lengths.add_(rows)
         logits = engine.verify(tokens[:, first : first + rows])
+        check_logits(logits)
         for i in range(rows):
             noise.draw(first + i)
             decoded.append(noise(logits[:, i]))

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..model.tokenizer import Tokenizer
+from .chat import around_message
 from .text import place
 
 CITIES = ("Paris", "London", "Rome", "Berlin", "Madrid", "Vienna", "Oslo", "Cairo", "Tokyo", "Lima")
-SYSTEM = "You are a helpful AI assistant."
 INTRODUCTION = "A special magic number is hidden in the following text. I will ask you about it afterwards.\n\n"
 NEEDLE = "\n\nThe special magic number for {city} is {number}.\n\n"
 QUESTION = "\n\nWhat is the special magic number for {city} mentioned in the text?"
@@ -41,11 +41,6 @@ class NeedlePrompts:
     starts: list[int]
 
 
-def is_chat(tokenizer: Tokenizer) -> bool:
-    """Whether the tokenizer knows ChatML's marks, which SmolLM2-Instruct and Qwen are trained with."""
-    return len(tokenizer.encode("<|im_start|>", bos=False)) == 1
-
-
 def needle_prompts(
     tokenizer: Tokenizer, filler: Sequence[int], length: int, depths: Sequence[float], generator: random.Random
 ) -> NeedlePrompts:
@@ -60,10 +55,8 @@ def needle_prompts(
 
     city = generator.choice(CITIES)
     numbers = [str(generator.randrange(10_000, 100_000)) for _ in depths]
-    chat = is_chat(tokenizer)
-    opening = f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n" if chat else ""
-    turn = "<|im_end|>\n<|im_start|>assistant\n" if chat else "\n\n"
-    introduction = tokenizer.encode(opening + INTRODUCTION)
+    opening, turn = around_message(tokenizer)
+    introduction = [*opening, *encode(INTRODUCTION)]
     prompts, starts = [], []
     for depth, number in zip(depths, numbers, strict=True):
         needle = encode(NEEDLE.format(city=city, number=number))

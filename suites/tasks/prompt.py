@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..engine.engine import State
+from ..engine.engine import OBSERVED_QUERIES, State
 from ..engine.prompt import prefill
 from ..model.decoder import Decoder
 
@@ -34,9 +34,12 @@ def prefill_rows(decoder: Decoder, state: State, tokens: Tensor) -> Tensor:
         if r < rows - 1:
             common = int((tokens[r] == tokens[r + 1]).long().cumprod(0).sum())
         if common < length:
+            common = min(common, max(length - OBSERVED_QUERIES, 0))  # the newest queries are those of this prompt
             logits = prefill(decoder, alone, tokens[r : r + 1], done=common)
         for source, target in zip(alone.caches, state.caches, strict=True):
             target.k[r, :, :length] = source.k[0, :, :length]
             target.v[r, :, :length] = source.v[0, :, :length]
+            if source.queries is not None and target.queries is not None:
+                target.queries[r] = source.queries[0]
         out.append(logits)
     return torch.cat(out[::-1])

@@ -14,10 +14,19 @@ from ..core.spec import MethodSpec, make_spec, resa_here
 from ..engine.engine import State
 from ..engine.loader import Loader, release
 from ..engine.methods import MethodRun, run_methods
+from ..engine.texts import text_tokenizer
+from ..model.load import LoadedModel
 from .cases import TaskCase, dense_spec
 from .contender import Contender
-from .measure import Divergence, make_task
+from .kinds.divergence import Divergence
 from .prompt import prefill_rows
+from .registry import task_kinds
+from .task import Task
+
+
+def make_task(case: TaskCase, loaded: LoadedModel) -> Task:
+    """Raises Unsupported without a tokenizer or a package, ValueError where the prompts cannot be written."""
+    return task_kinds()[case.task].task(case, text_tokenizer(loaded), loaded.decoder)
 
 
 class TaskRun(MethodRun):
@@ -87,7 +96,8 @@ class TaskRun(MethodRun):
 
     def value_row(self, spec: MethodSpec, columns: dict[str, Any], **more: str) -> Row:
         """A row of one value."""
-        return self.row(spec, status="ok", **(columns | {"value": digits(columns["value"])} | more))
+        numbers = {name: digits(columns[name]) for name in ("value", "value_error") if columns.get(name) is not None}
+        return self.row(spec, status="ok", **(columns | numbers | more))
 
 
 def run_case(case: TaskCase, specs: Sequence[MethodSpec], bench: Bench, on_step: Report = lambda _: None) -> list[Row]:

@@ -12,7 +12,7 @@ from ..core.analysis import share_error
 from ..core.report import new_table, number
 from ..core.rows import Row
 from ..core.spec import Names, is_dense
-from .cases import TASKS
+from .registry import task_kinds
 
 
 def pick(rows: Sequence[Row], metric: str, *, depth: float | None = None, step: int | None = None) -> Row | None:
@@ -26,7 +26,8 @@ def pick(rows: Sequence[Row], metric: str, *, depth: float | None = None, step: 
 def _share(row: Row | None) -> str:
     if row is None or row.value is None:
         return ""
-    return f"{row.value:.0%} ± {share_error(row.value, row.n_samples or 1):.0%}"
+    error = max(row.value_error or 0.0, share_error(row.value, row.n_samples or 1))
+    return f"{row.value:.1%} ± {error:.1%}"
 
 
 def _value(row: Row | None) -> str:
@@ -61,12 +62,15 @@ def case_table(case: str, rows: Sequence[Row], names: Names | None = None) -> Ta
     dense = next(iter(lines.values()))
     depths = sorted({r.depth for r in of_case if r.depth is not None})
     steps = max((r.step or 0 for r in of_case), default=0)
-    never, bars, scores = f"never in {steps}", "± one standard error", ("of dense's", "log-prob. (over dense)")
-    title, columns = {
-        "divergence": ("tokens until the first that dense decoding does not say", ("mean", "median", never, "prompts")),
-        "needle": (f"the number is in the answer; {bars}", (*(f"at {d:g}" for d in depths), "all", *scores)),
-        "copy": (f"values copied exactly; {bars}", ("copied", *scores, "questions")),
-    }[task]
+    never, scores = f"never in {steps}", ("of dense's", "log-prob. (over dense)")
+    kinds = task_kinds()
+    title = kinds[task].title if task in kinds else task
+    columns: tuple[str, ...] = ("score", *scores, "questions")
+    if task == "divergence":
+        columns = ("mean", "median", never, "prompts")
+    elif depths:
+        columns = (*(f"at {d:g}" for d in depths), "all", *scores)
+    title = title if task == "divergence" else f"{title}; ± one standard error"
     table = new_table(f"{case}: {title}", ("method", *columns))
     for name, own in lines.items():
         if not any(row.measured for row in own):
@@ -81,14 +85,14 @@ def case_table(case: str, rows: Sequence[Row], names: Names | None = None) -> Ta
             kept = pick(own, f"{task}_kept") if own is not dense else None
             cells = [_share(hits), _share(kept), _against(pick(own, f"{task}_logp"), pick(dense, f"{task}_logp"))]
             by_depth = [_right(pick(own, task, depth=d)) for d in depths]
-            cells = [*by_depth, *cells] if task == "needle" else [*cells, _samples(hits)]
+            cells = [*by_depth, *cells] if depths else [*cells, _samples(hits)]
         table.add_row(escape(name), *cells)
     return table
 
 
 def print_report(rows: Sequence[Row], console: Console) -> None:
     """A table for each case, by task."""
-    order = {task: i for i, task in enumerate(TASKS)}
+    order = {task: i for i, task in enumerate(task_kinds())}
     rows = sorted(rows, key=lambda r: order.get(r.selection_pattern or "", len(order)))
     for case in dict.fromkeys(row.case for row in rows):
         console.print(case_table(case, rows))

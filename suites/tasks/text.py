@@ -5,17 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from ...kernels import Unsupported
 from ..engine.prompt import english_text
-from ..model.load import LoadedModel
 from ..model.tokenizer import Tokenizer
-
-
-def text_tokenizer(loaded: LoadedModel) -> Tokenizer:
-    """Raises Unsupported for a model without one."""
-    if loaded.tokenizer is None:
-        raise Unsupported("prompt: tasks are written in words and need a model with a tokenizer; this one has none")
-    return loaded.tokenizer
 
 
 def stretches(tokenizer: Tokenizer, count: int, length: int) -> list[list[int]]:

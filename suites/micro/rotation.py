@@ -1,0 +1,82 @@
+"""Layers in rotation: the steps of several layers, each on a cache of its own, back to back in one graph.
+
+A lone step that follows a flush is no model. There the caches of other layers displace a layer's own, and one layer's
+kernels start while the last one's end. So nothing is flushed here; the time is a layer's share of the round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from ...kernels import KVCache
+from ...kernels.config import ceil_div
+from ..engine.gate import Check
+from .cases import Case
+from .checks import check_step, check_window
+from .inputs import Inputs, make_window
+
+if TYPE_CHECKING:
+    from .run import Prepared
+
+STATE = "rotation"  # of the cache, in rows
+LEAST, MOST = 4, 64  # layers: fewer are no rotation; models have no more
+MOST_BYTES = 8 * 2**30  # of keys and values, of all layers
+
+
+def layers_in_rotation(case: Case, step_bytes: int, flush_bytes: int) -> int:
+    """So many that a layer's cache is displaced before its next turn, within LEAST, MOST and MOST_BYTES.
+
+    Args:
+        step_bytes: that the cheapest step reads.
+        flush_bytes: that displace the cache of the device.
+    """
+    wanted = min(max(ceil_div(flush_bytes, max(step_bytes, 1)), LEAST), MOST)
+    return max(min(wanted, MOST_BYTES // max(case.kv_bytes, 1)), 1)
+
+
+def make_rotation(case: Case, inputs: Inputs, layers: int) -> list[Inputs]:
+    """Inputs of each layer: one step for all, and caches that hold the same; the first is the case's own."""
+
+    def copied() -> Inputs:
+        cache = inputs.cache
+        own = KVCache.allocate(
+            cache.batch, cache.kv_heads, case.capacity, cache.head_dim, dtype=cache.dtype, device=cache.device,
+            page_size=case.page_size,
+        )  # fmt: skip
+        own.store(*cache.gather())
+        own.lengths.copy_(cache.lengths)
+        return replace(inputs, cache=own)
+
+    return [inputs, *(copied() for _ in range(layers - 1))]
+
+
+def bind_rotation(
+    prepared: Prepared, case: Case, rotation: Sequence[Inputs], exact: Sequence[Any]
+) -> tuple[Callable[[], None], bool, Check]:
+    """The round of a method: every layer's step, the first layer's as it is bound already.
+
+    Returns:
+        The round, whether it can be a graph, and how far the last layer's step is from the exact one.
+
+    Raises:
+        CheckFailed: it is too far.
+    """
+    stages, check = list(prepared.stages), Check()
+    for inputs in rotation[1:]:
+        layer = prepared.method.prepare(inputs.cache)
+        last = inputs is rotation[-1]
+        if layer.window > 1:
+            window = make_window(inputs, layer.window, case.seed)
+            check = check_window(layer, window) if last else check
+            stages += layer.window_stages(window)
+        else:
+            check = check_step(layer, inputs, list(exact)) if last else check
+            stages += layer.stages(inputs.step)
+
+    def run() -> None:
+        for stage in stages:
+            stage.run()
+
+    return run, all(stage.graph_safe for stage in stages), check

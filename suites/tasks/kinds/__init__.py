@@ -1,0 +1,1 @@
+"""Kinds of task, one a file: each registers itself when it is imported."""

@@ -1,0 +1,48 @@
+"""Cases of the lossless suite on a small model, and what their rows say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from resa_bench import baselines  # noqa: F401  (registers the rivals)
+from resa_bench.kernels import SparseConfig
+from resa_bench.suites.core.bench import Bench
+from resa_bench.suites.core.rows import Row
+from resa_bench.suites.core.spec import MethodSpec, make_spec
+from resa_bench.suites.engine.measure import DecodePlan
+from resa_bench.suites.lossless import run as suite
+from resa_bench.suites.lossless.cases import LosslessCase, dense_specs
+from resa_bench.suites.lossless.method import NAME
+from tiny_model import TINY
+
+CPU = torch.device("cpu")
+BASE = SparseConfig(min_blocks=2)
+CASE = LosslessCase("tiny", TINY, prompt=200, tokens=24, batch=3)
+PLAN = DecodePlan(seconds=0.0, eager=False, breakdown=False)
+
+
+class Letters:
+    """A tokenizer of the tiny model: a letter a token."""
+
+    def encode(self, text: str) -> list[int]:
+        return [ord(letter) % TINY.vocab for letter in text]
+
+
+def drafting(*lengths: int, **settings: Any) -> list[MethodSpec]:
+    return [make_spec(NAME, BASE, draft_length=m, **settings) for m in lengths]
+
+
+def measure(bench: Bench, specs: list[MethodSpec], case: LosslessCase = CASE) -> list[Row]:
+    return suite.run_case(case, [*specs, *dense_specs(CPU, text=True)], bench)
+
+
+def total(rows: list[Row], method: str, drafts: int | None = None) -> Row:
+    [row] = [r for r in rows if (r.stage, r.method, r.draft_length) == ("total", method, drafts)]
+    return row
+
+
+def shares(rows: list[Row], drafts: int, metric: str = "acceptance") -> list[float]:
+    of_metric = [r for r in rows if r.metric == metric and r.draft_length == drafts]
+    assert [r.step for r in of_metric] == list(range(drafts + 1))
+    return [r.value or 0.0 for r in of_metric]
