@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import resa_bench.baselines  # noqa: F401  registers the rivals
 import torch
 from kernel_cases import DEVICE, DTYPES, empty_step, make_cache, make_method, random
-from resa_bench.kernels import AttentionShape, KVCache, SparseConfig, get_method, pipeline
+from resa_bench.kernels import AttentionShape, KVCache, SparseConfig, Unsupported, get_method, pipeline
 from resa_bench.kernels.attention.pairs import allocate_pairs, codes_reference, pack_pairs
+from resa_bench.kernels.fused.step import unsupported
 from resa_bench.kernels.pipeline import SparseLayer
 from resa_bench.kernels.portable import TorchSparseLayer, calibrated
 from resa_bench.kernels.selectors import selectors
@@ -97,3 +99,21 @@ def test_without_a_local_block_it_is_refused() -> None:
     with pytest.raises(ValueError, match="local_blocks: got 0, selector pairs needs 1"):
         make_method("resa-plus", AttentionShape(1, 2, 1, 64), replace(CONFIG, local_blocks=0), DTYPE)
     assert get_method("resa-plus").defaults["selector"] == "pairs"
+
+
+def test_a_window_takes_no_selector() -> None:
+    method = make_method("retro", AttentionShape(2, 6, 2, 64), replace(CONFIG, gqa_policy="group-sum"), DTYPE)
+    with pytest.raises(Unsupported, match="selector: pairs would not see the tokens that a window writes again"):
+        method.prepare(make_cache(LENGTHS, dtype=DTYPE, capacity=128))
+
+
+def test_the_fused_step_refuses_it() -> None:
+    shape = AttentionShape(1, 28, 4, 128)
+    reason = unsupported(shape, replace(CONFIG, block_size=16), torch.bfloat16)
+    assert reason == "selector: the fused step ranks blocks by their summaries alone, got pairs"
+
+
+@pytest.mark.parametrize("name", ["minmax", "nothing"])
+def test_only_selectors_are_selectors(name: str) -> None:
+    with pytest.raises(ValueError, match=r"selector: (minmax is a kind of summary|got 'nothing', allowed are minmax,)"):
+        SparseConfig(selector=name)
