@@ -15,6 +15,9 @@ from rich.console import Console
 
 from .. import baselines  # noqa: F401  (registers the rivals)
 from ..profiling.source import package_version
+from .advise.command import EXAMPLES as ADVISE_EXAMPLES
+from .advise.command import FLAGS as ADVISE_FLAGS
+from .advise.command import act as advise
 from .core import flags
 from .core.command import result_path, run_suite
 from .core.exits import CLOSED, DONE, INTERRUPTED, UNUSABLE, epilog, tell
@@ -27,6 +30,10 @@ from .core.terminal import console_for, leave_closed_streams, prepare_streams
 from .core.verdict import TOLERANCE
 from .decode.suite import FLAGS as DECODE_FLAGS
 from .decode.suite import least_context
+from .explain.command import EXAMPLES as EXPLAIN_EXAMPLES
+from .explain.command import FLAGS as EXPLAIN_FLAGS
+from .explain.command import WHAT_HELP
+from .explain.command import act as explain
 from .micro.cases import DEFAULT_MODEL, PRESETS
 from .micro.suite import FLAGS as MICRO_FLAGS
 from .model.smollm import CONFIG as SMOLLM_CONFIG
@@ -104,6 +111,19 @@ def build_parser() -> argparse.ArgumentParser:
     compare.add_argument("--tolerance", type=flags.argument(flags.number(0.0, 1.0)), default=TOLERANCE, help=tolerance)
     compare.add_argument("--markdown", action="store_true", help="a verdict for a pull request")
     compare.set_defaults(act=act_compare)
+    advice = commands.add_parser(
+        "advise", help="does it pay for my model? from measured rows, no GPU needed",
+        epilog=epilog(ADVISE_EXAMPLES), formatter_class=raw,
+    )  # fmt: skip
+    add_flags(advice, ADVISE_FLAGS)
+    advice.set_defaults(act=act_advise)
+    explained = commands.add_parser(
+        "explain", help="from the kernel's speed-up to the model's, part by part", epilog=epilog(EXPLAIN_EXAMPLES),
+        formatter_class=raw,
+    )  # fmt: skip
+    explained.add_argument("what", help=WHAT_HELP)
+    add_flags(explained, EXPLAIN_FLAGS)
+    explained.set_defaults(act=act_explain)
     export = commands.add_parser("export", help="rows in the format of another tool")
     export.add_argument("results", nargs="+", type=place, help="JSON Lines files")
     export.add_argument("--format", choices=("flashinfer-trace",), required=True, help="flashinfer-bench's dataset")
@@ -251,6 +271,16 @@ def act_compare(given: Given, console: Console) -> int:
     from .compare import compare_files
 
     return compare_files(given["a"], given["b"], given["tolerance"], console, given["markdown"])
+
+
+def act_advise(given: Given, console: Console) -> int:
+    """`resa-bench advise`."""
+    return advise(options(ADVISE_FLAGS, given), console)
+
+
+def act_explain(given: Given, console: Console) -> int:
+    """`resa-bench explain`."""
+    return explain(given["what"], options(EXPLAIN_FLAGS, given), console)
 
 
 def act_export(given: Given, console: Console) -> int:

@@ -40,6 +40,7 @@ COMMANDS: dict[str, list[str]] = {
     "lossless": [*TINY, "--quick", "--prompt-tokens", "256", "--tokens", "96"],
     "gsr": [*TINY, "--candidates", "2", "--lengths", "60", "100", "--summary-tokens", "8", "--answer", "60",
             "--prompt-tokens", "64", "--run", "full"],
+    "linear": ["--quick", "--model", "qwen2.5-1.5b", "--kernel", "ours", "torch-mm"],
     "maths": [*TINY, "--sums", "16", "--max-tokens", "48", "--batch", "4", "--method", "torch-dense", "resa-torch"],
 }  # fmt: skip
 """Some seconds of each suite."""

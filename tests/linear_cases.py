@@ -10,6 +10,8 @@ from kernel_cases import DEVICE, NAN, U32, random
 from resa_bench.kernels.exact import CONFIDENCE, UNIT_ROUNDOFF
 from resa_bench.kernels.launch import INTERPRET
 from resa_bench.kernels.linear.dispatch import Weight
+from resa_bench.kernels.linear.fp8 import Fp8Weight
+from resa_bench.kernels.linear.fp8_linear import fp8_linear
 from resa_bench.kernels.linear.int4 import Int4Weight, count_blocks, dequantise, quantise
 from resa_bench.kernels.linear.int4_linear import int4_small_linear
 from resa_bench.kernels.linear.int4_rows import dequantise_kernel, int4_linear
@@ -118,6 +120,17 @@ def empty_int4(total: int, depth: int, group: int, device: torch.device, bias: b
     return Int4Weight(words, scales, depth, group, torch.empty(total, **half) if bias else None)
 
 
+def run_fp8(rows: int, total: int, depth: int, device: torch.device) -> None:
+    """Both forms of the e4m3 product, over uninitialised data."""
+
+    def quantised(count: int) -> Fp8Weight:
+        values = torch.empty(count, depth, dtype=torch.float8_e4m3fn, device=device)
+        return Fp8Weight(values, torch.empty(count, dtype=torch.float32, device=device))
+
+    fp8_linear(torch.empty(rows, depth, dtype=torch.bfloat16, device=device), quantised(total))
+    fp8_linear(quantised(rows), quantised(total))
+
+
 def run_linears(device: torch.device) -> None:
     """Every linear kernel on Qwen2.5-7B's shapes (the widest on a GPU is the head), over uninitialised data."""
 
@@ -148,6 +161,9 @@ def run_linears(device: torch.device) -> None:
         int4_small_linear(empty(8, hidden), empty_int4(hidden, hidden, group, device), norm=norm)
         int4_linear(empty(64, hidden), empty_int4(hidden, hidden, group, device))
         dequantise_kernel(empty_int4(hidden, hidden, group, device))
+    for rows in (1, 32, 64, 256):
+        for total, depth in ((4608, hidden), (2 * feed, hidden), (hidden, feed)):
+            run_fp8(rows, total, depth, device)
     cos = torch.empty(8, 64, dtype=torch.float32, device=device)
     q, k = empty(8, 28, 128), empty(8, 4, 128)
     rope_kernel(empty(8, 36 * 128), cos, cos, q, k, k)

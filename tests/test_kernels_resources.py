@@ -38,6 +38,7 @@ def test_every_kernel_is_known() -> None:
         "_int4_small_kernel",
         "_int4_rows_kernel",
         "_dequantise_kernel",
+        "_fp8_linear_kernel",
         "_rope_kernel",
     }
 

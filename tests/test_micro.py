@@ -85,6 +85,19 @@ def test_a_case_end_to_end(bench: Bench) -> None:
         assert row.chunk_kernel == ("torch" if row.method == "resa-torch" else None)
 
 
+def test_a_ragged_batch_does_the_work_of_its_tokens(bench: Bench) -> None:
+    case = replace(TINY, batch=4, context=1024, pattern="ragged")
+    assert case.lengths == [64, 384, 704, 1024]
+    assert case.slug == "tiny-b4-1k-ragged"
+    rows = run_case(case, [DENSE_SPEC, RESA_SPEC], bench)
+    assert {row.status for row in rows} == {"ok"}
+    uniform = run_case(replace(TINY, batch=4, context=sum(case.lengths) // 4), [DENSE_SPEC], bench)
+    work, expected = (only(of, method="torch-dense", stage="total", cache_state="cold") for of in (rows, uniform))
+    assert work.bytes == expected.bytes
+    with pytest.raises(ValueError, match="give --batch"):
+        replace(TINY, pattern="ragged")
+
+
 def test_whole_steps_name_the_best_dense(bench: Bench) -> None:
     rows = run_case(TINY, [DENSE_SPEC, RESA_SPEC], bench)
     for state in ("cold", "warm"):

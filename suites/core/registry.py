@@ -115,7 +115,7 @@ def get_suite(name: str) -> Suite:
     return import_module(f"{PACKAGE}.{name}.suite").SUITE  # type: ignore[no-any-return]
 
 
-FIRST = ("micro", "decode", "quality", "tasks", "lossless", "gsr", "maths")
+FIRST = ("micro", "decode", "quality", "tasks", "lossless", "gsr", "maths", "linear")
 
 
 def _rank(name: str) -> tuple[int, str]:

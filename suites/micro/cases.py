@@ -15,7 +15,10 @@ from ..core.spec import MethodSpec, make_spec, runs_by_default, unique
 
 QUEST_POLICIES = ("per-head", "group-sum")  # as published, and the cheapest way to share its lists
 BLOCK_SIZES = (16, 32, 64)  # of ReSA in the default list
-PATTERNS = ("random", "clustered", "recent")
+RAGGED = "ragged"  # random data, sequences of many lengths
+DATA = ("random", "clustered", "recent")  # where the blocks lie that queries are drawn to
+PATTERNS = (*DATA, RAGGED)
+SHORTEST = 16  # times shorter than the longest sequence of a ragged batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,7 @@ class Case:
     model: str
     heads: ModelShape
     batch: int
-    context: int  # tokens, the newest included
+    context: int  # tokens, the newest included; of ragged batches the longest sequence's
     dtype: str = "bf16"
     pattern: str = "random"
     page_size: int | None = None
@@ -61,6 +64,16 @@ class Case:
             raise ValueError(f"dtype: got {self.dtype!r}, allowed are {', '.join(DTYPES)}")
         if self.pattern not in PATTERNS:
             raise ValueError(f"pattern: got {self.pattern!r}, allowed are {', '.join(PATTERNS)}")
+        if self.pattern == RAGGED and self.batch < 2:
+            raise ValueError(f"pattern: {RAGGED} batches have two sequences at least; give --batch")
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each sequence: all the context, or in a ragged batch in even steps up to it."""
+        if self.pattern != RAGGED:
+            return [self.context] * self.batch
+        shortest = ceil_div(self.context, SHORTEST)
+        return [shortest + (self.context - shortest) * i // (self.batch - 1) for i in range(self.batch)]
 
     @property
     def slug(self) -> str:
@@ -153,8 +166,8 @@ def further_methods(case: Case, base: SparseConfig) -> list[MethodSpec]:
 def default_cases(device: torch.device, scale: str, model: str = DEFAULT_MODEL) -> list[Case]:
     """The lists `quick`, `default` and `full`. On a CPU they are shorter, in fp32, at one batch.
 
-    default on a GPU: 4K to 256K at batch 1, the long ones at batch 4 and 8, each selection pattern at 128K and one
-    case of every other model shape.
+    default on a GPU: 4K to 256K at batch 1, the long ones at batch 4 and 8, each selection pattern at 128K, one
+    case of every other model shape, and a ragged batch beside a uniform one of as many tokens.
     """
     heads = PRESETS[model]
     if device.type != "cuda":
@@ -167,13 +180,14 @@ def default_cases(device: torch.device, scale: str, model: str = DEFAULT_MODEL) 
         return [
             Case(name, PRESETS[name], b, c * K, pattern=pattern)
             for name in PRESETS
-            for pattern in PATTERNS
+            for pattern in DATA
             for b in (1, 4, 8)
             for c in (4, 8, 16, 32, 64, 128, 256)
         ]
     cases = [Case(model, heads, 1, c * K) for c in (4, 8, 16, 32, 64, 128, 256)]
     cases += [Case(model, heads, 4, c * K) for c in (16, 64, 128)]
     cases += [Case(model, heads, 8, c * K) for c in (16, 64)]
-    cases += [Case(model, heads, 1, 128 * K, pattern=p) for p in PATTERNS[1:]]
+    cases += [Case(model, heads, 1, 128 * K, pattern=p) for p in DATA[1:]]
+    cases += [Case(model, heads, 16, 32 * K, pattern=RAGGED), Case(model, heads, 16, 17 * K)]
     cases += [Case(name, PRESETS[name], 1, 128 * K) for name in PRESETS if name != model]
     return cases

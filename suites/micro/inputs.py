@@ -68,10 +68,11 @@ def make_inputs(case: Case, device: torch.device, chunk_tokens: int) -> Inputs:
         mean = q.view(case.batch, heads.kv_heads, -1, heads.head_dim).float().mean(2)
         k[:, :, favoured] += (BOOST * torch.nn.functional.normalize(mean, dim=-1)).to(dtype)[:, :, None]
     cache.store(k, v)
-    cache.lengths.fill_(case.context)
-    count = min(chunk_tokens, case.context)
-    tail = slice(case.context - count, case.context)
-    chunk_k, chunk_v = (x[:, :, tail].transpose(1, 2).contiguous() for x in (k, v))
+    cache.lengths.copy_(torch.tensor(case.lengths, dtype=torch.int32))
+    count = min(chunk_tokens, *case.lengths)
+    chunk_k, chunk_v = (
+        torch.stack([x[b, :, n - count : n].transpose(0, 1) for b, n in enumerate(case.lengths)]) for x in (k, v)
+    )
     chunk_q = draw(case.batch, count, heads.q_heads, heads.head_dim)
     step = StepTensors(q, chunk_k[:, -1].contiguous(), chunk_v[:, -1].contiguous(), torch.empty_like(q))
     return Inputs(cache, step, ChunkTensors(chunk_q, chunk_k, chunk_v, torch.empty_like(chunk_q)))

@@ -1,0 +1,134 @@
+"""Measured whole steps of a GPU, from committed result files: what advice is fitted to and judged by."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ...kernels import registered
+from ...kernels.config import SETTINGS as STEP_SETTINGS
+from ..core.results import read_file
+from ..core.rows import Row
+from ..core.spec import MethodSpec, make_spec, steps_of
+from ..decode.cases import DecodeCase
+from ..model.config import MODELS, ModelConfig
+from ..model.parallel.shard import Shard
+
+RESULTS = Path(__file__).resolve().parents[2] / "results"
+"""Committed results, of a checkout; a wheel has none."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Measured:
+    """A whole step that was measured, with its stages where the row's run broke it down.
+
+    Attributes:
+        stages_us: by stage, of the same run.
+        file: the result file, for a reader to look the row up.
+    """
+
+    case: DecodeCase
+    spec: MethodSpec
+    row: Row
+    stages_us: dict[str, float]
+    file: Path
+
+    @property
+    def us(self) -> float:
+        """The mean step, rectification amortised in."""
+        assert self.row.mean_us is not None
+        return self.row.mean_us
+
+    @property
+    def source(self) -> str:
+        """`decode.jsonl.gz, commit 2e089cf`: where a reader finds the row."""
+        commit = (self.row.commit or "unknown")[:7]
+        inside = self.file.is_relative_to(RESULTS.parent)
+        return f"{self.file.relative_to(RESULTS.parent) if inside else self.file}, commit {commit}"
+
+
+def available_gpus() -> list[str]:
+    """Folders of committed results that hold rows of whole models on a GPU."""
+    return sorted(folder.name for folder in RESULTS.glob("*") if folder.name != "cpu" and decode_files(folder))
+
+
+def decode_files(folder: Path) -> list[Path]:
+    """Files of the decode suite in a folder, at any depth."""
+    names = ("decode.jsonl.gz", "decode.jsonl", "energy.jsonl.gz")
+    return sorted(path for name in names for path in folder.rglob(name))
+
+
+def read_measured(gpu: str, files: Iterable[Path] = ()) -> list[Measured]:
+    """Whole steps of presets, launched as graphs by this project's engine.
+
+    Args:
+        gpu: the name of a folder of committed results.
+        files: result files that stand in place of that folder's.
+
+    Raises:
+        ValueError: the folder has no such rows.
+    """
+    paths = list(files) or decode_files(RESULTS / gpu)
+    measured = [m for path in paths for m in _of_file(path)]
+    if measured:
+        return measured
+    known = ", ".join(available_gpus()) or "none (a wheel holds no results: run from a checkout, or give --rows)"
+    where = ", ".join(map(str, paths)) if files else f"results/{gpu}"
+    raise ValueError(f"--gpu {gpu}: no measured decode rows in {where}; rows are there of: {known}")
+
+
+def _of_file(path: Path) -> list[Measured]:
+    by_step: dict[tuple[object, ...], dict[str, float]] = defaultdict(dict)
+    totals: list[Row] = []
+    for row in read_file(path).rows:
+        if row.suite != "decode" or not row.timed or row.client or row.launch != "graph" or row.metric:
+            continue
+        if row.stage == "total":
+            totals.append(row)
+        else:
+            by_step[_step(row)][row.stage] = row.mean_us or 0.0
+    measured = []
+    for row in totals:
+        config = config_of_row(row)
+        if config is not None and is_predictable(row):
+            measured.append(Measured(case_of(row, config), spec_of(row), row, by_step.get(_step(row), {}), path))
+    return measured
+
+
+def _step(row: Row) -> tuple[object, ...]:
+    return row.case, row.variant, row.commit, row.started_at
+
+
+def is_predictable(row: Row) -> bool:
+    """Whether the work of a row's method is a function of shapes: dense ones, and those that rank by summaries.
+
+    (RetroAttention runs several tokens a step, and a fixed window reads no scores: advice does not speak of them.)
+    """
+    kind = registered().get(steps_of(row.method))
+    if kind is None or row.mean_us is None or row.shared_kv is None:
+        return False
+    return kind.is_dense or (kind.ranks_by == "summary" and "window" not in kind.uses)
+
+
+def config_of_row(row: Row) -> ModelConfig | None:
+    """The shape of a row's model, or of one rank's share; None for models that are no preset, and for real ranks."""
+    name, _, _ = row.model.partition("-rank-of-")
+    base = MODELS.get(name)
+    if base is None or (row.ranks and not row.simulated):
+        return None
+    return Shard(0, row.ranks, True).config(base) if row.ranks else base
+
+
+def case_of(row: Row, config: ModelConfig) -> DecodeCase:
+    """The case that a row says."""
+    weights, dtype = row.weight_dtype or "bf16", row.dtype or "bf16"
+    return DecodeCase(config.name, config, row.batch, row.context, weights, dtype, bool(row.shared_kv))
+
+
+def spec_of(row: Row) -> MethodSpec:
+    """The method that a row says, at its settings."""
+    spec = make_spec(row.method)
+    step = {name: value for name, value in row.settings.items() if name in STEP_SETTINGS}
+    return replace(spec, config=replace(spec.config, **step), dense_layers=row.settings.get("dense_layers"))

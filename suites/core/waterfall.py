@@ -1,0 +1,102 @@
+"""From the kernel's speed-up to the model's: what each part of a step adds to the dense step and to the sparse one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from .rows import Row
+from .stages import ATTENTION
+
+REMAINDER = "remainder"
+"""What no stage of the rows holds."""
+PARTS: dict[str, tuple[str, ...]] = {
+    "attention": ATTENTION,
+    "rectify: attention": ("rectify",),
+    "rectify: linear layers": ("rectify+project+ffn",),
+    "projections, norms, rope": ("project",),
+    "feed-forward": ("ffn",),
+    "LM head": ("head",),
+    "ranks' exchange": ("all-reduce", "all-gather", "rectify+all-reduce"),
+    "sampling, other": ("sample", "other"),
+    "gaps": ("gap",),
+}
+"""Stages by part, in the order in which a waterfall adds them: what differs between methods first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Of a step of both methods, in microseconds.
+
+    Attributes:
+        so_far: the speed-up of this part and those before it together; of the last part, the model's.
+        without: what the model's speed-up would be if this part took neither of them any time; None of the only part.
+    """
+
+    name: str
+    dense_us: float
+    sparse_us: float
+    so_far: float
+    without: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Waterfall:
+    """Of a sparse step beside the best dense step of its run. Two parts at least, unless nothing was broken down."""
+
+    dense: Row
+    sparse: Row
+    parts: tuple[Part, ...]
+
+    @property
+    def attention(self) -> Part | None:
+        """What the kernels compute; None where the rows have no stages."""
+        return self.parts[0] if self.parts[0].name == "attention" else None
+
+    @property
+    def speedup(self) -> float:
+        """Of whole steps."""
+        return self.parts[-1].so_far
+
+    @property
+    def heaviest(self) -> Part:
+        """The part whose absence would help most."""
+        return max(self.parts, key=lambda part: part.without or 0.0)
+
+
+def waterfall(
+    dense: Row, sparse: Row, dense_stages_us: Mapping[str, float], sparse_stages_us: Mapping[str, float]
+) -> Waterfall:
+    """Lead from attention's speed-up to that of whole steps.
+
+    Args:
+        dense, sparse: whole steps of one run, timed.
+        dense_stages_us, sparse_stages_us: their stages by name; where either is empty all is remainder.
+
+    Raises:
+        ValueError: a step without a time.
+    """
+    whole = (dense.mean_us, sparse.mean_us)
+    if whole[0] is None or whole[1] is None:
+        raise ValueError(f"case {dense.case}: a step carries no time, expected two timed ones")
+    pairs: list[tuple[str, float, float]] = []
+    if dense_stages_us and sparse_stages_us:
+        for name, stages in PARTS.items():
+            times = [_sum(held, stages) for held in (dense_stages_us, sparse_stages_us)]
+            if any(times):
+                pairs.append((name, *times))
+    left = [total - sum(pair[i] for pair in pairs) for i, total in enumerate(whole, start=1)]
+    if not pairs or max(map(abs, left)) > 1e-3 * min(whole):
+        pairs.append((REMAINDER, *left))
+    parts, so_far = [], (0.0, 0.0)
+    for name, dense_us, sparse_us in pairs:
+        so_far = so_far[0] + dense_us, so_far[1] + sparse_us
+        rest = whole[0] - dense_us, whole[1] - sparse_us
+        without = rest[0] / rest[1] if len(pairs) > 1 else None
+        parts.append(Part(name, dense_us, sparse_us, so_far[0] / so_far[1], without))
+    return Waterfall(dense, sparse, tuple(parts))
+
+
+def _sum(times: Mapping[str, float], stages: tuple[str, ...]) -> float:
+    """Of stages by name, and of fused ones of attention, whose parts are all among them."""
+    return sum(us for name, us in times.items() if name in stages or all(part in stages for part in name.split("+")))

@@ -1,0 +1,83 @@
+"""`resa-bench linear`: its flags, its cases and products."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from ... import baselines  # noqa: F401  (registers the rivals)
+from ...kernels.linear.product import KINDS, products
+from ...profiling.timing import Plan as TimingPlan
+from ..core import flags
+from ..core.flags import CASES, METHODS, Options
+from ..core.reference import Part
+from ..core.registry import Plan, Suite
+from ..core.sweep import matching
+from ..model.config import MODELS
+from .cases import CPU_MODEL, GPU_MODEL, LinearCase, ProductSpec, default_cases
+from .run import run_case
+from .table import print_report
+
+EXAMPLES = f"""examples:
+  resa-bench linear                                    the default list: on a GPU {GPU_MODEL}, 1 to 2048 rows
+  resa-bench linear --rows 16 32 64 --weights int4 fp8
+  resa-bench linear --model llama-3.1-70b --kernel ours torch-int4pack humming
+  resa-bench linear --full                             every preset, 1 to 2048 rows
+
+A rerun goes on where the last one stopped (same device, commit and output folder); --fresh starts over."""
+
+MODEL = flags.several("--model", f"presets (default {GPU_MODEL}, on a CPU {CPU_MODEL})", CASES, choices=tuple(MODELS))
+ROWS = flags.several("--rows", "rows of x: sequences of a step, or tokens of a rectification", CASES,
+                     kind=flags.whole(1, 1 << 16), metavar="M")  # fmt: skip
+WEIGHTS = flags.several("--weights", "plain: of the activations' type; fp8-a8: x in fp8, too", CASES, choices=KINDS)
+KERNEL = flags.several("--kernel", "products by name (default: all of a kind)", METHODS, metavar="NAME")
+FLAGS = (
+    flags.QUICK, flags.FULL, flags.CASE, MODEL, ROWS, WEIGHTS, flags.DTYPE, flags.SEED, KERNEL,
+    *(flag for flag in flags.RUN_FLAGS if flag.name != "no_plots"),
+)  # fmt: skip
+
+
+def plan(options: Options, device: torch.device) -> Plan:
+    """What `resa-bench linear` measures. Raises ValueError."""
+    known = products()
+    for name in options.kernel:
+        if name not in known:
+            raise ValueError(f"--kernel {name[:60]}: unknown; known are {', '.join(known)}")
+    cuda = device.type == "cuda"
+    dtype = options.dtype or ("bf16" if cuda else "fp32")
+    if cuda and dtype == "fp32":
+        raise ValueError("--dtype fp32: on a GPU products are of 16 bits; give bf16 or fp16")
+    cases = default_cases(device, options.scale, options.model, options.weights, options.rows, dtype, options.seed)
+    cases = matching(cases, options.case, "linear")  # type: ignore[type-var]
+    chosen = [ProductSpec(name) for name in options.kernel or known]
+    always = [spec for spec in chosen if set(spec.kind.kinds) == set(KINDS)]
+    timing = TimingPlan(precision=0.01, budget_s=0.5 if cuda else 2.0, min_samples=15 if cuda else 5)
+    return Plan(
+        cases,  # type: ignore[arg-type]
+        always,  # type: ignore[arg-type]
+        further={case.slug: _serving(case, chosen, always) for case in cases},
+        measure=timing,
+    )
+
+
+def _serving(case: LinearCase, chosen: list[ProductSpec], always: list[ProductSpec]) -> Any:
+    return [spec for spec in chosen if case.kind in spec.kind.kinds and spec not in always]
+
+
+def show_plan(plan: Plan, device: torch.device, console: Console) -> None:
+    """Cases with their sizes and products."""
+    for case in plan.cases:
+        assert isinstance(case, LinearCase)
+        names = ", ".join(spec.label for spec in (*plan.specs, *plan.further.get(case.slug, ())))
+        shape = case.shape
+        console.print(f"{case.slug}  [{shape.rows}, {shape.depth}] x [{shape.columns}, {shape.depth}]^T  ({names})",
+                      highlight=False, markup=False)  # fmt: skip
+
+
+REFERENCE = (Part("--rows 1 16 32 64 256 --weights plain int4 fp8", gpu_minutes=1.1, cpu_minutes=1.5),)
+SUITE = Suite(
+    "linear", "a step's matrix products, in 16, 8 and 4 bits, beside libraries", EXAMPLES, FLAGS, plan,
+    run_case, print_report, show_plan, reference=REFERENCE,  # type: ignore[arg-type]
+)  # fmt: skip

@@ -1,0 +1,126 @@
+"""From the kernel's speed-up to the model's: the table, its sentence and its figure."""
+
+from pathlib import Path
+
+import pytest
+from resa_bench.plots.decode_data import decode_sets
+from resa_bench.plots.waterfall import decode_waterfall
+from resa_bench.suites import cli
+from resa_bench.suites.core.results import read_rows
+from resa_bench.suites.core.rows import Row
+from resa_bench.suites.core.waterfall import PARTS, REMAINDER, waterfall
+from resa_bench.suites.explain.command import waterfalls
+
+FUSED = Path(__file__).resolve().parents[1] / "results" / "h100" / "fused" / "decode.jsonl.gz"
+DENSE_US = {"append": 10.0, "attend": 390.0, "project": 100.0, "ffn": 300.0, "head": 50.0, "gap": 50.0}
+SPARSE_US = {"append+score": 30.0, "select": 20.0, "attend": 50.0, "rectify": 20.0, "rectify+project+ffn": 30.0,
+             "project": 100.0, "ffn": 300.0, "head": 50.0, "gap": 0.0}  # fmt: skip
+
+
+def step(us: float, method: str) -> Row:
+    shape = {"context": 4096, "batch": 1, "q_heads": 4, "kv_heads": 1, "head_dim": 64, "layers": 2}
+    return Row(suite="decode", model="m", case="c", method=method, stage="total", mean_us=us, median_us=us,
+               tokens_per_s=1e6 / us, status="ok", **shape)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[Row]:
+    return read_rows(FUSED)
+
+
+def test_parts_lead_from_attention_to_the_whole_step() -> None:
+    fall = waterfall(step(900.0, "sdpa-cudnn"), step(600.0, "resa"), DENSE_US, SPARSE_US)
+    assert fall.attention is not None
+    assert fall.attention.so_far == 4.0
+    assert fall.speedup == 1.5
+    assert fall.heaviest.name == "feed-forward"
+    assert fall.heaviest.without == 2.0
+    assert sum(part.dense_us for part in fall.parts) == 900.0
+    assert sum(part.sparse_us for part in fall.parts) == 600.0
+    assert [part.name for part in fall.parts] == [name for name in PARTS if name in {p.name for p in fall.parts}]
+
+
+def test_what_no_stage_holds_is_the_remainder() -> None:
+    fall = waterfall(step(1000.0, "sdpa-cudnn"), step(640.0, "resa"), DENSE_US, SPARSE_US)
+    assert (fall.parts[-1].name, fall.parts[-1].dense_us, fall.parts[-1].sparse_us) == (REMAINDER, 100.0, 40.0)
+    bare = waterfall(step(1000.0, "sdpa-cudnn"), step(640.0, "resa"), {}, SPARSE_US)
+    assert [part.name for part in bare.parts] == [REMAINDER]
+    assert bare.attention is None
+    assert bare.parts[0].without is None
+
+
+def test_a_stage_that_no_part_names_is_not_lost() -> None:
+    fall = waterfall(step(900.0, "sdpa-cudnn"), step(650.0, "resa"), DENSE_US, SPARSE_US | {"new stage": 50.0})
+    assert (fall.parts[-1].name, fall.parts[-1].sparse_us) == (REMAINDER, 50.0)
+
+
+def test_every_sparse_step_of_the_rows_ends_at_its_own_ratio(rows: list[Row]) -> None:
+    falls = waterfalls(rows)
+    assert len(falls) >= 20
+    for fall in falls:
+        assert fall.speedup == pytest.approx(fall.sparse.speedup_vs_best_dense, rel=1e-4)
+        assert fall.dense.method == fall.sparse.best_dense
+        assert fall.attention is not None
+
+
+def test_the_figure_draws_every_part_and_the_model(rows: list[Row]) -> None:
+    (figures,) = decode_sets(rows)
+    fig = decode_waterfall(figures)
+    axes = [ax for ax in fig.axes if ax.get_visible()]
+    falls = [max(bar.get_y() + bar.get_height() for bar in ax.patches) for ax in axes]
+    assert len(axes) == 4
+    for ax, top in zip(axes, falls, strict=True):
+        names = [tick.get_text() for tick in ax.get_xticklabels()]
+        assert names[0] == "attention"
+        assert names[-1].rstrip("*") == "the model"
+        last = ax.patches[-1]
+        title = ax.get_title()
+        step_row = next(
+            f.sparse for f in waterfalls(rows) if f.sparse.method == "resa-fused" and _titled(f.sparse, title)
+        )
+        assert last.get_height() == pytest.approx(step_row.speedup_vs_best_dense, rel=1e-4)
+        assert top > last.get_height()
+
+
+def _titled(row: Row, title: str) -> bool:
+    shared = "shared K/V" in title
+    return (
+        f"{row.weight_dtype} weights, batch {row.batch}," in title and row.context == 262144 and row.shared_kv is shared
+    )
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    status = cli.main(["explain", *words])
+    said = capsys.readouterr()
+    return status, " ".join(said.out.split()), " ".join(said.err.split())
+
+
+def test_the_command_explains_a_committed_case(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = run(capsys, "decode-qwen2.5-7b-int4-b1-256k", "--method", "resa-fused")
+    fused = next(r for r in read_rows(FUSED) if r.case == "decode-qwen2.5-7b-int4-b1-256k" and r.stage == "total"
+                 and r.method == "resa-fused" and r.launch == "graph")  # fmt: skip
+    assert status == 0
+    assert f"the model {fused.speedup_vs_best_dense:.2f}x" in out
+    assert "one layer's kernel alone" in out
+    assert "results/h100/fused/decode.jsonl.gz" in out
+
+
+def test_the_command_explains_the_cases_of_a_file(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = run(capsys, str(FUSED), "--case", "*-b4-*")
+    assert status == 0
+    assert "decode-qwen2.5-7b-int4-b4-256k" in out
+    assert "-b1-" not in out
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("nope", "--gpu", "b300"), "nope: is no file, and --gpu b300 has no decode rows; rows are there of: h100"),
+        ((str(FUSED), "--case", "nope"), "cases there: decode-qwen2.5-7b-bf16-b1-128k"),
+        ((str(FUSED), "--method", "retro"), "no such case with a dense and a sparse step"),
+    ],
+)
+def test_errors_are_one_line(capsys: pytest.CaptureFixture[str], words: tuple[str, ...], expected: str) -> None:
+    status, _, err = run(capsys, *words)
+    assert status == 2
+    assert expected in err
