@@ -29,6 +29,7 @@ from ..kernels import (
 )
 from ..kernels.attention.summaries import write_tokens
 from ..kernels.method import Layer
+from ..kernels.selectors import selector_of
 from ..kernels.workspace import sparse_traffic
 from .optional import first, load, needs_cuda
 
@@ -103,7 +104,7 @@ class AuthorsLayer(Layer):
 
     def traffic(self) -> dict[str, Traffic]:
         """Floors by stage, as of our kernels, their two stages each summing up two of ours."""
-        parts = sparse_traffic(self.cache, self.shape, self.config, self.lists, True)
+        parts = sparse_traffic(self.cache, self.shape, self.config, self.lists, selector_of("summary", self.config))
         return {
             "append": parts["append"],
             "score+select": parts["score"],

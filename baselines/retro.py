@@ -243,7 +243,12 @@ class Retro(SparseMethod):
         return window_splits(self.shape, self.config.window, chosen, self.config.block_size, cache.device)
 
     def prepare(self, cache: KVCache) -> BlockSparseLayer:
-        """One layer, bound to its cache. Raises Unsupported for a list a query head under GQA."""
+        """One layer, bound to its cache. Raises Unsupported for a list a query head under GQA, or another selector."""
+        if self.config.selector is not None:
+            raise Unsupported(
+                f"selector: {self.config.selector} would not see the tokens that a window writes again; blocks are "
+                "ranked by their summaries here"
+            )
         if self.config.gqa_policy == "per-head" and self.shape.group > 1:
             raise Unsupported(
                 "gqa_policy: with a list per query head each head would load its own blocks for all rows; take "

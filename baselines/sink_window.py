@@ -2,115 +2,14 @@
 
 from __future__ import annotations
 
-import torch
-import triton
-import triton.language as tl
-from torch import Tensor
-
-from ..kernels import KVCache, SparseConfig, Stage, StepTensors, register
-from ..kernels.attention.addressing import held_tokens, selected_blocks, strided
-from ..kernels.config import ceil_div
-from ..kernels.launch import launch
-from ..kernels.pipeline import SparseLayer, SparseMethod
-from ..kernels.portable import TorchSparseLayer
-
-
-@triton.jit(
-    do_not_specialize=["tokens", "width", "sink_blocks", "ratio_numerator", "ratio_denominator", "floor_blocks"]
-)
-def _sink_window_kernel(
-    lists,  # int32 [B, 1, N]
-    counts,  # int32 [B, 1]
-    lengths,  # int32 [B]
-    tokens,  # the cache's capacity
-    width,  # N
-    sink_blocks,
-    ratio_numerator,
-    ratio_denominator,
-    floor_blocks,
-    BLOCK: tl.constexpr,
-    WIDTH: tl.constexpr,
-):
-    batch = tl.program_id(1)
-    blocks = tl.cdiv(held_tokens(tl.load(lengths + batch), tokens), BLOCK)
-    n = selected_blocks(blocks, ratio_numerator, ratio_denominator, floor_blocks)
-    place = tl.program_id(0) * WIDTH + tl.arange(0, WIDTH)
-    block = tl.where(place < tl.minimum(sink_blocks, n), place, blocks - n + place)
-    tl.store(lists + strided(batch, width) + place, tl.where(place < n, block, -1), mask=place < width)
-    if tl.program_id(0) == 0:
-        tl.store(counts + batch, n)
-
-
-def sink_window_blocks(cache: KVCache, lists: Tensor, counts: Tensor, config: SparseConfig) -> None:
-    """Fill one list a sequence: `config.sink_blocks` blocks from the start, the rest of n from the end, then -1.
-
-    Args:
-        lists: int32 `[B, 1, N]`, written.
-        counts: int32 `[B, 1]`, written: n.
-    """
-    width = 256
-    launch(
-        _sink_window_kernel,
-        (ceil_div(lists.shape[2], width), cache.batch),
-        lists=lists,
-        counts=counts,
-        lengths=cache.lengths,
-        tokens=cache.capacity,
-        width=lists.shape[2],
-        sink_blocks=config.sink_blocks,
-        ratio_numerator=config.ratio.numerator,
-        ratio_denominator=config.ratio.denominator,
-        floor_blocks=config.floor_blocks,
-        BLOCK=config.block_size,
-        WIDTH=width,
-        num_warps=4,
-    )
-
-
-class SinkWindowLayer(SparseLayer):
-    """One layer on the kernels."""
-
-    scores_blocks = False
-
-    def choose_stages(self, step: StepTensors) -> tuple[Stage, ...]:
-        """One launch that writes the lists."""
-        work = self.work
-        return (Stage("select", lambda: sink_window_blocks(self.cache, work.lists, work.counts, self.config)),)
-
-
-class TorchSinkWindowLayer(TorchSparseLayer):
-    """One layer in plain torch."""
-
-    scores_blocks = False
-
-    def choose_stages(self, step: StepTensors) -> tuple[Stage, ...]:
-        """`select` alone."""
-        return (Stage("select", self.select, graph_safe=False),)
-
-    def select(self) -> None:
-        """Fill each sequence's list."""
-        for b, length in enumerate(self.cache.lengths_on_host()):
-            self.fill(b, sink_window_reference(length, self.config)[None])
+from ..kernels import register
+from ..kernels.pipeline import SparseMethod
 
 
 @register("sink-window")
 class SinkWindow(SparseMethod):
-    """A constant list of the size the others select; nothing is scored."""
+    """A constant list of the size the others select; nothing is scored (kernels/selectors/window.py)."""
 
-    scored = False
-    layer_class = SinkWindowLayer
-    torch_layer_class = TorchSinkWindowLayer
     uses = ("block_size", "active_ratio", "min_blocks", "budget_tokens")
     ranks_by = "window"
     joins = ("micro",)
-
-    def rows(self) -> int:
-        """Lists of a sequence: one for all heads."""
-        return 1
-
-
-def sink_window_reference(length: int, config: SparseConfig) -> Tensor:
-    """The list of a sequence of `length` tokens in plain torch, int64 `[n]`."""
-    blocks, n = config.blocks(length), config.selected(length)
-    sink = min(config.sink_blocks, n)
-    return torch.cat((torch.arange(sink), torch.arange(blocks - (n - sink), blocks)))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_whole
+from .registry import SELECTORS
 from .setting import declared, setting
 
 GQA_POLICIES = ("group-mean", "group-sum", "per-head", "all-heads")
@@ -113,6 +114,15 @@ class SparseConfig:
         word="{}",
     )
     summary_kind: str = setting("minmax", "what a block is scored by", role="score", choices=SUMMARY_KINDS, word="{}")
+    selector: str | None = setting(
+        None,
+        "what ranks blocks, where not their summary alone (docs/methods.md)",
+        role="score",
+        kind=str,
+        flag="--selector",
+        names=SELECTORS,
+        word="{}",
+    )
     summary_dtype: str | None = setting(
         None,
         "fp8: e4m3, half the bytes to score; None: the cache's",
@@ -159,6 +169,8 @@ class SparseConfig:
     def __post_init__(self) -> None:
         for entry in SETTINGS.values():
             entry.check(getattr(self, entry.name))
+        if self.selector in SUMMARY_KINDS:
+            raise ValueError(f"selector: {self.selector} is a kind of summary; set summary_kind")
         if self.budget_tokens is None and not self.ratio:
             raise ValueError(f"active_ratio: got {self.active_ratio:g}, must be at least {1 / RATIO_DENOMINATOR:g}")
         if self.budget_tokens is not None and self.budget_tokens < self.block_size:

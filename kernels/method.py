@@ -189,7 +189,7 @@ class DecodeMethod(ABC):
     steps_like: ClassVar[str | None] = None
     """The method whose steps it computes another way: the same selection, and so the same quality."""
     ranks_by: ClassVar[str | None] = None
-    """What ranks its blocks: `summary`, `mass` (exact) or `window` (nothing); None: only its own steps can tell."""
+    """The selector (selectors/) of its blocks; `summary`: that of its settings; None: only its own steps can tell."""
 
     def __init__(
         self, shape: AttentionShape, config: SparseConfig, *, dtype: torch.dtype, device: torch.device

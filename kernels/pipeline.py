@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from .attention.merge import Partials, merge_partials
-from .attention.scores import score_blocks
 from .attention.selection import select_blocks
 from .attention.sparse_decode import sparse_decode, sparse_splits
 from .attention.summaries import build_summaries, refresh_summaries, write_tokens
@@ -18,8 +17,8 @@ from .cache import KVCache
 from .checks import kernel_dtypes
 from .config import AttentionShape, SparseConfig
 from .launch import can_run_on
-from .method import Stage, StepTensors
-from .portable import TorchSparseLayer, TorchSparseMethod
+from .method import Stage, StepTensors, Unsupported
+from .portable import TorchSparseLayer, TorchSparseMethod, calibrated, fill_scores
 from .workspace import BlockSparseLayer
 
 
@@ -31,28 +30,34 @@ class SparseLayer(BlockSparseLayer):
 
     @property
     def appends_while_scoring(self) -> bool:
-        """True where the newest block is selected whatever its score, which need not wait for its summary."""
-        return self.summaries is not None and self.config.local_blocks > 0
+        """Whether scoring writes the token, too."""
+        return self.selector.appends(self.config)
 
     def write(self, k: Tensor, v: Tensor) -> None:
         """Write the last T tokens, `[B, T, Hkv, D]` or `[B, Hkv, D]`, and refresh their blocks' summaries."""
         write_tokens(self.cache, k, v, self.summaries)
+        if self.table is not None:
+            self.selector.kernel_describe(self, k.shape[1] if k.dim() == 4 else 1)
 
     def refresh(self, tokens: int) -> None:
         """Summarise again the blocks of the last `tokens` tokens."""
         if self.summaries is not None:
             refresh_summaries(self.cache, self.summaries, tokens)
+        if self.table is not None:
+            self.selector.kernel_describe(self, tokens)
 
     def choose_stages(self, step: StepTensors) -> tuple[Stage, ...]:
-        """Scores, which take the append along where they can, and the selection."""
+        """The selector's own stages; without them its scores in plain torch, and the selection."""
+        own = self.selector.kernel_stages(self, step)
+        if own is not None:
+            return own
         cache, config, work = self.cache, self.config, self.work
-        assert self.summaries is not None
-        summaries, append = self.summaries, (step.k, step.v) if self.appends_while_scoring else None
+
+        def score() -> None:
+            fill_scores(self, step, cache.lengths.long(), cache.capacity)
+
         return (
-            Stage(
-                "append+score" if append else "score",
-                lambda: score_blocks(step.q, cache, summaries, work.scores, config, append=append),
-            ),
+            Stage("score", score),
             Stage("select", lambda: select_blocks(work.scores, cache, work.lists, work.counts, config)),
         )
 
@@ -60,7 +65,7 @@ class SparseLayer(BlockSparseLayer):
         """Attention split over the lists, and the merge into `step.out`."""
         cache, work, partials, size = self.cache, self.work, self.partials, self.config.block_size
         # How many blocks our own selection takes is known beforehand; another selector's counts are read.
-        own = type(self).choose_stages is SparseLayer.choose_stages
+        own = type(self).choose_stages is SparseLayer.choose_stages and self.selector.ranked
         counts = self.config if own else work.counts
         return (
             Stage("attend", lambda: sparse_decode(step.q, cache, work.lists, counts, partials, block_size=size)),
@@ -93,6 +98,12 @@ class SparseMethod(TorchSparseMethod):
         only_kernels = cls.layer_class is not SparseLayer and cls.torch_layer_class is TorchSparseLayer
         return can_run_on(device) if only_kernels else None
 
+    def on_kernels(self, cache: KVCache) -> bool:
+        """Whether this cache's layer runs on them: they can, and have the selector, or its scores need nothing kept."""
+        selector = self.selector
+        by_scores = selector.ranked and not selector.tabled and not selector.summarised
+        return can_run_on(cache.device) is None and (selector.serves(self.shape) or by_scores)
+
     def splits(self, cache: KVCache) -> int:
         """Ways to split a list of a full cache."""
         chosen = self.config.selected(cache.capacity)
@@ -105,9 +116,11 @@ class SparseMethod(TorchSparseMethod):
             TypeError, ValueError: not a cache of this method's shape, dtype and device, or one whose lengths or block
                 table are out of range (`check_cache`).
         """
-        if isinstance(cache, KVCache) and can_run_on(cache.device) is not None:
+        if isinstance(cache, KVCache) and not self.on_kernels(cache):
             return super().prepare(cache)
         check_cache(cache, self.shape, self.dtype, self.device, kernel_dtypes())
+        if cache.paged and (self.selector.tabled or not self.selector.has_kernels):
+            raise Unsupported(f"cache: {self.selector.name} reads contiguous caches only, got a paged one")
         summaries = self.summaries(cache)
         if summaries is not None:
             build_summaries(cache, summaries)
@@ -115,12 +128,19 @@ class SparseMethod(TorchSparseMethod):
         if splits not in self._partials:
             rows = self.shape.batch * self.step_tokens * self.shape.q_heads
             self._partials[splits] = Partials.allocate(rows, splits, self.shape.head_dim, cache.device)
-        return self.layer_class(
+        layer = self.layer_class(
             cache,
             self.shape,
             self.config,
+            self.selector,
             self.workspace(cache),
             summaries,
             self.kernel(cache, self.config.chunk_kernel),
             self._partials[splits],
         )
+        self.number(layer)
+        if self.selector.tabled:
+            layer.known = calibrated(self.selector, cache)
+            layer.table = self.selector.kernel_table(cache, self.config)
+            self.selector.kernel_describe(layer, None)
+        return layer

@@ -13,16 +13,16 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 
 from .attention.chunk import ChunkKernel, best_chunk_kernel
-from .attention.scores import query_slots, score_rows
 from .attention.summaries import Summaries, rounded
 from .binding import check_cache, check_step
 from .cache import KVCache
 from .checks import check_tensor
 from .config import SELECTS, AttentionShape, SparseConfig
 from .method import DecodeMethod, DenseLayer, Stage, StepTensors, Unsupported, register
+from .selectors import Blocks, Compare, Selector, selector_of
 from .workspace import BlockSparseLayer, Workspace
 
 PAGED = "cache: the portable path takes contiguous caches only, got a paged one"
@@ -91,6 +91,67 @@ def select_torch(scores: Tensor, n: int) -> Tensor:
 
 
 @dataclass
+class StepBlocks(Blocks):
+    """What a selector sees of one step of a layer: R = 1. It asks nothing of the device."""
+
+    bound: BlockSparseLayer | None = None
+
+    @classmethod
+    def of(cls, layer: BlockSparseLayer, step: StepTensors, lengths: Tensor, tokens: int) -> StepBlocks:
+        """Of the first `tokens` tokens of the cache; `lengths` int64 `[B]`."""
+        shape = layer.shape
+        queries = step.q.float().reshape(-1, 1, shape.group, shape.head_dim)
+        lengths = lengths.repeat_interleave(shape.kv_heads)[:, None]
+        known = None if layer.known is None else layer.known.flatten(0, 1)
+        return cls(
+            layer.config, queries, lengths, tokens, shape.batch,
+            layer=layer.index, handed=layer.handed, known=known, bound=layer,
+        )  # fmt: skip
+
+    def compared(self, query: Tensor, compare: Compare) -> Tensor:
+        """With the table of summaries, or the layer's own."""
+        assert self.bound is not None
+        kept = self.bound.summaries.data if self.bound.summaries is not None else self.bound.table
+        assert kept is not None
+        table = kept[:, :, : self.config.blocks(self.tokens)]  # [B, Hkv, M, ...]
+        return compare(query, table.flatten(0, 1).flatten(2).float()[:, None])
+
+    def masses(self) -> Tensor:
+        """From every key of the cache, by its own element type's product."""
+        assert self.bound is not None
+        cache, size = self.bound.cache, self.config.block_size
+        keys = cache.k[:, :, : self.tokens].flatten(0, 1)  # [H, S, D]
+        logits = (self.queries[:, 0].to(keys.dtype) @ keys.transpose(1, 2)).float() * cache.head_dim**-0.5
+        position = torch.arange(self.tokens, device=keys.device)
+        logits.masked_fill_(position >= self.lengths[:, :, None], float("-inf"))
+        mass = pad(logits.softmax(-1), (0, -self.tokens % size))
+        return torch.unflatten(mass, -1, (-1, size)).sum(-1)[:, None]  # [H, 1, G, M]
+
+
+def calibrated(selector: Selector, cache: KVCache) -> Tensor | None:
+    """What a selector learns of each sequence from the tokens it has now, `[B, Hkv, ..]`. Contiguous caches."""
+    starts = enumerate(cache.lengths_on_host())
+    known = [selector.calibrate(cache.k[b, :, :length].float()) for b, length in starts]
+    return None if known[0] is None else torch.stack([x for x in known if x is not None])
+
+
+def fill_scores(layer: BlockSparseLayer, step: StepTensors, lengths: Tensor, tokens: int) -> None:
+    """Fill the layer's `work.scores` as its selector ranks blocks, +inf at those that are always selected.
+
+    Args:
+        lengths: int64 `[B]`, on the device of the layer's cache. tokens: no sequence has more.
+    """
+    config, table = layer.config, layer.work.scores
+    blocks = StepBlocks.of(layer, step, lengths, tokens)
+    scores = layer.selector.scores(blocks)  # [H or B, 1, X, M]
+    scores = scores.view(layer.shape.batch, -1, scores.shape[-1])  # [B, rows, M]
+    index = torch.arange(scores.shape[-1], device=scores.device)
+    held = -(-lengths[:, None, None] // config.block_size)
+    filled = table[:, :, : scores.shape[-1]].copy_(scores)
+    filled.masked_fill_(config.always_selected(index, held), float("inf"))
+
+
+@dataclass
 class TorchSparseLayer(BlockSparseLayer):
     """One layer of a block-sparse method, in plain torch. It asks the lengths of the device in every stage."""
 
@@ -103,6 +164,14 @@ class TorchSparseLayer(BlockSparseLayer):
         cache, size, rows = self.cache, self.config.block_size, self.work.lists.shape[1]
         lists = max(rows, self.shape.kv_heads)  # one list for all heads is attended to per KV head
         self._owner = torch.arange(lists, device=cache.device)[:, None] // (lists // self.shape.kv_heads)
+        if self.selector.tabled:
+            self.known = calibrated(self.selector, cache)
+            known = None if self.known is None else self.known[0]
+            some = torch.zeros(self.shape.kv_heads, 1, size, cache.head_dim, device=cache.device)
+            width = self.selector.describe(some, None, self.config, known).shape[-1]
+            sizes = cache.batch, cache.kv_heads, self.config.blocks(cache.capacity)
+            self.table = torch.zeros(*sizes, width, device=cache.device)
+            self.describe()
         self._blocks: tuple[Tensor, Tensor] | None = None  # [B, Hkv * blocks, b D]
         if cache.capacity % size == 0 and cache.k.is_contiguous():
             shape = (cache.batch, -1, size * cache.head_dim)
@@ -117,9 +186,26 @@ class TorchSparseLayer(BlockSparseLayer):
         """Summarise again the blocks of the last `tokens` tokens."""
         if self.summaries is not None:
             refresh_torch(self.cache, self.summaries, tokens)
+        if self.table is not None:
+            self.describe(tokens)
+
+    def describe(self, tokens: int | None = None) -> None:
+        """Bring what the selector keeps of the blocks of the last `tokens` tokens up to date; of all by default."""
+        cache, size = self.cache, self.config.block_size
+        assert self.table is not None
+        for b, length in enumerate(cache.lengths_on_host()):
+            first = 0 if tokens is None else max(length - tokens, 0) // size
+            end = self.config.blocks(length)
+            keys = pad(cache.k[b, :, first * size : length].float(), (0, 0, 0, -length % size))
+            if end > first:
+                known = None if self.known is None else self.known[b]
+                parts = torch.unflatten(keys, 1, (end - first, size))
+                self.table[b, :, first:end] = self.selector.describe(parts, None, self.config, known)
 
     def choose_stages(self, step: StepTensors) -> tuple[Stage, ...]:
-        """Scores and the selection."""
+        """Scores and the selection, or the selection alone."""
+        if not self.selector.ranked:
+            return (Stage("select", lambda: self.choose(step), False),)
         return Stage("score", lambda: self.score(step), False), Stage("select", self.select, False)
 
     def attend_stages(self, step: StepTensors) -> tuple[Stage, ...]:
@@ -128,25 +214,16 @@ class TorchSparseLayer(BlockSparseLayer):
 
     def score(self, step: StepTensors) -> None:
         """Fill `work.scores`, +inf at blocks that are always selected."""
-        config, shape, scores = self.config, self.shape, self.work.scores
-        assert self.summaries is not None
         lengths = self.cache.lengths_on_host()
-        top = config.blocks(max(lengths))
-        heads = step.q.float().reshape(shape.batch, shape.kv_heads, shape.group, shape.head_dim)
-        if config.gqa_policy == "group-mean":
-            heads = heads.mean(2, keepdim=True)
-        slots = query_slots(heads, config.summary_kind, config.spread_weight)  # [B, Hkv, 1 or G, 2 D]
-        if config.gqa_policy in ("group-sum", "all-heads"):
-            slots = slots.sum(2, keepdim=True)
-        table = self.summaries.data[:, :, :top].flatten(3).float()  # [B, Hkv, M, 2 D]
-        computed = slots @ table.transpose(2, 3)  # [B, Hkv, 1 or G, M]
-        if config.gqa_policy == "all-heads":
-            computed = computed.sum(1, keepdim=True)
-        scores[:, :, :top] = computed.flatten(1, 2)
-        index = torch.arange(top, device=scores.device)
-        for b, length in enumerate(lengths):
-            blocks = config.blocks(length)
-            scores[b, :, :blocks].masked_fill_(config.always_selected(index[:blocks], blocks), float("inf"))
+        fill_scores(self, step, torch.tensor(lengths), max(max(lengths), 1))
+
+    def choose(self, step: StepTensors) -> None:
+        """Fill the lists as the selector says."""
+        lengths = self.cache.lengths_on_host()
+        blocks = StepBlocks.of(self, step, torch.tensor(lengths), max(max(lengths), 1))
+        mask = self.selector.choose(blocks)
+        for b, rows in enumerate(mask.expand(-1, -1, -1, mask.shape[-1]).view(len(lengths), -1, mask.shape[-1])):
+            self.fill_mask(b, rows)
 
     def select(self) -> None:
         """Fill the lists with the best of `work.scores`."""
@@ -161,13 +238,25 @@ class TorchSparseLayer(BlockSparseLayer):
         self.work.lists[sequence, :, n:] = -1
         self.work.counts[sequence] = n
 
+    def fill_mask(self, sequence: int, mask: Tensor) -> None:
+        """Put the blocks of a mask `[R, M]` on the lists of a sequence; rows may differ in how many."""
+        counts, lists = mask.sum(1), self.work.lists[sequence]
+        order = (~mask).to(torch.int8).argsort(dim=1, stable=True)[:, : lists.shape[1]].to(lists.dtype)
+        lists.fill_(-1)
+        taken = torch.arange(order.shape[1], device=mask.device) < counts[:, None]
+        lists[:, : order.shape[1]] = order.masked_fill(~taken, -1)
+        self.work.counts[sequence] = counts.to(self.work.counts.dtype)
+
     def attend(self, step: StepTensors) -> None:
         """Gather the listed blocks, then SDPA per list."""
         shape, cache, size, work = self.shape, self.cache, self.config.block_size, self.work
         count = len(self._owner)
-        lengths, counts = cache.lengths_on_host(), work.counts[:, 0].tolist()
+        lengths, counts = cache.lengths_on_host(), work.counts.amax(1).tolist()
         for b, (length, n) in enumerate(zip(lengths, counts, strict=True)):
             lists = work.lists[b, :, :n].long().expand(count, -1)
+            if not self.selector.ranked and bool((lists < 0).any()):
+                step.out[b] = self.attend_unequal(step.q[b], b, lists, length)
+                continue
             query = step.q[b].reshape(count, shape.q_heads // count, shape.head_dim)
             keys, values = self.gather(b, lists)
             mask = None
@@ -180,6 +269,17 @@ class TorchSparseLayer(BlockSparseLayer):
                     keys, values = (x.masked_fill(~mask.transpose(1, 2), 0.0) for x in (keys, values))
             out = scaled_dot_product_attention(query[None], keys[None], values[None], attn_mask=mask)
             step.out[b] = out.reshape(shape.q_heads, shape.head_dim)
+
+    def attend_unequal(self, q: Tensor, sequence: int, lists: Tensor, length: int) -> Tensor:
+        """Attention over lists of unequal lengths, `[lists, n]` with -1 after their ends: `[Hq, D]`."""
+        size, count = self.config.block_size, len(lists)
+        keys, values = self.gather(sequence, lists.clamp(min=0))
+        tokens = tokens_of(lists, size)
+        mask = (tokens >= 0) & (tokens < length) & (lists >= 0).repeat_interleave(size, 1)
+        keys, values = (x.masked_fill(~mask[..., None], 0.0) for x in (keys, values))
+        query = q.reshape(count, -1, q.shape[-1])
+        out = scaled_dot_product_attention(query[None], keys[None], values[None], attn_mask=mask[None, :, None])
+        return out.reshape(q.shape)
 
     def gather(self, sequence: int, lists: Tensor) -> tuple[Tensor, Tensor]:
         """K and V of the listed blocks, `[lists, n * b, D]` each, in buffers that the next call fills again.
@@ -212,8 +312,6 @@ class TorchSparseMethod(DecodeMethod):
     """
 
     rectifies: ClassVar[bool] = False
-    scored: ClassVar[bool] = True
-    """Whether blocks are scored by their summaries."""
     torch_layer_class: ClassVar[type[TorchSparseLayer]] = TorchSparseLayer
 
     def __init__(
@@ -222,13 +320,15 @@ class TorchSparseMethod(DecodeMethod):
         if not isinstance(config, SparseConfig):
             raise TypeError(f"config: got {type(config).__name__}, expected a SparseConfig")
         super().__init__(shape, config, dtype=dtype, device=device)
+        self.selector = selector_of(self.ranks_by, config)
+        self._layers, self._handed = 0, dict[str, Tensor]()  # bound so far; what they hand on in a step
         self._work: dict[int, Workspace] = {}  # by blocks of the cache; kept, since captured graphs hold addresses
         self._gathered: dict[int, tuple[Tensor, Tensor]] = {}  # by blocks gathered
         self._kernels: dict[str, ChunkKernel] = {}
 
     def rows(self) -> int:
         """Lists a sequence."""
-        return score_rows(self.shape, self.config.gqa_policy)
+        return self.selector.rows(self.shape, self.config)
 
     def workspace(self, cache: KVCache) -> Workspace:
         """Scores and lists for caches of this capacity, shared by all layers."""
@@ -240,7 +340,7 @@ class TorchSparseMethod(DecodeMethod):
     def summaries(self, cache: KVCache) -> Summaries | None:
         """Room for a layer's summaries, or None where nothing is scored by them."""
         config = self.config
-        if not self.scored:
+        if not self.selector.summarised:
             return None
         return Summaries.allocate(cache, config.block_size, config.summary_kind, config.summary_dtype)
 
@@ -250,6 +350,11 @@ class TorchSparseMethod(DecodeMethod):
             return None
         kernel = best_chunk_kernel(self.shape, cache, name)
         return self._kernels.setdefault(kernel.name, kernel)
+
+    def number(self, layer: BlockSparseLayer) -> None:
+        """Count a layer, and let it take from those before it what they hand on."""
+        layer.index, layer.handed = self._layers, self._handed
+        self._layers += 1
 
     def prepare(self, cache: KVCache) -> BlockSparseLayer:
         """Bind to a layer's cache: summaries built, work space allocated. Waits for the device.
@@ -270,15 +375,18 @@ class TorchSparseMethod(DecodeMethod):
             size = self.config.block_size * cache.head_dim
             keys = torch.empty(count, size, dtype=cache.dtype, device=cache.device)
             self._gathered[count] = keys, torch.empty_like(keys)
-        return self.torch_layer_class(
+        layer = self.torch_layer_class(
             cache,
             self.shape,
             self.config,
+            self.selector,
             self.workspace(cache),
             summaries,
             self.kernel(cache, self.config.chunk_kernel or "torch"),
             self._gathered[count],
         )
+        self.number(layer)
+        return layer
 
 
 @register("resa-torch")

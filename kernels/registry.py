@@ -7,6 +7,9 @@ from typing import Any, TypeVar
 
 C = TypeVar("C", bound=type[Any])
 
+SELECTORS: dict[str, Any] = {}
+"""Selectors by name (selectors/base.py), here so that a setting can name them."""
+
 
 def entry(registry: dict[str, C], kind: str, name: str) -> Callable[[C], C]:
     """Class decorator: enter a class into `registry` by `name`, which becomes its attribute `name`.

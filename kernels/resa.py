@@ -1,10 +1,11 @@
 """Rectified Sparse Attention (arXiv 2506.04108) in Triton, and the same step without rectification."""
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 
-from .config import SELECTS, AttentionShape
+from .config import CHOOSES, SELECTS, AttentionShape
 from .launch import can_run_on
 from .method import register
 from .pipeline import SparseMethod
@@ -31,3 +32,16 @@ class SparseOnly(SparseMethod):
     in_default = False
     uses = SELECTS
     ranks_by = "summary"
+
+
+@register("resa-plus")
+class ResaPlus(SparseMethod):
+    """ReSA with blocks of 8 ranked by the 4-bit means of their pairs of keys: the bytes of min/max over 16 tokens."""
+
+    rectifies = True
+    uses = (*CHOOSES, "selector", "rectify_every")
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "selector": "pairs", "block_size": 8, "min_blocks": 32, "pinned_blocks": 1,
+    }  # fmt: skip
+    ranks_by = "summary"
+    joins = ("tasks",)

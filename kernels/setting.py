@@ -5,6 +5,7 @@ Flags, columns of rows, their identity and the names of variants derive from the
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
@@ -17,7 +18,8 @@ class Setting:
         kind: type of a value.
         flag: command line option; None for a setting that no command asks for, and that is no column.
         symbol: what papers call it; the option's placeholder.
-        choices: all values there are; empty where a range says it.
+        choices: all values there are; empty where a range or `names` says it.
+        names: all values there are so far; more may be registered.
         least, above, most: the range: at least, more than, at most.
         word: names a variant by the value, as `b{}`; empty where no name says it.
         quiet: said only where two variants would have one name without it.
@@ -34,6 +36,7 @@ class Setting:
     flag: str | None = None
     symbol: str | None = None
     choices: tuple[Any, ...] = ()
+    names: Collection[str] | None = None
     least: float | None = None
     above: float | None = None
     most: float | None = None
@@ -47,9 +50,10 @@ class Setting:
         """Raises ValueError for a value out of range."""
         if value is None and self.default is None:
             return
-        if self.choices:
-            if not any(type(value) is type(choice) and value == choice for choice in self.choices):
-                allowed = ", ".join(map(str, self.choices))
+        choices = self.choices or tuple(self.names or ())
+        if choices:
+            if not any(type(value) is type(choice) and value == choice for choice in choices):
+                allowed = ", ".join(map(str, choices))
                 raise ValueError(f"{self.name}: got {value!r}, allowed are {allowed}")
             return
         if isinstance(value, bool) or not isinstance(value, (int, float) if self.kind is float else int):

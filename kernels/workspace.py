@@ -15,6 +15,7 @@ from .binding import check_chunk, check_step
 from .cache import KVCache
 from .config import AttentionShape, SparseConfig, ceil_div
 from .method import ChunkTensors, Layer, Selection, Stage, StepTensors, Traffic, chunk_traffic
+from .selectors import Selector
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,16 +41,19 @@ class Workspace:
 class BlockSparseLayer(Layer):
     """One layer of a block-sparse method."""
 
-    scores_blocks: ClassVar[bool] = True
-    """False if `work.scores` plays no part in the selection."""
     graph_safe: ClassVar[bool] = True
 
     cache: KVCache
     shape: AttentionShape
     config: SparseConfig
+    selector: Selector
     work: Workspace
     summaries: Summaries | None  # None where nothing is scored by them
     kernel: ChunkKernel | None  # None for methods without rectification
+    table: Tensor | None = field(default=None, init=False)  # [B, Hkv, M, W], what the selector keeps of blocks
+    known: Tensor | None = field(default=None, init=False)  # [B, Hkv, ..], of the selector's `calibrate`
+    index: int = field(default=0, init=False)  # among the layers of the method
+    handed: dict[str, Tensor] = field(default_factory=dict, init=False)  # by the method's layers, to the next one
     _rectified: Tensor | None = field(default=None, init=False)
 
     @abstractmethod
@@ -63,6 +67,11 @@ class BlockSparseLayer(Layer):
     @abstractmethod
     def attend_stages(self, step: StepTensors) -> tuple[Stage, ...]:
         """The stages that attend over the listed blocks into `step.out`."""
+
+    @property
+    def scores_blocks(self) -> bool:
+        """Whether lists are the best blocks of `work.scores`."""
+        return self.selector.ranked
 
     @property
     def appends_while_scoring(self) -> bool:
@@ -118,7 +127,7 @@ class BlockSparseLayer(Layer):
 
     def traffic(self) -> dict[str, Traffic]:
         """Floors of a step at the cache's present lengths and lists (synchronises)."""
-        return sparse_traffic(self.cache, self.shape, self.config, self.work.lists, self.summaries is not None)
+        return sparse_traffic(self.cache, self.shape, self.config, self.work.lists, self.selector)
 
     def rectify_traffic(self, tokens: int) -> Traffic:
         """Floor of rectifying `tokens` tokens (synchronises)."""
@@ -143,19 +152,20 @@ def unique_tokens(lists: Tensor, lengths: Tensor, kv_heads: int, block_size: int
 
 
 def sparse_traffic(
-    cache: KVCache, shape: AttentionShape, config: SparseConfig, lists: Tensor, scored: bool
+    cache: KVCache, shape: AttentionShape, config: SparseConfig, lists: Tensor, selector: Selector
 ) -> dict[str, Traffic]:
-    """Floors of a sparse step: summaries, lists, query and output, and the *unique* selected tokens per KV head.
+    """Floors of a sparse step: what ranks blocks, lists, query, output, and the *unique* selected tokens per KV head.
 
     In `total` the scores and split results are intermediate and cost nothing; the lists count once.
     """
     size, dim = cache.k.element_size(), cache.head_dim
     query = shape.batch * shape.q_heads * dim * size
     new_token = 2 * shape.batch * shape.kv_heads * dim * size
-    summary_bytes = config.summary_bytes(dim, size) * shape.kv_heads if scored else 0
-    blocks = sum(config.blocks(length) for length in cache.lengths_on_host())
-    summary = blocks * summary_bytes
-    score_rows_bytes = 4 * blocks * lists.shape[1] if scored else 0
+    lengths = cache.lengths_on_host()
+    summary_bytes = config.summary_bytes(dim, size) * shape.kv_heads if selector.summarised else 0
+    blocks = sum(config.blocks(length) for length in lengths)
+    ranking = sum(selector.score_bytes(shape, config, size, length) for length in lengths)
+    score_rows_bytes = 4 * blocks * lists.shape[1] if selector.summarised else 0
     entries = 4 * int((lists >= 0).sum())
     tokens = unique_tokens(lists, cache.lengths, shape.kv_heads, config.block_size)
     read = 2 * tokens * dim * size
@@ -167,12 +177,13 @@ def sparse_traffic(
     append = Traffic(2 * new_token + shape.batch * summary_bytes)
     flops = 4 * attended * dim
     parts = {"append": append}
-    if scored:
-        parts["score"] = Traffic(summary + query + score_rows_bytes, 4 * blocks * lists.shape[1] * dim)
+    parts["select"] = Traffic(score_rows_bytes + entries)
+    if selector.summarised:
+        parts["score"] = Traffic(ranking + query + score_rows_bytes, 4 * blocks * lists.shape[1] * dim)
         parts["append+score"] = append + parts["score"]
-        parts["select"] = Traffic(score_rows_bytes + entries)
-    else:
-        parts["select"] = Traffic(entries)
+    elif ranking:
+        ranking += query
+        parts["score"] = Traffic(ranking)
     parts["attend"] = Traffic(entries + query + read + query, flops)
-    parts["total"] = append + Traffic(summary + entries + 2 * query + read, flops)
+    parts["total"] = append + Traffic(ranking + entries + 2 * query + read, flops)
     return parts

@@ -261,6 +261,7 @@ def run_variants(
             layer = make_method(name, shape, config, dtype, device).prepare(cache)
             for stage in (*layer.stages(step), *layer.rectify_stages(chunk)):
                 stage.run()
+        run_pairs(cache, step, config)
         if policy == "per-head":  # which methods with windows refuse
             continue
         for name, tokens in WINDOWS:
@@ -274,6 +275,22 @@ def run_variants(
             for stage in layer.window_stages(window):
                 stage.run()
     run_linears(device)
+
+
+def run_pairs(cache: KVCache, step: StepTensors, config: SparseConfig) -> None:
+    """The kernels of selector `pairs`, over uninitialised ranges; nothing beside a paged cache."""
+    from resa_bench.kernels.attention.pairs import allocate_pairs, pack_pairs, score_pairs, score_room
+
+    if cache.paged:
+        return
+    shape, size = AttentionShape(cache.batch, step.q.shape[1], cache.kv_heads, cache.head_dim), config.block_size
+    packed = allocate_pairs(cache, size)
+    known = torch.ones(cache.batch, cache.kv_heads, 2, cache.head_dim, device=cache.device)
+    scores = torch.empty(packed.shape[:3], device=cache.device)
+    for tokens in (None, 1, 32):
+        pack_pairs(cache, packed, known, size, tokens)
+    room = score_room(shape, packed.shape[2], size, cache.device)
+    score_pairs(step.q, cache, packed, known, room, scores, config)
 
 
 def record_variants(capacity: int = 256 * 1024, sm_count: int = 132) -> list[Launch]:

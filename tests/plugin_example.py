@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 
 import torch
 from matplotlib.figure import Figure
-from resa_bench.kernels import AttentionShape, Stage, StepTensors, register
+from resa_bench.kernels import AttentionShape, SparseConfig, register
 from resa_bench.kernels.pipeline import SparseMethod
-from resa_bench.kernels.portable import TorchSparseLayer
+from resa_bench.kernels.selectors import Blocks, Selector, register_selector
 from resa_bench.plots.data import FigureSet
 from resa_bench.plots.registry import figure
 from resa_bench.suites.core import flags
@@ -29,33 +29,32 @@ from resa_bench.suites.tasks.questions import question_task
 from resa_bench.suites.tasks.samples import Sample, Writer
 from rich.console import Console
 
-# --- a sparse method --------------------------------------------------------------------------------------------------
+# --- a selector, and a method that is named after it -----------------------------------------------------------------
 
 
-class NewestLayer(TorchSparseLayer):
-    """Reads the newest blocks."""
+@register_selector("newest")
+class NewestBlocks(Selector):
+    """The newest blocks, whatever was asked; one list for all heads."""
 
-    scores_blocks = False
+    ranked = False
 
-    def choose_stages(self, step: StepTensors) -> tuple[Stage, ...]:
-        return (Stage("select", self.select, graph_safe=False),)
+    def rows(self, shape: AttentionShape, config: SparseConfig) -> int:
+        return 1
 
-    def select(self) -> None:
-        for b, length in enumerate(self.cache.lengths.tolist()):
-            blocks, n = self.config.blocks(length), self.config.selected(length)
-            self.fill(b, torch.arange(blocks - n, blocks, device=self.cache.device)[None])
+    def choose(self, blocks: Blocks) -> torch.Tensor:
+        held, count, index = blocks.counts(blocks.sequences)
+        return (index >= held - count) & (index < held)
+
+    def score_bytes(self, shape: AttentionShape, config: SparseConfig, element: int, tokens: int) -> int:
+        return 0
 
 
 @register("newest")
 class Newest(SparseMethod):
-    """The newest blocks, whatever was asked."""
+    """The newest blocks and nothing else."""
 
-    scored = False
-    torch_layer_class = NewestLayer
     uses = ("block_size", "active_ratio", "min_blocks")
-
-    def rows(self) -> int:
-        return 1
+    ranks_by = "newest"
 
 
 # --- a model family, a metric, a figure -------------------------------------------------------------------------------

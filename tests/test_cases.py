@@ -159,6 +159,7 @@ def test_columns_hold_what_the_method_uses() -> None:
     assert MethodSpec("torch-dense", config).columns() == {}
     assert MethodSpec("resa", config).columns() == {
         "block_size": 32, "active_ratio": 0.2, "min_blocks": 16, "gqa_policy": "group-mean", "summary_kind": "minmax",
+        "selector": None,
         "summary_dtype": None, "spread_weight": None, "pinned_blocks": None, "rectify_every": 8,
     }  # fmt: skip
     spread = SparseConfig(summary_kind="meanstd", spread_weight=0.3)

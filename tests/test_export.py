@@ -169,6 +169,7 @@ def test_settings_that_change_the_result_are_another_definition() -> None:
     problems = [problem_of(make(**change)) for change in changes]
     assert len({problem.name for problem in problems if problem}) == len(changes)
     assert problem_of(make(rectify_every=64)) == problem_of(make())  # a step is the same
+    assert problem_of(make(selector="pairs")) is None  # the schema says summaries alone
 
 
 # --- the files, by the schema -----------------------------------------------------------------------------------------

@@ -22,7 +22,6 @@ from kernel_cases import (
     same,
 )
 from method_cases import CHUNK, CONFIG, make, run, written
-from resa_bench.baselines.sink_window import sink_window_reference
 from resa_bench.kernels import (
     AttentionShape,
     ChunkTensors,
@@ -42,6 +41,7 @@ from resa_bench.kernels.config import ceil_div
 from resa_bench.kernels.exact import UNIT_ROUNDOFF
 from resa_bench.kernels.method import DenseLayer
 from resa_bench.kernels.pipeline import SparseLayer
+from resa_bench.kernels.selectors.window import sink_window_reference
 from resa_bench.suites.engine.gate import compare
 from resa_bench.suites.micro.cases import ModelShape
 from resa_bench.suites.micro.checks import check_rectify, check_step

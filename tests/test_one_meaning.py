@@ -132,11 +132,11 @@ def test_every_setting_that_a_method_uses_is_declared() -> None:
 
 
 def test_where_a_settings_name_stands() -> None:
-    """Declared with the other settings; beside that only where kernels use it, in the sums' report and in tests."""
+    """Declared with the other settings; beside that only where a name means a value of it, and in tests."""
     named = [
         path.relative_to(ROOT).as_posix()
         for folder in ("kernels", "baselines", "profiling", "suites", "plots")
         for path in (ROOT / folder).rglob("*")
         if path.suffix in (".py", ".cu", ".cuh") and "pinned_blocks" in path.read_text()
     ]
-    assert len(named) <= 2, named
+    assert len(named) <= 3, named

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from benches import recorded
 from resa_bench import baselines  # noqa: F401  (registers the rivals)
-from resa_bench.baselines.oracle import TorchOracleLayer
-from resa_bench.baselines.sink_window import TorchSinkWindowLayer
 from resa_bench.kernels import DecodeMethod, SparseConfig, get_method, registered
-from resa_bench.kernels.portable import TorchSparseLayer, TorchSparseMethod
+from resa_bench.kernels.portable import TorchSparseMethod
+from resa_bench.kernels.selectors import best, selectors
 from resa_bench.suites.core.spec import MethodSpec, make_spec
 from resa_bench.suites.engine.engine import Engine, State, bind_layers
 from resa_bench.suites.engine.prompt import prefill
@@ -20,12 +18,11 @@ from resa_bench.suites.quality import forced_attention, parallel
 from resa_bench.suites.quality.forced import Forced, Reference, record_dense, run_forced
 from resa_bench.suites.quality.forced_attention import ForcedAttention, Sequences, tiles
 from resa_bench.suites.quality.parallel import dense_parallel, run_parallel
-from resa_bench.suites.quality.selectors import best
 from tiny_model import TINY, tiny_decoder
 
 PROMPT, STEPS, BATCH = 203, 75, 2  # multiples of no block size, period or tile
 CPU = torch.device("cpu")
-LAYERS: dict[str, type[TorchSparseLayer]] = {"oracle": TorchOracleLayer, "sink-window": TorchSinkWindowLayer}
+MINMAX = selectors()["minmax"]
 
 
 def portable(spec: MethodSpec) -> DecodeMethod:
@@ -33,9 +30,8 @@ def portable(spec: MethodSpec) -> DecodeMethod:
     kind = get_method(spec.name)
     if not issubclass(kind, TorchSparseMethod):
         return kind(TINY.attention(BATCH), spec.config, dtype=torch.float32, device=CPU)
-    settings = {name: getattr(kind, name) for name in ("rectifies", "scored", "uses", "rows")}
-    layer = LAYERS.get(spec.name, TorchSparseLayer)
-    plain = type(f"Plain{kind.__name__}", (TorchSparseMethod,), settings | {"torch_layer_class": layer})
+    settings = {name: getattr(kind, name) for name in ("rectifies", "uses", "ranks_by")}
+    plain = type(f"Plain{kind.__name__}", (TorchSparseMethod,), settings)
     return plain(TINY.attention(BATCH), spec.config, dtype=torch.float32, device=CPU)
 
 
@@ -112,6 +108,13 @@ SPECS = [
     spec("resa-torch", rectify_every=5, local_blocks=0),
     spec("resa-torch", rectify_every=40, local_blocks=3, min_blocks=4, summary_kind="meanstd"),
     spec("resa-torch", rectify_every=5, summary_dtype="fp8"),
+    *(spec("resa-torch", rectify_every=f, selector="pairs", pinned_blocks=1, min_blocks=4) for f in (5, 40)),
+    spec("sparse", selector="pairs", block_size=16),
+    spec("resa-torch", rectify_every=5, selector="pooled", summary_kind="meanstd", summary_dtype="fp8"),
+    spec("sparse", selector="pooled", local_blocks=0),
+    spec("resa-torch", rectify_every=5, selector="shared2"),
+    *(spec("resa-torch", rectify_every=7, selector=name) for name in ("channels16", "loki16", "pairs-shared2")),
+    spec("sparse", selector="top-p90", min_blocks=8),
     spec("sparse"),
     spec("sparse", local_blocks=0, summary_kind="meanstd"),
     spec("resa-torch", rectify_every=5, pinned_blocks=1, min_blocks=4),
@@ -154,8 +157,8 @@ def test_dense_equals_decoding_step_by_step(bench: Bench) -> None:
 def test_the_tile_makes_no_difference(every: int | None, rows: int) -> None:
     layer = random_layer()
     config = SparseConfig(block_size=8, min_blocks=2)
-    out, recall = ForcedAttention(config, "summary", every)(layer)
-    other, shares = ForcedAttention(config, "summary", every, rows)(layer)
+    out, recall = ForcedAttention(config, MINMAX, every)(layer)
+    other, shares = ForcedAttention(config, MINMAX, every, rows)(layer)
     torch.testing.assert_close(other, out, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(shares, recall, atol=1e-5, rtol=1e-5)
 
@@ -169,18 +172,15 @@ def random_layer(scale: float = 1.0) -> Sequences:
     return Sequences(scale * draw(37, 4, 32), draw(2, 150, 32), draw(2, 150, 32), draw(2, 37, 32), draw(2, 37, 32))
 
 
-@pytest.mark.parametrize("selector", ["summary", "mass", "window"])
+@pytest.mark.parametrize("selector", ["minmax", "mass", "window"])
 def test_recall_is_the_mass_in_the_blocks_read(selector: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against a plain softmax over the row's tokens and the mask that the selector gave."""
     chosen: list[torch.Tensor] = []
 
-    def spy(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-        return recorded(function, chosen)
-
-    for name in ("best", "sink_and_window"):
-        monkeypatch.setattr(forced_attention, name, spy(getattr(forced_attention, name)))
+    chooses = selectors()[selector]
+    monkeypatch.setattr(chooses, "choose", recorded(chooses.choose, chosen))
     layer, config = random_layer(), SparseConfig(block_size=8, min_blocks=3)
-    _, recall = ForcedAttention(config, selector, None, 37)(layer)
+    _, recall = ForcedAttention(config, chooses, None, 37)(layer)
     (mask,) = chosen
     for t in (0, 20, 36):
         length = layer.prompt + t + 1
@@ -207,7 +207,7 @@ def test_the_oracle_recalls_most(bench: Bench) -> None:
 def test_blocks_without_mass_are_attended_to() -> None:
     """Queries so large that the mass of what is read underflows: still a softmax over the blocks read."""
     layer, config = random_layer(60.0), SparseConfig(block_size=8, min_blocks=2)
-    out, recall = ForcedAttention(config, "window", None)(layer)
+    out, recall = ForcedAttention(config, selectors()["window"], None)(layer)
     assert float(recall.min()) < forced_attention.LEAST_MASS
     t, length = 5, layer.prompt + 6
     blocks = -(-length // 8)

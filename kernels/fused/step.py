@@ -38,6 +38,8 @@ def unsupported(shape: AttentionShape, config: SparseConfig, dtype: torch.dtype)
             return f"{name}: the fused step serves {', '.join(map(str, allowed))}, got {value}"
     if shape.group > HEADS:
         return f"q_heads: the fused step serves at most {HEADS} query heads a KV head, got {shape.group}"
+    if config.selector is not None:
+        return f"selector: the fused step ranks blocks by their summaries alone, got {config.selector}"
     if config.local_blocks < 1:
         return "local_blocks: the fused step needs 1, for the newest block is scored before its summary is written"
     return None

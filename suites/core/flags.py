@@ -195,7 +195,7 @@ def _setting_flag(name: str) -> Flag:
     """The flag that a setting declares; one value or more, each a variant."""
     entry = SETTINGS[name]
     assert entry.flag is not None
-    if entry.choices and entry.kind is str:
+    if entry.kind is str:
         kind: Callable[[str], Any] = str
     elif entry.kind is int:
         kind = whole(int(entry.least or 0), int(entry.most or 10**9))
@@ -203,7 +203,7 @@ def _setting_flag(name: str) -> Flag:
         kind = number(entry.least or 0.0, entry.most or 1e9, above=entry.above)
     return several(
         entry.flag, entry.help, METHODS, to=name, kind=kind, choices=entry.choices if entry.kind is str else (),
-        metavar=None if entry.kind is str else entry.symbol,
+        metavar="NAME" if entry.names is not None else None if entry.kind is str else entry.symbol,
     )  # fmt: skip
 
 

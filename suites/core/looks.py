@@ -32,6 +32,7 @@ LOOKS = {
     "resa": Look(VERMILLION, "o", SOLID, "ReSA"),
     "resa-torch": Look(VERMILLION, "o", SOLID, "ReSA (torch)"),
     "resa-fused": Look(DARK_RED, "D", SOLID, "ReSA (one kernel)"),
+    "resa-plus": Look(BLUE, "o", DASHED, "ReSA plus"),
     "resa-authors": Look(PURPLE, "*", DASHED, "ReSA (authors)"),
     "resa-lossless": Look(GREEN, "h", DASHDOT, "ReSA lossless"),
     "sparse": Look(ORANGE, ">", DASHED, "sparse only"),

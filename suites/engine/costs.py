@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from ...kernels import SparseConfig, Traffic
+from ...kernels.selectors import selector_of
 from ..core.spec import MethodSpec
 from ..core.work import NOTHING, Work
 from .case import ModelCase, capacity
@@ -63,8 +64,8 @@ def planned_attention(case: ModelCase, spec: MethodSpec) -> Traffic:
     if spec.is_dense:
         return Traffic(layers * dense.bytes, layers * dense.flops)
     chosen = min(config.selected(case.context) * config.block_size, case.context)
-    by_kind = {"window": 0, "mass": dense.bytes // 2}
-    scored = by_kind.get(spec.kind.ranks_by or "", summary_bytes(case, config, case.context))
+    selector = selector_of(spec.kind.ranks_by, config)
+    scored = case.batch * selector.score_bytes(case.shape, config, element_bytes(case), case.context)
     scored = 0 if spec.kind.evicts else scored
     flops = 4 * case.batch * spec.window * chosen * case.shape.q_heads * case.shape.head_dim
     sparse = Traffic(scored + kv_bytes(case, chosen), flops)

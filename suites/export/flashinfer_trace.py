@@ -96,7 +96,7 @@ def problem_of(row: Row) -> Problem | None:
     if is_dense(row.method):
         return Problem(shape, row.dtype or "", None)
     kind = registered().get(steps_of(row.method))
-    if kind is None or kind.ranks_by != "summary":
+    if kind is None or kind.ranks_by != "summary" or row.selector is not None:
         return None
     settings = {name: value for name, value in row.settings.items() if name in (*SELECTS, "budget_tokens")}
     return Problem(shape, row.dtype or "", replace(SparseConfig(), **settings))

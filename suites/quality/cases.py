@@ -84,11 +84,12 @@ class QualityCase(ModelCase):
 def default_specs(
     device: torch.device, base: SparseConfig, grid: Mapping[str, Sequence[Any]], *, quick: bool = False
 ) -> list[MethodSpec]:
-    """Sparse steps alone and ReSA: periods, block sizes, fp8; Quest, RetroAttention, mean/std, sink + window, oracle.
+    """Sparse steps alone and ReSA: periods, block sizes, fp8, `resa-plus`; Quest, RetroAttention, mean/std, bounds.
 
     Args:
         grid: values by setting.
-            block_size: ReSA runs at all but the first with its usual period, reading as many tokens at least.
+            block_size: ReSA runs at all but the first with its usual period, reading as many tokens at least; at
+                smaller ones with summaries in fp8.
             summary_dtype: those that differ from the base's are tried with sparse steps and with ReSA.
             gqa_policy, dense_layers: of Quest. Without dense layers methods differ in their selection alone; more than
                 the first number are tried with the last policy.
@@ -110,7 +111,8 @@ def default_specs(
     if not quick:
         for b in sizes[1:]:
             least = max(base.min_blocks * base.block_size // b, 1)
-            specs.append(make_spec(resa, base, block_size=b, min_blocks=least, rectify_every=period))
+            fp8 = {"summary_dtype": "fp8"} if b < sizes[0] else {}  # as many bytes of summaries
+            specs.append(make_spec(resa, base, block_size=b, min_blocks=least, rectify_every=period, **fp8))
         for dtype in grid["summary_dtype"]:
             specs += tried(summary_dtype=dtype) if dtype != base.summary_dtype else []
         pairs = [*((policy, layers[0]) for policy in policies), *((policies[-1], n) for n in layers[1:])]
@@ -120,5 +122,5 @@ def default_specs(
             specs += tried(LEVEL, **{PIN: pin}) if pin != pins[0] else []
             for c in grid["spread_weight"] if base.summary_kind != "meanstd" else ():
                 specs += tried(summary_kind="meanstd", spread_weight=c, **{PIN: pin})
-        specs += [make_spec(name, base) for name in ("sink-window", "oracle")]
+        specs += [make_spec(name, base) for name in ("resa-plus", "sink-window", "oracle")]
     return [*specs, *joining("quality", device, specs, base)]

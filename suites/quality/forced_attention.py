@@ -22,8 +22,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ...kernels import SparseConfig
-from ...kernels.attention.summaries import DTYPES
-from .selectors import best, sink_and_window, slots, summarise
+from ...kernels.selectors import Blocks, Compare, Selector
 
 LEAST_MASS = 1e-30  # of the selected blocks; below it the softmax is taken over them alone
 
@@ -93,16 +92,20 @@ class Tile:
 class ForcedAttention:
     """The attention of one method."""
 
-    def __init__(self, config: SparseConfig | None, selector: str | None, every: int | None, tile: int = 32) -> None:
+    def __init__(
+        self, config: SparseConfig | None, selector: Selector | None, every: int | None, tile: int = 32
+    ) -> None:
         """
         Args:
             config: settings of the selection; None for dense attention.
-            selector: what ranks blocks: "summary", "mass" (exact, the oracle's) or "window" (nothing is ranked).
+            selector: what chooses the blocks; None for dense attention.
             every: f; None for a method that never rectifies.
             tile: most tokens of each sequence at a time, which bounds the memory: logits are float32
                 `[B Hq, tile, P + T]`.
         """
         self.config, self.selector, self.every, self.tile = config, selector, every, tile
+        self._layer = -1  # of those that came so far
+        self._handed: dict[int, dict[str, Tensor]] = {}  # by the tile's first token, from one layer to the next
 
     def __call__(self, layer: Sequences) -> tuple[Tensor, Tensor]:
         """
@@ -110,6 +113,7 @@ class ForcedAttention:
             Outputs `[T, B Hq, D]` of the model's dtype, and the share of the exact attention mass that lies in the
             blocks read, float32 `[T, B Hq]`.
         """
+        self._layer += 1
         out, recall = self._attend(layer, alone=False)
         if self.config is not None and bool((recall < LEAST_MASS).any()):
             out, recall = self._attend(layer, alone=True)
@@ -119,7 +123,7 @@ class ForcedAttention:
         """As `__call__`; with `alone` the softmax is over the selected blocks, else over all and then divided."""
         heads = layer.queries.shape[1]
         out, recall = torch.empty_like(layer.queries), torch.ones(layer.steps, heads, device=layer.queries.device)
-        work = _Working(layer, self.config, self.selector == "summary")
+        work = _Working(layer, self.config, self.selector)
         for first, end in tiles(layer.steps, self.every, self.tile):
             work.rectify(self._period(first))
             tile = self._tile(layer, first, end)
@@ -136,6 +140,13 @@ class ForcedAttention:
         mixed = slice(self._period(first), self._period(end - 1))
         rectified = torch.arange(mixed.start, mixed.stop, device=token.device) < begins[:, None]
         return Tile(first, end, mixed, layer.prompt + token + 1, rectified)
+
+    def _choose(self, blocks: TileBlocks) -> Tensor:
+        """The blocks that each row reads, a mask that broadcasts to `[H, R, G, M]`."""
+        assert self.selector is not None
+        chosen = self.selector.choose(blocks)
+        each = len(blocks.queries) // len(chosen)
+        return chosen.repeat_interleave(each, 0) if len(chosen) > 1 and each > 1 else chosen
 
     def _attend_tile(self, work: _Working, tile: Tile, alone: bool) -> tuple[Tensor, Tensor]:
         """Outputs `[R, B Hq, D]` and shares `[R, B Hq]`. Below H is B Hkv and G the query heads of each."""
@@ -160,7 +171,11 @@ class ForcedAttention:
         if self.config is not None:
             parts = weights.unflatten(-1, (blocks, size))
             mass = parts.sum(-1)  # [H, R, G, M]
-            chosen = self._choose(work, queries, mass, tile)
+            chosen = self._choose(TileBlocks(
+                self.config, queries, tile.lengths[None], layer.prompt + tile.end, layer.count,
+                layer=self._layer, handed=self._handed.setdefault(tile.first, {}), known=work.known,
+                work=work, tile=tile, exact_masses=mass,
+            ))  # fmt: skip
             share = (mass * chosen).sum(-1)
             if alone:
                 weights = logits.masked_fill(~chosen.repeat_interleave(size, -1), float("-inf")).softmax(-1)
@@ -176,31 +191,36 @@ class ForcedAttention:
             out = out / share[..., None]
         return out.transpose(0, 1).flatten(1, 2).to(layer.queries.dtype), share.transpose(0, 1).flatten(1)
 
-    def _choose(self, work: _Working, queries: Tensor, mass: Tensor, tile: Tile) -> Tensor:
-        """The blocks that each row reads, a mask that broadcasts to `[H, R, G, M]`."""
-        config = self.config
-        assert config is not None
-        if self.selector == "window":
-            return sink_and_window(mass[:1, :, :1], tile.lengths, config)
-        if self.selector == "mass":
-            return best(mass.sum(2, keepdim=True), tile.lengths, config)
-        query = slots(queries, config)  # [H, R, 1 or G, 2 D]
-        blocks = mass.shape[-1]
-        scores = (query.flatten(1, 2) @ work.table[:, :blocks].transpose(1, 2)).unflatten(1, query.shape[1:3])
-        if tile.rectified.shape[1] or not config.local_blocks:  # else the newest block is read whatever its score
-            first, own = work.row_summaries(tile, blocks)
-            scores[..., first:] = query @ own.transpose(2, 3)
-        if config.gqa_policy != "all-heads":
-            return best(scores, tile.lengths, config)
-        count = work.layer.count
-        shared = best(scores.unflatten(0, (count, -1)).sum(1), tile.lengths, config)  # [B, R, 1, M]
-        return shared.repeat_interleave(len(scores) // count, 0)
+
+@dataclass
+class TileBlocks(Blocks):
+    """What a selector sees of a tile: R rows at once."""
+
+    work: _Working | None = None
+    tile: Tile | None = None
+    exact_masses: Tensor | None = None
+
+    def compared(self, query: Tensor, compare: Compare) -> Tensor:
+        """With the table of all blocks; with those of its own for blocks that are not the same to all rows."""
+        assert self.work is not None
+        assert self.tile is not None
+        blocks = self.config.blocks(self.tokens)
+        scores = compare(query, self.work.table[:, None, :blocks])
+        if self.tile.rectified.shape[1] or not self.config.local_blocks:  # else the newest is read whatever its score
+            first, own = self.work.row_table(self.tile, blocks)
+            scores[..., first:] = compare(query, own)
+        return scores
+
+    def masses(self) -> Tensor:
+        """Attention computes them anyway."""
+        assert self.exact_masses is not None
+        return self.exact_masses
 
 
 class _Working:
     """Keys and values as a tile's first row finds them, float32, to a whole number of blocks; and their summaries."""
 
-    def __init__(self, layer: Sequences, config: SparseConfig | None, summarised: bool) -> None:
+    def __init__(self, layer: Sequences, config: SparseConfig | None, selector: Selector | None) -> None:
         self.layer, self.config = layer, config
         self.block_size = 1 if config is None else config.block_size
         extra = -layer.keys.shape[1] % self.block_size
@@ -208,15 +228,21 @@ class _Working:
         if self.keys.data_ptr() == layer.keys.data_ptr():
             self.keys, self.values = self.keys.clone(), self.values.clone()
         self._rectified = 0  # tokens since the prompt
-        self._element = DTYPES.get(config.summary_dtype or "" if config else "", layer.keys.dtype)
-        if summarised:
-            self.table = self._summaries(0, self.keys.shape[1] // self.block_size)  # [Hkv, M, 2 D]
-        self._summarised = summarised
+        self.known: Tensor | None = None
+        self._selector = selector if selector is not None and (selector.summarised or selector.tabled) else None
+        if self._selector is not None:
+            self.known = self._selector.calibrate(self.keys[:, : layer.prompt])
+            self.table = self._describe(self._blocks(0, self.keys.shape[1] // self.block_size))  # [H, M, W]
 
-    def _summaries(self, first: int, end: int) -> Tensor:
+    def _blocks(self, first: int, end: int) -> Tensor:
+        return self.keys[:, first * self.block_size : end * self.block_size].unflatten(1, (end - first, -1))
+
+    def _describe(self, keys: Tensor, valid: Tensor | None = None) -> Tensor:
+        assert self._selector is not None
         assert self.config is not None
-        blocks = self.keys[:, first * self.block_size : end * self.block_size].unflatten(1, (end - first, -1))
-        return summarise(blocks, None, self.config.summary_kind, self._element)
+        table = self._selector.describe(keys, valid, self.config, self.known)
+        own = self._selector.summarised and self.config.summary_dtype is None  # as the cache's elements hold them
+        return table.to(self.layer.keys.dtype).float() if own else table
 
     def exact_keys(self, tokens: slice) -> Tensor:
         assert self.layer.exact_keys is not None
@@ -235,15 +261,15 @@ class _Working:
         at = slice(prompt + tokens.start, prompt + tokens.stop)
         self.keys[:, at], self.values[:, at] = self.exact_keys(tokens), self.exact_values(tokens)
         self._rectified = end
-        if self._summarised:
+        if self._selector is not None:
             first, last = at.start // size, -(-at.stop // size)
-            self.table[:, first:last] = self._summaries(first, last)
+            self.table[:, first:last] = self._describe(self._blocks(first, last))
 
-    def row_summaries(self, tile: Tile, blocks: int) -> tuple[int, Tensor]:
-        """Summaries by row of the last blocks, from the first that is not the same to all rows.
+    def row_table(self, tile: Tile, blocks: int) -> tuple[int, Tensor]:
+        """What is kept by row of the last blocks, from the first that is not the same to all rows.
 
         Returns:
-            The first of these blocks, and `[H, R, blocks from there, 2 D]`.
+            The first of these blocks, and `[H, R, blocks from there, W]`.
         """
         assert self.config is not None
         size, prompt, mixed = self.block_size, self.layer.prompt, tile.mixed
@@ -258,4 +284,4 @@ class _Working:
             keys = torch.where(rectified[..., None], exact[:, None], keys)
         valid = torch.arange(span.start, span.stop, device=keys.device) < tile.lengths[:, None]  # [R, n]
         parts, kept = keys.unflatten(2, (-1, size)), valid.unflatten(1, (-1, size))[..., None]
-        return first, summarise(parts, kept, self.config.summary_kind, self._element)
+        return first, self._describe(parts, kept)

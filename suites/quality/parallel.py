@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ...kernels import ChunkTensors
+from ...kernels.selectors import selector_of
 from ..core.bench import Report
 from ..core.spec import MethodSpec
 from ..engine.engine import State
@@ -34,7 +35,8 @@ def attention_of(spec: MethodSpec | None, device: torch.device, batch: int) -> F
         return ForcedAttention(None, None, None, tile)
     if spec.kind.ranks_by is None:
         raise ValueError(f"{spec.name}: has no form for all steps at once (`ranks_by`); it must decode step by step")
-    return ForcedAttention(spec.config, spec.kind.ranks_by, spec.config.rectify_every if spec.rectifies else None, tile)
+    every = spec.config.rectify_every if spec.rectifies else None
+    return ForcedAttention(spec.config, selector_of(spec.kind.ranks_by, spec.config), every, tile)
 
 
 def _pass(decoder: Decoder, tokens: Tensor, prompt: int, attend: Callable[[int, ChunkTensors], Tensor]) -> Tensor:

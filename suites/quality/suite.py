@@ -45,7 +45,7 @@ WHICH_TEXTS = flags.several(
 )  # fmt: skip
 STEPWISE = flags.switch("--stepwise", "decode token by token, on a GPU with the kernels; no recall")
 GRID: dict[str, tuple[Any, ...]] = {
-    "block_size": (16, 32, 64),
+    "block_size": (16, 8, 32, 64),
     "rectify_every": (LEVEL, 16, 32, 64, 128),
     "gqa_policy": ("per-head", "group-sum"),
     "dense_layers": (0, 2),

@@ -1,0 +1,119 @@
+"""Pairs of keys in 4 bits: packed codes, pooled scores and whole steps of the kernels against plain torch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import resa_bench.baselines  # noqa: F401  registers the rivals
+import torch
+from kernel_cases import DEVICE, DTYPES, empty_step, make_cache, make_method, random
+from resa_bench.kernels import AttentionShape, KVCache, SparseConfig, Unsupported, get_method, pipeline
+from resa_bench.kernels.attention.pairs import allocate_pairs, codes_reference, pack_pairs
+from resa_bench.kernels.fused.step import unsupported
+from resa_bench.kernels.pipeline import SparseLayer
+from resa_bench.kernels.portable import TorchSparseLayer, calibrated
+from resa_bench.kernels.selectors import selectors
+from resa_bench.suites.core.spec import make_spec
+
+DTYPE = DTYPES[-1]
+LENGTHS = (101, 38)
+CONFIG = replace(make_spec("resa-plus").config, active_ratio=0.2, min_blocks=4)
+
+
+def codes_of(packed: torch.Tensor) -> torch.Tensor:
+    """`[..., P, D / 2]` bytes as codes `[..., P, D]`."""
+    return torch.cat((packed & 15, packed >> 4), -1).float()
+
+
+def packed_pairs(cache: KVCache, block_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    known = calibrated(selectors()["pairs"], cache)
+    assert known is not None
+    packed = allocate_pairs(cache, block_size)
+    pack_pairs(cache, packed, known, block_size)
+    return packed, known
+
+
+@pytest.mark.sanitizer
+@pytest.mark.parametrize("block_size", [8, 32])
+def test_codes_are_those_of_plain_torch(block_size: int) -> None:
+    cache = make_cache(LENGTHS, dtype=DTYPE, capacity=128)
+    packed, known = packed_pairs(cache, block_size)
+    for b, length in enumerate(LENGTHS):
+        blocks = -(-length // block_size)
+        keys = torch.zeros(2, blocks * block_size, 64, device=DEVICE)
+        keys[:, :length] = cache.k[b, :, :length].float()
+        wanted = codes_reference(keys.unflatten(1, (blocks, block_size)), known[b])
+        assert torch.equal(codes_of(packed[b, :, :blocks]), wanted)
+        assert not packed[b, :, blocks:].any(), "a block past the sequence's end was written"
+
+
+def test_the_newest_tokens_blocks_alone_are_packed_again() -> None:
+    cache = make_cache(LENGTHS, dtype=DTYPE, capacity=128)
+    packed, known = packed_pairs(cache, 8)
+    before = packed.clone()
+    cache.k.mul_(0.5)
+    pack_pairs(cache, packed, known, 8, tokens=6)  # 95 to 100, 32 to 37
+    changed = (packed != before).any(-1).any(-1).any(1)
+    assert [torch.where(row)[0].tolist() for row in changed] == [[11, 12], [4]]
+
+
+@pytest.mark.sanitizer
+@pytest.mark.parametrize(("q_heads", "pinned"), [(6, 1), (14, 0)])
+def test_a_step_is_that_of_plain_torch(q_heads: int, pinned: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Codes, scores to rounding, the same lists and so the same output."""
+    shape, config = AttentionShape(2, q_heads, 2, 64), replace(CONFIG, pinned_blocks=pinned)
+    layers = []
+    for reason in (None, "no kernels"):
+        monkeypatch.setattr(pipeline, "can_run_on", lambda device, reason=reason: reason)
+        cache = make_cache(LENGTHS, dtype=DTYPE, capacity=128)
+        layer, step = make_method("resa-plus", shape, config, DTYPE).prepare(cache), empty_step(shape, DTYPE)
+        for i, x in enumerate((step.q, step.k, step.v)):
+            x.copy_(random(*x.shape, dtype=DTYPE, seed=i))
+        for stage in layer.stages(step):
+            stage.run()
+        layers.append((layer, step))
+    (kernels, step), (plain, other) = layers
+    assert isinstance(kernels, SparseLayer)
+    assert isinstance(plain, TorchSparseLayer)
+    for b, length in enumerate(LENGTHS):
+        blocks = config.blocks(length)
+        torch.testing.assert_close(
+            kernels.work.scores[b, :, :blocks], plain.work.scores[b, :, :blocks], rtol=1e-4, atol=1e-4
+        )
+    assert torch.equal(kernels.work.lists, plain.work.lists)
+    torch.testing.assert_close(step.out, other.out, rtol=1e-2, atol=1e-2)
+    assert kernels.traffic() == plain.traffic()
+    assert all(stage.graph_safe for stage in kernels.stages(step))
+
+
+def test_the_bytes_of_minmax_over_twice_as_many_tokens() -> None:
+    shape = AttentionShape(1, 28, 4, 128)
+    pairs, minmax = selectors()["pairs"], selectors()["minmax"]
+    plain = SparseConfig()
+    assert pairs.score_bytes(shape, CONFIG, 2, 4096) == minmax.score_bytes(shape, plain, 2, 4096)
+    assert pairs.score_bytes(shape, CONFIG, 2, 4096) == 4096 // 2 * 4 * 128 // 2
+
+
+def test_without_a_local_block_it_is_refused() -> None:
+    with pytest.raises(ValueError, match="local_blocks: got 0, selector pairs needs 1"):
+        make_method("resa-plus", AttentionShape(1, 2, 1, 64), replace(CONFIG, local_blocks=0), DTYPE)
+    assert get_method("resa-plus").defaults["selector"] == "pairs"
+
+
+def test_a_window_takes_no_selector() -> None:
+    method = make_method("retro", AttentionShape(2, 6, 2, 64), replace(CONFIG, gqa_policy="group-sum"), DTYPE)
+    with pytest.raises(Unsupported, match="selector: pairs would not see the tokens that a window writes again"):
+        method.prepare(make_cache(LENGTHS, dtype=DTYPE, capacity=128))
+
+
+def test_the_fused_step_refuses_it() -> None:
+    shape = AttentionShape(1, 28, 4, 128)
+    reason = unsupported(shape, replace(CONFIG, block_size=16), torch.bfloat16)
+    assert reason == "selector: the fused step ranks blocks by their summaries alone, got pairs"
+
+
+@pytest.mark.parametrize("name", ["minmax", "nothing"])
+def test_only_selectors_are_selectors(name: str) -> None:
+    with pytest.raises(ValueError, match=r"selector: (minmax is a kind of summary|got 'nothing', allowed are .*pairs)"):
+        SparseConfig(selector=name)
