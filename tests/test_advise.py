@@ -159,8 +159,8 @@ def ready(monkeypatch: pytest.MonkeyPatch, advisor: Advisor) -> None:
 
 def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
     status = cli.main(["advise", *words])
-    said = capsys.readouterr()
-    return status, " ".join(said.out.split()), " ".join(said.err.split())
+    printed = capsys.readouterr()
+    return status, " ".join(printed.out.split()), " ".join(printed.err.split())
 
 
 def test_a_gpu_without_rows_is_named_with_those_that_have_some(capsys: pytest.CaptureFixture[str]) -> None:

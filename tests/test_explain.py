@@ -93,8 +93,8 @@ def _titled(row: Row, title: str) -> bool:
 
 def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
     status = cli.main(["explain", *words])
-    said = capsys.readouterr()
-    return status, " ".join(said.out.split()), " ".join(said.err.split())
+    printed = capsys.readouterr()
+    return status, " ".join(printed.out.split()), " ".join(printed.err.split())
 
 
 def test_the_command_explains_a_committed_case(capsys: pytest.CaptureFixture[str]) -> None:

@@ -133,8 +133,8 @@ def test_our_product_passes_its_gate_and_a_wrong_one_does_not(kind: str) -> None
 
 def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
     status = cli.main(["linear", "--device", "cpu", *words])
-    said = capsys.readouterr()
-    return status, " ".join(said.out.split()), " ".join(said.err.split())
+    printed = capsys.readouterr()
+    return status, " ".join(printed.out.split()), " ".join(printed.err.split())
 
 
 def test_a_wrong_product_costs_its_own_row(monkeypatch: pytest.MonkeyPatch) -> None:
