@@ -200,7 +200,7 @@ def only_failed(tmp_path: Path) -> str:
 @pytest.mark.usefixtures("ready")
 def test_errors_are_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     for words, expected in (
-        (("--rows", only_failed(tmp_path), "--model", "qwen2.5-7b"), "no measured decode rows in"),
+        (("--results", only_failed(tmp_path), "--model", "qwen2.5-7b"), "no measured decode rows in"),
         ((), "--model: is missing"),
         (("--model", "qwen9"), "got 'qwen9'"),
         (("--model", "qwen2.5-7b", "--method", "sdpa"), "--method sdpa"),

@@ -166,7 +166,7 @@ def test_a_wrong_product_costs_its_own_row(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.slow
 def test_the_quick_list_runs_on_a_cpu(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     status, out, _ = run(capsys, "--quick", "--weights", "int4", "--output", str(tmp_path))
-    rows = [json.loads(line) for line in (tmp_path / "quick" / "linear.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (tmp_path / "linear.jsonl").read_text().splitlines()]
     assert status == 0
     assert {row["method"]: row["status"] for row in rows if row["method"] != "ours"} == dict.fromkeys(
         ("gemlite", "humming", "marlin", "torch-int4pack"), "skipped"
