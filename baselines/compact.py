@@ -22,6 +22,11 @@ POOLED = 7  # neighbours that share their attention: what stands beside a token 
 CAPACITY_STEP = 64  # tokens, which every dense kernel takes
 
 
+def on_kernels(device: torch.device) -> bool:
+    """Whether the dense kernel and the append are Triton's; a CPU takes plain torch, in the interpreter, too."""
+    return device.type == "cuda" and can_run_on(device) is None
+
+
 def attention_of(queries: Tensor, keys: Tensor, length: int) -> Tensor:
     """The attention that the newest queries pay to each key of one sequence, summed over queries and the GQA group.
 
@@ -35,10 +40,12 @@ def attention_of(queries: Tensor, keys: Tensor, length: int) -> Tensor:
     count, heads, dim = queries.shape
     kv_heads = keys.shape[0]
     rows = queries.float().view(count, kv_heads, heads // kv_heads, dim).permute(1, 2, 0, 3)  # [Hkv, G, w, D]
-    logits = rows @ keys[:, None, :length].float().transpose(2, 3) * dim**-0.5  # [Hkv, G, w, length]
     position = torch.arange(length, device=keys.device)
-    own = torch.arange(length - count, length, device=keys.device)
-    mass = logits.masked_fill(position > own[:, None], float("-inf")).softmax(-1).sum((1, 2))
+    later = position > torch.arange(length - count, length, device=keys.device)[:, None]
+    mass = torch.empty(kv_heads, length, device=keys.device)
+    for head, own in enumerate(rows):  # one at a time: the logits of all would take gigabytes at 256K
+        logits = own @ keys[head, :length].float().t() * dim**-0.5  # [G, w, length]
+        mass[head] = logits.masked_fill_(later, float("-inf")).softmax(-1).sum((0, 1))
     return avg_pool1d(mass[:, None], POOLED, stride=1, padding=POOLED // 2, count_include_pad=False)[:, 0]
 
 
@@ -77,7 +84,7 @@ class CompactLayer(Layer):
             self._left_out[b] = length - places.shape[1]
         self.follow()
         self.inner = dense(self.cache)
-        self._append = write_tokens if can_run_on(whole.device) is None else write_tokens_torch
+        self._append = write_tokens if on_kernels(whole.device) else write_tokens_torch
 
     def put(self, sequence: int, places: Tensor) -> None:
         """Have the tokens at these places, int64 `[Hkv, n]`, stand first."""
@@ -120,7 +127,7 @@ class Evicting(DecodeMethod):
     @classmethod
     def dense_name(cls, device: torch.device) -> str:
         """The dense method that attends: it follows the length."""
-        return "triton-dense" if can_run_on(device) is None and device.type == "cuda" else "torch-dense"
+        return "triton-dense" if on_kernels(device) else "torch-dense"
 
     def kept_tokens(self, length: int) -> int:
         """As many as block-sparse methods read of so many."""

@@ -13,7 +13,7 @@ from .compact import CompactLayer, Evicting, attention_of, best_places
 class SnapKV(Evicting):
     """Keeps the tokens of the most attention by the observed queries, and the observed tokens themselves."""
 
-    joins = ("decode", "quality", "tasks")
+    joins = ("quality", "tasks")
     device_type = "cuda"
 
     def prepare(self, cache: KVCache) -> CompactLayer:

@@ -87,7 +87,7 @@ def _draw(ax: Axes, fall: Waterfall) -> None:
             change = part.so_far - before
             words = f"{change:+.2f}".replace("-", "\u2212") if abs(change) >= LEAST else ""
             ax.annotate(
-                words, (x, low), (0, -1.5), textcoords="offset points", ha="center", va="top", fontsize=SMALL_PT - 0.5
+                words, (x, low), (0, -1.5), textcoords="offset points", ha="center", va="top", fontsize=SMALL_PT
             )  # fmt: skip
         before = part.so_far
     end = len(fall.parts)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import ctypes
 import multiprocessing as mp
 import os
+import pickle
 import signal
 import threading
 from contextlib import suppress
-from multiprocessing.connection import wait
+from multiprocessing.connection import Connection, wait
 
 PR_SET_PDEATHSIG = 1
 ORPHANED = 1  # exit status of a process whose parent is gone
@@ -30,6 +31,18 @@ def end_with_starter() -> None:
         return
     end_with_parent()
     threading.Thread(target=_end_after, args=(parent.sentinel,), daemon=True).start()
+
+
+def begin(pipe: Connection, payload: bytes) -> None:
+    """What a process does first: tie itself to its starter, then import what its work needs, which takes seconds.
+
+    Args:
+        pipe: to the starter.
+        payload: a function and its settings, pickled, which the function takes after the pipe.
+    """
+    end_with_starter()
+    work, settings = pickle.loads(payload)
+    work(pipe, settings)
 
 
 def _end_after(sentinel: int) -> None:

@@ -159,8 +159,8 @@ def ready(monkeypatch: pytest.MonkeyPatch, advisor: Advisor) -> None:
 
 def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
     status = cli.main(["advise", *words])
-    said = capsys.readouterr()
-    return status, " ".join(said.out.split()), " ".join(said.err.split())
+    printed = capsys.readouterr()
+    return status, " ".join(printed.out.split()), " ".join(printed.err.split())
 
 
 def test_a_gpu_without_rows_is_named_with_those_that_have_some(capsys: pytest.CaptureFixture[str]) -> None:
@@ -200,7 +200,7 @@ def only_failed(tmp_path: Path) -> str:
 @pytest.mark.usefixtures("ready")
 def test_errors_are_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     for words, expected in (
-        (("--rows", only_failed(tmp_path), "--model", "qwen2.5-7b"), "no measured decode rows in"),
+        (("--results", only_failed(tmp_path), "--model", "qwen2.5-7b"), "no measured decode rows in"),
         ((), "--model: is missing"),
         (("--model", "qwen9"), "got 'qwen9'"),
         (("--model", "qwen2.5-7b", "--method", "sdpa"), "--method sdpa"),

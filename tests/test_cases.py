@@ -19,13 +19,17 @@ from resa_bench.suites.core.flags import tokens as parse_tokens
 from resa_bench.suites.core.spec import MethodSpec
 from resa_bench.suites.core.sweep import matching
 from resa_bench.suites.micro.cases import (
+    DEFAULT_MODEL,
+    OTHER_MODELS,
     PATTERNS,
     PRESETS,
     Case,
     ModelShape,
     default_cases,
     default_methods,
+    further_methods,
 )
+from resa_bench.suites.model.config import MODELS
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 QWEN = PRESETS["qwen2.5-7b"]
@@ -102,9 +106,9 @@ def test_default_cases_are_distinct(device: torch.device, scale: str) -> None:
 def test_the_scales_nest_and_cover() -> None:
     quick, default, full = (set(default_cases(CUDA, scale)) for scale in ("quick", "default", "full"))
     assert quick < default < full
-    assert {case.model for case in default} == set(PRESETS)
+    assert {case.model for case in default} == {DEFAULT_MODEL, *OTHER_MODELS}
     assert {case.pattern for case in default} == set(PATTERNS)
-    assert {case.batch for case in default} == {1, 4, 8}
+    assert {case.batch for case in default} == {1, 4, 8, 16}
     assert {case.context for case in default if case.batch == 1} == {k * 1024 for k in (4, 8, 16, 32, 64, 128, 256)}
 
 
@@ -196,3 +200,17 @@ def test_a_registered_method_is_in_the_default_list_unless_kept_for_asking(in_de
     register("newcomer")(type("Newcomer", (TorchDense,), {"in_default": in_default}))
     names = [spec.name for spec in default_methods(CPU, SparseConfig(), [16])]
     assert names.count("newcomer") == int(in_default)
+
+
+def test_the_micro_list_holds_other_heads_and_msas_blocks() -> None:
+    cases = default_cases(torch.device("cuda"), "default")
+    others = {case.model: case for case in cases if case.model != DEFAULT_MODEL}
+    assert set(others) == set(OTHER_MODELS)
+    assert len({PRESETS[name] for name in (DEFAULT_MODEL, *OTHER_MODELS)}) == 1 + len(OTHER_MODELS)
+    (spec,) = further_methods(others["msa"], SparseConfig())
+    assert (spec.config.block_size, spec.config.selected(others["msa"].context)) == (128, 16)
+    shared = set(PRESETS) & set(MODELS)
+    assert {"qwen2.5-32b", "qwen3-14b", "qwen3-32b", "llama-3.1-70b"} <= shared
+    for name in shared:
+        config = MODELS[name]
+        assert PRESETS[name] == ModelShape(config.q_heads, config.kv_heads, config.head_dim)

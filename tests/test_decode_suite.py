@@ -150,6 +150,8 @@ def test_default_list_on_a_gpu_holds_every_case_of_the_readme() -> None:
     asked = {(c.weights, c.batch, c.context // K, c.shared_kv) for c in cases}
     assert {("bf16", 1, 256, False), ("int4", 1, 256, False), ("int4", 4, 256, False)} <= asked
     assert {("bf16", 8, 256, True), ("bf16", 8, 16, True), ("int4", 8, 256, True)} <= asked
+    assert {("int4", 32, 8, False), ("int4", 32, 32, False)} <= asked
+    assert len(cases) == 15  # nine minutes on an H100: exchange cases rather than add
     assert [c.slug for c in cases if is_study(c)] == ["decode-qwen2.5-7b-int4-b1-256k"]
     specs = default_specs(CUDA, SparseConfig(), [16])
     assert [s.label for s in specs] == [

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from resa_bench.baselines import compact, rkv
 from resa_bench.baselines.compact import CompactLayer, attention_of, best_places
-from resa_bench.baselines.rkv import BUFFER, redundancy
+from resa_bench.baselines.rkv import redundancy
 from resa_bench.kernels import AttentionShape, KVCache, SparseConfig, StepTensors, Unsupported, get_method
 from resa_bench.kernels.attention.dense import dense_reference
 from resa_bench.suites.core.spec import make_spec
@@ -71,8 +72,10 @@ def test_attention_is_causal_and_sums_to_its_queries() -> None:
     torch.testing.assert_close(mass[:, inner], pooled, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("kernels", [False, True], ids=["portable", "kernels"])
 @pytest.mark.parametrize("name", ["snapkv", "r-kv"])
-def test_a_step_is_dense_attention_over_what_is_kept(name: str) -> None:
+def test_a_step_is_dense_attention_over_what_is_kept(name: str, kernels: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compact, "on_kernels", lambda device: kernels)
     cache, step = cache_and_step()
     layer = layer_of(name, cache)
     assert layer.cache.lengths.tolist() == [48, 48]
@@ -108,11 +111,12 @@ def test_redundant_keys_score_higher() -> None:
     assert float(scores.sum()) == pytest.approx(1)
 
 
-def test_r_kv_compresses_again_and_goes_back() -> None:
+def test_r_kv_compresses_again_and_goes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rkv, "BUFFER", buffer := 10)
     cache, step = cache_and_step()
     layer = layer_of("r-kv", cache)
     generator = torch.Generator().manual_seed(1)
-    tokens = [torch.randn(3, 2, 4, 16, generator=generator) for _ in range(BUFFER + 9)]
+    tokens = [torch.randn(3, 2, 4, 16, generator=generator) for _ in range(buffer + 9)]
 
     def run(first: int, count: int) -> list[torch.Tensor]:
         cache.lengths.copy_(torch.tensor(LENGTHS, dtype=torch.int32) + first)
@@ -121,10 +125,10 @@ def test_r_kv_compresses_again_and_goes_back() -> None:
             outs.append(do(layer, StepTensors(q, k[:, :2].contiguous(), v[:, :2].contiguous(), step.out)))
         return outs
 
-    whole = run(0, BUFFER + 9)
+    whole = run(0, buffer + 9)
     assert layer.cache.lengths.tolist() == [48 + 9, 48 + 9]
-    again = run(BUFFER - 3, 12)
-    for a, b in zip(again, whole[BUFFER - 3 :], strict=True):
+    again = run(buffer - 3, 12)
+    for a, b in zip(again, whole[buffer - 3 :], strict=True):
         torch.testing.assert_close(a, b)
     for a, b in zip(run(0, 5), whole, strict=False):
         torch.testing.assert_close(a, b)

@@ -1,8 +1,10 @@
 """From the kernel's speed-up to the model's: the table, its sentence and its figure."""
 
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
+from matplotlib.patches import Rectangle
 from resa_bench.plots.decode_data import decode_sets
 from resa_bench.plots.waterfall import decode_waterfall
 from resa_bench.suites import cli
@@ -18,7 +20,7 @@ SPARSE_US = {"append+score": 30.0, "select": 20.0, "attend": 50.0, "rectify": 20
 
 
 def step(us: float, method: str) -> Row:
-    shape = {"context": 4096, "batch": 1, "q_heads": 4, "kv_heads": 1, "head_dim": 64, "layers": 2}
+    shape: dict[str, Any] = {"context": 4096, "batch": 1, "q_heads": 4, "kv_heads": 1, "head_dim": 64, "layers": 2}
     return Row(suite="decode", model="m", case="c", method=method, stage="total", mean_us=us, median_us=us,
                tokens_per_s=1e6 / us, status="ok", **shape)  # fmt: skip
 
@@ -67,19 +69,19 @@ def test_the_figure_draws_every_part_and_the_model(rows: list[Row]) -> None:
     (figures,) = decode_sets(rows)
     fig = decode_waterfall(figures)
     axes = [ax for ax in fig.axes if ax.get_visible()]
-    falls = [max(bar.get_y() + bar.get_height() for bar in ax.patches) for ax in axes]
+    bars = [[cast(Rectangle, patch) for patch in ax.patches] for ax in axes]
     assert len(axes) == 4
-    for ax, top in zip(axes, falls, strict=True):
+    for ax, drawn in zip(axes, bars, strict=True):
         names = [tick.get_text() for tick in ax.get_xticklabels()]
         assert names[0] == "attention"
         assert names[-1].rstrip("*") == "the model"
-        last = ax.patches[-1]
+        last = drawn[-1]
         title = ax.get_title()
         step_row = next(
             f.sparse for f in waterfalls(rows) if f.sparse.method == "resa-fused" and _titled(f.sparse, title)
         )
         assert last.get_height() == pytest.approx(step_row.speedup_vs_best_dense, rel=1e-4)
-        assert top > last.get_height()
+        assert max(bar.get_y() + bar.get_height() for bar in drawn) > last.get_height()
 
 
 def _titled(row: Row, title: str) -> bool:
@@ -91,8 +93,8 @@ def _titled(row: Row, title: str) -> bool:
 
 def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
     status = cli.main(["explain", *words])
-    said = capsys.readouterr()
-    return status, " ".join(said.out.split()), " ".join(said.err.split())
+    printed = capsys.readouterr()
+    return status, " ".join(printed.out.split()), " ".join(printed.err.split())
 
 
 def test_the_command_explains_a_committed_case(capsys: pytest.CaptureFixture[str]) -> None:

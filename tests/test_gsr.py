@@ -6,6 +6,7 @@ import os
 import re
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -19,8 +20,9 @@ from resa_bench.profiling.timing import make_timer
 from resa_bench.suites.cli import main
 from resa_bench.suites.core.bench import Bench
 from resa_bench.suites.core.flags import options
+from resa_bench.suites.core.results import read_rows
 from resa_bench.suites.core.rows import Row
-from resa_bench.suites.core.spec import MethodSpec, make_spec
+from resa_bench.suites.core.spec import MethodSpec, Names, make_spec
 from resa_bench.suites.engine.checks import _newest
 from resa_bench.suites.engine.engine import Engine, State, bind_layers, generate
 from resa_bench.suites.engine.loader import Loader
@@ -32,7 +34,7 @@ from resa_bench.suites.gsr.cases import INSTRUCTION, LENGTHS, GsrCase, Segment, 
 from resa_bench.suites.gsr.phase import Launch, Point, contexts, integrate, run_in_full
 from resa_bench.suites.gsr.run import STAGES, GsrRun, run_case
 from resa_bench.suites.gsr.shared import allocate
-from resa_bench.suites.gsr.table import case_table, steps_table
+from resa_bench.suites.gsr.table import case_table, choice_line, choose, steps_table
 from resa_bench.suites.model.load import LoadedModel
 from rich.console import Console
 from tiny_model import TINY, tiny_decoder
@@ -354,3 +356,59 @@ def test_quest_keeps_its_first_layers_dense(bench: Bench) -> None:
     first, *rest = (layer.selection() for layer in bound.engine.layers)
     assert first is None
     assert all(selection is not None for selection in rest)
+
+
+def gsr_rows(sparse_candidates_s: float, sparse_refine_s: float) -> list[Row]:
+    """Of one case: dense takes 100 s and 50 s, and 10 s of prefills."""
+    shape: dict[str, Any] = {"context": 4096, "batch": 4, "q_heads": 4, "kv_heads": 1, "head_dim": 64}
+    rows = []
+    for method, times in (("sdpa-cudnn", (100.0, 50.0)), ("resa", (sparse_candidates_s, sparse_refine_s))):
+        for stage, seconds in zip(("candidates", "refine", "answer"), (*times, sum(times) + 10), strict=True):
+            rows.append(
+                Row(
+                    suite="gsr",
+                    model="m",
+                    case="c",
+                    method=method,
+                    stage=stage,
+                    value=seconds,
+                    median_us=1.0,
+                    mean_us=1.0,
+                    status="ok",
+                    **shape,
+                )
+            )
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("times", "sparse", "seconds", "words"),
+    [
+        ((101.0, 40.0), ("refine",), 150.0, "1.07x as early as all dense"),
+        ((80.0, 40.0), ("candidates", "refine"), 130.0, "1.23x as early as all dense"),
+        ((99.0, 50.0), (), 160.0, "all dense"),
+    ],
+)
+def test_a_phase_is_dense_where_sparse_does_not_pay(
+    times: tuple[float, float], sparse: tuple[str, ...], seconds: float, words: str
+) -> None:
+    rows = gsr_rows(*times)
+    chosen = choose(rows)
+    assert chosen is not None
+    assert chosen.sparse == sparse
+    assert chosen.seconds == seconds
+    line = choice_line(rows, Names(rows))
+    assert line is not None
+    assert words in line
+    assert ("for the candidates sdpa-cudnn" in line) is ("candidates" not in sparse)
+    assert choose(rows[:3]) is None
+
+
+def test_the_committed_candidates_stay_dense_where_sparse_is_slower() -> None:
+    rows = read_rows(Path(__file__).resolve().parents[1] / "results" / "h100" / "gsr.jsonl.gz")
+    cases = {row.case: [r for r in rows if r.case == row.case] for row in rows}
+    chosen = [choose(own) for own in cases.values()]
+    assert any(chosen)
+    for choice in filter(None, chosen):
+        for phase, ratio in choice.ratios.items():
+            assert (phase in choice.sparse) is (ratio >= 1.02)

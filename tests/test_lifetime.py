@@ -71,6 +71,25 @@ if __name__ == "__main__":
 """
 
 
+IMPORTING = """
+import os
+from resa_bench.suites.core import worker
+
+def importing():
+    print(os.getpid(), flush=True)
+    while True:
+        pass
+
+class Heavy:
+    def __reduce__(self):
+        return importing, ()
+
+if __name__ == "__main__":
+    worker.Worker(worker.Settings("cpu", "test", Heavy())).start()
+"""
+
+
 @pytest.mark.slow
-def test_a_measuring_process_ends_with_the_command(tmp_path: Path) -> None:
-    assert not survives(tmp_path, MEASURING)
+@pytest.mark.parametrize("program", [MEASURING, IMPORTING], ids=["measures", "imports"])
+def test_a_measuring_process_ends_with_the_command(program: str, tmp_path: Path) -> None:
+    assert not survives(tmp_path, program)

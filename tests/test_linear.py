@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -102,15 +102,20 @@ def test_projections_hold_all_linear_parameters(model: str) -> None:
     assert config.layers * sum(shape.columns * shape.depth for shape in shapes) == config.linear_parameters
 
 
+def cases_of(plan: Plan) -> list[LinearCase]:
+    return cast(list[LinearCase], list(plan.cases))
+
+
 def test_the_list_has_every_kind_and_1_to_2048_rows() -> None:
     plan = planned(CUDA)
-    assert {case.kind for case in plan.cases} == set(KINDS)
-    assert {case.rows for case in plan.cases} >= {1, 16, 32, 64, 256, 2048}
-    assert {case.projection for case in plan.cases} == {"qkv", "o", "gate_up", "down"}
-    for case in plan.cases:
+    cases = cases_of(plan)
+    assert {case.kind for case in cases} == set(KINDS)
+    assert {case.rows for case in cases} >= {1, 16, 32, 64, 256, 2048}
+    assert {case.projection for case in cases} == {"qkv", "o", "gate_up", "down"}
+    for case in cases:
         names = {spec.name for spec in (*plan.specs, *plan.further[case.slug])}
         assert names == {name for name, kind in products().items() if case.kind in kind.kinds}
-    assert {case.model for case in planned(CUDA, scale="full").cases} == set(MODELS)
+    assert {case.model for case in cases_of(planned(CUDA, scale="full"))} == set(MODELS)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -128,8 +133,8 @@ def test_our_product_passes_its_gate_and_a_wrong_one_does_not(kind: str) -> None
 
 def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
     status = cli.main(["linear", "--device", "cpu", *words])
-    said = capsys.readouterr()
-    return status, " ".join(said.out.split()), " ".join(said.err.split())
+    printed = capsys.readouterr()
+    return status, " ".join(printed.out.split()), " ".join(printed.err.split())
 
 
 def test_a_wrong_product_costs_its_own_row(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,7 +166,7 @@ def test_a_wrong_product_costs_its_own_row(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.slow
 def test_the_quick_list_runs_on_a_cpu(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     status, out, _ = run(capsys, "--quick", "--weights", "int4", "--output", str(tmp_path))
-    rows = [json.loads(line) for line in (tmp_path / "quick" / "linear.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (tmp_path / "linear.jsonl").read_text().splitlines()]
     assert status == 0
     assert {row["method"]: row["status"] for row in rows if row["method"] != "ours"} == dict.fromkeys(
         ("gemlite", "humming", "marlin", "torch-int4pack"), "skipped"

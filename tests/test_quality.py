@@ -323,7 +323,7 @@ def test_wrong_flags(arguments: list[str], message: str, capsys: pytest.CaptureF
 def test_plan(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["quality", "--plan", "--device", "cpu", "--source", "text", "own", "--ratio", "0.1", "0.05"]) == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert "quality-smollm2-135m-b8-4k-256-text-4texts quality-smollm2-135m-b8-4k-256-own-4texts" in text
+    assert "quality-smollm2-135m-b8-4k-192-text-4texts quality-smollm2-135m-b8-4k-192-own-4texts" in text
     for name in (
         "sparse b16", "resa-torch b16 f1", "resa-torch b64,", "quest b16 per-head", "quest b16 group-sum,",
         "sparse b16 meanstd", "oracle b16",

@@ -39,7 +39,9 @@ from resa_bench.suites.model.load import LoadedModel
 from resa_bench.suites.quality import run as quality
 from resa_bench.suites.quality.cases import QualityCase
 from resa_bench.suites.tasks import run as tasks
-from resa_bench.suites.tasks.cases import CopyCase, DivergenceCase, NeedleCase
+from resa_bench.suites.tasks.kinds.copy import CopyCase
+from resa_bench.suites.tasks.kinds.divergence import DivergenceCase
+from resa_bench.suites.tasks.kinds.needle import NeedleCase
 from tiny_model import TINY, Letters, tiny_decoder
 
 BASE = SparseConfig(min_blocks=2, rectify_every=4)
@@ -53,6 +55,7 @@ class Alphabet(Letters):
     """Letters that can be decoded and that name no end."""
 
     eos: tuple[int, ...] = ()
+    chat_template: str | None = None
 
     def encode(self, text: str, *, bos: bool | None = None) -> list[int]:
         return super().encode(text)
@@ -136,8 +139,8 @@ def test_all_rows_fail(name: str, broken: Callable[[], Decoder], dtype: str, roo
 @pytest.fixture
 def room_for_letters(monkeypatch: pytest.MonkeyPatch) -> None:
     """A letter a token makes questions long."""
-    monkeypatch.setattr("resa_bench.suites.tasks.cases.QUESTION_ROOM", 200)
-    monkeypatch.setattr("resa_bench.suites.tasks.cases.PAIR_ROOM", 48)
+    monkeypatch.setattr("resa_bench.suites.tasks.kinds.needle.QUESTION_ROOM", 200)
+    monkeypatch.setattr("resa_bench.suites.tasks.kinds.copy.PAIR_ROOM", 48)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from ..core import flags
-from ..core.flags import CASES, RUN, Flag, Options
+from ..core.flags import RUN, Options
 from ..core.report import new_table
 from ..core.spec import MethodSpec
 from ..core.sweep import Sweep
@@ -26,16 +26,15 @@ EXAMPLES = """examples:
   resa-bench advise --model llama-3.1-8b --block-size 16 64 --context 128K     the faster of two settings
   resa-bench advise --validate                     every measured case predicted without its own rows
 
-It needs no GPU: it reads the measured rows of one, from results/ or --rows. Each time is a floor and what such rows
+It needs no GPU: it reads the measured rows of one, from results/ or --results. Each time is a floor and what such rows
 take beyond it. A band holds 90 % of what the same prediction was off for measured steps that it did not see."""
 
-GPU = Flag("--gpu", "whose measured rows: the name of a folder of results/", CASES, default="h100", metavar="NAME")
-ROWS = flags.several("--rows", "result files in place of results/<gpu>", RUN, kind=flags.path, metavar="FILE")
+RESULTS = flags.several("--results", "result files in place of results/<gpu>", RUN, kind=flags.path, metavar="FILE")
 VALIDATE = flags.switch("--validate", "print how far predictions of measured steps are off, and stop")
 FLAGS = (
     flags.MODEL, flags.CONTEXT, flags.BATCH,
     flags.WEIGHTS.but(help="default: each kind that was measured", choices=("bf16", "fp16", "int4")),
-    GPU, *flags.METHOD_FLAGS, ROWS, VALIDATE,
+    flags.GPU, *flags.METHOD_FLAGS, RESULTS, VALIDATE,
 )  # fmt: skip
 CONTEXTS, BATCHES = (8 * flags.K, 32 * flags.K, 128 * flags.K), (1, 8, 32)
 LEVELS: dict[Level, str] = {
@@ -51,7 +50,7 @@ def act(options: Options, console: Console) -> int:
     Raises:
         ValueError: no rows of the GPU, no such model, options that do not go together.
     """
-    measured = read_measured(options.gpu, options.rows)
+    measured = read_measured(options.gpu, options.results)
     advisor = Advisor(measured)
     if options.validate:
         print_validation(advisor, console)

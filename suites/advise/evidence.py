@@ -74,7 +74,7 @@ def read_measured(gpu: str, files: Iterable[Path] = ()) -> list[Measured]:
     measured = [m for path in paths for m in _of_file(path)]
     if measured:
         return measured
-    known = ", ".join(available_gpus()) or "none (a wheel holds no results: run from a checkout, or give --rows)"
+    known = ", ".join(available_gpus()) or "none (a wheel holds no results: run from a checkout, or give --results)"
     where = ", ".join(map(str, paths)) if files else f"results/{gpu}"
     raise ValueError(f"--gpu {gpu}: no measured decode rows in {where}; rows are there of: {known}")
 

@@ -76,18 +76,18 @@ def waterfall(
     Raises:
         ValueError: a step without a time.
     """
-    whole = (dense.mean_us, sparse.mean_us)
-    if whole[0] is None or whole[1] is None:
+    if dense.mean_us is None or sparse.mean_us is None:
         raise ValueError(f"case {dense.case}: a step carries no time, expected two timed ones")
+    whole = (dense.mean_us, sparse.mean_us)
     pairs: list[tuple[str, float, float]] = []
     if dense_stages_us and sparse_stages_us:
         for name, stages in PARTS.items():
-            times = [_sum(held, stages) for held in (dense_stages_us, sparse_stages_us)]
-            if any(times):
-                pairs.append((name, *times))
-    left = [total - sum(pair[i] for pair in pairs) for i, total in enumerate(whole, start=1)]
-    if not pairs or max(map(abs, left)) > 1e-3 * min(whole):
-        pairs.append((REMAINDER, *left))
+            dense_us, sparse_us = (_sum(held, stages) for held in (dense_stages_us, sparse_stages_us))
+            if dense_us or sparse_us:
+                pairs.append((name, dense_us, sparse_us))
+    dense_us, sparse_us = whole[0] - sum(pair[1] for pair in pairs), whole[1] - sum(pair[2] for pair in pairs)
+    if not pairs or max(abs(dense_us), abs(sparse_us)) > 1e-3 * min(whole):
+        pairs.append((REMAINDER, dense_us, sparse_us))
     parts, so_far = [], (0.0, 0.0)
     for name, dense_us, sparse_us in pairs:
         so_far = so_far[0] + dense_us, so_far[1] + sparse_us

@@ -7,6 +7,7 @@ parent turns the case in hand into a failed row and starts another.
 from __future__ import annotations
 
 import multiprocessing as mp
+import pickle
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from ...profiling.ceilings import Ceilings, measure_ceilings
 from ...profiling.device import describe
 from ...profiling.energy import EnergyCounter
 from ...profiling.timing import make_timer
-from ..lifetime import end_with_starter
+from ..lifetime import begin
 from .bench import Bench, Case, Report
 from .plugins import load_plugins
 from .ranks import Ranks
@@ -66,7 +67,6 @@ class Pipe(Protocol):
 def serve(pipe: Pipe, settings: Settings) -> None:
     """Measure what comes through the pipe until None does. Of several ranks, all measure what the first is told."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a rank that torchrun started
-    end_with_starter()
     from ... import baselines  # noqa: F401  (registers the rivals)
 
     load_plugins()
@@ -111,7 +111,8 @@ class Worker:
     def _start(self) -> None:
         context = mp.get_context("spawn")
         self._pipe, far_end = context.Pipe()
-        self._process = context.Process(target=self._target, args=(far_end, self._settings), daemon=True)
+        payload = pickle.dumps((self._target, self._settings))
+        self._process = context.Process(target=begin, args=(far_end, payload), daemon=True)
         resource_tracker.ensure_running()  # whose start unblocks what is blocked here
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited: Ctrl-C is the parent's
         try:

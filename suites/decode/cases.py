@@ -101,9 +101,10 @@ class Entry:
 GPU_LISTS = {
     "quick": (Entry("bf16", 1, (4, 32)),),
     "default": (
-        Entry("bf16", 1, (4, 32, 128, 256)),
-        Entry("int4", 1, (4, 32, 128, 256)),
-        Entry("int4", 4, (4, 32, 128, 256)),
+        Entry("bf16", 1, (4, 32, 256)),
+        Entry("int4", 1, (4, 32, 256)),
+        Entry("int4", 4, (4, 32, 256)),
+        Entry("int4", 32, (8, 32)),  # reasoning and rollouts
         Entry("bf16", 8, (16, 64, 256), shared_kv=True),  # the set-up and contexts of ReSA's paper
         Entry("int4", 8, (256,), shared_kv=True),
     ),
@@ -111,7 +112,8 @@ GPU_LISTS = {
         Entry(weights, batch, (4, 8, 16, 32, 64, 128, 256), shared)
         for weights in ("bf16", "int4")
         for batch, shared in ((1, False), (4, False), (8, False), (8, True))
-    ),
+    )
+    + tuple(Entry("int4", batch, (8, 16, 32)) for batch in (16, 32, 64)),
 }
 CPU_LISTS = {
     "quick": (Entry("fp32", 1, (1,)),),

@@ -226,12 +226,12 @@ def show_plan(plan: Plan, device: torch.device, console: Console) -> None:
     exchanged = next((model for model in models if model is not None), None)
     memory = "memory GB" if exchanged is None else "memory GB a rank"
     device_bytes = total or PLANNED_BYTES
-    largest = f"largest batch in {device_bytes / 1e9:.0f} GB"
-    columns: tuple[str, ...] = ("case", memory, "method", "floor ms a token", "tokens/s at most", "speed-up", largest)
+    columns: tuple[str, ...] = ("case", memory, "method", "floor ms a token", "tokens/s at most", "speed-up", "fits")
     if exchanged is not None:
         columns = (*columns[:4], "exchange ms", *columns[4:])
         console.print(f"exchange: {exchanged.source}; tokens/s and speed-up contain it", highlight=False)
-    table = new_table(f"{title}; speed-up: what they allow over dense", columns)
+    title += f"; speed-up: what they allow over dense; fits: the largest batch in {device_bytes / 1e9:.0f} GB"
+    table = new_table(title, columns)
     dense = next((spec for spec in plan.specs if spec.is_dense), None)
     for case, model in zip(plan.cases, models, strict=True):
         assert isinstance(case, DecodeCase)
@@ -265,8 +265,8 @@ def show_plan(plan: Plan, device: torch.device, console: Console) -> None:
 
 ENERGY = "--context 64K 256K --batch 1 4 --weights int4 --no-eager --no-breakdown --seconds 4"
 REFERENCE = (
-    Part("--case '*-b1-*'", gpu_minutes=4.0, cpu_minutes=4.0),
-    Part("--case '*-b4-*' '*-b8-*'", name="batches", gpu_minutes=4.0, cpu_minutes=None),
+    Part("--case '*-b1-*'", gpu_minutes=3.2, cpu_minutes=4.0),
+    Part("--case '*-b4-*' '*-b8-*' '*-b32-*'", name="batches", gpu_minutes=4.4, cpu_minutes=None),
     Part(
         f"{ENERGY} --method resa resa-fused sdpa-cudnn triton-dense", name="energy", file="energy",
         gpu_minutes=1.7, cpu_minutes=None,

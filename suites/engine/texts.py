@@ -64,16 +64,16 @@ def docstrings(package: str) -> str:
     spec = util.find_spec(package)
     if spec is None or spec.origin is None:
         raise Unsupported(f"--texts {package}: the package is not installed; pip install {package}")
-    folder, found, size = Path(spec.origin).parent, list[str](), 0
+    folder, written, size = Path(spec.origin).parent, list[str](), 0
     for path in sorted(folder.rglob("*.py"), key=lambda path: path.relative_to(folder).parts):
         if {"tests", "_vendor", "externals"} & set(path.relative_to(folder).parts):
             continue
         for text in _docstrings(path):
-            found.append(text)
+            written.append(text)
             size += len(text)
         if size > MOST_CHARS:
             break
-    return "\n\n".join(found)
+    return "\n\n".join(written)
 
 
 def _docstrings(path: Path) -> Iterator[str]:

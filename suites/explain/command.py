@@ -13,7 +13,7 @@ from rich.markup import escape
 from ...kernels import registered
 from ..advise.evidence import RESULTS, available_gpus, decode_files
 from ..core import flags
-from ..core.flags import METHODS, Flag, Options
+from ..core.flags import Options
 from ..core.report import main_launch, new_table, number
 from ..core.results import read_rows
 from ..core.rows import Row
@@ -27,9 +27,8 @@ EXAMPLES = """examples:
   resa-bench plots results/h100                              the same as a figure: decode-waterfall-*.png"""
 
 WHAT_HELP = "a decode case (`resa-bench decode --list`), or a result file or folder"
-METHOD = Flag("--method", "the sparse method (default: ReSA's forms that the case has)", METHODS, metavar="NAME")
-GPU = Flag("--gpu", "whose committed rows a case is looked for in", default="h100", metavar="NAME")
-FLAGS = (flags.CASE.but(help="of a file: only cases whose name matches"), METHOD, GPU)
+METHOD = flags.METHOD.but(help="the sparse method (default: ReSA's forms that the case has)", many=False, default=None)
+FLAGS = (flags.CASE.but(help="of a file: only cases whose name matches"), METHOD, flags.GPU)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +116,9 @@ def waterfalls(rows: Sequence[Row], method: str | None = None) -> list[Waterfall
         launch = main_launch(run)
         totals = [row for row in run if row.stage == "total" and row.mean_us and row.launch == launch]
         dense = min((r for r in totals if r.variant.is_dense), key=lambda r: r.mean_us or 0.0, default=None)
-        for step in totals if dense is not None else ():
+        if dense is None:
+            continue
+        for step in totals:
             wanted = step.method == method if method else steps_of(step.method) in ("resa", "resa-torch")
             if wanted and not step.variant.is_dense:
                 falls.append(waterfall(dense, step, stages_us(run, dense), stages_us(run, step)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from rich.console import Console
 from rich.markup import escape
@@ -12,6 +13,8 @@ from ..core.report import failed_lines, new_table, number, print_untimed, speedu
 from ..core.rows import Row
 from ..core.spec import Names
 
+PHASES = {"candidates": "for the candidates", "refine": "for the answer"}
+PAYS = 0.02  # of a phase's time, that a sparse method must save: less is within what two runs differ
 STEPS = ("candidates_step", "refine_step")
 COLUMNS = (
     "method", "prompt", "A tokens/s", "A s", "vs dense", "B ms a token", "B s", "vs dense", "answer s", "vs dense",
@@ -66,6 +69,60 @@ def steps_table(case: str, rows: Sequence[Row], names: Names | None = None) -> T
     return table
 
 
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which way each phase should go, by its rows.
+
+    Attributes:
+        ratios: by phase, of the fastest sparse method to the best dense one.
+        sparse: phases that run sparse: those at least PAYS faster.
+        seconds: to the answer with these phases sparse and the others dense.
+        dense_seconds: with both dense.
+    """
+
+    dense: Row
+    rival: Row
+    ratios: dict[str, float]
+    sparse: tuple[str, ...]
+    seconds: float
+    dense_seconds: float
+
+
+def choose(rows: Sequence[Row]) -> Choice | None:
+    """Of one case; None where no sparse method stands beside a dense one with both phases timed.
+
+    The rule: a phase runs sparse where the sparse method with the earliest answer is at least PAYS faster there than
+    the dense method with the earliest answer. Else it stays dense, which costs no quality.
+    """
+    timed = {(r.variant, r.stage): r for r in rows if r.timed and r.value}
+    answers = [r for r in timed.values() if r.stage == "answer" and all((r.variant, p) in timed for p in PHASES)]
+    kinds = [[r for r in answers if r.variant.is_dense is dense] for dense in (True, False)]
+    if not all(kinds):
+        return None
+    dense, rival = (min(kind, key=lambda r: r.value or 0.0) for kind in kinds)
+    times = {phase: [timed[r.variant, phase].value or 0.0 for r in (dense, rival)] for phase in PHASES}
+    ratios = {phase: dense_s / sparse_s for phase, (dense_s, sparse_s) in times.items()}
+    sparse = tuple(phase for phase, ratio in ratios.items() if ratio >= 1 + PAYS)
+    saved = sum(times[phase][0] - times[phase][1] for phase in sparse)
+    whole = dense.value or 0.0
+    return Choice(dense, rival, ratios, sparse, whole - saved, whole)
+
+
+def choice_line(rows: Sequence[Row], names: Names) -> str | None:
+    """What to run in one case, in a sentence."""
+    chosen = choose(rows)
+    if chosen is None:
+        return None
+    ways = [
+        f"{name} {names[chosen.rival] if phase in chosen.sparse else names[chosen.dense]} "
+        f"({names[chosen.rival]} is {chosen.ratios[phase]:.2f}x)"
+        for phase, name in PHASES.items()
+    ]
+    gain = f"{chosen.dense_seconds / chosen.seconds:.2f}x as early as all dense" if chosen.sparse else "all dense"
+    rule = f"sparse where it is at least {PAYS:.0%} faster, else dense"
+    return f"{rows[0].case}: choose {', '.join(ways)}; the answer after {chosen.seconds:.1f} s, {gain} ({rule})"
+
+
 def print_report(rows: Sequence[Row], console: Console) -> None:
     """All tables of a run."""
     names = Names(rows)
@@ -74,4 +131,7 @@ def print_report(rows: Sequence[Row], console: Console) -> None:
         steps = steps_table(case, rows, names)
         if steps is not None:
             console.print(steps)
+        line = choice_line([row for row in rows if row.case == case], names)
+        if line is not None:
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
     print_untimed(rows, console)

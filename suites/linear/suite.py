@@ -28,10 +28,16 @@ EXAMPLES = f"""examples:
 
 A rerun goes on where the last one stopped (same device, commit and output folder); --fresh starts over."""
 
-MODEL = flags.several("--model", f"presets (default {GPU_MODEL}, on a CPU {CPU_MODEL})", CASES, choices=tuple(MODELS))
+MODEL = flags.MODEL.but(
+    help=f"presets (default {GPU_MODEL}, on a CPU {CPU_MODEL})",
+    many=True,
+    default=(),
+    choices=tuple(MODELS),
+    metavar=None,
+)
 ROWS = flags.several("--rows", "rows of x: sequences of a step, or tokens of a rectification", CASES,
                      kind=flags.whole(1, 1 << 16), metavar="M")  # fmt: skip
-WEIGHTS = flags.several("--weights", "plain: of the activations' type; fp8-a8: x in fp8, too", CASES, choices=KINDS)
+WEIGHTS = flags.WEIGHTS.but(help="plain: of the activations' type; fp8-a8: x in fp8, too", choices=KINDS)
 KERNEL = flags.several("--kernel", "products by name (default: all of a kind)", METHODS, metavar="NAME")
 FLAGS = (
     flags.QUICK, flags.FULL, flags.CASE, MODEL, ROWS, WEIGHTS, flags.DTYPE, flags.SEED, KERNEL,
@@ -76,7 +82,7 @@ def show_plan(plan: Plan, device: torch.device, console: Console) -> None:
                       highlight=False, markup=False)  # fmt: skip
 
 
-REFERENCE = (Part("--rows 1 16 32 64 256 --weights plain int4 fp8", gpu_minutes=1.1, cpu_minutes=1.5),)
+REFERENCE = (Part("--rows 1 16 32 64 --weights int4 fp8", gpu_minutes=0.4, cpu_minutes=1.0),)
 SUITE = Suite(
     "linear", "a step's matrix products, in 16, 8 and 4 bits, beside libraries", EXAMPLES, FLAGS, plan,
     run_case, print_report, show_plan, reference=REFERENCE,  # type: ignore[arg-type]

@@ -56,9 +56,10 @@ def print_layers(rows: Sequence[Row], console: Console) -> None:
             name: min((r for r in group if projection(r) == name), key=lambda r: r.median_us or 0.0) for name in names
         }
         sums |= {"the best of each": list(best.values())} if len(sums) > 1 else {}
-        for product, own in sums.items():
-            total, floors = sum(r.median_us or 0.0 for r in own), [r.floor_us for r in own if r.floor_us is not None]
-            floor = sum(floors) if len(floors) == len(own) else None
+        for product, layer in sums.items():
+            total = sum(r.median_us or 0.0 for r in layer)
+            floors = [r.floor_us for r in layer if r.floor_us is not None]
+            floor = sum(floors) if len(floors) == len(layer) else None
             table.add_row(model, str(kind), str(count), product, f"{total:.1f}", number(floor, ".1f"))
     if table.row_count:
         console.print(table)

@@ -35,8 +35,15 @@ PRESETS = {
     "llama-3.1-8b": ModelShape(32, 8, 128),
     "qwen3-8b": ModelShape(32, 8, 128),
     "r1-distill-qwen-1.5b": ModelShape(12, 2, 128),
+    "qwen3-14b": ModelShape(40, 8, 128),
+    "qwen2.5-32b": ModelShape(40, 8, 128),
+    "qwen3-32b": ModelShape(64, 8, 128),
+    "llama-3.1-70b": ModelShape(64, 8, 128),
+    "msa": ModelShape(64, 4, 128),  # MiniMax-M3's sparse attention: 16 blocks of 128 tokens, a list a KV head
 }
 DEFAULT_MODEL = "qwen2.5-7b"
+OTHER_MODELS = ("llama-3.1-8b", "llama-3.1-70b", "msa")  # of the default list, each of other heads
+MSA_BLOCKS = {"block_size": 128, "min_blocks": 16, "active_ratio": 1e-4}  # 16 blocks up to 20 million tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,8 +161,10 @@ def further_methods(case: Case, base: SparseConfig) -> list[MethodSpec]:
     """What the default model's long cases on random data add to the default list.
 
     ReSA with summaries in fp8; at batch 1 RetroAttention with wider windows, whose gains end at 8 tokens (arXiv
-    2508.09001).
+    2508.09001). MSA's heads run with as many blocks of as many tokens as MSA reads, chosen by ReSA's summaries.
     """
+    if case.model == "msa":
+        return [make_spec("resa", base, **MSA_BLOCKS)]
     if case.model != DEFAULT_MODEL or case.pattern != "random" or case.context < 32 * K:
         return []
     wide = (4, 8) if case.batch == 1 and case.context >= 128 * K else ()
@@ -167,7 +176,7 @@ def default_cases(device: torch.device, scale: str, model: str = DEFAULT_MODEL) 
     """The lists `quick`, `default` and `full`. On a CPU they are shorter, in fp32, at one batch.
 
     default on a GPU: 4K to 256K at batch 1, the long ones at batch 4 and 8, each selection pattern at 128K, one
-    case of every other model shape, and a ragged batch beside a uniform one of as many tokens.
+    case of each of OTHER_MODELS, and a ragged batch beside a uniform one of as many tokens.
     """
     heads = PRESETS[model]
     if device.type != "cuda":
@@ -176,18 +185,20 @@ def default_cases(device: torch.device, scale: str, model: str = DEFAULT_MODEL) 
         return [Case(model, heads, b, c * K, dtype="fp32") for b in batches for c in contexts]
     if scale == "quick":
         return [Case(model, heads, 1, c * K) for c in (8, 32)]
+    ragged = [Case(model, heads, 16, 32 * K, pattern=RAGGED), Case(model, heads, 16, 17 * K)]
     if scale == "full":
-        return [
+        grid = [
             Case(name, PRESETS[name], b, c * K, pattern=pattern)
-            for name in PRESETS
+            for name in (DEFAULT_MODEL, *OTHER_MODELS)
             for pattern in DATA
             for b in (1, 4, 8)
             for c in (4, 8, 16, 32, 64, 128, 256)
         ]
+        return [*grid, *ragged]
     cases = [Case(model, heads, 1, c * K) for c in (4, 8, 16, 32, 64, 128, 256)]
     cases += [Case(model, heads, 4, c * K) for c in (16, 64, 128)]
     cases += [Case(model, heads, 8, c * K) for c in (16, 64)]
     cases += [Case(model, heads, 1, 128 * K, pattern=p) for p in DATA[1:]]
-    cases += [Case(model, heads, 16, 32 * K, pattern=RAGGED), Case(model, heads, 16, 17 * K)]
-    cases += [Case(name, PRESETS[name], 1, 128 * K) for name in PRESETS if name != model]
+    cases += ragged
+    cases += [Case(name, PRESETS[name], 1, 128 * K) for name in OTHER_MODELS if name != model]
     return cases

@@ -153,6 +153,7 @@ MODELS = {
         ),
         ModelConfig("qwen2.5-32b", 64, 5120, 40, 8, 128, 27648, 152064, norm_eps=1e-5, qkv_bias=True),
         ModelConfig("qwen2.5-72b", 80, 8192, 64, 8, 128, 29568, 152064, norm_eps=1e-5, qkv_bias=True),
+        ModelConfig("qwen3-14b", 40, 5120, 40, 8, 128, 17408, 151936, context=40960, qk_norm=True),
         ModelConfig("qwen3-32b", 64, 5120, 64, 8, 128, 25600, 151936, context=40960, qk_norm=True),
         ModelConfig("qwen3-8b", 36, 4096, 32, 8, 128, 12288, 151936, context=40960, qk_norm=True),
     )

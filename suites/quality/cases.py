@@ -62,7 +62,7 @@ class QualityCase(ModelCase):
 
     @property
     def slug(self) -> str:
-        """`quality-smollm2-135m-b8-4k-256-text-4texts`: batch, prompt, steps, source, texts; `-stepwise` if asked.
+        """`quality-smollm2-135m-b8-4k-192-text-4texts`: batch, prompt, steps, source, texts; `-stepwise` if asked.
 
         Texts are named where they are not the usual ones; one alone, the first, is not.
         """
@@ -70,8 +70,8 @@ class QualityCase(ModelCase):
             f"quality-{self.config.name}-b{self.batch}-{size_word(self.prompt)}-{size_word(self.steps)}-{self.source}"
         )
         if len(self.texts) > 1:
-            usual = self.texts == SEVERAL[: len(self.texts)]
-            name += f"-{len(self.texts)}texts" if usual else f"-{'-'.join(self.texts)}"
+            in_order = self.texts == SEVERAL[: len(self.texts)]
+            name += f"-{len(self.texts)}texts" if in_order else f"-{'-'.join(self.texts)}"
         elif self.texts != SEVERAL[:1]:
             name += f"-{self.texts[0]}"
         return f"{name}-stepwise" if self.stepwise else name

@@ -121,10 +121,10 @@ class QualityRun(MethodRun):
 
     def over_texts(self, metric: Metric, values: Tensor) -> dict[str, Any]:
         """What a row says of the stretches of text that its value is the mean of; values `[steps, B]`."""
-        said = {"n_texts": self.case.batch, "text_source": ", ".join(dict.fromkeys(self.sources))}
+        columns = {"n_texts": self.case.batch, "text_source": ", ".join(dict.fromkeys(self.sources))}
         if self.case.batch == 1:
-            return said
-        return said | {"value_error": digits(error_of_mean(self.by_text(metric, values)), 3)}
+            return columns
+        return columns | {"value_error": digits(error_of_mean(self.by_text(metric, values)), 3)}
 
     def measure(self, spec: MethodSpec) -> Iterator[Row]:
         """Rows of one method: every metric over stretches of steps, and of all steps by layer and head."""

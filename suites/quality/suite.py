@@ -62,13 +62,13 @@ FLAGS = (
     flags.QUICK, flags.FULL,
     flags.MODEL.but(default=SMOLLM, help="SmolLM2, a folder or a .gguf file"),
     flags.PROMPT_TOKENS.but(help="prefilled densely (default 4K, quick 1K)"),
-    flags.STEPS.but(help="fed after that (default 512, on a CPU 256; quick 64, full 1K)"),
+    flags.STEPS.but(help="fed after that (default 512, on a CPU 192; quick 64, full 1K)"),
     flags.BATCH.but(many=False, default=None, help="stretches of text (default 8, quick 2)"),
     SOURCE, WHICH_TEXTS, flags.DTYPE, flags.SEED, *flags.method_flags(GRID), STEPWISE, *flags.RUN_FLAGS,
 )  # fmt: skip
 
 
-GPU_STEPS, CPU_STEPS = 512, 256  # of the default list
+GPU_STEPS, CPU_STEPS = 512, 192  # of the default list
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ class Scale:
     """What a list runs where no flag says otherwise; `grid`: values of settings."""
 
     prompt: int = 4096  # tokens
-    steps: int | None = None  # 512 on a GPU, 256 on a CPU
+    steps: int | None = None  # 512 on a GPU, 192 on a CPU
     batch: int = 8  # stretches of text
     sources: tuple[str, ...] = SOURCES[:1]
     grid: dict[str, tuple[Any, ...]] = field(default_factory=lambda: GRID)
@@ -95,8 +95,8 @@ def choose_cases(options: Options, device: torch.device, specs: Sequence[MethodS
     config = share_of(real_model(model, "random weights say nothing about quality"))
     if Path(model).is_dir() and not (Path(model) / "tokenizer.json").exists():
         raise ValueError(f"--model {model}: has no tokenizer.json, which the texts need; put the model's there")
-    usual = GPU_STEPS if device.type == "cuda" else CPU_STEPS
-    steps, window = options.steps or scale.steps or usual, max(spec.window for spec in specs)
+    default_steps = GPU_STEPS if device.type == "cuda" else CPU_STEPS
+    steps, window = options.steps or scale.steps or default_steps, max(spec.window for spec in specs)
     if window > steps:
         raise ValueError(f"--steps {steps}: windows of {window} tokens need as many steps at least")
     dtype, prompt = options.dtype or default_dtype(device), options.prompt_tokens or scale.prompt
@@ -140,7 +140,7 @@ def plan(options: Options, device: torch.device) -> Plan:
 
 LONG = "--steps 1K --source text own --rectify-every 1 16 32 128 --pinned-blocks 0 1 --method sparse resa oracle"
 REFERENCE = (
-    Part(gpu_minutes=1.0, cpu_minutes=8.0),
+    Part("--steps 160", gpu_minutes=1.1, cpu_minutes=9.5),
     Part(LONG, name="long", gpu_minutes=0.6, cpu_minutes=None),
 )
 SUITE = Suite(

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...kernels.config import ceil_div
 from ..core.flags import K
 from ..engine.prompt import english_text
 from ..model.config import ModelConfig
@@ -113,8 +114,8 @@ class Questions(Task):
         logp = (judged * counted).sum(1, keepdim=True) / counted.sum(1, keepdim=True)
         first = contender.engine.logits.argmax(-1)
         contender.state.pending.copy_(first)
-        said = torch.cat((first[:, None], contender.say(self.case.answer_tokens - 1)), 1).tolist()
-        texts = [self.tokenizer.decode(_until(ids, self.tokenizer.eos)) for ids in said]
+        decoded = torch.cat((first[:, None], contender.say(self.case.answer_tokens - 1)), 1).tolist()
+        texts = [self.tokenizer.decode(_until(ids, self.tokenizer.eos)) for ids in decoded]
         scoring = self._form.scoring
         hits = [matches(text, answers, scoring) for text, answers in zip(texts, batch.answers, strict=True)]
         return Answers(torch.tensor(hits), logp, torch.arange(len(hits)))
@@ -128,9 +129,9 @@ def _until(ids: list[int], ends: Sequence[int]) -> list[int]:
     return ids[: next((i for i, token in enumerate(ids) if token in ends), len(ids))]
 
 
-def matches(said: str, answers: Sequence[str], scoring: str) -> list[bool]:
+def matches(reply: str, answers: Sequence[str], scoring: str) -> list[bool]:
     """Which of the strings the answer holds, whatever the case of letters: each (`all`), or whether any (`part`)."""
-    held = [answer.lower() in said.lower() for answer in answers]
+    held = [answer.lower() in reply.lower() for answer in answers]
     return held if scoring == "all" else [any(held)]
 
 
@@ -156,8 +157,8 @@ def question_task(
         def case(*, config: ModelConfig, prompt: int, samples: int = 0, groups: int = 1, **more: Any) -> QuestionCase:
             """`samples` prompts, as many of them in a batch as memory allows; or `groups` batches."""
             if samples and groups == 1:
-                more["together"] = prompts_together(config, prompt, samples)
-                groups = -(-samples // more["together"])
+                groups = ceil_div(samples, prompts_together(config, prompt, samples))
+                more["together"] = ceil_div(samples, groups)
             return QuestionCase(
                 config=config, prompt=prompt, groups=groups, kind=name, question_tokens=question_tokens,
                 answer_tokens=answer_tokens, **more,

@@ -27,8 +27,8 @@ def qa(writer: Writer) -> Sample:
         if name in names:
             continue
         values = rng.sample(nouns, len(FACTS))
-        told = [f"{fact.format(name=name)} {value}." for (fact, _), value in zip(FACTS, values, strict=True)]
-        text = f"\n\nRecord {len(documents) + 1}: {name} is a {rng.choice(ROLES)}. {' '.join(told)}"
+        sentences = [f"{fact.format(name=name)} {value}." for (fact, _), value in zip(FACTS, values, strict=True)]
+        text = f"\n\nRecord {len(documents) + 1}: {name} is a {rng.choice(ROLES)}. {' '.join(sentences)}"
         size = writer.count(text) + 1
         if documents and used + size > writer.room:
             break
@@ -37,12 +37,12 @@ def qa(writer: Writer) -> Sample:
         documents.append((name, values, text))
     name, values, _ = rng.choice(documents)
     which = rng.randrange(len(values))
-    told_before, question = FACTS[which]
+    beginning, question = FACTS[which]
     return Sample(
         introduction="Answer a question from the following records. Give the answer alone.\n\n",
         body="".join(text for _, _, text in documents),
         question=f"\n\nQuestion: {question.format(name=name)}",
-        beginning=f"Answer: {told_before.format(name=name)}",
+        beginning=f"Answer: {beginning.format(name=name)}",
         answers=(values[which],),
         reply=f" {values[which]}",
     )
