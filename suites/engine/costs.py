@@ -105,11 +105,20 @@ def memory_bytes(case: ModelCase, specs: list[MethodSpec]) -> int:
     tokens = capacity(case)
     caches = 1 if case.one_cache else config.layers
     embedding = config.embedding_parameters * element_bytes(case)
-    scored = [spec for spec in specs if "summary_kind" in spec.kind.uses]
-    summaries = max([summary_bytes(case, spec.config, tokens) for spec in scored], default=0)
+    summaries = max([ranking_bytes(case, spec, tokens) for spec in specs], default=0)
     kept = [kv_bytes(case, kept_tokens(spec, tokens)) for spec in specs if spec.kind.evicts]  # beside the whole caches
     summaries = max([summaries, *kept])
     return weight_bytes(case) + embedding + caches * (kv_bytes(case, tokens) + summaries) + SCRATCH_BYTES
+
+
+def ranking_bytes(case: ModelCase, spec: MethodSpec, tokens: int) -> int:
+    """What one layer keeps of its blocks beside K and V, to rank them by."""
+    if spec.is_dense or spec.kind.evicts:
+        return 0
+    selector = selector_of(spec.kind.ranks_by, spec.config)
+    if not (selector.summarised or selector.tabled):
+        return 0
+    return case.batch * selector.score_bytes(case.shape, spec.config, element_bytes(case), tokens)
 
 
 def kept_tokens(spec: MethodSpec, tokens: int) -> int:
@@ -122,7 +131,7 @@ def sequence_bytes(case: ModelCase, spec: MethodSpec) -> int:
     config, tokens = case.config, capacity(case)
     caches, first = 1 if case.one_cache else config.layers, spec.dense_layers or 0
     kept = kept_tokens(spec, tokens) if spec.kind.evicts else tokens
-    summaries = summary_bytes(case, spec.config, tokens) if "summary_kind" in spec.kind.uses else 0
+    summaries = ranking_bytes(case, spec, tokens)
     bound = max(caches - first, 0)
     return (bound * (kv_bytes(case, kept) + summaries) + min(first, caches) * kv_bytes(case, tokens)) // case.batch
 
