@@ -25,6 +25,11 @@ def load(module: str) -> ModuleType:
     return import_module(module)
 
 
+def needs_16_bits(dtype: torch.dtype) -> str | None:
+    """Why a library of products cannot take activations of a dtype, or None if it can."""
+    return None if dtype in (torch.bfloat16, torch.float16) else f"takes 16-bit activations, got {dtype}"
+
+
 def needs_cuda(device: torch.device, least: tuple[int, int] = (8, 0)) -> str | None:
     """Why a CUDA library cannot run on `device`, or None.
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from ...kernels.linear.fp8 import E4M3, Fp8Weight
 from ...kernels.linear.int4 import Int4Weight, unpack
 from ...kernels.linear.product import AnyWeight, Product, ProductShape, register_product
-from ..optional import first, load, missing, needs_cuda
+from ..optional import first, load, missing, needs_16_bits, needs_cuda
 
 
 @register_product("gemlite")
@@ -21,8 +21,7 @@ class Gemlite(Product):
 
     @classmethod
     def unavailable(cls, shape: ProductShape, dtype: torch.dtype, device: torch.device) -> str | None:
-        wrong = None if dtype in (torch.bfloat16, torch.float16) else f"takes 16-bit activations, got {dtype}"
-        return first(needs_cuda(device), wrong, missing("gemlite.helper", "linear"))
+        return first(needs_cuda(device), needs_16_bits(dtype), missing("gemlite.helper", "linear"))
 
     @classmethod
     def bind(cls, x: Tensor | Fp8Weight, weight: AnyWeight, dtype: torch.dtype) -> Callable[[], Tensor]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from ...kernels.linear.fp8 import Fp8Weight, dequantise_fp8
 from ...kernels.linear.int4 import Int4Weight, dequantise
 from ...kernels.linear.product import AnyWeight, Product, ProductShape, register_product
-from ..optional import first, load, missing, needs_cuda
+from ..optional import first, load, missing, needs_16_bits, needs_cuda
 
 
 @register_product("humming")
@@ -24,8 +24,7 @@ class Humming(Product):
 
     @classmethod
     def unavailable(cls, shape: ProductShape, dtype: torch.dtype, device: torch.device) -> str | None:
-        wrong = None if dtype in (torch.bfloat16, torch.float16) else f"takes 16-bit activations, got {dtype}"
-        return first(needs_cuda(device), wrong, missing("humming.layer", "linear"))
+        return first(needs_cuda(device), needs_16_bits(dtype), missing("humming.layer", "linear"))
 
     @classmethod
     def bind(cls, x: Tensor | Fp8Weight, weight: AnyWeight, dtype: torch.dtype) -> Callable[[], Tensor]:
