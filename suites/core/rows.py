@@ -173,7 +173,8 @@ class EnvironmentPart:
     version: str | None = None  # of this package
     commit: str | None = None
     dirty: bool | None = None
-    source: str | None = None  # a hash of the package's source files
+    source: str | None = None  # a hash of the package's source files, and of those outside it that define the method
+    library: str | None = None  # of others, that the method runs, with versions
     started_at: str | None = None
     command: str | None = None
     schema: int = SCHEMA
