@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ...kernels import StepTensors, Unsupported
+from ...profiling.replay import Replay
 from .attention import running
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def capture(run: Callable[[], None], restore: Callable[[], None], device: torch.
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         run()
-    return graph.replay
+    return Replay(graph, (run,))
 
 
 def is_graph_safe(layer: SparseLayer) -> bool:
