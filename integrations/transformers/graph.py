@@ -74,7 +74,7 @@ class StepGraph:
         cache.in_forward, cache.in_prompt, cache.dense = True, False, dense
         options: dict[str, Any] = {"use_cache": True, "return_dict": True, adapter.cache_name: cache}
         try:
-            with running(cache, adapter.config), torch.no_grad():
+            with running(cache, adapter.config), adapter.products.in_use(), torch.no_grad():
                 return model(input_ids=ids, position_ids=positions, **options)
         finally:
             cache.in_forward = False
