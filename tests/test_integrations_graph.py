@@ -74,8 +74,13 @@ def test_products_that_share_their_input_are_one(family: str, monkeypatch: pytes
     model, inputs = tiny(family), prompt(2)
     before = {name: x.clone() for name, x in model.state_dict().items()}
     called: list[int] = []
-    counted = products.linear_op
-    monkeypatch.setattr(products, "linear_op", lambda *given: called.append(1) or counted(*given))
+    product = products.linear_op
+
+    def counted(*given: Any) -> torch.Tensor:
+        called.append(1)
+        return product(*given)
+
+    monkeypatch.setattr(products, "linear_op", counted)
     with torch.no_grad():
         plain = model(**inputs).logits
         replaced = Products(model)
