@@ -82,7 +82,8 @@ def answers(
 ) -> dict[str, Answer]:
     loaded = LoadedModel(decoder, replace(tokenizer, eos=ends), "tiny")
     settings: dict[str, Any] = {"batch": 2, "max_tokens": 40, "sampling": Sampling(), "dtype": "fp32"} | case
-    run = MathsRun(MathsCase("tiny", decoder.config, weights=settings["dtype"], **settings), [spec], items, loaded, decoder.device)
+    case_of = MathsCase("tiny", decoder.config, weights=settings["dtype"], **settings)
+    run = MathsRun(case_of, [spec], items, loaded, decoder.device)
     with torch.inference_mode():
         return {a.item.problem.id: a for part in run.bind(spec).run(items) for a in part}
 
