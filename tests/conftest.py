@@ -11,11 +11,17 @@ from collections.abc import Iterator
 
 import hypothesis
 import pytest
+from interpreter import quicken
 from kernel_cases import DEVICE, DTYPES, dtype_name
 from resa_bench.kernels import method
 
 HALVES_KEPT = 4
 """Each fourth test in half precision runs interpreted; on a GPU, or with RESA_BENCH_EVERY_TEST set, all do."""
+
+if DEVICE.type == "cpu":
+    import triton.runtime.interpreter
+
+    quicken(triton.runtime.interpreter)
 
 hypothesis.settings.register_profile(
     "kernels",
