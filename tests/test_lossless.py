@@ -84,6 +84,7 @@ def check_left_behind(engine: LosslessEngine, dense: State, lengths: list[int]) 
             assert torch.equal(summaries.logical(cache)[b, :, : wanted.shape[1]], wanted)
 
 
+@pytest.mark.thinned(2)  # each number of drafts and each configuration remain
 @pytest.mark.parametrize("drafts", [1, 3, 7])
 @pytest.mark.parametrize(
     "config",
