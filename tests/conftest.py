@@ -88,6 +88,22 @@ def registry() -> Iterator[None]:
     method._registry.update(before)
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Threads that wait for one another make small products many times slower where other tests run beside them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def inference() -> Iterator[None]:
+    """Models decode without gradients."""
+    with torch.inference_mode():
+        yield
+
+
 @pytest.fixture
 def plugins(monkeypatch: pytest.MonkeyPatch) -> str:
     """What measuring processes import, where nobody reads their times: on a CPU, ceilings alone take eight seconds."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -63,15 +62,6 @@ def smol_transformers(smol: LoadedModel) -> Any:
 
 # In its first 200 tokens the best two logits are never closer than 1e-3 of the largest one: rounding decides nothing.
 PROMPT = "<|im_start|>user\nHow do bees find their way home?<|im_end|>\n<|im_start|>assistant\n"
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Threads that wait for one another make small products many times slower where other tests run beside them."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.usefixtures("one_thread")
