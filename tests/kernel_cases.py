@@ -290,7 +290,8 @@ def run_pairs(cache: KVCache, step: StepTensors, config: SparseConfig) -> None:
     for tokens in (None, 1, 32):
         pack_pairs(cache, packed, known, size, tokens)
     room = score_room(shape, packed.shape[2], size, cache.device)
-    score_pairs(step.q, cache, packed, known, room, scores, config)
+    for append in (None, (step.k, step.v)):
+        score_pairs(step.q, cache, packed, known, room, scores, config, append=append)
 
 
 def record_variants(capacity: int = 256 * 1024, sm_count: int = 132) -> list[Launch]:

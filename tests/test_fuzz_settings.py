@@ -49,7 +49,8 @@ def test_settings_of_the_kernels(shard: int) -> None:
     for seed in seeds("kernels", SHARDS // 2)[shard::SHARDS]:
         family = Family.draw(random.Random(seed if INTERPRET else f"family {shard}"), "kernels", DTYPES)
         if not INTERPRET and shard in FUSED:
-            family = replace(family, method="resa-fused", block_size=32, page_size=None, choice={}, capacity=700)
+            family = replace(family, method="resa-fused", block_size=32, page_size=None, capacity=700)
+            family = replace(family, choice={"local_blocks": 1})
         try:
             check(Setting.draw(random.Random(seed), family, seed), DEVICE)
         except Unsupported as reason:

@@ -9,6 +9,7 @@ import resa_bench.baselines  # noqa: F401  registers the rivals
 import torch
 from kernel_cases import DEVICE, DTYPES, empty_step, make_cache, make_method, random
 from resa_bench.kernels import AttentionShape, KVCache, SparseConfig, Unsupported, get_method, pipeline
+from resa_bench.kernels.attention import pairs
 from resa_bench.kernels.attention.pairs import allocate_pairs, codes_reference, pack_pairs
 from resa_bench.kernels.fused.step import unsupported
 from resa_bench.kernels.pipeline import SparseLayer
@@ -85,6 +86,53 @@ def test_a_step_is_that_of_plain_torch(q_heads: int, pinned: int, monkeypatch: p
     torch.testing.assert_close(step.out, other.out, rtol=1e-2, atol=1e-2)
     assert kernels.traffic() == plain.traffic()
     assert all(stage.graph_safe for stage in kernels.stages(step))
+
+
+@pytest.mark.sanitizer
+@pytest.mark.thinned(2)
+@pytest.mark.parametrize(("shares", "block_size"), [(1, 8), (2, 32), (2, 16), (1, 128), (1, 64)])
+def test_programs_share_the_tiles(shares: int, block_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many programs score a row, and where some have no tile: the scores of plain torch."""
+    monkeypatch.setattr(pairs, "score_shares", lambda *given: shares)
+    cache = make_cache((700, 200), dtype=DTYPE, capacity=700)
+    shape = AttentionShape(2, 6, 2, 64)
+    packed, known = packed_pairs(cache, block_size)
+    q = random(2, 6, 64, dtype=DTYPE, seed=0)
+    scores = torch.zeros(packed.shape[:3], device=DEVICE)
+    room = pairs.score_room(shape, packed.shape[2], block_size, DEVICE)
+    assert room[1].shape[2] == shares
+    pairs.score_pairs(q, cache, packed, known, room, scores, replace(CONFIG, block_size=block_size))
+    table = codes_of(packed) * known[:, :, None, None, 1] + known[:, :, None, None, 0]  # [B, Hkv, M, P, D]
+    for b, length in enumerate((700, 200)):
+        blocks = -(-length // block_size)
+        logits = torch.einsum("hgd,hmpd->hgmp", q[b].float().view(2, 3, 64), table[b, :, :blocks]) * 64**-0.5
+        shares_of_heads = logits.logsumexp(-1)[:, :, :-1].softmax(-1)  # the newest takes no part
+        exact = torch.cat((shares_of_heads.sum(1).log(), torch.full((2, 1), torch.inf, device=DEVICE)), 1)
+        exact[:, : CONFIG.pinned_blocks] = torch.inf
+        torch.testing.assert_close(scores[b, :, :blocks], exact, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.sanitizer
+def test_steps_pack_what_they_write() -> None:
+    """Codes after some steps are those of packing all keys, but of a pair that is half filled."""
+    cache, shape = make_cache((60, 37), dtype=DTYPE, capacity=80), AttentionShape(2, 6, 2, 64)
+    layer, step = make_method("resa-plus", shape, CONFIG, DTYPE).prepare(cache), empty_step(shape, DTYPE)
+    assert isinstance(layer, SparseLayer)
+    for seed in range(4):
+        for i, x in enumerate((step.q, step.k, step.v)):
+            x.copy_(random(*x.shape, dtype=DTYPE, seed=3 * seed + i))
+        cache.lengths.add_(1)
+        for stage in layer.stages(step):
+            stage.run()
+    assert layer.table is not None
+    assert layer.known is not None
+    wanted = allocate_pairs(cache, 8)
+    pack_pairs(cache, wanted, layer.known, 8)
+    for b, length in enumerate((64, 41)):
+        assert torch.equal(cache.k[b, :, length - 1], step.k[b])
+        assert torch.equal(cache.v[b, :, length - 1], step.v[b])
+        whole = length // 2
+        assert torch.equal(layer.table[b].flatten(1, 2)[:, :whole], wanted[b].flatten(1, 2)[:, :whole])
 
 
 def test_the_bytes_of_minmax_over_twice_as_many_tokens() -> None:

@@ -73,7 +73,8 @@ def answers(
 ) -> dict[str, Answer]:
     loaded = LoadedModel(decoder, replace(tokenizer, eos=ends), "tiny")
     settings: dict[str, Any] = {"batch": 2, "max_tokens": 40, "sampling": Sampling(), "dtype": "fp32"} | case
-    run = MathsRun(MathsCase("tiny", decoder.config, weights="fp32", **settings), [spec], items, loaded, decoder.device)
+    case_of = MathsCase("tiny", decoder.config, weights=settings["dtype"], **settings)
+    run = MathsRun(case_of, [spec], items, loaded, decoder.device)
     with torch.inference_mode():
         return {a.item.problem.id: a for part in run.bind(spec).run(items) for a in part}
 
@@ -107,9 +108,9 @@ def test_ragged_batches_answer_as_one_by_one(
 @pytest.mark.gpu
 def test_captured_steps_answer_ragged_batches(tokenizer: Tokenizer, items: list[Item]) -> None:
     """As at batch 1, up to near-ties that rounding decides."""
-    model = tiny_decoder(device="cuda")
+    model = tiny_decoder(dtype=torch.float16, device="cuda")
     spec = replace(RESA, name="resa")
-    ragged, single = (answers(model, tokenizer, spec, items, batch=batch) for batch in (2, 1))
+    ragged, single = (answers(model, tokenizer, spec, items, batch=batch, dtype="fp16") for batch in (2, 1))
     assert sum(ragged[key].ids == single[key].ids for key in ragged) >= len(items) - 1
 
 

@@ -3,8 +3,8 @@
 Three kernels. Packing makes the codes of whole blocks from their keys, so that writing a token again changes nothing.
 Scoring multiplies codes with the queries of a KV head's group on the matrix unit: q . (low + step code) is a constant
 of the head and (q step) . code. The queries go in as two halves of 16 bits, so that products err as fp32 sums do; codes
-are exact. It leaves logits of blocks by head, and of each tile the log-sum-exp. Pooling turns them into shares and adds
-these over the group (selectors/pooled.py says why). Contiguous caches.
+are exact. It leaves logits of blocks by head, and of each program the log-sum-exp; programs of its own write the step's
+token. Pooling turns logits into shares and adds these over the group (selectors/pooled.py says why). Contiguous caches.
 """
 
 from __future__ import annotations
@@ -19,13 +19,17 @@ from torch import Tensor
 from ..cache import KVCache
 from ..checks import check_device, check_tensor, kernel_dtypes
 from ..config import AttentionShape, SparseConfig, ceil_div
-from ..launch import INTERPRET, await_previous, launch
+from ..launch import INTERPRET, await_previous, launch, programs_a_row, release_next, scores_per_sm
 from .addressing import held_tokens, strided
+from .summaries import check_new
 
 PAIR = 2  # tokens of a mean
 STEPS = 15  # between the ends of a range: 4 bits
 TILE_TOKENS = 256  # scored together
 SPAN = 256  # blocks pooled together
+PROGRAMS = 4  # that score, a multiprocessor
+STAGES = 3  # tiles on their way
+EARLY = 512  # scores a multiprocessor: in smaller steps the next kernel's programs take their places from the start
 LOG2E = math.log2(math.e)
 
 
@@ -52,13 +56,17 @@ def _log2(x):
 
 
 @triton.jit
+def _coded(means, low, step):
+    place = tl.minimum(tl.maximum((means - low) / step, 0.0), 15.0)
+    return ((place + 12582912.0) - 12582912.0).to(tl.int32)  # 1.5 x 2^23: floats there are whole numbers
+
+
+@triton.jit
 def _codes(keys, low, step, even, odd, dims, length):
     """4-bit codes `[pairs, D / 2]` of the means of two tokens each, rounded to nearest even."""
     a = tl.load(keys + even[:, None] + dims[None, :], mask=(length > 0)[:, None], other=0.0).to(tl.float32)
     b = tl.load(keys + odd[:, None] + dims[None, :], mask=(length > 1)[:, None], other=0.0).to(tl.float32)
-    place = ((a + b) * 0.5 - low[None, :]) / step[None, :]
-    place = tl.minimum(tl.maximum(place, 0.0), 15.0)
-    return ((place + 12582912.0) - 12582912.0).to(tl.int32)  # 1.5 x 2^23: floats there are whole numbers
+    return _coded((a + b) * 0.5, low[None, :], step[None, :])
 
 
 @triton.jit(do_not_specialize=["token_capacity", "new_tokens", "kv_heads", "blocks"])
@@ -106,123 +114,306 @@ def _pack_pairs_kernel(
 
 
 @triton.jit
-def _query_parts(queries, step, dims, column, head, valid, D: tl.constexpr, GP: tl.constexpr):
-    """Queries times steps in 16 bits, `[D / 2, 2 GP]`: of every head the rounded value, then what that leaves out."""
+def _query_parts(queries, steps, dims, column, head, valid, D: tl.constexpr, GP: tl.constexpr):
+    """Queries times steps in 16 bits, `[D / 4, 2 GP]`: of every head the rounded value, then what that leaves out."""
+    step = tl.load(steps + dims)
     q = tl.load(queries + head[None, :] * D + dims[:, None], mask=valid[None, :], other=0.0).to(tl.float32)
     x = q * step[:, None]
     rounded = x.to(tl.bfloat16).to(tl.float32)
     return tl.where((column < GP)[None, :], rounded, x - rounded).to(tl.bfloat16)
 
 
-@triton.jit(do_not_specialize=["token_capacity", "kv_heads", "blocks", "tiles", "local_blocks"])
+@triton.jit
+def _planes(words, INTERPRETED: tl.constexpr):
+    """The four codes of each word of 16 bits, plus 128, lowest bits first.
+
+    A multiprocessor turns 16 integers into floats a clock, too few. A code put below the exponent of 128 in bfloat16 is
+    128 more than the code, exactly, for two words at once; what the 128s add to a product is known beforehand.
+    """
+    if INTERPRETED:  # it multiplies no 16-bit floats and knows no PTX
+        a = (words & 15).to(tl.float32) + 128.0
+        b = ((words >> 4) & 15).to(tl.float32) + 128.0
+        c = ((words >> 8) & 15).to(tl.float32) + 128.0
+        d = ((words >> 12) & 15).to(tl.float32) + 128.0
+    else:
+        a, b, c, d = tl.inline_asm_elementwise(
+            """{
+            .reg .b32 b, c, d;
+            shr.u32 b, $4, 4;
+            shr.u32 c, $4, 8;
+            shr.u32 d, $4, 12;
+            lop3.b32 $0, $4, 0x000F000F, 0x43004300, 0xEA;
+            lop3.b32 $1, b, 0x000F000F, 0x43004300, 0xEA;
+            lop3.b32 $2, c, 0x000F000F, 0x43004300, 0xEA;
+            lop3.b32 $3, d, 0x000F000F, 0x43004300, 0xEA;
+            }""",
+            "=&r,=&r,=&r,=&r,r",
+            [words],
+            dtype=(tl.bfloat16, tl.bfloat16, tl.bfloat16, tl.bfloat16),
+            is_pure=True,
+            pack=2,
+        )
+    return a, b, c, d
+
+
+@triton.jit
+def _exp2(x, INTERPRETED: tl.constexpr):
+    """2^x in one instruction; tl.exp2 cares for results below 2^-126, which are nothing here."""
+    if INTERPRETED:
+        y = tl.exp2(x)
+    else:
+        y = tl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, is_pure=True, pack=1)
+    return y
+
+
+@triton.jit
+def _lg2(x, INTERPRETED: tl.constexpr):
+    """The logarithm in one instruction, -inf of 0; tl.log2 takes some 13."""
+    if INTERPRETED:
+        y = _log2(x)
+    else:
+        y = tl.inline_asm_elementwise("lg2.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, is_pure=True, pack=1)
+    return y
+
+
+@triton.jit
+def _row_pairs(row, PAIRS: tl.constexpr):
+    """Which of a tile's 128 pairs stands in a row of its scores.
+
+    A thread of the matrix unit holds rows that differ in bits 6 and 3; neighbouring lanes differ in bits 0, 1, 2, warps
+    in 4 and 5. Pairs of a block take these bits in this order, so that few of their sums cross lanes.
+    """
+    block = (row >> 4) & 3
+    inside = ((row >> 6) & 1) | ((row >> 3) & 1) << 1
+    if PAIRS == 4:
+        block = block << 3 | row & 7
+    elif PAIRS == 8:
+        block = block << 2 | (row >> 1) & 3
+        inside |= (row & 1) << 2
+    elif PAIRS == 16:
+        block = block << 1 | (row >> 2) & 1
+        inside |= (row & 3) << 2
+    elif PAIRS == 32:
+        inside |= (row & 7) << 2
+    else:
+        block = block >> 1
+        inside |= (row & 7) << 2 | ((row >> 4) & 1) << 5
+    return block * PAIRS + inside
+
+
+@triton.jit
+def _folded(x, PAIRS: tl.constexpr, MAX: tl.constexpr):
+    """The largest or the sum over a block's pairs of rows by their bits, `[b6, b5, b4, b3, b2, b1, b0, GP]`."""
+    if MAX:
+        x = tl.max(tl.max(x, 0, keep_dims=True), 3, keep_dims=True)
+        if PAIRS >= 8:
+            x = tl.max(x, 6, keep_dims=True)
+        if PAIRS >= 16:
+            x = tl.max(x, 5, keep_dims=True)
+        if PAIRS >= 32:
+            x = tl.max(x, 4, keep_dims=True)
+        if PAIRS >= 64:
+            x = tl.max(x, 2, keep_dims=True)
+    else:
+        x = tl.sum(tl.sum(x, 0, keep_dims=True), 3, keep_dims=True)
+        if PAIRS >= 8:
+            x = tl.sum(x, 6, keep_dims=True)
+        if PAIRS >= 16:
+            x = tl.sum(x, 5, keep_dims=True)
+        if PAIRS >= 32:
+            x = tl.sum(x, 4, keep_dims=True)
+        if PAIRS >= 64:
+            x = tl.sum(x, 2, keep_dims=True)
+    return x
+
+
+@triton.jit
+def _append_pair(
+    k_cache, v_cache, packed, k_new, v_new, ranges, offset, new_offset, token, cache_token_stride, place,
+    D: tl.constexpr,
+):  # fmt: skip
+    """Write the newest token of a head and pack its pair anew; a pair of one token may be anything (`Pairs`)."""
+    every = tl.arange(0, D)
+    there = offset + strided(token, cache_token_stride) + every
+    tl.store(k_cache + there, tl.load(k_new + new_offset + every))
+    tl.store(v_cache + there, tl.load(v_new + new_offset + every))
+    HALF: tl.constexpr = D // 2
+    dims = tl.arange(0, HALF)
+    before = k_cache + offset + strided(token - token % 2, cache_token_stride)
+    second = token % 2  # of its pair
+    low = _newest_codes(before, k_new + new_offset, ranges, dims, second, D)
+    high = _newest_codes(before, k_new + new_offset, ranges, dims + HALF, second, D)
+    tl.store(packed + place + dims, (low | (high << 4)).to(tl.uint8))
+
+
+@triton.jit
+def _newest_codes(before, new, ranges, dims, second, D: tl.constexpr):
+    """Codes of the mean of a token and the one before it; of half the token where there is none, as packing has it."""
+    a = tl.load(before + dims, mask=dims < second * D, other=0.0).to(tl.float32)
+    b = tl.load(new + dims).to(tl.float32)
+    return _coded((a + b) * 0.5, tl.load(ranges + dims), tl.load(ranges + D + dims))
+
+
+@triton.jit(do_not_specialize=["token_capacity", "kv_heads", "blocks", "local_blocks"])
 def _score_pairs_kernel(
     q,  # [B, Hq, D], contiguous
     packed,  # uint8 [B, Hkv, M, P, D / 2]
     known,  # float32 [B, Hkv, 2, D]
     logits,  # float32 [B, Hkv, M, GP] out, base 2
-    partial,  # float32 [B, Hkv, tiles, GP] out: log-sum-exp of each tile, base 2
+    partial,  # float32 [B, Hkv, shares, GP] out: log-sum-exp of each program's blocks, base 2
     lengths,  # int32 [B]
+    k_cache,  # [B, Hkv, S, D]
+    v_cache,  # the same strides
+    k_new,  # [B, Hkv, D]
+    v_new,  # the same strides
     token_capacity,
     kv_heads,
     blocks,  # M
-    tiles,
     local_blocks,
     scale_log2,
+    cache_outer_stride,
+    cache_head_stride,
+    cache_token_stride,
+    new_batch_stride,
+    new_head_stride,
     D: tl.constexpr,
     G: tl.constexpr,
     GP: tl.constexpr,
     BLOCK: tl.constexpr,
     TILE: tl.constexpr,
-    CAST_FP32: tl.constexpr,
+    STAGES: tl.constexpr,
+    APPEND: tl.constexpr,  # write the newest token and pack its pair, in a program of its own
+    EARLY: tl.constexpr,  # let the next kernel's programs in
+    INTERPRETED: tl.constexpr,
     PDL: tl.constexpr,
 ):
     await_previous(PDL)
-    tile = tl.program_id(0)
+    release_next(PDL and EARLY)
     row = tl.program_id(1)
-    length = held_tokens(tl.load(lengths + row // kv_heads), token_capacity)
+    batch = row // kv_heads
+    given = tl.load(lengths + batch)
+    length = held_tokens(given, token_capacity)
     held = tl.cdiv(length, BLOCK)
-    columns = tl.arange(0, GP)
-    tile_out = partial + (strided(row, tiles) + tile) * GP + columns
-    if tile * TILE >= held:
-        tl.store(tile_out, tl.full([GP], float("-inf"), tl.float32))
-        return
     PAIRS: tl.constexpr = BLOCK // 2
     HALF: tl.constexpr = D // 2
-    dims = tl.arange(0, HALF)
+    ranges = known + strided(row, 2 * D)
+    codes_of_row = packed + strided(row, blocks) * (PAIRS * HALF)
+    share = tl.program_id(0)
+    shares = tl.num_programs(0)
+    if APPEND:
+        if share == 0:
+            if (length > 0) & (given <= token_capacity):  # else there is no room for the token
+                head = row % kv_heads
+                offset = strided(batch, cache_outer_stride) + strided(head, cache_head_stride)
+                new_offset = strided(batch, new_batch_stride) + strided(head, new_head_stride)
+                _append_pair(
+                    k_cache, v_cache, codes_of_row, k_new, v_new, ranges, offset, new_offset, length - 1,
+                    cache_token_stride, strided((length - 1) // 2, HALF), D,
+                )  # fmt: skip
+            return
+        share -= 1
+        shares -= 1
+    columns = tl.arange(0, GP)
+    share_out = partial + (strided(row, shares) + share) * GP + columns
+    tiles = tl.cdiv(held, TILE)
+    each = tl.cdiv(tiles, shares)
+    first = share * each
+    last = tl.minimum(first + each, tiles)
+    if first >= last:
+        tl.store(share_out, tl.full([GP], float("-inf"), tl.float32))
+        return
+    WORDS: tl.constexpr = D // 4  # of 16 bits: byte i holds dims i and i + D / 2
+    word = tl.arange(0, WORDS)
     column = tl.arange(0, 2 * GP)
     head = column % GP
     valid = head < G
     queries = q + strided(row, G * D)
-    ranges = known + strided(row, 2 * D)
-    low = _query_parts(queries, tl.load(ranges + D + dims), dims, column, head, valid, D, GP)
-    high = _query_parts(queries, tl.load(ranges + D + HALF + dims), dims + HALF, column, head, valid, D, GP)
+    q0 = _query_parts(queries, ranges + D, 2 * word, column, head, valid, D, GP)
+    q1 = _query_parts(queries, ranges + D, 2 * word + HALF, column, head, valid, D, GP)
+    q2 = _query_parts(queries, ranges + D, 2 * word + 1, column, head, valid, D, GP)
+    q3 = _query_parts(queries, ranges + D, 2 * word + HALF + 1, column, head, valid, D, GP)
     every = tl.arange(0, D)
     rows = tl.load(queries + columns[:, None] * D + every[None, :], mask=(columns < G)[:, None], other=0.0)
     constant = tl.sum(rows.to(tl.float32) * tl.load(ranges + every)[None, :], axis=1)  # [GP]
+    parts = tl.sum(q0.to(tl.float32) + q1.to(tl.float32) + q2.to(tl.float32) + q3.to(tl.float32), axis=0)
+    constant -= 128.0 * tl.sum(tl.reshape(parts, (2, GP)), axis=0)
+    if INTERPRETED:
+        q0, q1, q2, q3 = q0.to(tl.float32), q1.to(tl.float32), q2.to(tl.float32), q3.to(tl.float32)
 
-    pair = tl.arange(0, TILE * PAIRS)
-    inside = tile * (TILE * PAIRS) + pair < held * PAIRS
-    start = packed + strided(row, blocks) * (PAIRS * HALF) + strided(tile, TILE * PAIRS * HALF)
-    codes = tl.load(start + pair[:, None] * HALF + dims[None, :], mask=inside[:, None], other=0).to(tl.int32)
-    lower, higher = (codes & 15).to(tl.float32).to(tl.bfloat16), (codes >> 4).to(tl.float32).to(tl.bfloat16)
-    if CAST_FP32:  # the interpreter multiplies no 16-bit floats
-        lower, higher, low, high = lower.to(tl.float32), higher.to(tl.float32), low.to(tl.float32), high.to(tl.float32)
-    both = tl.dot(lower, low)
-    both = tl.dot(higher, high, both)  # [TILE PAIRS, 2 GP]
-    each = tl.sum(tl.reshape(both, (TILE * PAIRS, 2, GP)), axis=1) + constant[None, :]
-    each = tl.reshape(each * scale_log2, (TILE, PAIRS, GP))
-    top = tl.max(each, axis=1)
-    block = top + tl.log2(tl.sum(tl.exp2(each - top[:, None, :]), axis=1))  # [TILE, GP]
+    pair = _row_pairs(tl.arange(0, TILE * PAIRS), PAIRS)
+    words = codes_of_row.to(tl.pointer_type(tl.uint16)) + pair[:, None] * WORDS + word[None, :]
+    index = tl.arange(0, TILE)
+    most = tl.full([TILE, GP], float("-inf"), tl.float32)
+    total = tl.zeros([TILE, GP], dtype=tl.float32)
+    for tile in tl.range(first, last, num_stages=STAGES):
+        inside = tile * (TILE * PAIRS) + pair < held * PAIRS
+        codes = tl.load(words + strided(tile, TILE * PAIRS * WORDS), mask=inside[:, None], other=0)
+        c0, c1, c2, c3 = _planes(codes, INTERPRETED)
+        both = tl.dot(c0, q0)
+        both = tl.dot(c1, q1, both)
+        both = tl.dot(c2, q2, both)
+        both = tl.dot(c3, q3, both)  # [TILE PAIRS, 2 GP]
+        logit = tl.sum(tl.reshape(both, (TILE * PAIRS, 2, GP)), axis=1) + constant[None, :]
+        logit = tl.reshape(logit * scale_log2, (2, 2, 2, 2, 2, 2, 2, GP))
+        top = _folded(logit, PAIRS, True)
+        mass = _folded(_exp2(logit - top, INTERPRETED), PAIRS, False)
+        block = tl.reshape(top, (TILE, GP)) + _lg2(tl.reshape(mass, (TILE, GP)), INTERPRETED)
 
-    index = tile * TILE + tl.arange(0, TILE)
-    block = tl.where((index < held - local_blocks)[:, None], block, float("-inf"))
-    out = logits + (strided(row, blocks) + index)[:, None] * GP + columns[None, :]
-    tl.store(out, block, mask=(index < held)[:, None])
-    most = tl.max(block, axis=0)
-    most = tl.where(most == float("-inf"), 0.0, most)
-    tl.store(tile_out, most + _log2(tl.sum(tl.exp2(block - most[None, :]), axis=0)))
+        at = tile * TILE + index
+        block = tl.where((at < held - local_blocks)[:, None], block, float("-inf"))
+        out = logits + (strided(row, blocks) + at)[:, None] * GP + columns[None, :]
+        tl.store(out, block, mask=(at < held)[:, None])
+        before, most = most, tl.maximum(most, block)
+        finite = tl.where(most == float("-inf"), 0.0, most)
+        total = total * _exp2(before - finite, INTERPRETED) + _exp2(block - finite, INTERPRETED)
+    top = tl.max(most, axis=0)
+    finite = tl.where(top == float("-inf"), 0.0, top)
+    total = tl.sum(total * tl.exp2(most - finite[None, :]), axis=0)
+    tl.store(share_out, top + _log2(total))
 
 
-@triton.jit(do_not_specialize=["token_capacity", "kv_heads", "blocks", "tiles", "local_blocks", "first_blocks"])
+@triton.jit(do_not_specialize=["token_capacity", "kv_heads", "blocks", "shares", "local_blocks", "first_blocks"])
 def _pool_kernel(
     logits,  # float32 [B, Hkv, M, GP], base 2
-    partial,  # float32 [B, Hkv, tiles, GP], base 2
+    partial,  # float32 [B, Hkv, shares, GP], base 2
     scores,  # float32 [B, Hkv, M] out: natural logarithm of the shares' sum; +inf at blocks read in any case
     lengths,  # int32 [B]
     token_capacity,
     kv_heads,
     blocks,  # M
-    tiles,
+    shares,
     local_blocks,
     first_blocks,
     G: tl.constexpr,
     GP: tl.constexpr,
     BLOCK: tl.constexpr,
     SPAN: tl.constexpr,
-    TILES: tl.constexpr,  # rounded up to a power of two
+    SHARES: tl.constexpr,  # rounded up to a power of two
+    EARLY: tl.constexpr,  # let the next kernel's programs in
     PDL: tl.constexpr,
 ):
     await_previous(PDL)
+    release_next(PDL and EARLY)
     row = tl.program_id(1)
     held = tl.cdiv(held_tokens(tl.load(lengths + row // kv_heads), token_capacity), BLOCK)
     index = tl.program_id(0) * SPAN + tl.arange(0, SPAN)
     if tl.program_id(0) * SPAN >= held:
         return
     columns = tl.arange(0, GP)
-    tile = tl.arange(0, TILES)
-    parts = partial + (strided(row, tiles) + tile)[:, None] * GP + columns[None, :]
-    sums = tl.load(parts, mask=(tile < tiles)[:, None], other=float("-inf"))
+    share = tl.arange(0, SHARES)
+    parts = partial + (strided(row, shares) + share)[:, None] * GP + columns[None, :]
+    sums = tl.load(parts, mask=(share < shares)[:, None], other=float("-inf"))
     most = tl.max(sums, axis=0)
     most = tl.where(most == float("-inf"), 0.0, most)
     total = tl.sum(tl.exp2(sums - most[None, :]), axis=0)
     total = tl.where(total > 0, most + _log2(total), 0.0)
     inside = index < held
     cells = logits + (strided(row, blocks) + index)[:, None] * GP + columns[None, :]
-    share = tl.load(cells, mask=inside[:, None], other=float("-inf")) - total[None, :]
-    share = tl.where((columns < G)[None, :], share, float("-inf"))
-    top = tl.max(share, axis=1)
+    part = tl.load(cells, mask=inside[:, None], other=float("-inf")) - total[None, :]
+    part = tl.where((columns < G)[None, :], part, float("-inf"))
+    top = tl.max(part, axis=1)
     top = tl.where(top == float("-inf"), 0.0, top)
-    pooled = (top + _log2(tl.sum(tl.exp2(share - top[:, None]), axis=1))) * 0.6931471805599453
+    pooled = (top + _log2(tl.sum(tl.exp2(part - top[:, None]), axis=1))) * 0.6931471805599453
     always = (index >= held - local_blocks) | (index < first_blocks)
     tl.store(scores + strided(row, blocks) + index, tl.where(always, float("inf"), pooled), mask=inside)
 
@@ -275,16 +466,24 @@ def pack_pairs(cache: KVCache, packed: Tensor, known: Tensor, block_size: int, t
 
 
 def score_room(shape: AttentionShape, blocks: int, block_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Room for logits `[B, Hkv, M, GP]` and tiles' sums `[B, Hkv, tiles, GP]`, which layers can share."""
+    """Room for logits `[B, Hkv, M, GP]` and programs' sums `[B, Hkv, shares, GP]`, which layers can share."""
     rows, heads = (shape.batch, shape.kv_heads), padded_heads(shape.group)
-    sizes = ((*rows, blocks, heads), (*rows, ceil_div(blocks, tile_blocks(block_size)), heads))
+    sizes = (
+        (*rows, blocks, heads),
+        (*rows, score_shares(shape.batch * shape.kv_heads, blocks, block_size, device), heads),
+    )
     first, second = (torch.empty(size, dtype=torch.float32, device=device) for size in sizes)
     return first, second
 
 
+def score_shares(rows: int, blocks: int, block_size: int, device: torch.device) -> int:
+    """Programs that share a row's tiles."""
+    return min(ceil_div(blocks, tile_blocks(block_size)), programs_a_row(rows, PROGRAMS, device))
+
+
 def score_pairs(
     q: Tensor, cache: KVCache, packed: Tensor, known: Tensor, room: tuple[Tensor, Tensor], scores: Tensor,
-    config: SparseConfig,
+    config: SparseConfig, *, append: tuple[Tensor, Tensor] | None = None,
 ) -> None:  # fmt: skip
     """Rank every block of every sequence by the summed shares of a group's heads; +inf where it is read in any case.
 
@@ -292,6 +491,7 @@ def score_pairs(
         q: `[B, Hq, D]` of the cache's dtype, contiguous.
         room: of `score_room`.
         scores: float32 `[B, Hkv, M]` out. Entries past a sequence's last block are not written.
+        append: K and V of each sequence's newest token, `[B, Hkv, D]`, written in the same kernel and its pair packed.
 
     Raises:
         TypeError, ValueError: an argument of the wrong dtype, shape or device; a paged cache.
@@ -301,28 +501,43 @@ def score_pairs(
     shape = AttentionShape(cache.batch, q.shape[1], cache.kv_heads, cache.head_dim)
     blocks, heads, rows = packed.shape[2], padded_heads(shape.group), cache.batch * cache.kv_heads
     logits, partial = room
-    tiles = ceil_div(blocks, tile_blocks(config.block_size))
+    shares = score_shares(rows, blocks, config.block_size, cache.device)
     check_tensor("scores", scores, (*packed.shape[:3],), dtypes=(torch.float32,), device=cache.device)
     check_tensor("logits", logits, (*packed.shape[:3], heads), dtypes=(torch.float32,), device=cache.device)
-    check_tensor("partial", partial, (*packed.shape[:2], tiles, heads), dtypes=(torch.float32,), device=cache.device)
+    check_tensor("partial", partial, (*packed.shape[:2], shares, heads), dtypes=(torch.float32,), device=cache.device)
     if not all(x.is_contiguous() for x in (q, logits, partial, scores)):
         raise ValueError("q, scores, room: must be contiguous")
+    k_new, v_new = append if append is not None else (q, q)
+    if append is not None:
+        check_new(cache, k_new, v_new, (cache.batch, cache.kv_heads, cache.head_dim))
     common = dict(
-        lengths=cache.lengths, token_capacity=cache.capacity, kv_heads=cache.kv_heads, blocks=blocks, tiles=tiles,
+        lengths=cache.lengths, token_capacity=cache.capacity, kv_heads=cache.kv_heads, blocks=blocks,
         local_blocks=config.local_blocks, G=shape.group, GP=heads, BLOCK=config.block_size,
+        EARLY=scores_per_sm(rows * blocks, cache.device) <= EARLY,
     )  # fmt: skip
     launch(
         _score_pairs_kernel,
-        (tiles, rows),
+        (shares + (append is not None), rows),
         q=q,
         packed=packed,
         known=known,
         logits=logits,
         partial=partial,
+        k_cache=cache.k,
+        v_cache=cache.v,
+        k_new=k_new,
+        v_new=v_new,
         scale_log2=cache.head_dim**-0.5 * LOG2E,
+        cache_outer_stride=cache.k.stride(0),
+        cache_head_stride=cache.k.stride(1),
+        cache_token_stride=cache.k.stride(2),
+        new_batch_stride=k_new.stride(0),
+        new_head_stride=k_new.stride(1),
         D=cache.head_dim,
         TILE=tile_blocks(config.block_size),
-        CAST_FP32=INTERPRET,
+        STAGES=STAGES,
+        APPEND=append is not None,
+        INTERPRETED=INTERPRET,
         num_warps=4,
         num_stages=1,
         **common,
@@ -333,9 +548,10 @@ def score_pairs(
         logits=logits,
         partial=partial,
         scores=scores,
+        shares=shares,
         first_blocks=config.always[1],
         SPAN=SPAN,
-        TILES=triton.next_power_of_2(tiles),
+        SHARES=triton.next_power_of_2(shares),
         num_warps=4,
         num_stages=1,
         **common,

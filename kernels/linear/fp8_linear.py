@@ -17,6 +17,9 @@ from .fp8 import Fp8Weight
 
 MAX_ROWS = 2**16
 ROWS_A_PROGRAM = (16, 32, 64, 128)
+PROMOTED = 128
+"""Products of two 8-bit floats that Hopper's matrix units sum by themselves, with some 14 bits (DeepSeek-V3, arXiv
+2412.19437, section 3.3.2); each such sum is then added in fp32."""
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -36,6 +39,7 @@ def _fp8_linear_kernel(
     STAGES: tl.constexpr,
     EVEN: tl.constexpr,  # K is a multiple of BK
     BF16: tl.constexpr,
+    PROMOTED: tl.constexpr,  # products of 8 bits that are summed before they are added in fp32; None without A8
     INTERPRETED: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -61,7 +65,7 @@ def _fp8_linear_kernel(
             w_tile, x_tile = w_tile.to(tl.float32), x_tile.to(tl.float32)
         elif x_scales is None:
             w_tile = w_tile.to(tl.bfloat16 if BF16 else tl.float16)
-        acc = tl.dot(w_tile, x_tile, acc)
+        acc = tl.dot(w_tile, x_tile, acc, max_num_imprecise_acc=PROMOTED)
     y = acc * tl.load(scales + first + lane)[:, None]
     if x_scales is not None:
         y = y * tl.load(x_scales + row, mask=live, other=0.0)[None, :]
@@ -120,6 +124,7 @@ def fp8_linear(
         STAGES=stages,
         EVEN=depth % step == 0,
         BF16=dtype == torch.bfloat16,
+        PROMOTED=min(PROMOTED, step) if quantised else None,
         INTERPRETED=INTERPRET,
         num_warps=warps,
     )

@@ -79,12 +79,12 @@ class TorchSparseLayer(BlockSparseLayer):
     def score(self, step: StepTensors) -> None:
         """Fill `work.scores`, +inf at blocks that are always selected."""
         lengths = self.cache.lengths_on_host()
-        fill_scores(self, step, torch.tensor(lengths), max(max(lengths), 1))
+        fill_scores(self, step, torch.tensor(lengths, device=self.cache.device), max(max(lengths), 1))
 
     def choose(self, step: StepTensors) -> None:
         """Fill the lists as the selector says."""
         lengths = self.cache.lengths_on_host()
-        blocks = StepBlocks.of(self, step, torch.tensor(lengths), max(max(lengths), 1))
+        blocks = StepBlocks.of(self, step, torch.tensor(lengths, device=self.cache.device), max(max(lengths), 1))
         mask = self.selector.choose(blocks)
         for b, rows in enumerate(mask.expand(-1, -1, -1, mask.shape[-1]).view(len(lengths), -1, mask.shape[-1])):
             self.fill_mask(b, rows)

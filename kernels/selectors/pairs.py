@@ -79,8 +79,12 @@ class Pairs(Selector):
         assert layer.known is not None
         pack_pairs(layer.cache, layer.table, layer.known, layer.config.block_size, tokens)
 
+    def appends(self, config: SparseConfig) -> bool:
+        """Always: the newest block is read whatever its score."""
+        return True
+
     def kernel_stages(self, layer: SelectingLayer, step: StepTensors) -> tuple[Stage, ...]:
-        """Scores by two launches, and the selection."""
+        """The append and scores by two launches, and the selection."""
         cache, config, work, table, known = layer.cache, layer.config, layer.work, layer.table, layer.known
         assert table is not None
         assert known is not None
@@ -88,9 +92,13 @@ class Pairs(Selector):
         if names[0] not in layer.handed:  # layers run one after another, and share the room
             made = score_room(layer.shape, table.shape[2], config.block_size, table.device)
             layer.handed.update(zip(names, made, strict=True))
-        room = layer.handed[names[0]], layer.handed[names[1]]
+        room, append = (layer.handed[names[0]], layer.handed[names[1]]), (step.k, step.v)
+
+        def score() -> None:
+            score_pairs(step.q, cache, table, known, room, work.scores, config, append=append)
+
         return (
-            Stage("score", lambda: score_pairs(step.q, cache, table, known, room, work.scores, config)),
+            Stage("append+score", score),
             Stage("select", lambda: select_blocks(work.scores, cache, work.lists, work.counts, config)),
         )
 
