@@ -5,9 +5,8 @@ gather of the selected blocks and SDPA over the packed GQA group, so that K and 
 caches only. Also an oracle for the kernels.
 """
 
-from .dense import TorchDense
 from .layer import TorchSparseLayer, tokens_of
-from .method import ResaTorch, TorchSparseMethod
+from .method import ResaTorch, TorchDense, TorchSparseMethod
 from .ranking import StepBlocks, calibrated, fill_scores, select_torch
 from .tokens import PAGED, refresh_torch, write_tokens_torch
 

@@ -1,22 +1,24 @@
-"""Block-sparse methods in plain torch: what layers share, and how one is bound to a cache."""
+"""Methods in plain torch: block-sparse ones, what their layers share, and the dense rival of a CPU."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 from ..attention.chunk import ChunkKernel, best_chunk_kernel
 from ..attention.summaries import Summaries
-from ..binding import check_cache
+from ..binding import check_cache, check_step
 from ..cache import KVCache
 from ..config import SELECTS, AttentionShape, SparseConfig
-from ..method import DecodeMethod, Unsupported, register
+from ..method import DecodeMethod, DenseLayer, StepTensors, Unsupported, register
 from ..selectors import selector_of
 from ..workspace import BlockSparseLayer, Workspace
 from .layer import TorchSparseLayer
-from .tokens import PAGED, refresh_torch
+from .tokens import PAGED, refresh_torch, write_tokens_torch
 
 
 class TorchSparseMethod(DecodeMethod):
@@ -112,3 +114,42 @@ class ResaTorch(TorchSparseMethod):
     uses = (*SELECTS, "rectify_every")
     steps_like = "resa"
     ranks_by = "summary"
+
+
+@register("torch-dense")
+class TorchDense(DecodeMethod):
+    """SDPA with the GQA group packed as query rows, so that K and V are read once: the dense rival on a CPU."""
+
+    is_dense = True
+    device_type = "cpu"
+
+    @classmethod
+    def unavailable(cls, shape: AttentionShape, dtype: torch.dtype, device: torch.device) -> str | None:
+        """Why the method does not run here: on a GPU others are faster. None if it does."""
+        return "is the CPU's dense rival; GPUs have better ones" if device.type == "cuda" else None
+
+    def prepare(self, cache: KVCache) -> DenseLayer:
+        """Bind to a layer's cache. Waits for the device.
+
+        Raises:
+            Unsupported: a paged cache.
+            TypeError, ValueError: as `check_cache` says.
+        """
+        check_cache(cache, self.shape, self.dtype, self.device)
+        if cache.paged:
+            raise Unsupported(PAGED)
+        batch, group = cache.batch, self.shape.group
+
+        def attend(step: StepTensors) -> Callable[[], None]:
+            check_step(step, cache, self.shape.q_heads)
+            query = step.q.reshape(batch, cache.kv_heads, group, cache.head_dim)
+            out = step.out.view_as(query)
+
+            def run() -> None:
+                for b, length in enumerate(cache.lengths_on_host()):
+                    k, v = cache.k[b, None, :, :length], cache.v[b, None, :, :length]
+                    out[b] = scaled_dot_product_attention(query[b, None], k, v)[0]
+
+            return run
+
+        return DenseLayer(cache, self.shape.q_heads, attend, append=write_tokens_torch)
