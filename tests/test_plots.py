@@ -46,13 +46,20 @@ def _paper_settings():
 # What is written
 
 
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """All figures of one run."""
+    folder = tmp_path_factory.mktemp("drawn")
+    with paper():
+        return draw_all([write(folder / "run.jsonl", run_of())], folder / "out")
+
+
 @pytest.mark.slow
-def test_every_figure_is_written_as_png_and_svg(tmp_path: Path) -> None:
-    written = draw_all([write(tmp_path / "run.jsonl", run_of())], tmp_path / "out")
-    assert sorted(path.name for path in written) == sorted(
+def test_every_figure_is_written_as_png_and_svg(drawn: list[Path]) -> None:
+    assert sorted(path.name for path in drawn) == sorted(
         f"{name}-qwen2.5-7b{ending}" for name in FIGURES for ending in (".png", ".svg")
     )
-    for path in written:
+    for path in drawn:
         start = path.read_bytes()[:200]
         assert start.startswith(b"\x89PNG") if path.suffix == ".png" else b"<?xml" in start
         assert path.stat().st_size > 5000
@@ -60,26 +67,25 @@ def test_every_figure_is_written_as_png_and_svg(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_folder_stands_for_its_files_and_each_model_gets_its_own_figures(tmp_path: Path) -> None:
-    write(tmp_path / "a.jsonl", run_of())
-    write(tmp_path / "b.jsonl", run_of(model="llama-3.1-8b"))
+    write(tmp_path / "a.jsonl", run_of(contexts=(8 * K,)))
+    write(tmp_path / "b.jsonl", run_of(contexts=(8 * K,), model="llama-3.1-8b"))
     (tmp_path / "notes.txt").write_text("not rows")
     names = {path.name for path in draw_all([tmp_path], tmp_path / "out")}
-    assert {"speedup-qwen2.5-7b.png", "speedup-llama-3.1-8b.png"} <= names
+    assert {"methods-qwen2.5-7b.png", "methods-llama-3.1-8b.png"} <= names
 
 
 @pytest.mark.slow
 def test_two_devices_are_never_in_one_figure(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.jsonl", run_of() + run_of(device="NVIDIA A100"))
+    path = write(tmp_path / "a.jsonl", run_of(contexts=(8 * K,)) + run_of(contexts=(8 * K,), device="NVIDIA A100"))
     names = {path.name for path in draw_all([path], tmp_path / "out")}
-    assert {"latency-qwen2.5-7b-nvidia-h100.png", "latency-qwen2.5-7b-nvidia-a100.png"} <= names
+    assert {"methods-qwen2.5-7b-nvidia-h100.png", "methods-qwen2.5-7b-nvidia-a100.png"} <= names
 
 
 @pytest.mark.slow
-def test_the_same_rows_give_the_same_files(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.jsonl", run_of())
-    first, second = (draw_all([path], tmp_path / name) for name in ("one", "two"))
-    assert first
-    for before, after in zip(first, second, strict=True):
+def test_the_same_rows_give_the_same_files(drawn: list[Path], tmp_path: Path) -> None:
+    again = draw_all([write(tmp_path / "a.jsonl", run_of())], tmp_path / "out")
+    assert again
+    for before, after in zip(drawn, again, strict=True):
         assert before.read_bytes() == after.read_bytes(), before.name
 
 

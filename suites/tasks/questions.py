@@ -147,14 +147,13 @@ def matches(reply: str, answers: Sequence[str], scoring: str) -> list[bool]:
 
 def question_task(
     name: str, title: str, *, samples: int = 96, question_tokens: int = 96, answer_tokens: int = 32,
-    scoring: str = "all", lengths: Sequence[int] = LENGTHS,
+    scoring: str = "all",
 ) -> Callable[[Callable[[Writer], Sample]], Callable[[Writer], Sample]]:  # fmt: skip
     """Register a function that writes a sample as a task.
 
     Args:
         samples: prompts of the list on a GPU; the whole grid takes twice as many.
         scoring: `all`: the share of the strings that the answer holds; `part`: whether it holds any.
-        lengths: of the prompts in the whole grid, tokens.
 
     Raises:
         ValueError: a name that is taken, or another scoring.
@@ -177,7 +176,7 @@ def question_task(
             "quick": Scale((K,), {"together": 2}, listed=False),
             "default": Scale((K,), {"together": 4, "groups": 2}, listed=False),
             "gpu": Scale((4 * K, 16 * K), {"samples": samples}),
-            "full": Scale(tuple(lengths), {"samples": 2 * samples}),
+            "full": Scale(LENGTHS, {"samples": 2 * samples}),
         }
         _forms[name] = Form(make, scoring)
         register_task(TaskKind(name=name, title=title, case=case, task=Questions, scales=scales))
