@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from figure_parts import readable, texts
@@ -244,3 +246,18 @@ def test_nothing_is_clipped_or_too_small_to_read(name: str, batches: tuple[int, 
     rows += run_of(batches=batches)
     fig = FIGURES[name](only_set(with_fused(rows) if fused else rows))
     readable(fig)
+
+
+@pytest.mark.slow
+def test_names_that_a_terminal_obeys_are_written_out(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """An escape character in a model's name ends an SVG; a letter that the font has not is a box, not a warning."""
+    rows = [replace(row, model="[red]m\x1b[2J漢") for row in run_of(contexts=(8 * K,)) if row.stage == "attend"]
+    rows += [replace(row, stage="total") for row in rows]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        written = draw_all([write(tmp_path / "a.jsonl", rows)], tmp_path / "out")
+    drawings = [path for path in written if path.suffix == ".svg"]
+    assert drawings
+    for path in drawings:
+        ElementTree.parse(path)
+    assert "\x1b" not in "".join(capfd.readouterr())
