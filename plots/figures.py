@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ..suites.core.results import read_rows
 from ..suites.core.rows import Row
@@ -65,7 +66,7 @@ def draw_all(result_paths: Sequence[Path], out_dir: Path) -> list[Path]:
 
 def legible(row: Row) -> Row:
     """The row with control characters of its texts written out: they end an SVG, and a terminal obeys them."""
-    texts = {
+    texts: dict[str, Any] = {
         name: visible(text) for name, text in vars(row).items() if isinstance(text, str) and not text.isprintable()
     }
     return replace(row, **texts) if texts else row

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 from resa_bench import baselines  # noqa: F401  (registers the rivals)
 from resa_bench.kernels import SparseConfig, registered
+from resa_bench.kernels.registry import SELECTORS
 from resa_bench.suites.core import origin
 from resa_bench.suites.core.origin import library_of, same_origin, source_of
 from resa_bench.suites.core.spec import MethodSpec
@@ -79,13 +81,13 @@ def test_stored_samples_are_of_the_code_that_writes_them(tmp_path: Path) -> None
 
 def test_a_librarys_version_is_part_of_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     origin.versions_of.cache_clear()
-    monkeypatch.setattr(origin.metadata, "version", lambda name: "1.0")
+    monkeypatch.setattr(metadata, "version", lambda name: "1.0")
     spec = MethodSpec("flash-attn-2")
     row = row_of(CASES[0], DENSE, source=origin.package_hash(), method="flash-attn-2", library=library_of(spec))
     assert row.library == "flash-attn 1.0"
     assert same_origin(row, spec, CASES[0], CPU)
     origin.versions_of.cache_clear()
-    monkeypatch.setattr(origin.metadata, "version", lambda name: "1.1")
+    monkeypatch.setattr(metadata, "version", lambda name: "1.1")
     assert not same_origin(row, spec, CASES[0], CPU)
     origin.versions_of.cache_clear()
 
@@ -96,7 +98,7 @@ def test_another_version_of_a_text_is_another_text(monkeypatch: pytest.MonkeyPat
     row = row_of(CASES[0], DENSE, text_source=", ".join(texts.TEXTS[name].source() for name in case.texts))
     assert same_origin(row, DENSE, case, CPU)
     assert same_origin(replace(row, text_source=texts.TEXTS["numpy"].source()), DENSE, case, CPU)
-    monkeypatch.setattr(texts.metadata, "version", lambda name: "0.0.1")
+    monkeypatch.setattr(metadata, "version", lambda name: "0.0.1")
     assert case.text_sources != before
     assert not same_origin(row, DENSE, case, CPU)
 
@@ -130,6 +132,6 @@ def test_other_lengths_are_no_script() -> None:
 
 def test_a_selector_of_ones_own_is_known_by_its_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     module = module_of(tmp_path / "users_selector.py", 1)
-    monkeypatch.setitem(origin.SELECTORS, "mine", module.Mine())
+    monkeypatch.setitem(SELECTORS, "mine", module.Mine())
     spec = MethodSpec("resa-torch", SparseConfig(selector="mine"))
     assert source_of(spec, CASES[0]) != origin.package_hash()
