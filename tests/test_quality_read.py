@@ -1,4 +1,4 @@
-"""How many bytes a step's attention reads beside dense attention: counted where lists are chosen, else by the settings."""
+"""Bytes that a step's attention reads beside dense attention: counted where lists are chosen, else by the settings."""
 
 from __future__ import annotations
 
@@ -7,14 +7,18 @@ from typing import Any
 import pytest
 import torch
 from resa_bench import baselines  # noqa: F401  (registers the rivals)
+from resa_bench.kernels import SparseConfig
 from resa_bench.kernels.selectors import selectors
 from resa_bench.suites.core.analysis import mean_of
+from resa_bench.suites.core.flags import options
 from resa_bench.suites.core.spec import MethodSpec, make_spec
 from resa_bench.suites.engine.costs import read_share
 from resa_bench.suites.model.smollm import CONFIG
 from resa_bench.suites.quality.cases import QualityCase
 from resa_bench.suites.quality.forced_attention import ForcedAttention, Sequences
-from test_quality import SPARSE, Loader, make_bench, measure, models  # noqa: F401  (the fixture)
+from resa_bench.suites.quality.rivals import offered, rival_specs
+from resa_bench.suites.quality.suite import FLAGS, choose_specs
+from test_quality import CPU, SPARSE, Loader, make_bench, measure, models  # noqa: F401  (the fixture)
 from tiny_model import TINY
 
 SMOLLM = QualityCase("smollm2-135m", CONFIG, prompt=4000, steps=96)
@@ -63,3 +67,16 @@ def test_a_run_says_it(models: Loader, spec: MethodSpec) -> None:  # noqa: F811
     kept = SPARSE.selected(300) * 16 + 4.5  # of the prompt, and every token since
     expected = kept / middle if spec.kind.evicts else read_share(case, spec, middle)
     assert value == pytest.approx(expected, rel=2e-3)
+
+
+def test_the_list_that_compares_selectors_has_every_one() -> None:
+    specs = rival_specs(CPU, SparseConfig())
+    assert {spec.name for spec in specs} >= {"resa-torch", "resa-plus", "oracle", "quest", "snapkv", "r-kv"}
+    assert {spec.config.selector for spec in specs if "selector" in spec.kind.uses} == {None, *offered()}
+    assert "mass" not in offered()  # the oracle's own
+    assert {spec.config.active_ratio for spec in rival_specs(CPU, SPARSE)} == {SPARSE.active_ratio}
+
+
+def test_that_list_takes_no_methods() -> None:
+    with pytest.raises(ValueError, match="leave out --method"):
+        choose_specs(options(FLAGS, compare_selectors=True, method=["resa"]), CPU)
