@@ -79,4 +79,4 @@ def test_the_list_that_compares_selectors_has_every_one() -> None:
 
 def test_that_list_takes_no_methods() -> None:
     with pytest.raises(ValueError, match="leave out --method"):
-        choose_specs(options(FLAGS, compare_selectors=True, method=["resa"]), CPU)
+        choose_specs(options(FLAGS, {"compare_selectors": True, "method": ("resa",)}), CPU)
