@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import product
+from itertools import pairwise, product
 from math import cos, pi, sin
 
 from matplotlib.axes import Axes
@@ -66,7 +66,7 @@ def quality_bytes(figures: QualitySet) -> Figure:
         place = 1.0 - (i - 0.5) / max(len(others), LIST_LINES)
         ax.text(1.03, place, f"{i}  {names.of(point.variant)}", transform=ax.transAxes, color=GREY,
                 fontsize=SMALL_PT, va="center")  # fmt: skip
-    _write(ax, points, labels)
+    _write(ax, points, labels, list(zip(xs, ys, strict=True)))
     notes = (
         figures.about,
         f"bars: {error_words(figures.rows)}",
@@ -82,12 +82,35 @@ def _bars(point: ReadPoint) -> list[list[float]]:
     return [[min(point.kl_error, 0.9 * point.kl)], [point.kl_error]]
 
 
-def _write(ax: Axes, points: Sequence[ReadPoint], labels: Sequence[tuple[str, ReadPoint, bool]]) -> None:
-    """Names, then numbers, each at the nearest place around its point that covers no point and no other label."""
+def _bar_boxes(ax: Axes, points: Sequence[ReadPoint]) -> list[Bbox]:
+    """Where the error bars are, in pixels."""
+    boxes = []
+    for point in points:
+        (down,), (up,) = _bars(point)
+        ends = [(100 * point.share, point.kl + end) for end in (-down, up)]
+        boxes.append(Bbox(ax.transData.transform(ends)).padded(1.0))
+    return boxes
+
+
+def _stairs(ax: Axes, front: Sequence[tuple[float, float]]) -> list[Bbox]:
+    """Where the staircase through these corners is, in pixels."""
+    steps = [((x, y), (next_x, y), (next_x, next_y)) for (x, y), (next_x, next_y) in pairwise(front)]
+    corners = [corner for step in steps for corner in step]
+    return [Bbox(ax.transData.transform(ends)).padded(1.0) for ends in pairwise(corners)]
+
+
+def _write(
+    ax: Axes,
+    points: Sequence[ReadPoint],
+    labels: Sequence[tuple[str, ReadPoint, bool]],
+    front: Sequence[tuple[float, float]],
+) -> None:
+    """Names, then numbers, each at the nearest place around its point that covers the least of all that is drawn."""
     ax.figure.draw_without_rendering()  # type: ignore[union-attr]  # lays out: places are pixels after it
     dot = ax.figure.dpi / 72
     at = {id(point): ax.transData.transform((100 * point.share, point.kl)) for point in points}
     taken = [Bbox.from_bounds(x - 3 * dot, y - 3 * dot, 6 * dot, 6 * dot) for x, y in at.values()]
+    taken += [*_bar_boxes(ax, points), *_stairs(ax, front)]
     for words, point, is_number in labels:
         x, y = at[id(point)]
         colour = GREY if is_number else look_of(point.variant.method).colour

@@ -58,7 +58,7 @@ def test_lists_of_query_heads_count_as_their_union() -> None:
     assert config.selected(264) * 16 < attention.tokens_read <= 4 * config.selected(264) * 16
 
 
-@pytest.mark.parametrize("spec", [PLAIN, make_spec("snapkv", SPARSE), make_spec("retro", SPARSE)], ids=lambda s: s.name)
+@pytest.mark.parametrize("spec", [PLAIN, make_spec("snapkv", SPARSE)], ids=lambda s: s.name)
 def test_a_run_says_it(models: Loader, spec: MethodSpec) -> None:  # noqa: F811
     case = QualityCase("tiny", TINY, prompt=300, steps=8)
     rows = [row for row in measure(models, [spec], case) if row.variant == spec.variant]
