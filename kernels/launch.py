@@ -133,6 +133,11 @@ def shared_memory() -> int:
     return int(properties.shared_memory_per_block_optin)
 
 
+def programs_a_row(rows: int, programs: int, device: torch.device) -> int:
+    """Programs that each of `rows` rows gets of the `programs` that a multiprocessor is to run."""
+    return max(programs * sm_count(device) // rows, 1)
+
+
 def scores_per_sm(scores: int, device: torch.device) -> float:
     """How large a step over so many block scores is for this chip: what decides who lets the next kernel in early."""
     return scores / sm_count(device)

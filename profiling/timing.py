@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from .replay import Replay
 from .stats import half_width
 
 _cuda: Any = torch.cuda  # whose functions have types in some versions only
@@ -160,7 +161,7 @@ class CudaTimer(Timer):
         torch.cuda.synchronize(self.device)
 
     def captured(self, run: Callable[[], object]) -> Callable[[], object]:
-        """Capture after a warm-up on a side stream, as CUDA graphs ask for."""
+        """Capture after a warm-up on a side stream, as CUDA graphs ask for; `run` lives as long as the graph."""
         side: Any = _cuda.Stream(self.device)
         side.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(side):
@@ -170,7 +171,7 @@ class CudaTimer(Timer):
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             run()
-        return graph.replay
+        return Replay(graph, (run,))
 
 
 class CpuTimer(Timer):

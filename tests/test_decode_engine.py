@@ -14,9 +14,10 @@ from resa_bench import baselines  # noqa: F401  (registers the rivals)
 from resa_bench.kernels import SparseConfig, get_method
 from resa_bench.kernels.attention.summaries import summaries_reference
 from resa_bench.kernels.linear.weights import DenseWeight
+from resa_bench.profiling.replay import Replay
 from resa_bench.suites.core.failure import CheckFailed
 from resa_bench.suites.engine.checks import check_attention, check_linears, check_rectified, check_replay
-from resa_bench.suites.engine.engine import Engine, Replay, State, bind_layers, generate
+from resa_bench.suites.engine.engine import Engine, State, bind_layers, generate
 from resa_bench.suites.engine.prompt import english_text, fill_synthetic, prefill
 from resa_bench.suites.engine.sampling import Sampling
 from resa_bench.suites.model.decoder import Decoder

@@ -89,21 +89,22 @@ def test_a_step_is_that_of_plain_torch(q_heads: int, pinned: int, monkeypatch: p
 
 
 @pytest.mark.sanitizer
-@pytest.mark.parametrize("shares", [1, 2])
-def test_programs_share_the_tiles(shares: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many programs score a row, and where some have no tile: the same scores."""
+@pytest.mark.thinned(2)
+@pytest.mark.parametrize(("shares", "block_size"), [(1, 8), (2, 32), (2, 16), (1, 128), (1, 64)])
+def test_programs_share_the_tiles(shares: int, block_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many programs score a row, and where some have no tile: the scores of plain torch."""
     monkeypatch.setattr(pairs, "score_shares", lambda *given: shares)
     cache = make_cache((700, 200), dtype=DTYPE, capacity=700)
     shape = AttentionShape(2, 6, 2, 64)
-    packed, known = packed_pairs(cache, 8)
+    packed, known = packed_pairs(cache, block_size)
     q = random(2, 6, 64, dtype=DTYPE, seed=0)
     scores = torch.zeros(packed.shape[:3], device=DEVICE)
-    room = pairs.score_room(shape, packed.shape[2], 8, DEVICE)
+    room = pairs.score_room(shape, packed.shape[2], block_size, DEVICE)
     assert room[1].shape[2] == shares
-    pairs.score_pairs(q, cache, packed, known, room, scores, CONFIG)
+    pairs.score_pairs(q, cache, packed, known, room, scores, replace(CONFIG, block_size=block_size))
     table = codes_of(packed) * known[:, :, None, None, 1] + known[:, :, None, None, 0]  # [B, Hkv, M, P, D]
     for b, length in enumerate((700, 200)):
-        blocks = -(-length // 8)
+        blocks = -(-length // block_size)
         logits = torch.einsum("hgd,hmpd->hgmp", q[b].float().view(2, 3, 64), table[b, :, :blocks]) * 64**-0.5
         shares_of_heads = logits.logsumexp(-1)[:, :, :-1].softmax(-1)  # the newest takes no part
         exact = torch.cat((shares_of_heads.sum(1).log(), torch.full((2, 1), torch.inf, device=DEVICE)), 1)

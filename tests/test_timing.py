@@ -248,6 +248,24 @@ def test_make_timer(small_cache: int) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_graph_keeps_its_tensors() -> None:
+    """Without it a layer that only its graph reads would lose its memory to the next allocation."""
+    device = torch.device("cuda", 0)
+    total = torch.zeros((), device=device)
+
+    def reading_its_own() -> Callable[[], object]:
+        own = torch.ones(2**20, device=device)
+        return lambda: torch.sum(own, 0, out=total)
+
+    run = make_timer(device).captured(reading_its_own())
+    other = torch.full((2**20,), 7.0, device=device)
+    run()
+    assert float(total) == 2**20
+    assert float(other[0]) == 7
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_timer() -> None:
     """Events around a graph replay give microseconds; the flush holds four times the L2 and is not written."""
     device = torch.device("cuda", 0)

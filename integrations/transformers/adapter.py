@@ -25,6 +25,7 @@ from .attention import running
 from .cache import SparseCache
 from .graph import StepGraph, why_no_graph
 from .names import cache_name, take_cache
+from .products import Products
 from .refuse import OTHER_LOOPS, check_model, check_options, merged_options, padding
 
 DEFAULT_NEW_TOKENS = 20  # of `generate` where nothing was said
@@ -58,6 +59,11 @@ class Adapter:
     def fused_base(self) -> Callable[..., Any]:
         """What a captured rectification runs: the base model, whose result has no logits."""
         return self._fused(self.model.base_model.forward)
+
+    @cached_property
+    def products(self) -> Products:
+        """The model's linear layers, as a captured step runs them."""
+        return Products(self.model)
 
     def _fused(self, forward: Callable[..., Any]) -> Callable[..., Any]:
         return torch.compile(forward, dynamic=False, fullgraph=True) if self.compile else forward

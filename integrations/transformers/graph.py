@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ...kernels import StepTensors, Unsupported
+from ...profiling.replay import Replay
 from .attention import running
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class StepGraph:
         cache.in_forward, cache.in_prompt, cache.dense = True, False, dense
         options: dict[str, Any] = {"use_cache": True, "return_dict": True, adapter.cache_name: cache}
         try:
-            with running(cache, adapter.config), torch.no_grad():
+            with running(cache, adapter.config), adapter.products.in_use(), torch.no_grad():
                 return model(input_ids=ids, position_ids=positions, **options)
         finally:
             cache.in_forward = False
@@ -126,7 +127,7 @@ def capture(run: Callable[[], None], restore: Callable[[], None], device: torch.
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         run()
-    return graph.replay
+    return Replay(graph, (run,))
 
 
 def is_graph_safe(layer: SparseLayer) -> bool:

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..cache import KVCache
 from ..checks import check_device, check_tensor, kernel_dtypes
 from ..config import AttentionShape, SparseConfig, ceil_div
-from ..launch import INTERPRET, await_previous, launch, release_next, scores_per_sm, sm_count
+from ..launch import INTERPRET, await_previous, launch, programs_a_row, release_next, scores_per_sm
 from .addressing import held_tokens, strided
 from .summaries import check_new
 
@@ -27,7 +27,8 @@ PAIR = 2  # tokens of a mean
 STEPS = 15  # between the ends of a range: 4 bits
 TILE_TOKENS = 256  # scored together
 SPAN = 256  # blocks pooled together
-PROGRAMS = 4  # that score, a multiprocessor
+WARPS = 2  # of a program that scores; _row_pairs holds for two alone
+PROGRAMS = 7  # that score, a multiprocessor
 STAGES = 3  # tiles on their way
 EARLY = 512  # scores a multiprocessor: in smaller steps the next kernel's programs take their places from the start
 LOG2E = math.log2(math.e)
@@ -114,8 +115,9 @@ def _pack_pairs_kernel(
 
 
 @triton.jit
-def _query_parts(queries, step, dims, column, head, valid, D: tl.constexpr, GP: tl.constexpr):
-    """Queries times steps in 16 bits, `[D / 2, 2 GP]`: of every head the rounded value, then what that leaves out."""
+def _query_parts(queries, steps, dims, column, head, valid, D: tl.constexpr, GP: tl.constexpr):
+    """Queries times steps in 16 bits, `[D / 4, 2 GP]`: of every head the rounded value, then what that leaves out."""
+    step = tl.load(steps + dims)
     q = tl.load(queries + head[None, :] * D + dims[:, None], mask=valid[None, :], other=0.0).to(tl.float32)
     x = q * step[:, None]
     rounded = x.to(tl.bfloat16).to(tl.float32)
@@ -123,35 +125,100 @@ def _query_parts(queries, step, dims, column, head, valid, D: tl.constexpr, GP: 
 
 
 @triton.jit
-def _split_codes(packed, CAST_FP32: tl.constexpr):
-    """The low and the high codes of bytes. Not by a conversion of integers, of which a multiprocessor does 16 a clock:
-    a code is put below the exponent of 128 in 16 bits, and 128 taken away, both exact."""
-    if CAST_FP32:  # the interpreter multiplies no 16-bit floats and knows no PTX
-        low, high = (packed & 15).to(tl.float32), (packed >> 4).to(tl.float32)
+def _planes(words, INTERPRETED: tl.constexpr):
+    """The four codes of each word of 16 bits, plus 128, lowest bits first.
+
+    A multiprocessor turns 16 integers into floats a clock, too few. A code put below the exponent of 128 in bfloat16 is
+    128 more than the code, exactly, for two words at once; what the 128s add to a product is known beforehand.
+    """
+    if INTERPRETED:  # it multiplies no 16-bit floats and knows no PTX
+        a = (words & 15).to(tl.float32) + 128.0
+        b = ((words >> 4) & 15).to(tl.float32) + 128.0
+        c = ((words >> 8) & 15).to(tl.float32) + 128.0
+        d = ((words >> 12) & 15).to(tl.float32) + 128.0
     else:
-        low, high = tl.inline_asm_elementwise(
+        a, b, c, d = tl.inline_asm_elementwise(
             """{
-            .reg .b32 a, b, c;
-            mov.b32 c, 0x43004300;
-            and.b32 a, $4, 0x0F0F0F0F;
+            .reg .b32 b, c, d;
             shr.u32 b, $4, 4;
-            and.b32 b, b, 0x0F0F0F0F;
-            prmt.b32 $0, a, c, 0x7170;
-            prmt.b32 $1, a, c, 0x7372;
-            prmt.b32 $2, b, c, 0x7170;
-            prmt.b32 $3, b, c, 0x7372;
-            sub.rn.bf16x2 $0, $0, c;
-            sub.rn.bf16x2 $1, $1, c;
-            sub.rn.bf16x2 $2, $2, c;
-            sub.rn.bf16x2 $3, $3, c;
+            shr.u32 c, $4, 8;
+            shr.u32 d, $4, 12;
+            lop3.b32 $0, $4, 0x000F000F, 0x43004300, 0xEA;
+            lop3.b32 $1, b, 0x000F000F, 0x43004300, 0xEA;
+            lop3.b32 $2, c, 0x000F000F, 0x43004300, 0xEA;
+            lop3.b32 $3, d, 0x000F000F, 0x43004300, 0xEA;
             }""",
             "=&r,=&r,=&r,=&r,r",
-            [packed],
-            dtype=(tl.bfloat16, tl.bfloat16),
+            [words],
+            dtype=(tl.bfloat16, tl.bfloat16, tl.bfloat16, tl.bfloat16),
             is_pure=True,
-            pack=4,
+            pack=2,
         )
-    return low, high
+    return a, b, c, d
+
+
+@triton.jit
+def _exp2(x, INTERPRETED: tl.constexpr):
+    """2^x in one instruction; tl.exp2 cares for results below 2^-126, which are nothing here."""
+    if INTERPRETED:
+        y = tl.exp2(x)
+    else:
+        y = tl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, is_pure=True, pack=1)
+    return y
+
+
+@triton.jit
+def _lg2(x, INTERPRETED: tl.constexpr):
+    """The logarithm in one instruction, -inf of 0; tl.log2 takes some 13."""
+    if INTERPRETED:
+        y = _log2(x)
+    else:
+        y = tl.inline_asm_elementwise("lg2.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, is_pure=True, pack=1)
+    return y
+
+
+@triton.jit
+def _row_pairs(row, PAIRS: tl.constexpr, LOW: tl.constexpr):
+    """Which of a tile's 128 pairs stands in a row of its scores.
+
+    A thread of two warps' matrix products holds rows that differ in bits 6, 5 and 3; lanes differ in bits 0, 1, 2, the
+    warps in bit 4. Pairs of a block take these bits in this order, so that few of their sums cross lanes. `LOW`: how
+    many of bits 0, 1, 2 they take.
+    """
+    inside = ((row >> 6) & 1) | ((row >> 5) & 1) << 1
+    block = (row >> 4) & 1
+    if PAIRS == 4:
+        block = block << 1 | (row >> 3) & 1
+    else:
+        inside |= ((row >> 3) & 1) << 2 | (row & ((1 << LOW) - 1)) << 3
+    block = block << (3 - LOW) | (row & 7) >> LOW
+    return block * PAIRS + inside
+
+
+@triton.jit
+def _folded(x, PAIRS: tl.constexpr, MAX: tl.constexpr):
+    """The largest or the sum over a block's pairs of rows by their bits, `[b6, b5, b4, b3, b2, b1, b0, GP]`."""
+    if MAX:
+        x = tl.max(tl.max(x, 0, keep_dims=True), 1, keep_dims=True)
+        if PAIRS >= 8:
+            x = tl.max(x, 3, keep_dims=True)
+        if PAIRS >= 16:
+            x = tl.max(x, 6, keep_dims=True)
+        if PAIRS >= 32:
+            x = tl.max(x, 5, keep_dims=True)
+        if PAIRS >= 64:
+            x = tl.max(x, 4, keep_dims=True)
+    else:
+        x = tl.sum(tl.sum(x, 0, keep_dims=True), 1, keep_dims=True)
+        if PAIRS >= 8:
+            x = tl.sum(x, 3, keep_dims=True)
+        if PAIRS >= 16:
+            x = tl.sum(x, 6, keep_dims=True)
+        if PAIRS >= 32:
+            x = tl.sum(x, 5, keep_dims=True)
+        if PAIRS >= 64:
+            x = tl.sum(x, 4, keep_dims=True)
+    return x
 
 
 @triton.jit
@@ -208,10 +275,11 @@ def _score_pairs_kernel(
     GP: tl.constexpr,
     BLOCK: tl.constexpr,
     TILE: tl.constexpr,
+    LOW: tl.constexpr,  # of a block's pairs, how many bits lie among lanes
     STAGES: tl.constexpr,
     APPEND: tl.constexpr,  # write the newest token and pack its pair, in a program of its own
     EARLY: tl.constexpr,  # let the next kernel's programs in
-    CAST_FP32: tl.constexpr,
+    INTERPRETED: tl.constexpr,
     PDL: tl.constexpr,
 ):
     await_previous(PDL)
@@ -225,14 +293,33 @@ def _score_pairs_kernel(
     HALF: tl.constexpr = D // 2
     ranges = known + strided(row, 2 * D)
     codes_of_row = packed + strided(row, blocks) * (PAIRS * HALF)
+    # Before anything that waits for the length: their loads are on their way together.
+    WORDS: tl.constexpr = D // 4  # of 16 bits: byte i holds dims i and i + D / 2
+    word = tl.arange(0, WORDS)
+    column = tl.arange(0, 2 * GP)
+    columns = tl.arange(0, GP)
+    head = column % GP
+    valid = head < G
+    queries = q + strided(row, G * D)
+    q0 = _query_parts(queries, ranges + D, 2 * word, column, head, valid, D, GP)
+    q1 = _query_parts(queries, ranges + D, 2 * word + HALF, column, head, valid, D, GP)
+    q2 = _query_parts(queries, ranges + D, 2 * word + 1, column, head, valid, D, GP)
+    q3 = _query_parts(queries, ranges + D, 2 * word + HALF + 1, column, head, valid, D, GP)
+    every = tl.arange(0, D)
+    rows = tl.load(queries + columns[:, None] * D + every[None, :], mask=(columns < G)[:, None], other=0.0)
+    constant = tl.sum(rows.to(tl.float32) * tl.load(ranges + every)[None, :], axis=1)  # [GP]
+    parts = tl.sum(q0.to(tl.float32) + q1.to(tl.float32) + q2.to(tl.float32) + q3.to(tl.float32), axis=0)
+    constant -= 128.0 * tl.sum(tl.reshape(parts, (2, GP)), axis=0)
+    if INTERPRETED:
+        q0, q1, q2, q3 = q0.to(tl.float32), q1.to(tl.float32), q2.to(tl.float32), q3.to(tl.float32)
     share = tl.program_id(0)
     shares = tl.num_programs(0)
     if APPEND:
         if share == 0:
             if (length > 0) & (given <= token_capacity):  # else there is no room for the token
-                head = row % kv_heads
-                offset = strided(batch, cache_outer_stride) + strided(head, cache_head_stride)
-                new_offset = strided(batch, new_batch_stride) + strided(head, new_head_stride)
+                kv_head = row % kv_heads
+                offset = strided(batch, cache_outer_stride) + strided(kv_head, cache_head_stride)
+                new_offset = strided(batch, new_batch_stride) + strided(kv_head, new_head_stride)
                 _append_pair(
                     k_cache, v_cache, codes_of_row, k_new, v_new, ranges, offset, new_offset, length - 1,
                     cache_token_stride, strided((length - 1) // 2, HALF), D,
@@ -240,7 +327,6 @@ def _score_pairs_kernel(
             return
         share -= 1
         shares -= 1
-    columns = tl.arange(0, GP)
     share_out = partial + (strided(row, shares) + share) * GP + columns
     tiles = tl.cdiv(held, TILE)
     each = tl.cdiv(tiles, shares)
@@ -249,42 +335,36 @@ def _score_pairs_kernel(
     if first >= last:
         tl.store(share_out, tl.full([GP], float("-inf"), tl.float32))
         return
-    dims = tl.arange(0, HALF)
-    column = tl.arange(0, 2 * GP)
-    head = column % GP
-    valid = head < G
-    queries = q + strided(row, G * D)
-    low = _query_parts(queries, tl.load(ranges + D + dims), dims, column, head, valid, D, GP)
-    high = _query_parts(queries, tl.load(ranges + D + HALF + dims), dims + HALF, column, head, valid, D, GP)
-    if CAST_FP32:
-        low, high = low.to(tl.float32), high.to(tl.float32)
-    every = tl.arange(0, D)
-    rows = tl.load(queries + columns[:, None] * D + every[None, :], mask=(columns < G)[:, None], other=0.0)
-    constant = tl.sum(rows.to(tl.float32) * tl.load(ranges + every)[None, :], axis=1)  # [GP]
-
-    pair = tl.arange(0, TILE * PAIRS)
-    most = tl.full([GP], float("-inf"), tl.float32)
-    total = tl.zeros([GP], dtype=tl.float32)
+    pair = _row_pairs(tl.arange(0, TILE * PAIRS), PAIRS, LOW)
+    words = codes_of_row.to(tl.pointer_type(tl.uint16)) + pair[:, None] * WORDS + word[None, :]
+    index = tl.arange(0, TILE)
+    most = tl.full([TILE, GP], float("-inf"), tl.float32)
+    total = tl.zeros([TILE, GP], dtype=tl.float32)
     for tile in tl.range(first, last, num_stages=STAGES):
         inside = tile * (TILE * PAIRS) + pair < held * PAIRS
-        start = codes_of_row + strided(tile, TILE * PAIRS * HALF)
-        codes = tl.load(start + pair[:, None] * HALF + dims[None, :], mask=inside[:, None], other=0)
-        lower, higher = _split_codes(codes, CAST_FP32)
-        both = tl.dot(lower, low)
-        both = tl.dot(higher, high, both)  # [TILE PAIRS, 2 GP]
+        codes = tl.load(words + strided(tile, TILE * PAIRS * WORDS), mask=inside[:, None], other=0)
+        c0, c1, c2, c3 = _planes(codes, INTERPRETED)
+        both = tl.dot(c0, q0)
+        both = tl.dot(c1, q1, both)
+        both = tl.dot(c2, q2, both)
+        both = tl.dot(c3, q3, both)  # [TILE PAIRS, 2 GP]
         logit = tl.sum(tl.reshape(both, (TILE * PAIRS, 2, GP)), axis=1) + constant[None, :]
-        logit = tl.reshape(logit * scale_log2, (TILE, PAIRS, GP))
-        top = tl.max(logit, axis=1)
-        block = top + tl.log2(tl.sum(tl.exp2(logit - top[:, None, :]), axis=1))  # [TILE, GP]
+        logit = tl.reshape(logit * scale_log2, (2, 2, 2, 2, 2, 2, 2, GP))
+        top = _folded(logit, PAIRS, True)
+        mass = _folded(_exp2(logit - top, INTERPRETED), PAIRS, False)
+        block = tl.reshape(top, (TILE, GP)) + _lg2(tl.reshape(mass, (TILE, GP)), INTERPRETED)
 
-        index = tile * TILE + tl.arange(0, TILE)
-        block = tl.where((index < held - local_blocks)[:, None], block, float("-inf"))
-        out = logits + (strided(row, blocks) + index)[:, None] * GP + columns[None, :]
-        tl.store(out, block, mask=(index < held)[:, None])
-        before, most = most, tl.maximum(most, tl.max(block, axis=0))
+        at = tile * TILE + index
+        block = tl.where((at < held - local_blocks)[:, None], block, float("-inf"))
+        out = logits + (strided(row, blocks) + at)[:, None] * GP + columns[None, :]
+        tl.store(out, block, mask=(at < held)[:, None])
+        before, most = most, tl.maximum(most, block)
         finite = tl.where(most == float("-inf"), 0.0, most)
-        total = total * tl.exp2(before - finite) + tl.sum(tl.exp2(block - finite[None, :]), axis=0)
-    tl.store(share_out, most + _log2(total))
+        total = total * _exp2(before - finite, INTERPRETED) + _exp2(block - finite, INTERPRETED)
+    top = tl.max(most, axis=0)
+    finite = tl.where(top == float("-inf"), 0.0, top)
+    total = tl.sum(total * tl.exp2(most - finite[None, :]), axis=0)
+    tl.store(share_out, top + _log2(total))
 
 
 @triton.jit(do_not_specialize=["token_capacity", "kv_heads", "blocks", "shares", "local_blocks", "first_blocks"])
@@ -393,7 +473,8 @@ def score_room(shape: AttentionShape, blocks: int, block_size: int, device: torc
 
 def score_shares(rows: int, blocks: int, block_size: int, device: torch.device) -> int:
     """Programs that share a row's tiles."""
-    return max(min(ceil_div(blocks, tile_blocks(block_size)), PROGRAMS * sm_count(device) // rows), 1)
+    shares = programs_a_row(rows, PROGRAMS, device) - 1  # one appends
+    return min(ceil_div(blocks, tile_blocks(block_size)), max(shares, 1))
 
 
 def score_pairs(
@@ -450,10 +531,11 @@ def score_pairs(
         new_head_stride=k_new.stride(1),
         D=cache.head_dim,
         TILE=tile_blocks(config.block_size),
+        LOW=max(config.block_size.bit_length() - 5, 0),
         STAGES=STAGES,
         APPEND=append is not None,
-        CAST_FP32=INTERPRET,
-        num_warps=4,
+        INTERPRETED=INTERPRET,
+        num_warps=WARPS,
         num_stages=1,
         **common,
     )

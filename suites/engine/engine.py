@@ -13,13 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from ...kernels import ChunkTensors, DecodeMethod, KVCache, Layer, Stage, StepTensors, WindowTensors
 from ...profiling.ranges import mark
+from ...profiling.replay import Replay
 from ..model.decoder import Cells, Decoder
 from .sampling import Sampling
 
@@ -130,26 +131,6 @@ def once_each(layers: Sequence[Layer], make: Callable[[Layer], T]) -> list[T]:
     """What `make` gives for each layer, asked once for a layer that stands for many."""
     made = {id(layer): make(layer) for layer in distinct(layers)}
     return [made[id(layer)] for layer in layers]
-
-
-class SomeGraph(Protocol):
-    """A captured graph, as torch's."""
-
-    def replay(self) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Replay:
-    """A captured graph, called to run it again, and the owners of the tensors that it reads and writes.
-
-    A graph knows addresses only: were its owners dropped, their memory would be given to others.
-    """
-
-    graph: SomeGraph
-    owners: tuple[object, ...]
-
-    def __call__(self) -> None:
-        self.graph.replay()
 
 
 class Engine:
