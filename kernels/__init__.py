@@ -33,8 +33,9 @@ from .method import (
     registered,
 )
 from .portable import ResaTorch, TorchDense
-from .resa import Resa, SparseOnly
+from .resa import ResaChain, SparseOnly
 from .triton_dense import TritonDense
+from .ways import Resa, fused_is_faster, way
 
 __all__ = [
     "AttentionShape",
@@ -46,6 +47,7 @@ __all__ = [
     "NotHere",
     "Partials",
     "Resa",
+    "ResaChain",
     "ResaFused",
     "ResaTorch",
     "Ring",
@@ -65,6 +67,7 @@ __all__ = [
     "chunk_kernels",
     "dense_attention",
     "dense_splits",
+    "fused_is_faster",
     "get_method",
     "merge_partials",
     "merge_window",
@@ -77,6 +80,7 @@ __all__ = [
     "select_blocks",
     "sparse_decode",
     "sparse_splits",
+    "way",
     "window_decode",
     "window_splits",
     "write_tokens",

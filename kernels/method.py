@@ -111,6 +111,8 @@ class Layer(ABC):
     """A method bound to one layer's cache."""
 
     cache: KVCache
+    way: ClassVar[str | None] = None
+    """What runs a block-sparse step: `chain` (a kernel a stage), `fused` (one kernel); None for other steps."""
 
     @abstractmethod
     def stages(self, step: StepTensors) -> tuple[Stage, ...]:

@@ -27,6 +27,7 @@ class SparseLayer(BlockSparseLayer):
     """One layer of a block-sparse method, on the kernels."""
 
     partials: Partials
+    way = "chain"
 
     @property
     def appends_while_scoring(self) -> bool:
@@ -104,6 +105,10 @@ class SparseMethod(TorchSparseMethod):
         by_scores = selector.ranked and not selector.tabled and not selector.summarised
         return can_run_on(cache.device) is None and (selector.serves(self.shape) or by_scores)
 
+    def layer_kind(self, cache: KVCache) -> type[SparseLayer]:
+        """The class of this cache's layer, where it runs on the kernels."""
+        return self.layer_class
+
     def splits(self, cache: KVCache) -> int:
         """Ways to split a list of a full cache."""
         chosen = self.config.selected(cache.capacity)
@@ -128,7 +133,7 @@ class SparseMethod(TorchSparseMethod):
         if splits not in self._partials:
             rows = self.shape.batch * self.step_tokens * self.shape.q_heads
             self._partials[splits] = Partials.allocate(rows, splits, self.shape.head_dim, cache.device)
-        layer = self.layer_class(
+        layer = self.layer_kind(cache)(
             cache,
             self.shape,
             self.config,

@@ -11,11 +11,13 @@ from .method import register
 from .pipeline import SparseMethod
 
 
-@register("resa")
-class Resa(SparseMethod):
-    """Sparse steps, and every `rectify_every` tokens a dense pass over those tokens that corrects their K/V."""
+@register("resa-chain")
+class ResaChain(SparseMethod):
+    """Sparse steps in a chain of kernels, and every `rectify_every` tokens a dense pass that corrects their K/V."""
 
     rectifies = True
+    in_default = False  # default lists time what `resa` does not take (`ways.py`)
+    steps_like: ClassVar[str | None] = "resa"
     device_type = "cuda"  # in plain torch it is `resa-torch`
     uses = (*SELECTS, "rectify_every")
     ranks_by: ClassVar[str | None] = "summary"

@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..suites.core.rows import upgraded_facts
 from ..suites.core.stages import FUSED, place
 from .stage_style import fill
 from .style import WIDTHS_IN, finish, paper, save
@@ -29,7 +30,7 @@ def draw_timeline(table: Path, facts: Path, stem: Path) -> list[Path]:
         facts: the JSON beside it: case, label, source, environment.
     """
     with paper():
-        return save(timeline(pd.read_csv(table), json.loads(facts.read_text())), stem)
+        return save(timeline(pd.read_csv(table), upgraded_facts(json.loads(facts.read_text()))), stem)
 
 
 def timeline(kernels: pd.DataFrame, facts: dict[str, Any]) -> Figure:

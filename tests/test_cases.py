@@ -169,7 +169,7 @@ def test_columns_hold_what_the_method_uses() -> None:
 
 @pytest.mark.parametrize(
     ("device", "resa", "left_out"),
-    [(CPU, ["resa-torch"], "resa"), (CUDA, ["resa", "resa-fused"], "resa-torch")],
+    [(CPU, ["resa-torch"], "resa"), (CUDA, ["resa"], "resa-torch")],
     ids=["cpu", "cuda"],
 )
 def test_default_methods(device: torch.device, resa: list[str], left_out: str) -> None:
@@ -207,7 +207,7 @@ def test_the_micro_list_holds_other_heads_and_msas_blocks() -> None:
     others = {case.model: case for case in cases if case.model != DEFAULT_MODEL}
     assert set(others) == set(OTHER_MODELS)
     assert len({PRESETS[name] for name in (DEFAULT_MODEL, *OTHER_MODELS)}) == 1 + len(OTHER_MODELS)
-    (spec,) = further_methods(others["msa"], SparseConfig())
+    (spec,) = further_methods(others["msa"], SparseConfig(), CUDA)
     assert (spec.config.block_size, spec.config.selected(others["msa"].context)) == (128, 16)
     shared = set(PRESETS) & set(MODELS)
     assert {"qwen2.5-32b", "qwen3-14b", "qwen3-32b", "llama-3.1-70b"} <= shared

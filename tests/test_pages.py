@@ -16,7 +16,7 @@ from resa_bench.plots.pages.prose import unmarked
 from resa_bench.plots.pages.runs import NO_MANIFEST, NOT_MEASURED, ONE_CHIP, render_run, render_spread
 from resa_bench.plots.pages.tables import THROTTLED, render
 from resa_bench.suites.core.results import append
-from resa_bench.suites.core.rows import Row, from_record
+from resa_bench.suites.core.rows import SCHEMA, Row, from_record
 
 ROOT = Path(__file__).parent.parent
 PLACES = """
@@ -35,7 +35,8 @@ form = "{speedup_vs_best_dense:.2f}x"
 
 def row(method: str, median_us: float | None = 10.0, **columns: Any) -> Row:
     shape = {"context": 4096, "batch": 1, "q_heads": 4, "kv_heads": 2, "head_dim": 16, "model": "none"}
-    shape |= {"suite": "micro", "case": "c", "stage": "total", "status": "ok", "commit": "a" * 40}
+    shape |= {"suite": "micro", "case": "c", "stage": "total", "status": "ok", "commit": "a" * 40,
+              "schema": SCHEMA}  # fmt: skip
     return from_record({**shape, "method": method, "median_us": median_us, **columns})[0]
 
 

@@ -85,7 +85,7 @@ def test_the_hero_shows_the_fastest_beside_resa_the_best_dense_and_their_floors(
         lines = {str(line.get_label()): line for line in ax.lines}
         steps = sorted((r for r in rows_of("fused/decode") if r.stage == "total" and r.launch == "graph"
                         and (r.weight_dtype, r.batch) == (weights, 1)), key=lambda r: r.context)  # fmt: skip
-        for label, method in (("ReSA (one kernel)", "resa-fused"), ("ReSA", "resa")):
+        for label, method in (("ReSA (one kernel)", "resa-fused"), ("ReSA (chain)", "resa-chain")):
             own = [getattr(row, TOKENS) for row in steps if row.method == method]
             assert list(lines[label].get_ydata()) == own  # type: ignore[arg-type]
             assert lines[label].get_color() == LOOKS[method].colour

@@ -212,7 +212,9 @@ def test_one_kernel_is_a_point_with_the_quality_of_the_chain(
     names = listed(fig)
     assert len(set(names)) == len(names) == len(points)
     assert "ReSA (one kernel) b16" in [name.removesuffix(" (on the front)") for name in names]
-    assert [line.get_color() for line in fig.axes[0].lines].count(look_of("resa-fused").colour) == 1
+    look = look_of("resa-fused")
+    drawn = [(line.get_color(), line.get_marker()) for line in fig.axes[0].lines]
+    assert drawn.count((look.colour, look.marker)) == 1
     (own,) = quality_sets(in_one_kernel(quality_rows))  # its quality was measured itself
     with paper():
         names = listed(quality_speed(SpeedSet(own, decode)))
@@ -254,7 +256,9 @@ def test_one_kernel_beside_the_chain_has_its_own_line_and_level(quality_rows: li
     styles, variants = both.looks, by_name(both)
     assert len(set(styles.values())) == len(METHODS) + 2  # the level is one line, whoever computed it
     names = [f"ReSA ({form}) b16 f32" for form in ("one kernel", "torch")]
-    assert [styles[variants[name]].colour for name in names] == [look_of(m).colour for m in ("resa-fused", "resa")]
+    assert [styles[variants[name]].colour for name in names] == [
+        look_of(m).colour for m in ("resa-fused", "resa-torch")
+    ]
     with paper():
         assert labels(quality_drift(both))[:2] == ["ReSA (one kernel)", "ReSA (torch)"]
 

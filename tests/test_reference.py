@@ -199,7 +199,7 @@ def test_every_suite_takes_part_and_every_command_parses(device: torch.device, t
 
 
 @pytest.mark.parametrize("name", ["micro", "decode"])
-def test_the_one_kernel_step_is_in_the_default_lists(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_ways_of_resas_step_are_in_the_default_lists(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from resa_bench.suites.core import flags
 
     suite = suites()[name]
@@ -207,7 +207,10 @@ def test_the_one_kernel_step_is_in_the_default_lists(name: str, monkeypatch: pyt
         if step.owner == name and step.file == f"{name}.jsonl.gz":
             given = vars(build_parser().parse_args(step.words(Path("work"))))
             planned = suite.plan(flags.options(suite.flags, given), CUDA)
-            assert "resa-fused" in {spec.name for spec in planned.specs}
+            for case in planned.cases:
+                names = {spec.name for spec in (*planned.specs, *planned.further[case.slug])}
+                assert "resa" in names
+                assert len(names & {"resa-chain", "resa-fused"}) == 1
 
 
 def test_parts_named_cases_keep_the_study() -> None:
@@ -217,7 +220,8 @@ def test_parts_named_cases_keep_the_study() -> None:
     given = vars(build_parser().parse_args(steps(CUDA)[1].words(Path("work"))))
     planned = suite.plan(flags.options(suite.flags, given), CUDA)
     assert {case.columns()["batch"] for case in planned.cases} == {1}
-    assert list(planned.further) == ["decode-qwen2.5-7b-int4-b1-256k"]
+    studied = [case for case, further in planned.further.items() if len(further) > 1]
+    assert studied == ["decode-qwen2.5-7b-int4-b1-256k"]
 
 
 def test_choosing_by_part_and_by_suite() -> None:

@@ -322,7 +322,7 @@ def test_tables(models: Loader, tmp_path: Path) -> None:
 
 
 def test_one_kernel_is_told_from_the_chain_of_its_period() -> None:
-    chain, fused = looks(make_spec(name).variant for name in ("resa", "resa-fused")).values()
+    chain, fused = looks(make_spec(name).variant for name in ("resa-chain", "resa-fused")).values()
     assert chain.colour != fused.colour
     assert chain.marker != fused.marker
 

@@ -243,7 +243,8 @@ def attach(
 
     Args:
         model: a causal model of transformers whose attention goes through the attention interface.
-        method: `resa`, `sparse`, `quest`, `sink-window`, `oracle`, or any other that is registered.
+        method: `resa` (the faster way for the cache), `sparse`, `quest`, `sink-window`, `oracle`, or any other that is
+            registered.
         config: settings that the method starts from; each method's own defaults, then `settings`, go over them.
         graph: run steps as CUDA graphs: None where that can be, True or an error, False never.
         compile: let torch.compile fuse what lies between attentions before a step is captured.

@@ -8,14 +8,14 @@ import torch
 
 from ..binding import check_cache, check_step
 from ..cache import KVCache
-from ..config import AttentionShape
+from ..config import AttentionShape, SparseConfig
 from ..launch import can_run_on
 from ..method import Stage, StepTensors, Traffic, Unsupported, register
 from ..pipeline import SparseLayer
-from ..resa import Resa
+from ..resa import ResaChain
 from ..workspace import BlockSparseLayer
 from . import compiler
-from .step import MIN_CAPABILITY, bind, plan, unsupported
+from .step import MIN_CAPABILITY, bind, misaligned, plan, unsupported
 
 STAGE = "append+score+select+attend+merge"
 
@@ -23,6 +23,8 @@ STAGE = "append+score+select+attend+merge"
 @dataclass
 class FusedLayer(SparseLayer):
     """One layer whose step is a single stage."""
+
+    way = "fused"
 
     def stages(self, step: StepTensors) -> tuple[Stage, ...]:
         """The whole step as one stage.
@@ -42,13 +44,11 @@ class FusedLayer(SparseLayer):
 
 
 @register("resa-fused")
-class ResaFused(Resa):
+class ResaFused(ResaChain):
     """The steps of `resa`, the same selection and the same rectification, each step one CUDA kernel."""
 
     layer_class = FusedLayer
-    steps_like = "resa"
     ranks_by = None  # quality is to be that of its own kernel, step by step
-    joins = ("micro",)
 
     @classmethod
     def unavailable(cls, shape: AttentionShape, dtype: torch.dtype, device: torch.device) -> str | None:
@@ -67,11 +67,19 @@ class ResaFused(Resa):
             TypeError, ValueError: not a cache of this method's shape, dtype and device (`check_cache`).
         """
         check_cache(cache, self.shape, self.dtype, self.device)
-        reason = unsupported(self.shape, self.config, cache.dtype)
+        reason = refused(cache, self.shape, self.config)
         if reason:
             raise Unsupported(reason)
-        try:
-            plan(cache, self.config)
-        except ValueError as error:
-            raise Unsupported(str(error)) from None
         return super().prepare(cache)
+
+
+def refused(cache: KVCache, shape: AttentionShape, config: SparseConfig) -> str | None:
+    """Why the fused step does not serve a cache of a device that it runs on, or None."""
+    reason = unsupported(shape, config, cache.dtype) or misaligned(k_cache=(cache.k, 16), v_cache=(cache.v, 16))
+    if reason:
+        return reason
+    try:
+        plan(cache, config)
+    except ValueError as error:
+        return str(error)
+    return None

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from ..attention.summaries import Summaries, check_new
 from ..cache import KVCache
@@ -187,7 +188,10 @@ def bind(
     if not step.out.is_contiguous():
         raise ValueError("out: must be contiguous")
     _check_work(cache, summaries, work, config)
-    _check_alignment(step, cache, summaries)
+    reason = misaligned(k_cache=(cache.k, 16), v_cache=(cache.v, 16), summaries=(summaries.data, 16), q=(step.q, 4),
+                        k=(step.k, 4), v=(step.v, 4))  # fmt: skip
+    if reason:
+        raise ValueError(reason)
     layout = plan(cache, config)
     table = cache.block_table if cache.block_table is not None else cache.lengths
     arguments = _Arguments(
@@ -257,13 +261,12 @@ def _check_work(cache: KVCache, summaries: Summaries, work: Workspace, config: S
         raise ValueError("summaries, counts: must be contiguous")
 
 
-def _check_alignment(step: StepTensors, cache: KVCache, summaries: Summaries) -> None:
-    """Loads take 16 bytes of caches and summaries, 4 of queries and new tokens."""
-    element = cache.k.element_size()
-    for name, tensor, unit in (
-        ("cache.k", cache.k, 16), ("cache.v", cache.v, 16), ("summaries", summaries.data, 16), ("q", step.q, 4),
-        ("k", step.k, 4), ("v", step.v, 4),
-    ):  # fmt: skip
-        size = summaries.data.element_size() if name == "summaries" else element
-        if tensor.data_ptr() % unit or any(stride * size % unit for stride in tensor.stride()[:-1]):
-            raise ValueError(f"{name}: the fused step needs rows that start at multiples of {unit} bytes")
+def misaligned(**tensors: tuple[Tensor, int]) -> str | None:
+    """Which of these tensors has rows that do not start at multiples of as many bytes, or None.
+
+    Loads take 16 bytes of caches and summaries, 4 of queries and new tokens.
+    """
+    for name, (tensor, unit) in tensors.items():
+        if tensor.data_ptr() % unit or any(stride * tensor.element_size() % unit for stride in tensor.stride()[:-1]):
+            return f"{name}: the fused step needs rows that start at multiples of {unit} bytes"
+    return None

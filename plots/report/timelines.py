@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from ...suites.core.rows import digits
+from ...suites.core.rows import digits, upgraded_facts
 from ...suites.core.stages import place
 from .lists import Listed
 
@@ -45,7 +45,7 @@ def timeline(table: Path) -> dict[str, Any]:
     missing = [name for name in COLUMNS if name not in kernels]
     if missing or not isinstance(facts, dict):
         raise ValueError(f"{table}: not a timeline; expected columns {', '.join(COLUMNS)} and an object in {FACTS}")
-    names: Listed[str] = Listed()
+    facts, names = upgraded_facts(facts), Listed[str]()
     passes = []
     for kind, launched in kernels.groupby("kind", sort=False):
         stages = sorted(map(str, launched.stage.unique()), key=place)
@@ -58,7 +58,7 @@ def timeline(table: Path) -> dict[str, Any]:
     return {
         "folder": table.parent.name,
         "case": str(facts.get("case", "")),
-        "label": str(facts.get("label", facts.get("method", ""))),
+        "label": facts["label"],
         "source": str(facts.get("source", "")),
         "untraced_us": facts.get("untraced_us"),
         "device": str(where.get("device") or ""),

@@ -135,7 +135,7 @@ def case_of(row: Row, config: ModelConfig) -> DecodeCase:
 
 
 def spec_of(row: Row) -> MethodSpec:
-    """The method that a row says, at its settings."""
-    spec = make_spec(row.method)
+    """The method that a row says, at its settings; `resa` by the way that it took, as `resa-chain` or `resa-fused`."""
+    spec = make_spec(f"resa-{row.way}" if row.method == "resa" and row.way else row.method)
     step = {name: value for name, value in row.settings.items() if name in STEP_SETTINGS}
     return replace(spec, config=replace(spec.config, **step), dense_layers=row.settings.get("dense_layers"))

@@ -225,7 +225,8 @@ def _kind(case: DecodeCase) -> str:
 
 def _family(spec: MethodSpec) -> str:
     """Methods whose steps run the same kernels."""
-    return "chain" if not spec.is_dense and steps_of(spec.name) == spec.name else spec.name
+    chained = steps_of(spec.name) == spec.name or spec.name == "resa-chain"
+    return "chain" if not spec.is_dense and chained else spec.name
 
 
 def _attention_us(m: Measured) -> float:

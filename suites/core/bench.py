@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol, TypeVar
 
 import torch
 
-from ...kernels import AttentionShape
+from ...kernels import AttentionShape, Layer
 from ...profiling.ceilings import Ceilings
 from ...profiling.clocks import ClockReader, ClockState, worst
 from ...profiling.contention import Watch
@@ -79,6 +79,7 @@ class RowMaker:
     def __init__(self, case: Case, bench: Bench, stage: str = "total") -> None:
         """`stage`: of rows that name none."""
         self.case, self.stage = case, stage
+        self._ways: dict[MethodSpec, list[str]] = {}
         self.common = {
             **case.columns(),
             "read_ceiling_gbps": round(bench.ceilings.read_gbps, 1),
@@ -91,7 +92,17 @@ class RowMaker:
 
     def __call__(self, spec: MethodSpec, **columns: Any) -> Row:
         """A row of a method; `columns` over what it has in common with others."""
-        return Row(**(self._of(spec) | spec.columns() | columns))
+        way = {"way": "+".join(self._ways.get(spec, ())) or None}
+        return Row(**(self._of(spec) | way | spec.columns() | columns))
+
+    def took(self, spec: MethodSpec, layers: Sequence[Layer]) -> None:
+        """Note how a method's steps run, for its rows from now on: as its last layer (the first may be dense).
+
+        Of a method that is bound again, to fewer sequences say, and runs otherwise then, rows say both: `fused+chain`.
+        """
+        way, ways = layers[-1].way, self._ways.setdefault(spec, [])
+        if way is not None and way not in ways:
+            ways.append(way)
 
     def bare(self, spec: MethodSpec, **columns: Any) -> Row:
         """A row that says nothing of settings: dense decoding's own, beside which methods are judged."""

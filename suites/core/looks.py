@@ -12,7 +12,7 @@ from .spec import Variant, is_dense
 
 # Okabe and Ito's palette, which colour-blind readers tell apart.
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
-DARK_RED = "#8E1B00"  # the one kernel's: nearly VERMILLION's hue, darker
+DARK_RED = "#8E1B00"  # nearly VERMILLION's hue, darker: of `resa`, and of the one kernel, which it is in most cases
 BLUE, VERMILLION, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
 GREY, DARK_GREY, LIGHT_GREY = "#777777", "#444444", "#BBBBBB"
 SOLID, DASHED, DASHDOT, DOTTED = "-", (0, (4, 1.5)), (0, (5, 1.2, 1, 1.2)), (0, (1, 1.2))
@@ -29,7 +29,8 @@ class Look:
 
 
 LOOKS = {
-    "resa": Look(VERMILLION, "o", SOLID, "ReSA"),
+    "resa": Look(DARK_RED, "o", SOLID, "ReSA"),
+    "resa-chain": Look(VERMILLION, "o", SOLID, "ReSA (chain)"),
     "resa-torch": Look(VERMILLION, "o", SOLID, "ReSA (torch)"),
     "resa-fused": Look(DARK_RED, "D", SOLID, "ReSA (one kernel)"),
     "resa-plus": Look(BLUE, "o", DASHED, "ReSA plus"),

@@ -16,8 +16,9 @@ import pandas as pd
 from .settings import SETTINGS
 from .spec import Variant
 
-SCHEMA = 2
-"""Version of the format. 1: rows without `schema`, whose columns are all still here."""
+SCHEMA = 3
+"""Version of the format. 1: rows without `schema`, whose columns are all still here. Before 3 `resa` was the chain of
+kernels that is `resa-chain` now (`upgraded`)."""
 STATUSES = ("ok", "skipped", "oom", "failed", "throttled")
 TIMED = ("ok", "throttled")
 FAILED = ("failed", "oom")
@@ -75,6 +76,7 @@ class RunPart:
     kv_replicas: int | None = None  # ranks that hold the same KV heads
     selection_pattern: str | None = None
     chunk_kernel: str | None = None  # that attended in rectification; tells nothing apart
+    way: str | None = None  # of a block-sparse step on the kernels: "chain" or "fused"; tells nothing apart
     accepted_length: float | None = None
     fixed_length: bool | None = None  # a captured step attends to the case's context, whatever the length
     cache_state: str | None = None  # "cold", "warm", or "rotation": the layers' steps back to back, a cache each
@@ -285,7 +287,35 @@ def from_record(record: Mapping[str, Any]) -> tuple[Row, list[str]]:
         if isinstance(value, int | float) and not isinstance(value, bool):
             _check_least(name, value, record.get("stage"))
     known = {name: value for name, value in record.items() if name in COLUMNS}
-    return Row(**({"schema": 1} | known)), unknown
+    return Row(**upgraded({"schema": 1} | known)), unknown
+
+
+WAYS = {"resa": ("resa-chain", "chain"), "resa-fused": ("resa-fused", "fused")}
+"""Names of before schema 3: what the same steps are called now, and their way."""
+
+
+def upgraded(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record of an earlier version in this version's words; its `schema` stays, and so does the command it says.
+
+    Before schema 3 the name `resa` meant the chain of kernels. Rows of quality that ran no kernel of it (launch
+    `parallel`) keep the name: they are of the selection, whichever way it is computed.
+    """
+    method = str(record["method"])
+    if record["schema"] >= 3 or record.get("launch") == "parallel" or method not in WAYS:
+        return dict(record)
+    name, way = WAYS[method]
+    return {**record, "method": name, "way": way}
+
+
+def upgraded_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts of a profile (facts.json) in this version's words: `method`, `label` and `columns`."""
+    method, columns = str(facts.get("method", "")), facts.get("columns") or {}
+    schema = columns.get("schema", 2)
+    name = upgraded({"schema": schema, "method": method})["method"]
+    label = str(facts.get("label", method))
+    label = name + label.removeprefix(method) if method and label.startswith(method) else label
+    columns = upgraded({"schema": schema} | columns) if columns else {}
+    return {**facts, "method": name, "label": label, "columns": columns}
 
 
 def _check_least(name: str, value: float, stage: Any) -> None:

@@ -8,7 +8,15 @@ from typing import Any, Protocol
 
 import torch
 
-from ...kernels import DecodeMethod, SparseConfig, get_method, registered
+from ...kernels import (
+    AttentionShape,
+    DecodeMethod,
+    ResaFused,
+    SparseConfig,
+    fused_is_faster,
+    get_method,
+    registered,
+)
 from ...kernels.config import SETTINGS as STEP_SETTINGS
 from .settings import MODEL_SETTINGS, SETTINGS, filled
 
@@ -147,6 +155,18 @@ def steps_of(method: str) -> str:
 def resa_here(device: torch.device) -> str:
     """ReSA's form that runs on a device."""
     return "resa" if device.type == "cuda" else "resa-torch"
+
+
+def other_ways(shape: AttentionShape, specs: Iterable[MethodSpec], device: torch.device) -> list[MethodSpec]:
+    """The way that `resa` does not take on a shape, at each setting at which `specs` hold `resa`; none on a CPU.
+
+    Default lists time it beside `resa`: rows then show whether the rule holds, and no kernel is timed twice.
+    """
+    if device.type != "cuda":
+        return []
+    able = not torch.cuda.is_available() or ResaFused.unavailable(shape, torch.bfloat16, device) is None
+    other = "resa-chain" if able and fused_is_faster(shape) else "resa-fused"
+    return [replace(spec, name=other) for spec in specs if spec.name == "resa"]
 
 
 def dense_here(device: torch.device) -> str:

@@ -10,7 +10,7 @@ import torch
 
 from ...kernels import SparseConfig
 from ..core.flags import K, size_word
-from ..core.spec import PINNED, MethodSpec, joining, make_spec
+from ..core.spec import PINNED, MethodSpec, joining, make_spec, other_ways
 from ..engine.case import GPU_DENSE, GPU_TEXT_DENSE, ModelCase, check_counts, check_types
 from ..engine.client import ENGINE
 from ..engine.measure import EAGER_STEPS
@@ -83,7 +83,7 @@ def default_specs(
     ]
     if device.type == "cuda":
         dense = [make_spec(name, base) for name in (GPU_DENSE if prompt == "synthetic" else GPU_TEXT_DENSE)]
-        resa = [make_spec(name, base, block_size=b) for name in ("resa", "resa-fused") for b in block_sizes]
+        resa = [make_spec("resa", base, block_size=b) for b in block_sizes]
         listed = [*dense, *resa, *quest]
     else:
         resa = [make_spec("resa-torch", base, block_size=b) for b in block_sizes]
@@ -146,8 +146,8 @@ def is_study(case: DecodeCase) -> bool:
     return (case.weights, case.batch, case.context) == ("int4", 1, 256 * K)
 
 
-def study_specs(specs: Sequence[MethodSpec]) -> list[MethodSpec]:
-    """What the study adds: block sizes, rectification periods, further methods.
+def study_specs(case: DecodeCase, specs: Sequence[MethodSpec], device: torch.device) -> list[MethodSpec]:
+    """What the study adds: block sizes, rectification periods, further methods; fp8 by either way of ReSA's steps.
 
     RetroAttention leaves no layer dense; Quest without dense layers is the same steps without repairs.
     """
@@ -161,5 +161,5 @@ def study_specs(specs: Sequence[MethodSpec]) -> list[MethodSpec]:
         make_spec("resa", resa, **PINNED),
         make_spec("resa", resa, **PINNED, summary_kind="meanstd", spread_weight=0.5),
     ]
-    halved = [make_spec(name, resa, summary_dtype="fp8") for name in ("resa", "resa-fused")]
-    return [*sizes, *halved, *periods, *further, quest, *windows, *pinned]
+    halved = [make_spec("resa", resa, summary_dtype="fp8")]
+    return [*sizes, *halved, *other_ways(case.shape, halved, device), *periods, *further, quest, *windows, *pinned]

@@ -78,6 +78,7 @@ class CaseRun(MethodRun):
         cuda = device.type == "cuda"
         self.on_step(f"check {spec.label}")
         bound = self.contend(spec)
+        self.row.took(spec, bound.engine.layers)
         if cuda:
             release(device)
             torch.cuda.reset_peak_memory_stats(device)  # the gate's fp64 references are not the method's

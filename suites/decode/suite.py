@@ -17,7 +17,7 @@ from ..core.ranks import Ranks
 from ..core.reference import Part
 from ..core.registry import Plan, Suite
 from ..core.report import new_table
-from ..core.spec import MethodSpec, dense_here, resa_here, unique
+from ..core.spec import MethodSpec, dense_here, other_ways, resa_here, unique
 from ..core.sweep import Sweep, matching
 from ..engine.case import config_of, default_dtype, share_of
 from ..engine.client import CLIENTS, ENGINE, load_client
@@ -196,12 +196,19 @@ def plan(options: Options, device: torch.device) -> Plan:
     )  # fmt: skip
     kinds = [*(["eager"] if measure.eager and cuda else []), *(["gap"] if measure.breakdown else [])]
     narrowed = options.context or options.batch or options.weights or options.shared_kv  # --case picks from the list
-    study = cuda and options.scale == "default" and not narrowed and Sweep.of(options).plain
+    settings = Sweep.of(options)
+    study = cuda and options.scale == "default" and not narrowed and settings.plain
+    beside = cuda and not settings.names and options.client == ENGINE  # ReSA's other way
+
+    def further(case: DecodeCase) -> list[MethodSpec]:
+        others = other_ways(case.shape, specs, device) if beside else []
+        return [*others, *(study_specs(case, specs, device) if study and is_study(case) else ())]
+
     note = f"under {tool}: stages are left out, since two tracers cannot share the GPU"
     return Plan(
         cases,
         specs,
-        further={case.slug: study_specs(specs) for case in cases if study and is_study(case)},
+        further={case.slug: more for case in cases if (more := further(case))},
         kinds=kinds,
         measure=measure,
         fresh=options.drift,
@@ -268,7 +275,7 @@ REFERENCE = (
     Part("--case '*-b1-*'", gpu_minutes=3.2, cpu_minutes=4.0),
     Part("--case '*-b4-*' '*-b8-*' '*-b32-*'", name="batches", gpu_minutes=4.4, cpu_minutes=None),
     Part(
-        f"{ENERGY} --method resa resa-fused sdpa-cudnn triton-dense", name="energy", file="energy",
+        f"{ENERGY} --method resa resa-chain sdpa-cudnn triton-dense", name="energy", file="energy",
         gpu_minutes=1.7, cpu_minutes=None,
     ),
 )  # fmt: skip

@@ -161,7 +161,9 @@ class GsrRun(MethodRun):
             if whole:
                 share_summaries(layers, whole)
 
-        return bind(self.decoder, self.place(state, length), spec, sampling=self.case.sampling, adjust=adjust)
+        bound = bind(self.decoder, self.place(state, length), spec, sampling=self.case.sampling, adjust=adjust)
+        self.row.took(spec, bound.engine.layers)
+        return bound
 
     def full(self, spec: MethodSpec, what: str, state: State, prompt: int, script: Sequence[Segment]) -> Timed:
         """Decode every token of a phase's script; the state's history holds what was written.

@@ -8,11 +8,11 @@ since its first tokens go there. Contiguous caches hold a copy of the prompt eac
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
 from ...kernels import KVCache, Layer
-from ...kernels.attention.summaries import Summaries
 from ...kernels.config import ceil_div
 from ...kernels.workspace import BlockSparseLayer
 from ..engine.engine import State
@@ -60,4 +60,4 @@ def share_summaries(layers: Sequence[Layer], whole: Sequence[Layer]) -> None:
             assert whole_layer.summaries is not None
             summaries = whole_layer.summaries
             data = summaries.data if layer.cache.paged else summaries.data[: layer.cache.batch]
-            layer.summaries = Summaries(data, summaries.kind, summaries.block_size)
+            layer.summaries = replace(summaries, data=data)

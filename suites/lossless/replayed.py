@@ -128,6 +128,7 @@ class ReplayRun(CaseRun):
         rows = acceptance.drafts + 1
         self.place.before(0)
         layers = layers_of(self.decoder, self.state, spec, resa_here(device))
+        self.row.took(spec, layers)
         engine = ReplayedEngine(
             self.decoder, self.state, layers, drafts=acceptance.drafts, room=ROUNDS * rows, sampling=case.sampling,
             acceptance=acceptance, seed=case.seed,

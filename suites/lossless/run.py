@@ -96,6 +96,7 @@ class LosslessRun(MethodRun):
         self.on_step(f"check {spec.label}")
         self.restart()
         layers = layers_of(self.decoder, self.state, spec, resa_here(device))
+        self.row.took(spec, layers)
         engine = LosslessEngine(
             self.decoder, self.state, layers, drafts=spec.draft_length or 0, room=case.tokens, sampling=case.sampling
         )

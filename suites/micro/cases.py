@@ -11,7 +11,7 @@ import torch
 from ...kernels import AttentionShape, SparseConfig, registered
 from ...kernels.config import DTYPES, ceil_div
 from ..core.flags import K, size_word
-from ..core.spec import MethodSpec, make_spec, runs_by_default, unique
+from ..core.spec import MethodSpec, make_spec, other_ways, runs_by_default, unique
 
 QUEST_POLICIES = ("per-head", "group-sum")  # as published, and the cheapest way to share its lists
 BLOCK_SIZES = (16, 32, 64)  # of ReSA in the default list
@@ -139,14 +139,15 @@ def default_methods(
 ) -> list[MethodSpec]:  # fmt: skip
     """Every registered method that is not kept for asking by name, dense ones first.
 
-    ReSA runs at each block size, as a chain and as one kernel (in plain torch on a CPU), Quest under each policy,
-    RetroAttention at each window, any other sparse method at the first block size.
+    ReSA runs at each block size (in plain torch on a CPU), Quest under each policy, RetroAttention at each window, any
+    other sparse method at the first block size. The way that `resa` does not take joins case by case
+    (`further_methods`).
     """
     methods = {name: kind for name, kind in registered().items() if runs_by_default(kind, "micro", device)}
     specs = [MethodSpec(name) for name, kind in methods.items() if kind.is_dense]
     first = replace(base, block_size=block_sizes[0])
     for name in (name for name, kind in methods.items() if not kind.is_dense):
-        if name in ("resa", "resa-fused", "resa-torch"):
+        if name in ("resa", "resa-torch"):
             specs += [make_spec(name, base, block_size=b) for b in block_sizes]
         elif name == "quest":
             specs += [make_spec(name, first, gqa_policy=policy, dense_layers=None) for policy in policies]
@@ -157,7 +158,7 @@ def default_methods(
     return unique(specs)
 
 
-def further_methods(case: Case, base: SparseConfig) -> list[MethodSpec]:
+def further_methods(case: Case, base: SparseConfig, device: torch.device) -> list[MethodSpec]:
     """What the default model's long cases on random data add to the default list.
 
     ReSA with summaries in fp8; at batch 1 RetroAttention with wider windows, whose gains end at 8 tokens (arXiv
@@ -168,8 +169,12 @@ def further_methods(case: Case, base: SparseConfig) -> list[MethodSpec]:
     if case.model != DEFAULT_MODEL or case.pattern != "random" or case.context < 32 * K:
         return []
     wide = (4, 8) if case.batch == 1 and case.context >= 128 * K else ()
-    halved = [make_spec(name, base, summary_dtype="fp8") for name in ("resa", "resa-fused")]
-    return [*halved, *(make_spec("retro", base, window=window) for window in wide)]
+    halved = [make_spec("resa", base, summary_dtype="fp8")]
+    return [
+        *halved,
+        *other_ways(case.shape, halved, device),
+        *(make_spec("retro", base, window=window) for window in wide),
+    ]
 
 
 def default_cases(device: torch.device, scale: str, model: str = DEFAULT_MODEL) -> list[Case]:

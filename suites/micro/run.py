@@ -149,6 +149,7 @@ def run_case(case: Case, specs: Sequence[MethodSpec], bench: Bench, on_step: Rep
         try:
             on_step(f"check {spec.label}")
             prepared = prepare(spec, case, inputs, exact, bench.device)
+            make_row.took(spec, [prepared.layer])
             ops += make_ops(prepared, bench)
             all_prepared.append(prepared)
         except Exception as error:

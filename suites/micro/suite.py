@@ -14,7 +14,7 @@ from ..core import flags
 from ..core.flags import CASES, Flag, Options
 from ..core.reference import Part
 from ..core.registry import Plan, Suite
-from ..core.spec import MethodSpec
+from ..core.spec import MethodSpec, other_ways
 from ..core.sweep import Sweep, matching
 from .cases import (
     BLOCK_SIZES,
@@ -136,10 +136,15 @@ def plan(options: Options, device: torch.device) -> Plan:
     settings = Sweep.of(options)
     plain = as_listed and not (settings.names or settings.summaries or "window" in settings.given)
     config = next((spec.config for spec in specs if spec.name == "resa"), SparseConfig())
+
+    def further(case: Case) -> list[MethodSpec]:
+        others = [] if settings.names else other_ways(case.shape, specs, device)
+        return [*others, *(further_methods(case, config, device) if plain else ())]
+
     return Plan(
         cases,
         specs,
-        further={case.slug: further_methods(case, config) for case in cases if cuda and plain},
+        further={case.slug: further(case) for case in cases if cuda},
         kinds=[kind for kind, left in left_out.items() if not left],
         measure=Measure(timing, warm=not left_out["warm"], eager=not left_out["eager"], rotation=not left_out[STATE]),
     )

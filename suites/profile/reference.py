@@ -8,10 +8,10 @@ from pathlib import Path
 import pandas as pd
 
 from ..core.reference import Part
-from ..core.rows import Row
+from ..core.rows import Row, upgraded_facts
 
 WHOLE_STEP = "decode-qwen2.5-7b-int4-b1-256k"
-TRACES = {"resa": "resa", "fused": "resa-fused", "dense": "sdpa-cudnn"}
+TRACES = {"resa": "resa-chain", "fused": "resa-fused", "dense": "sdpa-cudnn"}
 """Methods whose steps are traced, by the part's name."""
 COUNTED = ("qwen2.5-7b-b1-128k", "qwen2.5-7b-b1-256k", "qwen2.5-7b-b4-128k")
 
@@ -28,7 +28,7 @@ def profile_rows(folder: Path) -> list[Row]:
     facts_file, stages, counted = (folder / name for name in ("facts.json", "stages.csv", "bytes.csv"))
     if not facts_file.is_file():
         return []
-    facts = json.loads(facts_file.read_text())
+    facts = upgraded_facts(json.loads(facts_file.read_text()))
     if not facts.get("columns"):
         raise ValueError(f"{facts_file}: has no `columns`; profile the case again with this version")
     common = facts["columns"] | facts["environment"]
@@ -63,6 +63,6 @@ def _counted(case: str, method: str, name: str) -> Part:
 PARTS = (
     *(_traced(WHOLE_STEP, method, name, 0.6, None) for name, method in TRACES.items()),
     _traced("qwen2.5-7b-b1-16k", None, "clock", None, 1.0),
-    *(_counted(case, "resa", case.removeprefix("qwen2.5-7b-")) for case in COUNTED),
+    *(_counted(case, "resa-chain", case.removeprefix("qwen2.5-7b-")) for case in COUNTED),
     _counted(COUNTED[1], "sdpa-cudnn", "dense"),
 )

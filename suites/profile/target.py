@@ -13,6 +13,7 @@ import torch
 
 from ...profiling.device import describe
 from ...profiling.ranges import Blocks, Listener, Open, Span, listening, mark, span
+from ..core.rows import SCHEMA
 from .workload import Workload
 
 EAGER_WARMUP = 2
@@ -69,7 +70,7 @@ def facts(workload: Workload, device: torch.device) -> Facts:
     return Facts(
         case.slug, spec.name, spec.label, case.context, workload.graph, workload.flush is None, untraced_us, eager_us,
         counter.count, idle_range_us, stage_bytes, asdict(describe(device)),
-        case.columns() | spec.columns() | {"method": spec.name},
+        case.columns() | spec.columns() | {"method": spec.name, "way": workload.way, "schema": SCHEMA},
     )  # fmt: skip
 
 

@@ -48,6 +48,7 @@ class Workload:
         untraced_us: one step by the suite's own clock.
         traffic: compulsory work of the attention stages of one layer; asked after a step.
         layer: of a whole model, the layer that stands for all where one is enough.
+        way: how a block-sparse step runs, as rows say it.
     """
 
     case: AnyCase
@@ -63,6 +64,7 @@ class Workload:
     start_rectify: Callable[[], None] = nothing
     flush: Callable[[], object] | None = None
     layer: int | None = None
+    way: str | None = None
 
 
 def parse_case(name: str, device: torch.device, seed: int = 0) -> AnyCase:
@@ -127,6 +129,7 @@ def _kernels(case: Case, spec: MethodSpec, device: torch.device) -> Workload:
     return Workload(
         case, spec, graph, step, launched(eager_rectify) if prepared.rectify else None, eager_step,
         eager_rectify if prepared.rectify else None, untraced_us, prepared.layer.traffic, flush=timer.flush,
+        way=prepared.layer.way,
     )  # fmt: skip
 
 
@@ -150,4 +153,5 @@ def _model(case: DecodeCase, spec: MethodSpec, device: torch.device) -> Workload
         case, spec, bound.launch == "graph", bound.step, bound.rectify, engine.step,
         engine.rectify if engine.rectify_every else None, untraced_us, engine.layers[middle].traffic,
         start=run.place.before, start_rectify=lambda: run.place.after(period), layer=middle,
+        way=engine.layers[-1].way,
     )  # fmt: skip

@@ -104,6 +104,7 @@ class QualityRun(MethodRun):
         if not stepwise:
             return run_parallel(self.decoder, self.state, spec, case.prompt, reference, self.on_step), "parallel"
         bound = self.bind(spec)
+        self.row.took(spec, bound.engine.layers)
         forced = run_forced(
             bound.engine, bound.step, bound.rectify, case.prompt, reference,
             lambda n: self.on_step(f"{spec.label}, step {n} of {case.steps}"),

@@ -73,6 +73,7 @@ class TaskRun(MethodRun):
         case, task = self.case, self.task
         try:
             contender = Contender(self.decoder, self.state, spec, case.prompt, case.room, task.noise(group))
+            self.row.took(spec, contender.engine.layers)
             self.results[spec].append(task.measure(contender, group))
             if spec == self.dense and isinstance(task, Divergence):
                 path = make_spec(resa_here(self.device))
