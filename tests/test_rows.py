@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from resa_bench.profiling.stats import mean_interval
 from resa_bench.suites.core.results import append, read_file, read_rows, rewrite, write_csv
 from resa_bench.suites.core.rows import COLUMNS, IDENTITY, PARTS, Row, identity, to_frame, to_record
 
@@ -202,6 +203,14 @@ def test_a_number_that_its_column_cannot_have_is_named(path: Path, change: dict[
 def test_a_gap_may_be_below_zero(path: Path) -> None:
     append_case(path, [make(stage="gap", median_us=-0.5)])
     assert len(read_rows(path)) == 1
+
+
+def test_the_interval_of_a_mean_may_reach_below_zero(path: Path) -> None:
+    """A text is timed in two periods: by Student's t they need to differ by a sixth alone."""
+    low, high = mean_interval([9.0, 11.0]) or (0.0, 0.0)
+    append_case(path, [make(median_us=10.0, ci_low_us=low, ci_high_us=high)])
+    [row] = read_rows(path)
+    assert row.ci_low_us == low < 0
 
 
 def test_no_file(path: Path) -> None:

@@ -329,7 +329,7 @@ def _check_least(name: str, value: float, stage: Any) -> None:
 
 
 COUNTS = ("block_size", "batch", "q_heads", "kv_heads", "head_dim", "layers", "ranks", "kv_replicas")
-SIGNED = ("value", "seed", "temperature_c")
+SIGNED = ("value", "seed", "temperature_c", "ci_low_us")  # two unlike periods: the mean's interval reaches below 0
 WHOLE_TIMES = ("median_us", "mean_us")
 LARGEST = 1e100  # of a number in a row: no measurement comes near, and figures have room for it
 _WORDS: dict[Any, str] = {int: "a whole number", (int, float): "a number", str: "text", bool: "true or false"}
