@@ -149,7 +149,7 @@ LONG = "--steps 1K --source text own --rectify-every 1 16 32 128 --pinned-blocks
 REFERENCE = (
     Part("--steps 160", gpu_minutes=1.1, cpu_minutes=9.5),
     Part(LONG, name="long", gpu_minutes=0.6, cpu_minutes=None),
-    Part("--compare-selectors", name="selectors", gpu_minutes=1.2, cpu_minutes=None, file="selectors"),
+    Part("--compare-selectors", name="selectors", gpu_minutes=1.1, cpu_minutes=None, file="selectors"),
 )
 SUITE = Suite(
     "quality", "what a faster step costs on a real model", EXAMPLES, FLAGS, plan, run_case, print_report,
