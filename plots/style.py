@@ -19,6 +19,7 @@ from matplotlib.text import Annotation, Text
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from matplotlib.transforms import Bbox
 
+from .. import baselines  # noqa: F401  (a rival's own defaults are left out of its name)
 from ..suites.core.looks import TITLES
 from ..suites.core.rows import Row
 from ..suites.core.spec import Names

@@ -109,13 +109,13 @@ def gsr(**changes: Any) -> GsrCase:
 
 def test_names_of_gsr_cases_tell_their_inputs_apart() -> None:
     """Lengths of one sum and one longest candidate, points and pages: each is another measurement."""
-    usual = "gsr-qwen2.5-7b-bf16-n4-p256-a52000-m18000-r4160-b8192-sampled"
+    plain = "gsr-qwen2.5-7b-bf16-n4-p256-a52000-m18000-r4160-b8192-sampled"
     cases = [
         gsr(), gsr(lengths=(8000, 12000, 14000, 18000)), gsr(lengths=(9000, 10000, 15000, 18000)), gsr(points=5),
         gsr(page_size=64), gsr(page_size=None), gsr(run="full", page_size=None), gsr(run="full"),
     ]  # fmt: skip
     names = [case.slug for case in cases]
-    assert names[0] == usual == gsr(lengths=LENGTHS[::-1]).slug
+    assert names[0] == plain == gsr(lengths=LENGTHS[::-1]).slug
     assert len(set(names)) == len(names)
 
 

@@ -286,6 +286,7 @@ def test_rows_of_the_suites(monkeypatch: pytest.MonkeyPatch, portable: None) -> 
             *(metric.name for metric in step_metrics()),
             "kv_exposure",
             "kv_error_repaired",
+            "read_share",
         }
         (seen,) = [r.value for r in of_spec if r.metric == "kv_exposure"]
         assert seen is not None
