@@ -82,6 +82,7 @@ def tests(session: nox.Session) -> None:
     cores = os.cpu_count() or 1
     workers = min(4, cores)
     env.setdefault("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", str(cores // workers)))  # no thread too many
+    env["PYTHONDONTWRITEBYTECODE"] = ""  # else each of the processes that tests start compiles all files again
     command = [_python(session), "-m", "pytest", "--benchmark-disable", "-n", str(workers), "--dist", "loadgroup"]
     session.run(*command, *session.posargs, env=env, external=True)
 

@@ -33,6 +33,7 @@ class FlashAttn2(DecodeMethod):
     """Split-KV decode; lengths on the device. Paged caches need pages of a multiple of 256 tokens."""
 
     is_dense = True
+    libraries = ("flash-attn",)
 
     @classmethod
     def unavailable(cls, shape: AttentionShape, dtype: torch.dtype, device: torch.device) -> str | None:

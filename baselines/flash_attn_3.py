@@ -27,6 +27,7 @@ class FlashAttn3(DecodeMethod):
     """Split-KV decode with packed GQA; lengths on the device."""
 
     is_dense = True
+    libraries = ("fa3-fwd",)
 
     @classmethod
     def unavailable(cls, shape: AttentionShape, dtype: torch.dtype, device: torch.device) -> str | None:

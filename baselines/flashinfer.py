@@ -55,6 +55,7 @@ class FlashInfer(DecodeMethod):
     """BatchDecodeWithPagedKVCacheWrapper; planned, outside the timed span, for the lengths it is bound at."""
 
     is_dense = True
+    libraries = ("flashinfer-python",)
     fixes_length = True
 
     @classmethod

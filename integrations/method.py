@@ -8,6 +8,7 @@ import torch
 
 from .. import baselines  # noqa: F401  (registers the rivals)
 from ..kernels import AttentionShape, DecodeMethod, SparseConfig, Unsupported, get_method, registered
+from ..suites.core.settings import MODEL_SETTINGS
 from ..suites.core.spec import DEFAULTS, MethodSpec, dense_here, make_spec, resa_here
 
 
@@ -15,8 +16,9 @@ def method_spec(name: str, device: torch.device, base: SparseConfig = DEFAULTS, 
     """The method of that name at these settings, in the form that runs on the device.
 
     Raises:
-        Unsupported: no such method, or one that a model of another library cannot run, with the reason.
-        ValueError: a setting out of range.
+        Unsupported: no such method, or one that a model of another library cannot run, with the reason; a setting
+            that makes no difference to it.
+        ValueError: no such setting, or a value out of range.
     """
     if name not in registered():
         raise Unsupported(f"method: got {name!r}, known are {', '.join(registered())}")
@@ -27,6 +29,9 @@ def method_spec(name: str, device: torch.device, base: SparseConfig = DEFAULTS, 
         raise Unsupported(f"method: {name} drafts and verifies in rounds of its own; run `resa-bench lossless`")
     if spec.kind.fixes_length:
         raise Unsupported(f"method: {name} fixes its length when it is bound, and a text grows")
+    for idle in settings.keys() - set(spec.kind.uses) - MODEL_SETTINGS.keys():
+        uses = ", ".join((*spec.kind.uses, "dense_layers"))
+        raise Unsupported(f"{idle}: makes no difference to {spec.name}, whose settings are {uses}; leave it out")
     return spec
 
 

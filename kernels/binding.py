@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .cache import KVCache
-from .checks import check_no_grad, check_tensor, check_whole, usable_device
+from .checks import check_no_grad, check_same_strides, check_tensor, check_whole, usable_device
 from .config import AttentionShape
 
 if TYPE_CHECKING:
@@ -111,7 +111,6 @@ def _check_rows(
         tensor = getattr(tensors, name)
         check_tensor(name, tensor, shape, dtypes=(cache.dtype,), device=cache.device)
         check_no_grad(name, tensor)
-    if tensors.k.stride() != tensors.v.stride():
-        raise ValueError(f"v: strides {tensors.v.stride()} differ from k's {tensors.k.stride()}")
+    check_same_strides("v", tensors.v, "k", tensors.k)
     if not tensors.out.is_contiguous():
         raise ValueError("out: must be contiguous")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .checks import check_no_grad, check_range, check_tensor, check_whole, usable_device
+from .checks import check_no_grad, check_range, check_same_strides, check_tensor, check_whole, usable_device
 from .config import HEAD_DIMS, MAX_ROWS, ceil_div
 
 MAX_TOKENS = 1 << 28
@@ -44,8 +44,7 @@ class KVCache:
         if 0 in self.k.shape:
             raise ValueError(f"k: got shape {list(self.k.shape)}, every length must be at least 1")
         check_tensor("v", self.v, self.k.shape, dtypes=(self.k.dtype,), device=self.k.device)
-        if self.k.stride() != self.v.stride():
-            raise ValueError(f"v: strides {self.v.stride()} differ from k's {self.k.stride()}")
+        check_same_strides("v", self.v, "k", self.k)
         if any(stride < 1 for stride, length in zip(self.k.stride(), self.k.shape, strict=True) if length > 1):
             raise ValueError(f"k: strides {self.k.stride()} make elements share memory; pass k.contiguous()")
         if not self.k.is_meta and self.k.data_ptr() == self.v.data_ptr():

@@ -72,6 +72,13 @@ def check_device(name: str, tensor: Tensor) -> None:
         raise ValueError(f"{name}: {reason}")
 
 
+def check_same_strides(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    """Raises ValueError if two tensors of one shape lie differently; the stride of a single entry says nothing."""
+    given, wanted = tensor.stride(), other.stride()
+    if any(a != b for a, b, length in zip(given, wanted, tensor.shape, strict=True) if length > 1):
+        raise ValueError(f"{name}: strides {given} differ from {other_name}'s {wanted}")
+
+
 def usable_device(device: torch.device | str) -> torch.device:
     """A device by its name.
 

@@ -190,6 +190,8 @@ class DecodeMethod(ABC):
     """The settings that the name of a variant always says; others where they differ from the defaults."""
     steps_like: ClassVar[str | None] = None
     """The method whose steps it computes another way: the same selection, and so the same quality."""
+    libraries: ClassVar[tuple[str, ...]] = ()
+    """Distributions that it runs, by name: rows say their versions, and another version is measured again."""
     ranks_by: ClassVar[str | None] = None
     """The selector (selectors/) of its blocks; `summary`: that of its settings; None: only its own steps can tell."""
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ..suites.core.results import read_rows
 from ..suites.core.rows import Row
+from ..suites.core.terminal import visible
 from .data import NotDrawn
 from .registry import figures_of, set_makers, slug
 from .style import paper, save
@@ -35,11 +39,12 @@ def draw_all(result_paths: Sequence[Path], out_dir: Path) -> list[Path]:
         NoFigure: no figure could be drawn.
     """
     files = result_files(result_paths)
-    rows: list[Row] = [row for path in files for row in read_rows(path)]
+    rows = [legible(row) for path in files for row in read_rows(path)]
     written: list[Path] = []
     reasons: list[str] = []
     times: Counter[str] = Counter()
-    with paper():
+    with paper(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"Glyph \d+")  # a name's letter that the font has not: a box
         for suite, maker in set_makers().items():
             for data in maker.make(rows):
                 for note in getattr(data, "notes", ()):
@@ -57,6 +62,14 @@ def draw_all(result_paths: Sequence[Path], out_dir: Path) -> list[Path]:
         needed = "; ".join(f"no {maker.needs}" for maker in set_makers().values())
         raise NoFigure(f"no figure from {len(rows)} rows in {len(files)} files: {'; '.join(reasons) or needed}")
     return written
+
+
+def legible(row: Row) -> Row:
+    """The row with control characters of its texts written out: they end an SVG, and a terminal obeys them."""
+    texts: dict[str, Any] = {
+        name: visible(text) for name, text in vars(row).items() if isinstance(text, str) and not text.isprintable()
+    }
+    return replace(row, **texts) if texts else row
 
 
 def result_files(paths: Sequence[Path]) -> list[Path]:

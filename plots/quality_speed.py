@@ -70,12 +70,12 @@ def pair(quality: QualitySet, decode: FigureSet) -> tuple[Setting, int, list[Poi
     kl: dict[tuple[Any, ...], tuple[float | None, float]] = {}
     for rows in quality.lines.values():
         if _by_ratio(rows[0]):
-            kl.setdefault(_key(rows[0]), (mean_of(rows, "kl"), kl_error(rows)))
+            kl.setdefault(key_of(rows[0]), (mean_of(rows, "kl"), kl_error(rows)))
     timed = (*decode.rows, *decode.alike)
     steps = [row for row in timed if row.stage == "total" and row.tokens_per_s and _by_ratio(row)]
     by_place: dict[tuple[Setting, int], list[Point]] = {}
     for row in steps:
-        value, error = kl.get(_key(row), (None, 0.0))
+        value, error = kl.get(key_of(row), (None, 0.0))
         if value is not None and row.tokens_per_s:
             by_place.setdefault((setting(row), row.context), []).append(Point(row.tokens_per_s, value, row, error))
     most = max((len(points) for points in by_place.values()), default=0)
@@ -90,7 +90,7 @@ def pair(quality: QualitySet, decode: FigureSet) -> tuple[Setting, int, list[Poi
     return where, context, points
 
 
-def _key(row: Row) -> tuple[Any, ...]:
+def key_of(row: Row) -> tuple[Any, ...]:
     """What two rows of the same steps share: the least number of blocks aside, which `_by_ratio` judges."""
     settings = [(n, v) for n, v in row.variant.settings if n != "min_blocks" and (n, v) != ("dense_layers", 0)]
     return steps_of(row.method), *settings

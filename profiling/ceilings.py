@@ -7,7 +7,7 @@ have, and raises the ceiling; only what no ceiling explains is an error.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -83,15 +83,6 @@ class Ceilings:
             raised = replace(self, read_gbps=self.read_gbps * ratio)
             change = f"read ceiling raised from {self.read_gbps:.1f} to {raised.read_gbps:.1f} GB/s"
         return Verdict("raised", raised, f"{change}: this row is faster than the floor by {ratio - 1:.1%}")
-
-    def raised_by(self, verdicts: Iterable[Verdict]) -> Ceilings:
-        """The ceilings of a whole case: the highest rates of its rows' verdicts, and these."""
-        every = [self, *(verdict.ceilings for verdict in verdicts)]
-        return replace(
-            self,
-            read_gbps=max(ceilings.read_gbps for ceilings in every),
-            matrix_tflops=max(ceilings.matrix_tflops for ceilings in every),
-        )
 
 
 def measure_ceilings(timer: Timer, *, stream_bytes: int | None = None, matrix: int | None = None) -> Ceilings:

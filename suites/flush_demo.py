@@ -17,6 +17,7 @@ from .micro.run import run_all
 
 CASES = ((1, 8192), (1, 32768), (1, 131072), (1, 262144), (4, 131072))
 METHOD = "sdpa-cudnn"
+SAMPLES = 60
 
 
 def flushes(timer: CudaTimer) -> dict[str, Callable[[], None]]:
@@ -33,7 +34,7 @@ def flushes(timer: CudaTimer) -> dict[str, Callable[[], None]]:
     return {"write zeros": write, "write, then read": write_then_read, "read": timer.flush}
 
 
-def flush_demo(console: Console, samples: int = 60) -> None:
+def flush_demo(console: Console) -> None:
     """Print a Markdown table of the median microseconds of a dense decode per kind of flush.
 
     Raises:
@@ -45,7 +46,7 @@ def flush_demo(console: Console, samples: int = 60) -> None:
     timer = CudaTimer(device)
     kinds = flushes(timer)
     environment = describe(device)
-    console.print(f"{environment.device}, torch {environment.torch}, {METHOD}, {DEFAULT_MODEL}, {samples} samples\n")
+    console.print(f"{environment.device}, torch {environment.torch}, {METHOD}, {DEFAULT_MODEL}, {SAMPLES} samples\n")
     console.print("| case | " + " | ".join(f"{kind}, us" for kind in kinds) + " | error of writing |")
     console.print("|---" * (len(kinds) + 2) + "|")
     for batch, context in CASES:
@@ -57,15 +58,15 @@ def flush_demo(console: Console, samples: int = 60) -> None:
         method = get_method(METHOD)(case.shape, SparseConfig(), dtype=case.torch_dtype, device=device)
         attend = [stage for stage in method.prepare(inputs.cache).stages(inputs.step) if stage.name == "attend"]
         op = Op("attend", timer.captured(run_all(attend)))
-        medians = {kind: _median(op, flush, timer, samples) for kind, flush in kinds.items()}
+        medians = {kind: _median(op, flush, timer) for kind, flush in kinds.items()}
         excess = medians["write zeros"] / medians["read"] - 1
         cells = " | ".join(f"{value:.1f}" for value in medians.values())
         console.print(f"| B{batch} {context // 1024}K | {cells} | {100 * excess:+.0f} % |", highlight=False)
 
 
-def _median(op: Op, flush: Callable[[], None], timer: CudaTimer, samples: int) -> float:
+def _median(op: Op, flush: Callable[[], None], timer: CudaTimer) -> float:
     pairs = []
-    for _ in range(samples + 10):
+    for _ in range(SAMPLES + 10):
         flush()
         before = timer.stamp()
         op.run()

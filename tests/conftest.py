@@ -1,6 +1,7 @@
 """Without a CUDA device kernels run in the interpreter, which must be settled before triton is imported."""
 
 import os
+from pathlib import Path
 
 import torch
 
@@ -11,11 +12,17 @@ from collections.abc import Iterator
 
 import hypothesis
 import pytest
+from interpreter import quicken
 from kernel_cases import DEVICE, DTYPES, dtype_name
 from resa_bench.kernels import method
 
 HALVES_KEPT = 4
 """Each fourth test in half precision runs interpreted; on a GPU, or with RESA_BENCH_EVERY_TEST set, all do."""
+
+if DEVICE.type == "cpu":
+    import triton.runtime.interpreter
+
+    quicken(triton.runtime.interpreter)
 
 hypothesis.settings.register_profile(
     "kernels",
@@ -79,6 +86,36 @@ def registry() -> Iterator[None]:
     yield
     method._registry.clear()
     method._registry.update(before)
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Threads that wait for one another make small products many times slower where other tests run beside them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def inference() -> Iterator[None]:
+    """Models decode without gradients."""
+    with torch.inference_mode():
+        yield
+
+
+@pytest.fixture
+def plugins(monkeypatch: pytest.MonkeyPatch) -> str:
+    """What measuring processes import, where nobody reads their times: on a CPU, ceilings alone take eight seconds."""
+    from resa_bench.profiling import timing
+    from resa_bench.suites.core import plugins, worker
+    from resa_bench.suites.decode import suite as decode
+
+    names = ",".join(str(Path(__file__).with_name(f"{name}.py")) for name in ("known_ceilings", "small_cache"))
+    monkeypatch.setenv(plugins.VARIABLE, names)
+    for module, name in ((worker, "measure_ceilings"), (decode, "measure_ceilings"), (timing, "_cpu_cache_bytes")):
+        monkeypatch.setattr(module, name, getattr(module, name))  # where a command runs here, as it was afterwards
+    return names
 
 
 @pytest.fixture(scope="session")

@@ -81,8 +81,8 @@ class Setting:
     def draw(cls, rng: random.Random, family: Family, seed: int) -> Setting:
         """A setting of a family."""
         local, pinned = rng.choice((1, 1, 1, 0, 2)), rng.choice((0, 0, 0, 1, 2))
-        least = max(rng.choice((1, 1, 2, 4, 16)), local + pinned)
         local = family.choice.get("local_blocks", local)
+        least = max(rng.choice((1, 1, 2, 4, 16)), local + pinned)
         options = {"block_size": family.block_size, "local_blocks": local, "pinned_blocks": pinned} | family.choice
         if family.method in ("resa", "resa-fused"):
             options["chunk_kernel"] = "triton"  # a rival's may multiply what lies past the end, here NaN, by zero

@@ -10,6 +10,7 @@ import torch
 from resa_bench import baselines  # noqa: F401  (registers the rivals)
 from resa_bench.suites.core.spec import make_spec
 from resa_bench.suites.maths.records import Record, Setting
+from resa_bench.suites.model.tokenizer import Tokenizer
 
 CPU = torch.device("cpu")
 
@@ -34,6 +35,19 @@ for line in sys.stdin:
     print(json.dumps(["right", text]), flush=True)
 """
 SETTING = Setting("tiny", "fp32", "fp32", "chat", 0.6, 0.9, 64, 0)
+
+
+def letter_tokenizer() -> Tokenizer:
+    """A letter a token; 0 ends, 1 begins."""
+    from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
+    from tokenizers import Tokenizer as Library
+
+    letters = ["<end>", "<begin>", *(chr(i) for i in range(32, 127)), "\n"]
+    library = Library(models.WordLevel({letter: i for i, letter in enumerate(letters)}, unk_token="?"))
+    library.pre_tokenizer = pre_tokenizers.Split(Regex("[\\s\\S]"), behavior="isolated")
+    library.decoder = decoders.Fuse()
+    library.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in letters[:2]])
+    return Tokenizer(library, bos=1, eos=(0,), chat_template=TEMPLATE)
 
 
 def record(problem: str, outcome: str = "right", sample: int = 0, method: str = "torch-dense", **more: Any) -> Record:

@@ -14,6 +14,7 @@ from resa_bench.suites.advise.fit import Curve, fit_nonnegative
 from resa_bench.suites.advise.model import PARTS, StepModel, Unpredictable
 from resa_bench.suites.advise.validate import judge, level_of, quantile_of
 from resa_bench.suites.core.flags import K
+from resa_bench.suites.core.results import append, read_rows
 from resa_bench.suites.core.spec import make_spec
 from resa_bench.suites.decode.cases import DecodeCase
 from resa_bench.suites.model.config import MODELS
@@ -200,7 +201,7 @@ def only_failed(tmp_path: Path) -> str:
 @pytest.mark.usefixtures("ready")
 def test_errors_are_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     for words, expected in (
-        (("--results", only_failed(tmp_path), "--model", "qwen2.5-7b"), "no measured decode rows in"),
+        (("--results", only_failed(tmp_path), "--model", "qwen2.5-7b"), "no whole decode steps of presets"),
         ((), "--model: is missing"),
         (("--model", "qwen9"), "got 'qwen9'"),
         (("--model", "qwen2.5-7b", "--method", "sdpa"), "--method sdpa"),
@@ -209,3 +210,20 @@ def test_errors_are_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path)
         status, _, err = run(capsys, *words)
         assert status == 2, words
         assert expected in err, words
+
+
+def test_rows_of_two_devices_are_refused(tmp_path: Path) -> None:
+    """The times of two GPUs fit no model of one, and the answer would name the first alone."""
+    rows = read_rows(evidence.RESULTS / "h100" / "fused" / "decode.jsonl.gz")
+    path = tmp_path / "decode.jsonl"
+    append(path, [rows[0], *(replace(row, device="NVIDIA H200") for row in rows)])
+    append(path, rows)
+    with pytest.raises(ValueError, match=r"--results: rows of 2 devices \(NVIDIA H100 80GB HBM3, NVIDIA H200\)"):
+        read_measured("h100", [path])
+
+
+def test_a_line_that_is_no_row_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "decode.jsonl"
+    path.write_text("{}\n")
+    with pytest.raises(ValueError, match="line 1: not a result row"):
+        read_measured("h100", [path])

@@ -110,16 +110,6 @@ def test_what_no_ceiling_explains(median_us: float) -> None:
     assert "beats the floor of 100.00 us: wrong bytes or a warm cache" in str(verdict.reason)
 
 
-def test_the_ceilings_of_a_case_are_those_of_its_fastest_row() -> None:
-    times_us = (120.0, 99.5, 98.0, 50.0)
-    verdicts = [MEASURED.verdict(100.0, time_us) for time_us in times_us]
-    assert [verdict.kind for verdict in verdicts] == ["within", "raised", "raised", "impossible"]
-    raised = MEASURED.raised_by(verdicts)
-    assert raised.read_gbps == pytest.approx(2000.0 / 0.98)
-    assert raised.matrix_tflops == 500.0
-    assert MEASURED.raised_by([]) == MEASURED
-
-
 @pytest.mark.parametrize("pattern", [ReadPattern(16, 4, 1), ReadPattern(64, 1, 2)], ids=lambda pattern: pattern.name)
 def test_the_reading_kernel_reads_every_word(pattern: ReadPattern) -> None:
     words = torch.randint(-(2**31), 2**31 - 1, (3 * pattern.words,), dtype=torch.int32, device=DEVICE)

@@ -32,10 +32,7 @@ SPARSE = SparseConfig(active_ratio=0.1, min_blocks=2, rectify_every=8)
 PROMPT, CAPACITY, BATCH = 300, 512, 2
 
 
-@pytest.fixture(scope="module", autouse=True)
-def inference():
-    with torch.inference_mode():
-        yield
+pytestmark = pytest.mark.usefixtures("inference")
 
 
 @pytest.fixture(scope="module")

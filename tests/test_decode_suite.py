@@ -1,4 +1,4 @@
-"""The decode suite's measuring: floors, periods, cases, rows end to end."""
+"""The decode suite's measuring: rows end to end, speed-ups, tables, commands."""
 
 from __future__ import annotations
 
@@ -14,164 +14,25 @@ from resa_bench.kernels.fused.method import STAGE
 from resa_bench.profiling.ceilings import Ceilings
 from resa_bench.suites.cli import main
 from resa_bench.suites.core.bench import Bench
-from resa_bench.suites.core.flags import K
 from resa_bench.suites.core.rows import Row
 from resa_bench.suites.core.spec import MethodSpec, Names
 from resa_bench.suites.core.speedups import with_speedups
 from resa_bench.suites.decode import run as decode_run
 from resa_bench.suites.decode import suite
-from resa_bench.suites.decode.cases import DecodeCase, default_list, default_specs, is_study, prompt_tokens, study_specs
+from resa_bench.suites.decode.cases import DecodeCase
 from resa_bench.suites.decode.run import CaseRun, run_case, step_us
 from resa_bench.suites.decode.table import breakdown_table, crossings, print_report, texts
 from resa_bench.suites.engine import bind, loader
-from resa_bench.suites.engine.case import capacity
-from resa_bench.suites.engine.costs import memory_bytes, plan_costs
 from resa_bench.suites.engine.engine import Engine
 from resa_bench.suites.engine.loader import Loader
-from resa_bench.suites.engine.measure import DecodePlan, Timing, time_decoding, time_period
-from resa_bench.suites.engine.sampling import Sampling
+from resa_bench.suites.engine.measure import DecodePlan
 from resa_bench.suites.model import config as model_config
-from resa_bench.suites.model.config import MODELS, ModelConfig
+from resa_bench.suites.model.config import ModelConfig
 from resa_bench.suites.model.smollm import ModelNotHere
 from rich.console import Console
 
-CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+CPU = torch.device("cpu")
 TINY = ModelConfig("tiny-for-tests", 2, 32, 4, 2, 16, 64, 100)
-
-
-# --- floors -----------------------------------------------------------------------------------------------------------
-
-H100 = Ceilings(3068.0, 3020.0, 790.0)
-
-
-@pytest.mark.parametrize(
-    ("batch", "weights", "shared", "dense_ms", "resa_ms"),
-    [
-        pytest.param(1, "bf16", False, 9.5, 5.7, id="b1-bf16"),
-        pytest.param(1, "int4", False, 6.4, 2.5, id="b1-int4"),
-        pytest.param(4, "int4", False, 21.1, 5.3, id="b4-int4"),
-        pytest.param(8, "bf16", True, 43.8, 12.35, id="b8-bf16-shared"),
-        pytest.param(8, "int4", True, 40.7, 9.1, id="b8-int4-shared"),
-    ],
-)
-def test_floors_of_a_known_model(batch: int, weights: str, shared: bool, dense_ms: float, resa_ms: float) -> None:
-    """The floors worked out by hand for Qwen2.5-7B at 256K, rectification by bytes there, by FLOPs too here."""
-    case = DecodeCase("qwen2.5-7b", MODELS["qwen2.5-7b"], batch, 256 * K, weights, shared_kv=shared)
-    dense = plan_costs(case, MethodSpec("triton-dense")).floor_us(H100) / 1e3
-    resa = plan_costs(case, MethodSpec("resa"))
-    by_bytes = Ceilings(3068.0, 3020.0, 1e9)
-    assert dense == pytest.approx(dense_ms, rel=0.02)
-    assert resa.floor_us(by_bytes) / 1e3 == pytest.approx(resa_ms, rel=0.03)
-    assert resa.floor_us(H100) >= resa.floor_us(by_bytes)
-
-
-def test_memory_of_known_cases() -> None:
-    config, specs = MODELS["qwen2.5-7b"], [MethodSpec("resa"), MethodSpec("triton-dense")]
-    single_gb = memory_bytes(DecodeCase("qwen2.5-7b", config, 1, 256 * K), specs) / 1e9
-    assert single_gb == pytest.approx(15.2 + 15.03 + 0.94 + 4, rel=0.01)
-    eight = DecodeCase("qwen2.5-7b", config, 8, 256 * K)
-    assert memory_bytes(eight, specs) > 130e9
-    shared = DecodeCase("qwen2.5-7b", config, 8, 256 * K, shared_kv=True)
-    assert memory_bytes(shared, specs) / 1e9 == pytest.approx(15.2 + 8 * 0.57 + 4, rel=0.02)
-
-
-# --- periods ----------------------------------------------------------------------------------------------------------
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-    def takes(self, seconds: float) -> Callable[[], None]:
-        def run() -> None:
-            self.now += seconds
-
-        return run
-
-
-def test_the_last_interval_of_a_period_holds_its_rectification() -> None:
-    clock = Clock()
-    intervals, wall = time_period(clock.takes(0.001), clock.takes(0.005), 4, CPU, clock)
-    assert intervals == pytest.approx([1000, 1000, 1000, 6000])
-    assert wall == pytest.approx(9000)
-
-
-def test_whole_periods_until_both_bounds_are_met() -> None:
-    clock = Clock()
-    restarts: list[float] = []
-    timing = time_decoding(
-        clock.takes(0.001), clock.takes(0.004), 4, CPU,
-        restart=lambda: restarts.append(clock.now), periods=2, seconds=0.02, clock=clock,
-    )  # fmt: skip
-    assert len(restarts) == 3
-    assert len(timing.token_us) == 12
-    assert timing.mean_us == pytest.approx(2000)  # (4 + 4) ms over 4 tokens
-    assert timing.wall_mean_us == pytest.approx(2000)
-    assert timing.quantile_us(0.5) == pytest.approx(1000)
-    assert timing.quantile_us(0.99) == pytest.approx(5000, rel=0.05)
-
-
-def test_a_rectification_timed_apart_is_in_the_mean_alone() -> None:
-    timing = Timing([100.0, 200.0], 320.0, apart_us=50.0)
-    assert (timing.mean_us, timing.wall_mean_us, timing.quantile_us(1.0)) == (200.0, 210.0, 200.0)
-
-
-# --- cases ------------------------------------------------------------------------------------------------------------
-
-
-def test_slugs() -> None:
-    config = MODELS["qwen2.5-7b"]
-    assert DecodeCase("qwen2.5-7b", config, 1, 256 * K, "int4").slug == "decode-qwen2.5-7b-int4-b1-256k"
-    assert DecodeCase("x", config, 8, 1000, shared_kv=True).slug == "decode-qwen2.5-7b-bf16-b8-1000-shared"
-    sampled = DecodeCase("x", config, 1, K, prompt="text", sampling=Sampling(0.6, 0.9))
-    assert sampled.slug == "decode-qwen2.5-7b-bf16-b1-1k-text-t0.6-p0.9"
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"batch": 0}, "context, batch: got 4096, 0"),
-        ({"weights": "int3"}, "weights: got 'int3', allowed are bf16, fp16, fp32, int4"),
-        ({"dtype": "fp8"}, "dtype: got 'fp8'"),
-        ({"weights": "fp16"}, "weights: got fp16 beside bf16 activations"),
-        ({"prompt": "zeros"}, "prompt: got 'zeros', allowed are synthetic, text"),
-    ],
-)
-def test_wrong_cases(change: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        DecodeCase(**(dict[str, Any](model="tiny", config=TINY, batch=1, context=4096) | change))
-
-
-def test_default_list_on_a_gpu_holds_every_case_of_the_readme() -> None:
-    cases = default_list(CUDA, "default", "qwen2.5-7b", MODELS["qwen2.5-7b"], dtype="bf16", prompt="synthetic", seed=0)
-    asked = {(c.weights, c.batch, c.context // K, c.shared_kv) for c in cases}
-    assert {("bf16", 1, 256, False), ("int4", 1, 256, False), ("int4", 4, 256, False)} <= asked
-    assert {("bf16", 8, 256, True), ("bf16", 8, 16, True), ("int4", 8, 256, True)} <= asked
-    assert {("int4", 32, 8, False), ("int4", 32, 32, False)} <= asked
-    assert len(cases) == 15  # nine minutes on an H100: exchange cases rather than add
-    assert [c.slug for c in cases if is_study(c)] == ["decode-qwen2.5-7b-int4-b1-256k"]
-    specs = default_specs(CUDA, SparseConfig(), [16])
-    assert [s.label for s in specs] == [
-        "sdpa-cudnn",
-        "triton-dense",
-        "resa b16",
-        "quest b16 group-sum",
-    ]
-    assert next(s for s in specs if s.name == "quest").dense_layers == 2
-    assert {s.config.rectify_every for s in study_specs(cases[2], specs, CUDA)} == {16, 32, 64, 128}
-
-
-def test_capacity() -> None:
-    assert capacity(DecodeCase("m", TINY, 1, 256 * K)) == 256 * K
-    assert capacity(DecodeCase("m", TINY, 1, 1000)) == 1024
-
-
-def test_a_text_ends_at_the_context() -> None:
-    spec = MethodSpec("resa", SparseConfig(rectify_every=32))
-    assert prompt_tokens(DecodeCase("m", TINY, 1, 1000, prompt="text"), [spec]) == 1000 - 3 * 32
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------

@@ -51,6 +51,15 @@ def test_what_no_stage_holds_is_the_remainder() -> None:
     assert bare.parts[0].without is None
 
 
+@pytest.mark.parametrize(
+    "sparse", [{"attend": 0.0, "ffn": 600.0}, {"attend": 600.0, "ffn": 0.0}, {"attend": 600.0, "ffn": 600.0}], ids=str
+)
+def test_stages_that_are_nothing_or_everything_divide_by_no_zero(sparse: dict[str, float]) -> None:
+    fall = waterfall(step(900.0, "sdpa-cudnn"), step(600.0, "resa"), {"attend": 390.0, "ffn": 510.0}, sparse)
+    assert fall.speedup == 1.5
+    assert all(part.without is None or part.without > 0 for part in fall.parts if part.name != REMAINDER)
+
+
 def test_a_stage_that_no_part_names_is_not_lost() -> None:
     fall = waterfall(step(900.0, "sdpa-cudnn"), step(650.0, "resa"), DENSE_US, SPARSE_US | {"new stage": 50.0})
     assert (fall.parts[-1].name, fall.parts[-1].sparse_us) == (REMAINDER, 50.0)

@@ -280,3 +280,8 @@ def test_errors_are_one_line_and_status_2(tmp_path: Path, capsys: pytest.Capture
     text = capsys.readouterr().err
     assert expected[fault] in " ".join(text.split())
     assert "Traceback" not in text
+
+
+def test_a_type_that_the_schema_does_not_name_is_left_out() -> None:
+    dataset = make_dataset([make(), make(dtype="{}")])
+    assert (len(dataset.definitions), dict(dataset.left_out)) == (1, {"dtype {}": 1})

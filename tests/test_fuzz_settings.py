@@ -60,18 +60,17 @@ def test_settings_of_the_kernels(shard: int) -> None:
 @pytest.mark.parametrize("fault", ["selection", "output", "cache", "rectification"])
 def test_the_reference_finds_faults(fault: str, portable: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """A block too far, a value rounded, a token in the wrong place: each is found within a few settings."""
-    from resa_bench.kernels import portable as path
     from resa_bench.kernels.attention import chunk
+    from resa_bench.kernels.portable import layer as path
+    from resa_bench.kernels.portable import select_torch, write_tokens_torch
 
     if fault == "selection":
-        select = path.select_torch
-        monkeypatch.setattr(path, "select_torch", lambda scores, n: select(-scores, n))
+        monkeypatch.setattr(path, "select_torch", lambda scores, n: select_torch(-scores, n))
     elif fault == "output":
         attend = scaled_dot_product_attention
         monkeypatch.setattr(path, "scaled_dot_product_attention", lambda *a, **k: attend(*a, **k) * 1.01)
     elif fault == "cache":
-        write = path.write_tokens_torch
-        monkeypatch.setattr(path, "write_tokens_torch", lambda cache, k, v, *a: write(cache, v, k, *a))
+        monkeypatch.setattr(path, "write_tokens_torch", lambda cache, k, v, *a: write_tokens_torch(cache, v, k, *a))
     else:
         monkeypatch.setattr(chunk, "dense_chunk_torch", lambda cache, tensors: tensors.out.zero_())
     with pytest.raises(Mismatch):

@@ -11,12 +11,9 @@ from typing import Any, cast
 
 import pytest
 import torch
-from benches import recorded
+from benches import make_bench, recorded
 from resa_bench import baselines  # noqa: F401  (registers the rivals)
 from resa_bench.kernels import SparseConfig, get_method
-from resa_bench.profiling.ceilings import Ceilings
-from resa_bench.profiling.device import describe
-from resa_bench.profiling.timing import make_timer
 from resa_bench.suites.cli import main
 from resa_bench.suites.core.bench import Bench
 from resa_bench.suites.core.flags import options
@@ -35,9 +32,8 @@ from resa_bench.suites.gsr.phase import Launch, Point, contexts, integrate, run_
 from resa_bench.suites.gsr.run import STAGES, GsrRun, run_case
 from resa_bench.suites.gsr.shared import allocate
 from resa_bench.suites.gsr.table import case_table, choice_line, choose, steps_table
-from resa_bench.suites.model.load import LoadedModel
 from rich.console import Console
-from tiny_model import TINY, tiny_decoder
+from tiny_model import TINY, keep, tiny_decoder
 
 CPU = torch.device("cpu")
 GREEDY = Sampling()
@@ -48,29 +44,19 @@ CASE = GsrCase(
     page_size=None, sampling=GREEDY,
 )  # fmt: skip
 PLAN = DecodePlan(seconds=0.0, periods=1)
+pytestmark = pytest.mark.usefixtures("one_thread", "inference")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def inference() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with torch.inference_mode():
-        yield
-    torch.set_num_threads(threads)
-
-
-def make_bench(layers: int = TINY.layers) -> Bench:
+def tiny_bench(layers: int = TINY.layers) -> Bench:
     """With a model whose attention matters, kept as if it had been loaded."""
-    made = Bench(CPU, describe(CPU), "test", PLAN, make_timer(CPU), Ceilings(1e5, 1e5, 1e3))
-    model = tiny_decoder(replace(TINY, layers=layers))
-    loader = made.held(Loader)
-    loader._key, loader._model = ("tiny", "fp32", "fp32", 0), LoadedModel(model, None, "tiny")
-    return made
+    bench = make_bench(PLAN)
+    keep(bench.held(Loader), tiny_decoder(replace(TINY, layers=layers)), None)
+    return bench
 
 
 @pytest.fixture(scope="module")
 def bench() -> Bench:
-    return make_bench()
+    return tiny_bench()
 
 
 def started(bench: Bench, case: GsrCase, spec: MethodSpec) -> GsrRun:
@@ -144,7 +130,7 @@ def test_candidates_on_shared_pages_say_what_each_says_alone(
         pytest.skip("token for token in fp32, which the kernels take under the interpreter alone")
     spec = make_spec(name, SMALL, rectify_every=2, min_blocks=1)
     case = replace(CASE, config=replace(TINY, layers=1), lengths=(1, 3), prompt=70, summary=1, page_size=64)
-    run = started(make_bench(layers=1), case, spec)
+    run = started(tiny_bench(layers=1), case, spec)
     assert run.layout(spec)
     state = run.candidates(True)
     cache = state.caches[0]

@@ -355,6 +355,30 @@ def test_methods_that_do_not_fit_are_refused(llama: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"active_ration": 0.05}, "active_ration: no setting of a method; settings are block_size, active_ratio"),
+        ({"window": 3}, "window: makes no difference to resa-torch, whose settings are block_size"),
+        ({"dense_layers": -1}, "dense_layers: got -1, must be at least 0"),
+        ({"dense_layers": "1"}, "dense_layers: got '1', expected int"),
+        ({"dense_layers": 1.5}, "dense_layers: got 1.5, expected int"),
+    ],
+    ids=str,
+)
+def test_a_setting_that_would_be_lost_is_refused(llama: Any, settings: dict[str, Any], why: str) -> None:
+    """A misspelt name once ran at the defaults without a word."""
+    with pytest.raises(ValueError, match=f"^{why}"):
+        attach(llama, "resa", **settings)
+
+
+def test_an_empty_mask_is_refused(llama: Any) -> None:
+    attach(llama, "resa")
+    with pytest.raises(Unsupported, match="attention_mask: got \\[1, 0\\]"):
+        llama.generate(torch.ones(1, 4, dtype=torch.long), attention_mask=torch.ones(1, 0), max_new_tokens=1)
+    detach(llama)
+
+
+@pytest.mark.parametrize(
     ("family", "changes", "why"),
     [
         ("phi3", {"hidden_size": 384, "head_dim": 96}, "head dim is 96"),

@@ -107,6 +107,20 @@ def test_strides(method: str) -> None:
         layer.stages(replace(step, out=step.out.transpose(0, 1).contiguous().transpose(0, 1)))
 
 
+def test_the_stride_of_a_single_sequence_says_nothing() -> None:
+    """k and v of one sequence may be parts of one product, whose rows are longer."""
+    cache = make_cache((33,), dtype=DTYPE, capacity=64)
+    shape = replace(SHAPE, batch=1)
+    layer, step = make_method("resa", shape, SparseConfig(), DTYPE).prepare(cache), empty_step(shape, DTYPE)
+    v = step.v.as_strided(step.v.shape, (3 * step.v.stride(0), *step.v.stride()[1:]))
+    assert v.stride() != step.k.stride()
+    for tensor in (step.q, step.k, v):
+        tensor.fill_(0.5)
+    for stage in layer.stages(replace(step, v=v)):
+        stage.run()
+    assert (cache.v[0, :, 32] == 0.5).all()
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
     ("shape", "message"),

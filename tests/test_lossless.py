@@ -25,17 +25,8 @@ from tiny_model import TINY, tiny_decoder
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 CUDA = torch.cuda.is_available() and not INTERPRETED
 LENGTHS = (203, 117, 160)  # in and at the end of a block
+pytestmark = pytest.mark.usefixtures("one_thread", "inference")
 CLOSE: dict[str, Any] = {"atol": 2e-4, "rtol": 1e-4}  # two orders of the same sums: some ulps of values of order 1
-
-
-@pytest.fixture(scope="module", autouse=True)
-def inference():
-    """On one thread: threads that wait for one another make small products many times slower on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with torch.inference_mode():
-        yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +75,7 @@ def check_left_behind(engine: LosslessEngine, dense: State, lengths: list[int]) 
             assert torch.equal(summaries.logical(cache)[b, :, : wanted.shape[1]], wanted)
 
 
+@pytest.mark.thinned(2)  # each number of drafts and each configuration remain
 @pytest.mark.parametrize("drafts", [1, 3, 7])
 @pytest.mark.parametrize(
     "config",

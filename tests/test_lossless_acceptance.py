@@ -13,16 +13,7 @@ from resa_bench.suites.engine.rounds import accept, agree
 from resa_bench.suites.engine.sampling import Sampling, draw
 from tiny_model import TINY, tiny_decoder
 
-
-@pytest.fixture(scope="module", autouse=True)
-def inference():
-    """On one thread: threads that wait for one another make small products many times slower on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with torch.inference_mode():
-        yield
-    torch.set_num_threads(threads)
-
+pytestmark = pytest.mark.usefixtures("one_thread", "inference")
 
 DRAWS = 40_000
 VOCAB = 7

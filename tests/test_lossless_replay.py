@@ -8,11 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from lossless_rows import BASE, CPU, PLAN, Letters, drafting, measure, shares, total
+from lossless_rows import BASE, CPU, drafting, shares, tiny_bench, tiny_rows, total
 from resa_bench import baselines  # noqa: F401  (registers the rivals)
 from resa_bench.profiling.ceilings import Ceilings
-from resa_bench.profiling.device import describe
-from resa_bench.profiling.timing import make_timer
 from resa_bench.suites.core.bench import Bench
 from resa_bench.suites.core.failure import CheckFailed
 from resa_bench.suites.core.results import append, read_rows
@@ -29,35 +27,23 @@ from resa_bench.suites.lossless.method import NAME
 from resa_bench.suites.lossless.replay import Acceptance, ReplayedEngine, read_acceptances, sampling_word
 from resa_bench.suites.lossless.replayed import ROUNDS, ReplayRun, round_costs, verification
 from resa_bench.suites.lossless.table import case_table
-from resa_bench.suites.model.load import LoadedModel
 from rich.console import Console
 from tiny_model import TINY, tiny_decoder
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 FOUR = make_spec(NAME, BASE, draft_length=4)
 MEASURED = Acceptance(FOUR.variant, (0.5, 0.25, 0.0, 0.125, 0.125), "acceptance replayed from somewhere")
 REPLAY = ReplayCase("tiny", TINY, 2, 512, "fp32", "fp32", acceptances=(MEASURED,))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def bench() -> Bench:
-    """A model whose attention matters, kept as if it had been loaded."""
-    made = Bench(CPU, describe(CPU), "test", PLAN, make_timer(CPU), Ceilings(1e5, 1e5, 1e3))
-    loader = made.held(Loader)
-    loader._key, loader._model = ("tiny", "fp32", "fp32", 0), LoadedModel(tiny_decoder(), Letters(), "tiny")  # type: ignore[arg-type]
-    return made
+    return tiny_bench()
 
 
 @pytest.fixture(scope="module")
-def rows(bench: Bench) -> list[Row]:
-    return measure(bench, drafting(2, 5))
+def rows() -> list[Row]:
+    return tiny_rows()
 
 
 def test_draws_follow_the_histogram() -> None:

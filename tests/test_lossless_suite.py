@@ -11,11 +11,8 @@ from typing import Any
 import pytest
 import torch
 from benches import recorded
-from lossless_rows import CASE, CPU, PLAN, Letters, drafting, measure, shares, total
+from lossless_rows import CASE, CPU, drafting, measure, shares, tiny_bench, tiny_rows, total
 from resa_bench import baselines  # noqa: F401  (registers the rivals)
-from resa_bench.profiling.ceilings import Ceilings
-from resa_bench.profiling.device import describe
-from resa_bench.profiling.timing import make_timer
 from resa_bench.suites.cli import main
 from resa_bench.suites.core.bench import Bench
 from resa_bench.suites.core.results import append, read_rows
@@ -23,38 +20,26 @@ from resa_bench.suites.core.rows import Row
 from resa_bench.suites.core.runner import run_cases
 from resa_bench.suites.core.spec import MethodSpec, make_spec
 from resa_bench.suites.decode import run as decode
-from resa_bench.suites.engine.loader import Loader
 from resa_bench.suites.engine.sampling import Sampling
 from resa_bench.suites.lossless import run as suite
 from resa_bench.suites.lossless.cases import LosslessCase, dense_specs
 from resa_bench.suites.lossless.method import NAME
 from resa_bench.suites.lossless.table import case_table, histogram
 from resa_bench.suites.lossless.texts import Parting, largest_tie, partings
-from resa_bench.suites.model.load import LoadedModel
 from rich.console import Console
-from tiny_model import TINY, tiny_decoder
+from tiny_model import TINY
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
 def bench() -> Bench:
-    """A model whose attention matters, kept as if it had been loaded."""
-    made = Bench(CPU, describe(CPU), "test", PLAN, make_timer(CPU), Ceilings(1e5, 1e5, 1e3))
-    loader = made.held(Loader)
-    loader._key, loader._model = ("tiny", "fp32", "fp32", 0), LoadedModel(tiny_decoder(), Letters(), "tiny")  # type: ignore[arg-type]
-    return made
+    return tiny_bench()
 
 
 @pytest.fixture(scope="module")
-def rows(bench: Bench) -> list[Row]:
-    return measure(bench, drafting(2, 5))
+def rows() -> list[Row]:
+    return tiny_rows()
 
 
 @pytest.mark.slow

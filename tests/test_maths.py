@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from maths_cases import FAKE, TEMPLATE, write
+from maths_cases import FAKE, TEMPLATE, letter_tokenizer, write
 from resa_bench import baselines  # noqa: F401  (registers the rivals)
 from resa_bench.suites.cli import main
 from resa_bench.suites.core.results import read_rows
@@ -20,16 +20,7 @@ from resa_bench.suites.model.tokenizer import Tokenizer
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    """A letter a token; 0 ends, 1 begins."""
-    from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
-    from tokenizers import Tokenizer as Library
-
-    letters = ["<end>", "<begin>", *(chr(i) for i in range(32, 127)), "\n"]
-    library = Library(models.WordLevel({letter: i for i, letter in enumerate(letters)}, unk_token="?"))
-    library.pre_tokenizer = pre_tokenizers.Split(Regex("[\\s\\S]"), behavior="isolated")
-    library.decoder = decoders.Fuse()
-    library.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in letters[:2]])
-    return Tokenizer(library, bos=1, eos=(0,), chat_template=TEMPLATE)
+    return letter_tokenizer()
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from maths_cases import CPU, TEMPLATE
+from maths_cases import CPU, letter_tokenizer
 from resa_bench import baselines  # noqa: F401  (registers the rivals)
 from resa_bench.kernels import get_method
 from resa_bench.suites.core.spec import MethodSpec, make_spec
@@ -28,16 +28,7 @@ from tiny_model import TINY, tiny_decoder
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    """A letter a token; 0 ends, 1 begins."""
-    from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
-    from tokenizers import Tokenizer as Library
-
-    letters = ["<end>", "<begin>", *(chr(i) for i in range(32, 127)), "\n"]
-    library = Library(models.WordLevel({letter: i for i, letter in enumerate(letters)}, unk_token="?"))
-    library.pre_tokenizer = pre_tokenizers.Split(Regex("[\\s\\S]"), behavior="isolated")
-    library.decoder = decoders.Fuse()
-    library.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in letters[:2]])
-    return Tokenizer(library, bos=1, eos=(0,), chat_template=TEMPLATE)
+    return letter_tokenizer()
 
 
 def test_streams_belong_to_their_names() -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from maths_cases import CPU, record
 from resa_bench import baselines  # noqa: F401  (registers the rivals)
 from resa_bench.suites.core.flags import options
+from resa_bench.suites.core.results import read_rows
 from resa_bench.suites.core.spec import Names, make_spec
 from resa_bench.suites.maths import suite
 from resa_bench.suites.maths.run import MathsCase
@@ -73,3 +75,21 @@ def test_variants_of_a_method_are_told_apart() -> None:
     names = Names(both)
     assert [names[r] for r in both] == ["sparse b16 min8", "sparse b16 min16"]
     assert len({r.key for r in both}) == 2
+
+
+def test_answers_of_other_code_claim_no_commit() -> None:
+    common = MathsCase("tiny", TINY, 2, 12).columns() | {"source": "now", "commit": "c", "dirty": False, "version": "1"}
+    sources = {("now", "now"): ("now", "c"), ("now", "then"): ("now+then", None), ("then", "then"): ("then", None)}
+    for pair, expected in sources.items():
+        rows = result_rows([record(str(i), source=source) for i, source in enumerate(pair)], common)
+        assert {(row.source, row.commit) for row in rows} == {expected}
+
+
+def test_rows_of_another_model_of_the_name_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = MathsCase("tiny", TINY, 2, 12)
+    for fingerprint in ("one", "two", "two"):
+        monkeypatch.setattr("resa_bench.suites.engine.case.fingerprint_of", lambda model, word=fingerprint: word)
+        suite.write_rows(tmp_path / "maths.jsonl", [record("1")], case, CPU, "command")
+    rows = read_rows(tmp_path / "maths.jsonl")
+    assert sorted({row.model_fingerprint or "" for row in rows}) == ["one", "two"]
+    assert len({(row.model_fingerprint, row.case, row.metric) for row in rows}) == len(rows)

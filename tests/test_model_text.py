@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -65,15 +64,6 @@ def smol_transformers(smol: LoadedModel) -> Any:
 PROMPT = "<|im_start|>user\nHow do bees find their way home?<|im_end|>\n<|im_start|>assistant\n"
 
 
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Threads that wait for one another make small products many times slower where other tests run beside them."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.slow
 def test_smollm_greedy_decoding_is_that_of_transformers(smol: LoadedModel, smol_transformers: Any) -> None:
@@ -81,8 +71,8 @@ def test_smollm_greedy_decoding_is_that_of_transformers(smol: LoadedModel, smol_
     prompt = torch.tensor(smol.tokenizer.encode(PROMPT))
     assert_close(Dense(smol.decoder)(prompt), expected_logits(smol_transformers, prompt))
     with torch.inference_mode():
-        ids = smol_transformers.generate(prompt[None], max_new_tokens=80, do_sample=False)[0, len(prompt) :]
-    assert Dense(smol.decoder).greedy(prompt, 80) == ids.tolist()
+        ids = smol_transformers.generate(prompt[None], max_new_tokens=40, do_sample=False)[0, len(prompt) :]
+    assert Dense(smol.decoder).greedy(prompt, 40) == ids.tolist()
 
 
 def test_smollm_is_what_its_configuration_says(smol: LoadedModel) -> None:

@@ -158,7 +158,7 @@ def test_places_that_are_not_there_are_all_named(root: Path) -> None:
     with pytest.raises(PlaceError) as error:
         fill_pages(read_places(root))
     assert "has no [value.nothing]" in str(error.value)
-    assert "graph x: unknown kind; known are value, table, figure" in str(error.value)
+    assert "graph x: unknown kind; known are value, table, front, figure" in str(error.value)
     assert docs(["--check", "--root", str(root)]) == 2
 
 

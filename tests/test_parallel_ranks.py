@@ -202,6 +202,7 @@ def command_by_two(arguments: list[str]) -> list[int | None]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("plugins")
 def test_two_ranks_decode_and_the_first_writes(tmp_path: Path) -> None:
     save_llama(tmp_path / "small", small("small", q_heads=4, kv_heads=2, ffn=128))
     arguments = [

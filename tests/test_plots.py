@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from figure_parts import readable, texts
@@ -44,13 +46,20 @@ def _paper_settings():
 # What is written
 
 
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """All figures of one run."""
+    folder = tmp_path_factory.mktemp("drawn")
+    with paper():
+        return draw_all([write(folder / "run.jsonl", run_of())], folder / "out")
+
+
 @pytest.mark.slow
-def test_every_figure_is_written_as_png_and_svg(tmp_path: Path) -> None:
-    written = draw_all([write(tmp_path / "run.jsonl", run_of())], tmp_path / "out")
-    assert sorted(path.name for path in written) == sorted(
+def test_every_figure_is_written_as_png_and_svg(drawn: list[Path]) -> None:
+    assert sorted(path.name for path in drawn) == sorted(
         f"{name}-qwen2.5-7b{ending}" for name in FIGURES for ending in (".png", ".svg")
     )
-    for path in written:
+    for path in drawn:
         start = path.read_bytes()[:200]
         assert start.startswith(b"\x89PNG") if path.suffix == ".png" else b"<?xml" in start
         assert path.stat().st_size > 5000
@@ -58,26 +67,25 @@ def test_every_figure_is_written_as_png_and_svg(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_folder_stands_for_its_files_and_each_model_gets_its_own_figures(tmp_path: Path) -> None:
-    write(tmp_path / "a.jsonl", run_of())
-    write(tmp_path / "b.jsonl", run_of(model="llama-3.1-8b"))
+    write(tmp_path / "a.jsonl", run_of(contexts=(8 * K,)))
+    write(tmp_path / "b.jsonl", run_of(contexts=(8 * K,), model="llama-3.1-8b"))
     (tmp_path / "notes.txt").write_text("not rows")
     names = {path.name for path in draw_all([tmp_path], tmp_path / "out")}
-    assert {"speedup-qwen2.5-7b.png", "speedup-llama-3.1-8b.png"} <= names
+    assert {"methods-qwen2.5-7b.png", "methods-llama-3.1-8b.png"} <= names
 
 
 @pytest.mark.slow
 def test_two_devices_are_never_in_one_figure(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.jsonl", run_of() + run_of(device="NVIDIA A100"))
+    path = write(tmp_path / "a.jsonl", run_of(contexts=(8 * K,)) + run_of(contexts=(8 * K,), device="NVIDIA A100"))
     names = {path.name for path in draw_all([path], tmp_path / "out")}
-    assert {"latency-qwen2.5-7b-nvidia-h100.png", "latency-qwen2.5-7b-nvidia-a100.png"} <= names
+    assert {"methods-qwen2.5-7b-nvidia-h100.png", "methods-qwen2.5-7b-nvidia-a100.png"} <= names
 
 
 @pytest.mark.slow
-def test_the_same_rows_give_the_same_files(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.jsonl", run_of())
-    first, second = (draw_all([path], tmp_path / name) for name in ("one", "two"))
-    assert first
-    for before, after in zip(first, second, strict=True):
+def test_the_same_rows_give_the_same_files(drawn: list[Path], tmp_path: Path) -> None:
+    again = draw_all([write(tmp_path / "a.jsonl", run_of())], tmp_path / "out")
+    assert again
+    for before, after in zip(drawn, again, strict=True):
         assert before.read_bytes() == after.read_bytes(), before.name
 
 
@@ -238,3 +246,18 @@ def test_nothing_is_clipped_or_too_small_to_read(name: str, batches: tuple[int, 
     rows += run_of(batches=batches)
     fig = FIGURES[name](only_set(with_fused(rows) if fused else rows))
     readable(fig)
+
+
+@pytest.mark.slow
+def test_names_that_a_terminal_obeys_are_written_out(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """An escape character in a model's name ends an SVG; a letter that the font has not is a box, not a warning."""
+    rows = [replace(row, model="[red]m\x1b[2J漢") for row in run_of(contexts=(8 * K,)) if row.stage == "attend"]
+    rows += [replace(row, stage="total") for row in rows]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        written = draw_all([write(tmp_path / "a.jsonl", rows)], tmp_path / "out")
+    drawings = [path for path in written if path.suffix == ".svg"]
+    assert drawings
+    for path in drawings:
+        ElementTree.parse(path)
+    assert "\x1b" not in "".join(capfd.readouterr())

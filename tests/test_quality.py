@@ -28,14 +28,13 @@ from resa_bench.suites.core.spec import MethodSpec, make_spec
 from resa_bench.suites.engine.engine import State
 from resa_bench.suites.engine.loader import Loader, prompt_ids
 from resa_bench.suites.engine.prompt import prefill
-from resa_bench.suites.model.load import LoadedModel
 from resa_bench.suites.quality.cases import QualityCase
 from resa_bench.suites.quality.forced import relative_error
 from resa_bench.suites.quality.run import InHand, QualityRun, run_case
 from resa_bench.suites.quality.suite import FLAGS, choose_cases, choose_specs
 from resa_bench.suites.quality.table import case_table
 from rich.console import Console
-from tiny_model import TINY, Letters, tiny_decoder
+from tiny_model import TINY, keep, tiny_decoder
 
 CPU = torch.device("cpu")
 CASE = QualityCase("tiny", TINY, prompt=300, steps=72)
@@ -77,9 +76,7 @@ def test_metrics_against_the_formulas() -> None:
 @pytest.fixture(scope="module")
 def models() -> Loader:
     """A model whose attention matters, kept as if it had been loaded."""
-    kept = Loader()
-    kept._key, kept._model = ("tiny", "fp32", "fp32", 0), LoadedModel(tiny_decoder(), Letters(), "tiny")  # type: ignore[arg-type]
-    return kept
+    return keep(Loader(), tiny_decoder())
 
 
 def make_bench(models: Loader) -> Bench:

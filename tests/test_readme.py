@@ -13,6 +13,7 @@ import pytest
 import torch
 from resa_bench import kernels
 from resa_bench.kernels import method as registry
+from resa_bench.suites.core.plugins import VARIABLE
 from resa_bench.suites.core.results import read_rows
 from resa_bench.suites.core.spec import MethodSpec
 from resa_bench.suites.micro.cases import Case, ModelShape
@@ -126,14 +127,14 @@ def test_subcommands_exist() -> None:
 
 @pytest.mark.slow
 @pytest.mark.commands
-def test_bench_command_leaves_rows_table_and_plots(tmp_path: Path) -> None:
+def test_bench_command_leaves_rows_table_and_plots(tmp_path: Path, plugins: str) -> None:
     """The README's first command, short, with what is installed here."""
-    methods = ["torch-dense", "resa-torch", "quest"]
-    arguments = ["--quick", "--device", "cpu", "--context", "1K", "--method", *methods]
-    arguments += ["--budget-s", "0.5", "--output", str(tmp_path)]
+    methods = ["torch-dense", "resa-torch", "resa-plus"]
+    arguments = ["--quick", "--device", "cpu", "--context", "512", "--rectify-every", "4", "--method", *methods]
+    arguments += ["--budget-s", "0.5", "--seconds", "0", "--output", str(tmp_path)]
     done = subprocess.run(
         [sys.executable, "-m", "nox", "--no-venv", "-s", "bench", "--", *arguments],
-        cwd=ROOT, env=PLAIN_ENVIRONMENT, capture_output=True, text=True, timeout=500, check=False,
+        cwd=ROOT, env=PLAIN_ENVIRONMENT | {VARIABLE: plugins}, capture_output=True, text=True, timeout=500, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     rows = read_rows(tmp_path / "micro.jsonl")

@@ -148,6 +148,18 @@ def test_a_failed_part_says_why_and_is_tried_again(tmp_path: Path) -> None:
     assert launch.parts[3:] == ["other"]
 
 
+@pytest.mark.parametrize(("ending", "status"), [(1, 1), (INTERRUPTED, INTERRUPTED)], ids=["failed", "stopped"])
+def test_published_rows_stay_until_their_successors_are_there(tmp_path: Path, ending: int, status: int) -> None:
+    """At another commit a part fails, or is stopped: the rows of the earlier commit are still published."""
+    assert reference(tmp_path, FakeLaunch()).run(ORDER, None) == 0
+    launch = FakeLaunch(echo=ending)
+    assert reference(tmp_path, launch, SECOND, "new").run(ORDER[:1], None) == status
+    assert read_manifest(tmp_path / "results").parts["echo"].commit == FIRST.commit
+    assert cases(tmp_path / "results/echo.jsonl.gz") == ["echo-0", "echo-1", "echo-seeded-0", "echo-seeded-1"]
+    assert reference(tmp_path, launch, SECOND, "new").run(ORDER[:1], None) == 0
+    assert read_manifest(tmp_path / "results").parts["echo"].commit == SECOND.commit
+
+
 def test_a_changed_file_is_measured_again(tmp_path: Path) -> None:
     assert reference(tmp_path, FakeLaunch()).run(ORDER, None) == 0
     path = tmp_path / "results/echo.jsonl.gz"

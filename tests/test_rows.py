@@ -6,11 +6,13 @@ import csv
 import gzip
 import json
 import math
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from resa_bench.profiling.stats import mean_interval
 from resa_bench.suites.core.results import append, read_file, read_rows, rewrite, write_csv
 from resa_bench.suites.core.rows import COLUMNS, IDENTITY, PARTS, Row, identity, to_frame, to_record
 
@@ -176,6 +178,39 @@ def test_a_whole_line_that_is_no_row_is_named(path: Path, line: str, why: str) -
         file.write(line + "\n")
     with pytest.raises(ValueError, match=rf"micro.jsonl, line 2: not a result row .*{why}|line 2: {why}"):
         read_rows(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"block_size": "16"}, "block_size: got '16', expected a whole number"),
+        ({"block_size": 0}, "block_size: got 0, expected "),
+        ({"selector": 3}, "selector: got '3', expected text"),
+        ({"median_us": -1.0}, "median_us: got -1.0, expected 0 or more"),
+        ({"median_us": 0.0}, "median_us: got 0.0, expected a time above 0"),
+        ({"batch": 0}, "batch: got 0, expected 1 or more"),
+        ({"context": -1}, "context: got -1, expected 0 or more"),
+    ],
+    ids=str,
+)
+def test_a_number_that_its_column_cannot_have_is_named(path: Path, change: dict[str, Any], why: str) -> None:
+    append_case(path, [make()])
+    path.write_text(json.dumps(to_record(make()) | change) + "\n")
+    with pytest.raises(ValueError, match=re.escape(f"{path}, line 1: not a result row ({why}")):
+        read_rows(path)
+
+
+def test_a_gap_may_be_below_zero(path: Path) -> None:
+    append_case(path, [make(stage="gap", median_us=-0.5)])
+    assert len(read_rows(path)) == 1
+
+
+def test_the_interval_of_a_mean_may_reach_below_zero(path: Path) -> None:
+    """A text is timed in two periods: by Student's t they need to differ by a sixth alone."""
+    low, high = mean_interval([9.0, 11.0]) or (0.0, 0.0)
+    append_case(path, [make(median_us=10.0, ci_low_us=low, ci_high_us=high)])
+    [row] = read_rows(path)
+    assert row.ci_low_us == low < 0
 
 
 def test_no_file(path: Path) -> None:

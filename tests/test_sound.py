@@ -42,7 +42,7 @@ from resa_bench.suites.tasks import run as tasks
 from resa_bench.suites.tasks.kinds.copy import CopyCase
 from resa_bench.suites.tasks.kinds.divergence import DivergenceCase
 from resa_bench.suites.tasks.kinds.needle import NeedleCase
-from tiny_model import TINY, Letters, tiny_decoder
+from tiny_model import TINY, Letters, keep, tiny_decoder
 
 BASE = SparseConfig(min_blocks=2, rectify_every=4)
 DENSE, RESA = make_spec("torch-dense", BASE), make_spec("resa-torch", BASE)
@@ -52,16 +52,9 @@ PROMPT, LATE = 96, 103
 
 
 class Alphabet(Letters):
-    """Letters that can be decoded and that name no end."""
+    """Letters that name no end."""
 
     eos: tuple[int, ...] = ()
-    chat_template: str | None = None
-
-    def encode(self, text: str, *, bos: bool | None = None) -> list[int]:
-        return super().encode(text)
-
-    def decode(self, ids: list[int], *, special: bool = True) -> str:
-        return "".join(map(chr, ids))
 
 
 @dataclass(frozen=True)
@@ -75,7 +68,7 @@ class Run:
     def rows(self, decoder: Decoder, dtype: str) -> list[Row]:
         case, bench = self.case(dtype), make_bench(PLAN)
         loader = bench.held(Loader)
-        loader._key, loader._model = ("tiny", dtype, dtype, 0), LoadedModel(decoder, Alphabet(), "tiny")  # type: ignore[arg-type]
+        keep(loader, decoder, Alphabet(), dtype)
         loader._checked = set(range(1000))  # the head's check would find some of it first
         return [finite(row) for row in self.run(case, self.specs, bench)]
 

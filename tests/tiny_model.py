@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from resa_bench.suites.engine.loader import Loader
 from resa_bench.suites.model.config import ModelConfig
 from resa_bench.suites.model.decoder import Decoder
+from resa_bench.suites.model.load import LoadedModel
 from resa_bench.suites.model.weights import random_decoder
 
 TINY = ModelConfig("tiny", 3, 64, 4, 2, 32, 96, 200, qkv_bias=True, rope_theta=1e4)
@@ -24,5 +28,19 @@ def tiny_decoder(
 class Letters:
     """A tokenizer of the tiny model: a letter a token."""
 
-    def encode(self, text: str) -> list[int]:
+    chat_template = None
+
+    def encode(self, text: str, *, bos: bool | None = None) -> list[int]:
         return [ord(letter) % TINY.vocab for letter in text]
+
+    def decode(self, ids: list[int], *, special: bool = True) -> str:
+        return "".join(map(chr, ids))
+
+
+LETTERS: Any = Letters()
+
+
+def keep(loader: Loader, decoder: Decoder, tokenizer: Any = LETTERS, dtype: str = "fp32") -> Loader:
+    """The loader with a model in hand as if it had been loaded: `tiny` by name, weights and activations in `dtype`."""
+    loader._key, loader._model = ("tiny", dtype, dtype, 0), LoadedModel(decoder, tokenizer, "tiny")
+    return loader

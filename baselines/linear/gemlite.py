@@ -18,6 +18,7 @@ class Gemlite(Product):
     """`A16W4_HQQ_INT`, whose weight is (q - zero) * scale, and `A16W8_FP8` with a scale a row."""
 
     kinds = ("int4", "fp8")
+    libraries = ("gemlite",)
 
     @classmethod
     def unavailable(cls, shape: ProductShape, dtype: torch.dtype, device: torch.device) -> str | None:

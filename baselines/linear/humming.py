@@ -21,6 +21,7 @@ class Humming(Product):
     """`HummingLayer`: unsigned 4 bits with zero points in our groups, or e4m3 with a scale a row."""
 
     kinds = ("int4", "fp8")
+    libraries = ("humming-kernels",)
 
     @classmethod
     def unavailable(cls, shape: ProductShape, dtype: torch.dtype, device: torch.device) -> str | None:

@@ -21,6 +21,7 @@ class Marlin(Product):
     """A skipped row wherever it is asked for."""
 
     kinds = ("int4",)
+    libraries = ("marlin-kernels",)
 
     @classmethod
     def unavailable(cls, shape: ProductShape, dtype: torch.dtype, device: torch.device) -> str | None:

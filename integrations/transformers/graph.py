@@ -19,7 +19,8 @@ from .attention import running
 
 if TYPE_CHECKING:
     from .adapter import Adapter
-    from .cache import SparseCache, SparseLayer
+    from .cache import SparseCache
+    from .layer import SparseLayer
 
 KNOWN = frozenset(
     {

@@ -107,8 +107,8 @@ def padding(mask: Tensor | None) -> list[int] | None:
     """
     if mask is None:
         return None
-    if mask.dim() != 2:
-        raise Unsupported(f"attention_mask: got {mask.dim()} dimensions, expected [batch, tokens] with left padding")
+    if mask.dim() != 2 or not mask.shape[1]:
+        raise Unsupported(f"attention_mask: got {list(mask.shape)}, expected [batch, tokens] with left padding")
     seen = mask != 0
     if bool((seen[:, :-1] & ~seen[:, 1:]).any()) or not bool(seen[:, -1].all()):
         raise Unsupported(

@@ -27,7 +27,8 @@ PAIR = 2  # tokens of a mean
 STEPS = 15  # between the ends of a range: 4 bits
 TILE_TOKENS = 256  # scored together
 SPAN = 256  # blocks pooled together
-PROGRAMS = 4  # that score, a multiprocessor
+WARPS = 2  # of a program that scores; _row_pairs holds for two alone
+PROGRAMS = 6  # that score, a multiprocessor
 STAGES = 3  # tiles on their way
 EARLY = 512  # scores a multiprocessor: in smaller steps the next kernel's programs take their places from the start
 LOG2E = math.log2(math.e)
@@ -177,27 +178,20 @@ def _lg2(x, INTERPRETED: tl.constexpr):
 
 
 @triton.jit
-def _row_pairs(row, PAIRS: tl.constexpr):
+def _row_pairs(row, PAIRS: tl.constexpr, LOW: tl.constexpr):
     """Which of a tile's 128 pairs stands in a row of its scores.
 
-    A thread of the matrix unit holds rows that differ in bits 6 and 3; neighbouring lanes differ in bits 0, 1, 2, warps
-    in 4 and 5. Pairs of a block take these bits in this order, so that few of their sums cross lanes.
+    A thread of two warps' matrix products holds rows that differ in bits 6, 5 and 3; lanes differ in bits 0, 1, 2, the
+    warps in bit 4. Pairs of a block take these bits in this order, so that few of their sums cross lanes. `LOW`: how
+    many of bits 0, 1, 2 they take.
     """
-    block = (row >> 4) & 3
-    inside = ((row >> 6) & 1) | ((row >> 3) & 1) << 1
+    inside = ((row >> 6) & 1) | ((row >> 5) & 1) << 1
+    block = (row >> 4) & 1
     if PAIRS == 4:
-        block = block << 3 | row & 7
-    elif PAIRS == 8:
-        block = block << 2 | (row >> 1) & 3
-        inside |= (row & 1) << 2
-    elif PAIRS == 16:
-        block = block << 1 | (row >> 2) & 1
-        inside |= (row & 3) << 2
-    elif PAIRS == 32:
-        inside |= (row & 7) << 2
+        block = block << 1 | (row >> 3) & 1
     else:
-        block = block >> 1
-        inside |= (row & 7) << 2 | ((row >> 4) & 1) << 5
+        inside |= ((row >> 3) & 1) << 2 | (row & ((1 << LOW) - 1)) << 3
+    block = block << (3 - LOW) | (row & 7) >> LOW
     return block * PAIRS + inside
 
 
@@ -205,25 +199,25 @@ def _row_pairs(row, PAIRS: tl.constexpr):
 def _folded(x, PAIRS: tl.constexpr, MAX: tl.constexpr):
     """The largest or the sum over a block's pairs of rows by their bits, `[b6, b5, b4, b3, b2, b1, b0, GP]`."""
     if MAX:
-        x = tl.max(tl.max(x, 0, keep_dims=True), 3, keep_dims=True)
+        x = tl.max(tl.max(x, 0, keep_dims=True), 1, keep_dims=True)
         if PAIRS >= 8:
+            x = tl.max(x, 3, keep_dims=True)
+        if PAIRS >= 16:
             x = tl.max(x, 6, keep_dims=True)
-        if PAIRS >= 16:
+        if PAIRS >= 32:
             x = tl.max(x, 5, keep_dims=True)
-        if PAIRS >= 32:
+        if PAIRS >= 64:
             x = tl.max(x, 4, keep_dims=True)
-        if PAIRS >= 64:
-            x = tl.max(x, 2, keep_dims=True)
     else:
-        x = tl.sum(tl.sum(x, 0, keep_dims=True), 3, keep_dims=True)
+        x = tl.sum(tl.sum(x, 0, keep_dims=True), 1, keep_dims=True)
         if PAIRS >= 8:
-            x = tl.sum(x, 6, keep_dims=True)
+            x = tl.sum(x, 3, keep_dims=True)
         if PAIRS >= 16:
-            x = tl.sum(x, 5, keep_dims=True)
+            x = tl.sum(x, 6, keep_dims=True)
         if PAIRS >= 32:
-            x = tl.sum(x, 4, keep_dims=True)
+            x = tl.sum(x, 5, keep_dims=True)
         if PAIRS >= 64:
-            x = tl.sum(x, 2, keep_dims=True)
+            x = tl.sum(x, 4, keep_dims=True)
     return x
 
 
@@ -281,6 +275,7 @@ def _score_pairs_kernel(
     GP: tl.constexpr,
     BLOCK: tl.constexpr,
     TILE: tl.constexpr,
+    LOW: tl.constexpr,  # of a block's pairs, how many bits lie among lanes
     STAGES: tl.constexpr,
     APPEND: tl.constexpr,  # write the newest token and pack its pair, in a program of its own
     EARLY: tl.constexpr,  # let the next kernel's programs in
@@ -298,33 +293,11 @@ def _score_pairs_kernel(
     HALF: tl.constexpr = D // 2
     ranges = known + strided(row, 2 * D)
     codes_of_row = packed + strided(row, blocks) * (PAIRS * HALF)
-    share = tl.program_id(0)
-    shares = tl.num_programs(0)
-    if APPEND:
-        if share == 0:
-            if (length > 0) & (given <= token_capacity):  # else there is no room for the token
-                head = row % kv_heads
-                offset = strided(batch, cache_outer_stride) + strided(head, cache_head_stride)
-                new_offset = strided(batch, new_batch_stride) + strided(head, new_head_stride)
-                _append_pair(
-                    k_cache, v_cache, codes_of_row, k_new, v_new, ranges, offset, new_offset, length - 1,
-                    cache_token_stride, strided((length - 1) // 2, HALF), D,
-                )  # fmt: skip
-            return
-        share -= 1
-        shares -= 1
-    columns = tl.arange(0, GP)
-    share_out = partial + (strided(row, shares) + share) * GP + columns
-    tiles = tl.cdiv(held, TILE)
-    each = tl.cdiv(tiles, shares)
-    first = share * each
-    last = tl.minimum(first + each, tiles)
-    if first >= last:
-        tl.store(share_out, tl.full([GP], float("-inf"), tl.float32))
-        return
+    # Before anything that waits for the length: their loads are on their way together.
     WORDS: tl.constexpr = D // 4  # of 16 bits: byte i holds dims i and i + D / 2
     word = tl.arange(0, WORDS)
     column = tl.arange(0, 2 * GP)
+    columns = tl.arange(0, GP)
     head = column % GP
     valid = head < G
     queries = q + strided(row, G * D)
@@ -339,8 +312,30 @@ def _score_pairs_kernel(
     constant -= 128.0 * tl.sum(tl.reshape(parts, (2, GP)), axis=0)
     if INTERPRETED:
         q0, q1, q2, q3 = q0.to(tl.float32), q1.to(tl.float32), q2.to(tl.float32), q3.to(tl.float32)
-
-    pair = _row_pairs(tl.arange(0, TILE * PAIRS), PAIRS)
+    share = tl.program_id(0)
+    shares = tl.num_programs(0)
+    if APPEND:
+        if share == 0:
+            if (length > 0) & (given <= token_capacity):  # else there is no room for the token
+                kv_head = row % kv_heads
+                offset = strided(batch, cache_outer_stride) + strided(kv_head, cache_head_stride)
+                new_offset = strided(batch, new_batch_stride) + strided(kv_head, new_head_stride)
+                _append_pair(
+                    k_cache, v_cache, codes_of_row, k_new, v_new, ranges, offset, new_offset, length - 1,
+                    cache_token_stride, strided((length - 1) // 2, HALF), D,
+                )  # fmt: skip
+            return
+        share -= 1
+        shares -= 1
+    share_out = partial + (strided(row, shares) + share) * GP + columns
+    tiles = tl.cdiv(held, TILE)
+    each = tl.cdiv(tiles, shares)
+    first = share * each
+    last = tl.minimum(first + each, tiles)
+    if first >= last:
+        tl.store(share_out, tl.full([GP], float("-inf"), tl.float32))
+        return
+    pair = _row_pairs(tl.arange(0, TILE * PAIRS), PAIRS, LOW)
     words = codes_of_row.to(tl.pointer_type(tl.uint16)) + pair[:, None] * WORDS + word[None, :]
     index = tl.arange(0, TILE)
     most = tl.full([TILE, GP], float("-inf"), tl.float32)
@@ -478,7 +473,8 @@ def score_room(shape: AttentionShape, blocks: int, block_size: int, device: torc
 
 def score_shares(rows: int, blocks: int, block_size: int, device: torch.device) -> int:
     """Programs that share a row's tiles."""
-    return min(ceil_div(blocks, tile_blocks(block_size)), programs_a_row(rows, PROGRAMS, device))
+    shares = programs_a_row(rows, PROGRAMS, device) - 1  # one appends
+    return min(ceil_div(blocks, tile_blocks(block_size)), max(shares, 1))
 
 
 def score_pairs(
@@ -535,10 +531,11 @@ def score_pairs(
         new_head_stride=k_new.stride(1),
         D=cache.head_dim,
         TILE=tile_blocks(config.block_size),
+        LOW=max(config.block_size.bit_length() - 5, 0),
         STAGES=STAGES,
         APPEND=append is not None,
         INTERPRETED=INTERPRET,
-        num_warps=4,
+        num_warps=WARPS,
         num_stages=1,
         **common,
     )

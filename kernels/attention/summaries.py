@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..cache import KVCache, logical
-from ..checks import check_device, check_tensor, kernel_dtypes
+from ..checks import check_device, check_same_strides, check_tensor, kernel_dtypes
 from ..config import BLOCK_SIZES, MAX_BLOCKS, SUMMARY_DTYPES, SUMMARY_KINDS, ceil_div
 from ..launch import await_previous, launch, release_next
 from .addressing import held_tokens, locate, strided
@@ -275,8 +275,7 @@ def check_new(cache: KVCache, k_new: Tensor, v_new: Tensor, shape: tuple[int | N
     """Raises TypeError, ValueError unless new K and V are of this shape, alike, and fit the cache."""
     check_tensor("k_new", k_new, shape, dtypes=(cache.dtype,), device=cache.device)
     check_tensor("v_new", v_new, k_new.shape, dtypes=(cache.dtype,), device=cache.device)
-    if k_new.stride() != v_new.stride():
-        raise ValueError(f"v_new: strides {v_new.stride()} differ from k_new's {k_new.stride()}")
+    check_same_strides("v_new", v_new, "k_new", k_new)
 
 
 def build_summaries(cache: KVCache, summaries: Summaries, *, check_values: bool = False) -> None:

@@ -36,6 +36,8 @@ class Product(ABC):
 
     name: ClassVar[str]
     kinds: ClassVar[tuple[str, ...]]
+    libraries: ClassVar[tuple[str, ...]] = ()
+    """As of methods (kernels/method.py)."""
 
     @classmethod
     def unavailable(cls, shape: ProductShape, dtype: torch.dtype, device: torch.device) -> str | None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -107,8 +107,6 @@ class Selector(ABC):
     """Whether it keeps something else of every block (`describe`), which follows the keys."""
     ranked: bool = True
     """Whether lists are the best blocks of `scores`, as many as the settings say; otherwise `choose` says."""
-    needs_order: ClassVar[str | None] = None
-    """Why steps cannot be evaluated together, where they cannot."""
 
     def rows(self, shape: AttentionShape, config: SparseConfig) -> int:
         """Lists of a sequence."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .fronts import render_front
 from .numbers import PlaceError, Sources, write
 from .printed import render_printed
 from .runs import render_run, render_spread
@@ -59,6 +60,7 @@ def _figure(entry: Mapping[str, Any], places: Places, page: Path) -> str:
 KINDS: dict[str, Callable[[Mapping[str, Any], Places, Path], str]] = {
     "value": lambda entry, places, page: write(entry, places.sources),
     "table": lambda entry, places, page: render(entry, places.sources),
+    "front": lambda entry, places, page: render_front(entry, places.sources),
     "figure": _figure,
     "printed": lambda entry, places, page: render_printed(entry, places.sources),
     "run": lambda entry, places, page: render_run(places.root / entry["folder"]),

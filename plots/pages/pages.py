@@ -10,7 +10,7 @@ from .marks import Places, differing, fill
 from .prose import unmarked
 
 PLACES = "docs/places.toml"
-FILLED = ("README.md", "docs/*.md", "docs/results/*.md", "results/*/README.md")
+FILLED = ("README.md", "docs/*.md", "docs/results/*.md", "docs/notes/*.md", "results/*/README.md")
 RULED = ("README.md", "docs/results/*.md", "results/*/README.md")
 """Pages whose prose carries no measured number outside marked places."""
 

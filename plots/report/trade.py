@@ -58,10 +58,10 @@ def trade_offs(rows: Sequence[Row]) -> list[dict[str, Any]]:
 def _place(point: Point, lines: Sequence[Sequence[Row]]) -> dict[str, Any]:
     """Tokens per second with the interval of its row; KL with the standard error over stretches of 32 steps."""
     row = point.row
-    interval = [row.batch * 1e6 / end if end else None for end in (row.ci_high_us, row.ci_low_us)]
+    ends = [end for end in (row.ci_high_us, row.ci_low_us) if end and end > 0]
     return {
         "x": point.tokens_per_s,
-        "x_interval": [digits(end, 6) for end in interval if end],
+        "x_interval": [digits(row.batch * 1e6 / end, 6) for end in ends],
         "y": digits(point.kl, 4),
         "y_error": _error(point, lines),
     }

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ...kernels import registered
 from ...kernels.config import SETTINGS as STEP_SETTINGS
-from ..core.results import read_file
+from ..core.results import read_rows
 from ..core.rows import Row
 from ..core.spec import MethodSpec, make_spec, steps_of
 from ..decode.cases import DecodeCase
@@ -68,21 +68,28 @@ def read_measured(gpu: str, files: Iterable[Path] = ()) -> list[Measured]:
         files: result files that stand in place of that folder's.
 
     Raises:
-        ValueError: the folder has no such rows.
+        ValueError: no such rows, lines that are no rows, or rows of several devices: times of two say nothing of one.
     """
-    paths = list(files) or decode_files(RESULTS / gpu)
+    given = list(files)
+    paths = given or decode_files(RESULTS / gpu)
     measured = [m for path in paths for m in _of_file(path)]
+    devices = sorted({m.row.device or "an unknown one" for m in measured})
+    if len(devices) > 1:
+        where = "--results" if given else f"--gpu {gpu}"
+        raise ValueError(f"{where}: rows of {len(devices)} devices ({', '.join(devices)}); give those of one")
     if measured:
         return measured
+    if given:
+        where = ", ".join(map(str, given))
+        raise ValueError(f"--results {where}: no whole decode steps of presets, launched as graphs")
     known = ", ".join(available_gpus()) or "none (a wheel holds no results: run from a checkout, or give --results)"
-    where = ", ".join(map(str, paths)) if files else f"results/{gpu}"
-    raise ValueError(f"--gpu {gpu}: no measured decode rows in {where}; rows are there of: {known}")
+    raise ValueError(f"--gpu {gpu}: no measured decode rows in results/{gpu}; rows are there of: {known}")
 
 
 def _of_file(path: Path) -> list[Measured]:
     by_step: dict[tuple[object, ...], dict[str, float]] = defaultdict(dict)
     totals: list[Row] = []
-    for row in read_file(path).rows:
+    for row in read_rows(path):
         if row.suite != "decode" or not row.timed or row.client or row.launch != "graph" or row.metric:
             continue
         if row.stage == "total":

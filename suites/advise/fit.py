@@ -42,9 +42,11 @@ class Curve:
     """
 
     def __init__(self, points: Iterable[tuple[float, float]]) -> None:
-        """`points`: (size, value). Raises ValueError for none."""
+        """`points`: (size, value). Raises ValueError for none, and for a value that is not above 0."""
         values: dict[float, list[float]] = {}
         for size, value in points:
+            if value <= 0:
+                raise ValueError(f"points: got {value} at {size}, expected a value above 0")
             values.setdefault(size, []).append(log(value))
         if not values:
             raise ValueError("points: got none, expected at least one")

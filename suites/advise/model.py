@@ -76,7 +76,10 @@ class StepModel:
         self._dense = self._fit_attention(staged, dense=True)
         self._sparse = self._fit_attention(staged, dense=False)
         self._rectify = self._fit_rectification(staged)
-        self._residuals = [(m, log(m.us / sum(self.parts_us(m.case, m.spec).values()))) for m in self.measured]
+        modelled = [(m, sum(self.parts_us(m.case, m.spec).values())) for m in self.measured]
+        if any(us <= 0 for _, us in modelled):
+            raise Unpredictable("the rows' stages add up to no time; measure them again")
+        self._residuals = [(m, log(m.us / us)) for m, us in modelled]
 
     def predict(self, case: DecodeCase, spec: MethodSpec) -> Prediction:
         """Of a case, whether it was measured or not. Raises Unpredictable."""
@@ -128,7 +131,10 @@ class StepModel:
                 every = m.spec.config.rectify_every
                 us = m.stages_us["rectify+project+ffn"] * every
                 points.append((float(m.case.batch * every), (us - launches) / parameters))
-        return Curve(points)
+        above = [(rows, rate) for rows, rate in points if rate > 0]  # else launches alone would take longer
+        if not above:
+            raise Unpredictable(f"the stages with {weights} weights take no longer than launches alone")
+        return Curve(above)
 
     def _launches_us(self, case: DecodeCase) -> float:
         return LAUNCHES * case.config.layers * self.launch_us[_kind(case)]

@@ -15,6 +15,7 @@ from ...profiling.clocks import ClockReader, ClockState, worst
 from ...profiling.contention import Watch
 from ...profiling.device import Environment
 from ...profiling.timing import Timer
+from .origin import library_of, source_of
 from .ranks import Ranks
 from .rows import Row, digits
 from .spec import MethodSpec
@@ -91,8 +92,8 @@ class RowMaker:
 
     def __call__(self, spec: MethodSpec, **columns: Any) -> Row:
         """A row of a method; `columns` over what it has in common with others."""
-        own = {"method": spec.name, "stage": self.stage, "way": "+".join(self._ways.get(spec, ())) or None}
-        return Row(**(self.common | own | spec.columns() | columns))
+        way = {"way": "+".join(self._ways.get(spec, ())) or None}
+        return Row(**(self._of(spec) | way | spec.columns() | columns))
 
     def took(self, spec: MethodSpec, layers: Sequence[Layer]) -> None:
         """Note how a method's steps run, for its rows from now on: as its last layer (the first may be dense).
@@ -105,7 +106,11 @@ class RowMaker:
 
     def bare(self, spec: MethodSpec, **columns: Any) -> Row:
         """A row that says nothing of settings: dense decoding's own, beside which methods are judged."""
-        return Row(**(self.common | {"method": spec.name, "stage": self.stage} | columns))
+        return Row(**(self._of(spec) | columns))
+
+    def _of(self, spec: MethodSpec) -> dict[str, Any]:
+        origin = {"source": source_of(spec, self.case), "library": library_of(spec, self.case)}
+        return self.common | {"method": spec.name, "stage": self.stage} | origin
 
 
 class Conditions:

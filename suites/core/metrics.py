@@ -118,6 +118,7 @@ def extra_loss(steps: Steps) -> Tensor:
 for _metric in (
     Metric(name="kl", of=kl, heading="KL, nats"),
     Metric(name="recall", heading="recall", form=".1%"),
+    Metric(name="read_share", heading="bytes read", form=".1%"),
     Metric(name="top1", of=same_top, heading="same top", form=".1%"),
     Metric(
         name="loss", of=lambda s: loss_of(s.method, s.following), heading="perplexity", shown=perplexity, form=".3f"

@@ -175,7 +175,8 @@ class EnvironmentPart:
     version: str | None = None  # of this package
     commit: str | None = None
     dirty: bool | None = None
-    source: str | None = None  # a hash of the package's source files
+    source: str | None = None  # a hash of the package's source files, and of those outside it that define the method
+    library: str | None = None  # of others, that the method runs, with versions
     started_at: str | None = None
     command: str | None = None
     schema: int = SCHEMA
@@ -283,6 +284,8 @@ def from_record(record: Mapping[str, Any]) -> tuple[Row, list[str]]:
             raise ValueError(f"{name}: got {str(value)[:60]!r}, expected {_WORDS[kind]}")
         if isinstance(value, int | float) and abs(value) > LARGEST:
             raise ValueError(f"{name}: got a number beyond {LARGEST:g}")
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            _check_least(name, value, record.get("stage"))
     known = {name: value for name, value in record.items() if name in COLUMNS}
     return Row(**upgraded({"schema": 1} | known)), unknown
 
@@ -315,9 +318,22 @@ def upgraded_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {**facts, "method": name, "label": label, "columns": columns}
 
 
+def _check_least(name: str, value: float, stage: Any) -> None:
+    """Raises ValueError for a number that its column cannot have: a count below 1, a time or a size below 0."""
+    least: float = 1 if name in COUNTS else (SETTINGS[name].least or 0) if name in SETTINGS else 0
+    signed = name in SIGNED or (stage == "gap" and name.endswith("_us"))  # a gap is what is left of a difference
+    if not signed and value < least:
+        raise ValueError(f"{name}: got {value}, expected {least:g} or more")
+    if stage == "total" and name in WHOLE_TIMES and value <= 0:
+        raise ValueError(f"{name}: got {value}, expected a time above 0")
+
+
+COUNTS = ("block_size", "batch", "q_heads", "kv_heads", "head_dim", "layers", "ranks", "kv_replicas")
+SIGNED = ("value", "seed", "temperature_c", "ci_low_us")  # two unlike periods: the mean's interval reaches below 0
+WHOLE_TIMES = ("median_us", "mean_us")
 LARGEST = 1e100  # of a number in a row: no measurement comes near, and figures have room for it
 _WORDS: dict[Any, str] = {int: "a whole number", (int, float): "a number", str: "text", bool: "true or false"}
-_KINDS: dict[str, Any] = {
+_KINDS: dict[str, Any] = {name: (int, float) if e.kind is float else e.kind for name, e in SETTINGS.items()} | {
     f.name: next(kind for kind in _WORDS if str(f.type).startswith(getattr(kind, "__name__", "float")))
     for part in PARTS.values()
     if part is not SettingPart

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import re
 import sys
 import time
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import triton
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
@@ -23,6 +21,7 @@ from .bench import Case, Report
 from .exits import DONE, INTERRUPTED
 from .exits import FAILED as SOMETHING_FAILED
 from .failure import unavailable
+from .origin import same_origin
 from .results import Contents, append, locked, read_file, rewrite, write_csv
 from .rows import FAILED, Row, from_record, identity, not_finite, to_record
 from .spec import MethodSpec
@@ -59,19 +58,10 @@ def default_folder(device: torch.device) -> Path:
 
 
 def belongs(row: Row, case: Case) -> bool:
-    """Whether a row is of this case: the same inputs, by the same libraries."""
+    """Whether a row is of this case: the same inputs."""
     columns = case.columns()
     same = all(getattr(row, name) == columns.get(name) for name in ("suite", "case", "dtype", "seed"))
     return same and row.model_fingerprint == columns.get("model_fingerprint")
-
-
-def same_libraries(row: Row) -> bool:
-    """Whether a row was measured with the torch, the Triton and the Python of this process.
-
-    Of Python its minor version counts, which brings the text of prompts (`engine.prompt.english_text`).
-    """
-    same_python = row.python is None or row.python.split(".")[:2] == platform.python_version().split(".")[:2]
-    return same_python and row.torch in (None, torch.__version__) and row.triton in (None, triton.__version__)
 
 
 def is_done(
@@ -82,10 +72,10 @@ def is_done(
     Args:
         kinds: cache states, launches and stages that every timed method must have a row of: "warm", "eager", "gap".
     """
-    of_case = [row for row in rows if belongs(row, case) and same_libraries(row)]
+    of_case = [row for row in rows if belongs(row, case)]
     for spec, reason in unavailable(specs, case, device):
         own = [row for row in of_case if row.variant == spec.variant]
-        if not own or any(row.status in FAILED for row in own):
+        if not own or any(row.status in FAILED or not same_origin(row, spec, case, device) for row in own):
             return False
         present = {kind for row in own if row.timed for kind in (row.cache_state, row.launch, row.stage)}
         if present and not present.issuperset(kinds):
@@ -153,7 +143,7 @@ def run_cases(
         text = f"{path}: {len(contents.unreadable)} lines are no rows (line {number}: {reason}); they are kept"
         console.print(f"{text}, in {path.name}.unreadable if the file is written anew", highlight=False, markup=False)
     jobs: list[Job] = []
-    resumed = 0
+    resumed = foreign = 0
     for case in cases:
         wanted = [*specs, *(further or {}).get(case.slug, ())]
 
@@ -163,6 +153,13 @@ def run_cases(
         left = jobs_of(case, wanted, is_left)
         resumed += not left
         jobs += left
+        foreign += sum(
+            not same_origin(row, spec, case, device)
+            for spec in wanted for row in held if row.variant == spec.variant and belongs(row, case)
+        )  # fmt: skip
+    if foreign and not fresh:
+        text = f"{foreign} rows are of other sources, libraries, texts or another device: they are measured again"
+        console.print(text, highlight=False, markup=False)
     outcome = Outcome(path, held, len(cases), resumed)
     columns = (
         TextColumn("{task.description}"),

@@ -63,6 +63,10 @@ class MethodSpec:
     dense_layers: int | None = None  # first layers of a model that stay dense, where the method has such
     draft_length: int | None = None  # tokens that lossless decoding drafts a round
 
+    def __post_init__(self) -> None:
+        for name, entry in MODEL_SETTINGS.items():
+            entry.check(getattr(self, name))
+
     @property
     def kind(self) -> type[DecodeMethod]:
         """The registered class. Raises KeyError."""
@@ -112,8 +116,11 @@ def make_spec(name: str, base: SparseConfig = DEFAULTS, /, **settings: Any) -> M
     """A method as its name alone means, over `base`, then at the settings given (of a step or of a whole model).
 
     Raises:
-        KeyError: no such method. ValueError: a value out of range.
+        KeyError: no such method. ValueError: no such setting, or a value out of range.
     """
+    for unknown in settings.keys() - STEP_SETTINGS.keys() - MODEL_SETTINGS.keys():
+        known = ", ".join((*STEP_SETTINGS, *MODEL_SETTINGS))
+        raise ValueError(f"{unknown}: no setting of a method; settings are {known}")
     own = {**default_settings(name), **settings}
     step = {n: value for n, value in own.items() if n in STEP_SETTINGS}
     budgets = (n for n, entry in STEP_SETTINGS.items() if entry.role == "budget" and n not in get_method(name).uses)

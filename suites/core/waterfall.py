@@ -30,7 +30,8 @@ class Part:
 
     Attributes:
         so_far: the speed-up of this part and those before it together; of the last part, the model's.
-        without: what the model's speed-up would be if this part took neither of them any time; None of the only part.
+        without: what the model's speed-up would be if this part took neither of them any time; None of the only part,
+            and of one that is all of the sparse step.
     """
 
     name: str
@@ -85,6 +86,8 @@ def waterfall(
             dense_us, sparse_us = (_sum(held, stages) for held in (dense_stages_us, sparse_stages_us))
             if dense_us or sparse_us:
                 pairs.append((name, dense_us, sparse_us))
+    if pairs and pairs[0][2] <= 0:
+        pairs = []  # stages of the sparse step that took no time: no ratio can be led from them
     dense_us, sparse_us = whole[0] - sum(pair[1] for pair in pairs), whole[1] - sum(pair[2] for pair in pairs)
     if not pairs or max(abs(dense_us), abs(sparse_us)) > 1e-3 * min(whole):
         pairs.append((REMAINDER, dense_us, sparse_us))
@@ -92,7 +95,7 @@ def waterfall(
     for name, dense_us, sparse_us in pairs:
         so_far = so_far[0] + dense_us, so_far[1] + sparse_us
         rest = whole[0] - dense_us, whole[1] - sparse_us
-        without = rest[0] / rest[1] if len(pairs) > 1 else None
+        without = rest[0] / rest[1] if len(pairs) > 1 and rest[1] > 0 else None
         parts.append(Part(name, dense_us, sparse_us, so_far[0] / so_far[1], without))
     return Waterfall(dense, sparse, tuple(parts))
 

@@ -51,6 +51,11 @@ class DecodeCase(ModelCase):
         parts += [self.client] if self.client != ENGINE else []
         return "-".join(parts) + self.sampling.word
 
+    @property
+    def libraries(self) -> tuple[str, ...]:
+        """The client's distribution."""
+        return (self.client,) if self.client != ENGINE else ()
+
     def columns(self) -> dict[str, Any]:
         """What a row says about its case."""
         return ModelCase.columns(self) | {"shared_kv": self.shared_kv, "selection_pattern": self.prompt}

@@ -121,9 +121,8 @@ def texts(rows: Sequence[Row], names: Names) -> list[Panel]:
     return list(shown.values())
 
 
-def drift_table(rows: Sequence[Row], names: Names | None = None) -> Table:
+def drift_table(rows: Sequence[Row], names: Names) -> Table:
     """What each rectification said about the sparse steps before it (`--drift`)."""
-    names = names or Names(rows)
     columns = ("case", "method", "tokens", "KL, nats", "same top token", "K/V change", "most in layer")
     table = new_table("drift by the end of each period, read off its rectification", columns)
     readings = [r for r in rows if r.metric and r.value is not None]

@@ -74,6 +74,27 @@ def planned_attention(case: ModelCase, spec: MethodSpec) -> Traffic:
     return Traffic(first * dense.bytes + rest * sparse.bytes, first * dense.flops + rest * sparse.flops)
 
 
+def read_share(case: ModelCase, spec: MethodSpec, length: int, tokens: float | None = None) -> float:
+    """Bytes that a step's attention reads, as a share of dense attention's, in a cache of 16 bits.
+
+    K, V, what ranks blocks, and the step's part of a rectification's attention. Of 16 bits whatever the case has, since
+    what ranks blocks may have a width of its own.
+
+    Args:
+        length: tokens that the step sees.
+        tokens: read for each KV head, where they were counted; None: as the settings say, lists shared by each group.
+    """
+    config, layers, first = spec.config, case.config.layers, spec.dense_layers or 0
+    shape, size = case.config.attention(1), 2
+    token = 2 * shape.kv_heads * shape.head_dim * size
+    tokens = float(min(config.selected(length) * config.block_size, length)) if tokens is None else tokens
+    selector = None if spec.kind.evicts else selector_of(spec.kind.ranks_by, config)
+    scored = 0 if selector is None else selector.score_bytes(shape, config, size, length)
+    sparse = (scored + tokens * token) / (length * token)
+    rectified = (layers - 1) / config.rectify_every if spec.rectifies else 0.0  # its last layer attends to nothing
+    return (first + (layers - first) * sparse + rectified) / layers
+
+
 def rectification(case: ModelCase, every: int) -> Traffic:
     """Weights without the head for f rows a sequence, and dense attention of them in all layers but the last.
 

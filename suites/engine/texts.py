@@ -101,7 +101,13 @@ def essays() -> str:
 
 
 def _of_package(package: str) -> Text:
-    return Text(lambda: f"{package} {metadata.version(package)} docstrings", lambda: docstrings(package))
+    def source() -> str:
+        try:
+            return f"{package} {metadata.version(package)} docstrings"
+        except metadata.PackageNotFoundError:
+            return f"{package}, which is not here"
+
+    return Text(source, lambda: docstrings(package))
 
 
 TEXTS = {

@@ -19,7 +19,7 @@ from ...kernels.config import SELECTS
 from ..core.results import read_rows
 from ..core.rows import FAILED, Row
 from ..core.spec import is_dense, steps_of
-from .definition import OP_TYPE, Problem
+from .definition import DTYPES, OP_TYPE, Problem
 
 OURS, RIVALS = "resa-bench", "baseline"
 """Authors of solutions. flashinfer-bench scores authors against the one that is called "baseline"."""
@@ -110,6 +110,8 @@ def _unfit(row: Row) -> str | None:
         return "skipped"
     if row.stage != "total":
         return "stages"
+    if row.dtype not in DTYPES:
+        return f"dtype {row.dtype}"
     if row.paged or row.selection_pattern not in (None, "random"):
         return "caches in pages, or K and V with a pattern"
     return f"{row.cache_state} steps" if row.cache_state not in (None, "cold") else None

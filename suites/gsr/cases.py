@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -23,6 +24,8 @@ REFINE_MOST = 6144  # tokens of a refine prompt
 INSTRUCTION = 64  # tokens of it that say what to do
 SAMPLING = Sampling(0.6, 0.95)
 RUNS = ("full", "sampled")
+POINTS = 3  # of each stretch of a sampled run
+PAGE_SIZE = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +54,8 @@ class GsrCase(ModelCase):
     weights: str = "bf16"
     dtype: str = "bf16"
     run: str = "sampled"
-    points: int = 3
-    page_size: int | None = 256
+    points: int = POINTS
+    page_size: int | None = PAGE_SIZE
     sampling: Sampling = field(default_factory=lambda: SAMPLING)
     seed: int = 0
 
@@ -96,7 +99,23 @@ class GsrCase(ModelCase):
         candidates, of the longest one, of the refine prompt, of the answer; how it ran."""
         phase_a = f"p{self.prompt}-a{sum(self.lengths)}-m{max(self.lengths)}"
         phase_b = f"r{self.refine}-b{self.answer}"
-        return f"gsr-{self.config.name}-{self.weights}-n{self.batch}-{phase_a}-{phase_b}-{self.run}"
+        name = f"gsr-{self.config.name}-{self.weights}-n{self.batch}-{phase_a}-{phase_b}-{self.run}"
+        return "-".join((name, *self.further_words))
+
+    @property
+    def further_words(self) -> list[str]:
+        """What the name says of a case that is not the default one: `l3fa2c1-points5-page64`.
+
+        A hash of lengths that are no script's at any scale; the points of a sampled run; the size of pages.
+        """
+        words = []
+        if self.batch > 2 and not is_script(self.lengths):
+            words.append("l" + sha256(repr(sorted(self.lengths)).encode()).hexdigest()[:6])
+        if self.run == "sampled" and self.points != POINTS:
+            words.append(f"points{self.points}")
+        if self.page_size != (PAGE_SIZE if self.run == "sampled" else None):
+            words.append(f"page{self.page_size or 0}")
+        return words
 
     def columns(self) -> dict[str, Any]:
         """What a row says about its case."""
@@ -126,6 +145,13 @@ def segments(lengths: Sequence[int]) -> list[Segment]:
     ends = sorted(set(lengths))
     pairs = pairwise((0, *ends))
     return [Segment(sum(length >= end for length in lengths), first, end) for first, end in pairs]
+
+
+def is_script(lengths: Sequence[int]) -> bool:
+    """Whether these are the default lengths at some scale: then their sum and their longest say which."""
+    pairs = list(zip(sorted(lengths), LENGTHS, strict=False))
+    least, most = max((n - 0.5) / full for n, full in pairs), min((n + 0.5) / full for n, full in pairs)
+    return len(lengths) == len(LENGTHS) and least <= most
 
 
 def scaled(lengths: Sequence[int], scale: float) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ from ..engine.measure import DecodePlan
 from ..micro.cases import DEFAULT_MODEL
 from ..model.config import MODELS
 from ..model.smollm import NAME as SMOLLM
-from .cases import LENGTHS, RUNS, GsrCase, default_methods, scaled
+from .cases import LENGTHS, PAGE_SIZE, POINTS, RUNS, GsrCase, default_methods, scaled
 from .run import run_case
 from .table import print_report
 
@@ -52,7 +52,7 @@ FLAGS = (
     *flags.METHOD_FLAGS,
     Flag("--run", "decode every token, or time steps at points and integrate", choices=RUNS),
     Flag("--points", "contexts timed in each stretch of a sampled run (default 3)", kind=flags.whole(1, 1024),
-         default=3),
+         default=POINTS),
     flags.SECONDS.but(default=0.5, help="decode at least that long at each point (default 0.5)"),
     flags.DEVICE, flags.OUTPUT, flags.FRESH, flags.PLAN,
 )  # fmt: skip
@@ -70,7 +70,7 @@ def choose_case(options: Options, device: torch.device) -> GsrCase:
         )
     summary, answer = scaled((SUMMARY, ANSWER), scale)
     dtype = options.dtype or default_dtype(device)
-    page = options.page_size if options.page_size is not None else 256 if cuda else 0
+    page = options.page_size if options.page_size is not None else PAGE_SIZE if cuda else 0
     return GsrCase(
         model, share_of(config_of(model)), lengths, options.prompt_tokens, options.summary_tokens or summary,
         options.answer or answer, options.weights or dtype, dtype, options.run or ("sampled" if cuda else "full"),

@@ -64,6 +64,7 @@ class Record:
     seconds: float = 0.0  # between prompt and end, shared with the others of its batch
     text: str = ""  # the end of it
     reason: str | None = None
+    source: str | None = None  # a hash of the code that answered, as in result rows
 
     def __post_init__(self) -> None:
         if self.outcome not in (*OUTCOMES, REFUSED):

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 
 from ...kernels import Unsupported
+from ..core.origin import source_of
 from ..core.spec import MethodSpec
 from ..engine.bind import Place, bind
 from ..engine.case import ModelCase, check_counts, check_types, fingerprint_of
@@ -162,7 +163,7 @@ class MathsRun:
         return Record(
             setting=self.case.setting, method=spec.name, columns=spec.columns(), set=problem.set, problem=problem.id,
             digest=problem.digest, sample=item.sample, expected=problem.answer, prompt_tokens=len(item.prompt),
-            outcome=outcome, **more,
+            outcome=outcome, source=source_of(spec), **more,
         )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from ..core.command import result_path
 from ..core.exits import DONE, FAILED, INTERRUPTED
 from ..core.failure import failure
 from ..core.flags import CASES, Flag, Options
+from ..core.origin import source_of
 from ..core.ranks import RankLost, Ranks
 from ..core.reference import Part
 from ..core.registry import Plan, Suite
@@ -229,6 +230,10 @@ def act(options: Options, device: torch.device, command: str, console: Console) 
         missing = len(wanted - {record.key for record in records})
         write_rows(path, records, case, device, command)
         print_report(records, console)
+        other = sum(record.source not in (None, source_of(spec)) for spec in specs for record in of_spec(records, spec))
+        if other:
+            text = f"{other} answers are of other sources, and count; give another --output to have them made again"
+            console.print(text, style="yellow", highlight=False)
         console.print(f"{len(records)} answers in {folder}, accuracies in {path}", highlight=False, markup=False)
         if not meets:
             text = f"other ranks may not be done: resa-bench maths --table {folder.parent} once they are"
@@ -236,6 +241,11 @@ def act(options: Options, device: torch.device, command: str, console: Console) 
         elif missing:
             console.print(f"[yellow]{missing} of {len(wanted)} answers are missing:[/] the same command goes on")
     return FAILED if failures else DONE
+
+
+def of_spec(records: Sequence[Record], spec: MethodSpec) -> list[Record]:
+    """The answers of one method at its settings."""
+    return [record for record in records if record.variant == spec.variant]
 
 
 def answer_all(
@@ -315,10 +325,10 @@ def write_rows(path: Path, records: Sequence[Record], case: MathsCase, device: t
     common = case.columns() | asdict(describe(device)) | {"command": command}
     common["started_at"] = datetime.now(UTC).isoformat(timespec="seconds")
     rows = result_rows(records, common)
-    cases = {row.case for row in rows}
+    cases = {(row.case, row.model_fingerprint) for row in rows}
     with locked(path):
         held = read_file(path) if path.exists() else Contents()
-        rows += [row for row in (*held.rows, *held.partial) if row.case not in cases]
+        rows += [row for row in (*held.rows, *held.partial) if (row.case, row.model_fingerprint) not in cases]
         if rows:
             rewrite(path, rows, held.unreadable)
             write_csv(rows, path.with_suffix(".csv"))

@@ -184,6 +184,9 @@ def result_rows(records: Sequence[Record], common: dict[str, Any]) -> list[Row]:
             first, accuracy = score.records[0], score.accuracy
             columns = common | first.columns | {"method": first.method, "stage": "answers", "status": "ok"}
             columns |= {"case": f"{common['case']}-{name}", "selection_pattern": name, "n_samples": len(score.records)}
+            sources = sorted({record.source for record in score.records if record.source})
+            if sources not in ([], [common.get("source")]):  # answers that other code left: no commit made them all
+                columns |= {"source": "+".join(sources), "commit": None, "dirty": None, "version": None}
             for metric, value in zip(
                 METRICS, (accuracy.mean, accuracy.error, score.length, score.finished), strict=True
             ):

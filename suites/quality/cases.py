@@ -76,6 +76,12 @@ class QualityCase(ModelCase):
             name += f"-{self.texts[0]}"
         return f"{name}-stepwise" if self.stepwise else name
 
+    @property
+    def text_sources(self) -> set[str]:
+        """What rows say of these texts: of one, and of several in turn."""
+        sources = [TEXTS[name].source() for name in self.texts]
+        return {*sources, ", ".join(dict.fromkeys(sources[: self.batch]))}
+
     def columns(self) -> dict[str, Any]:
         """What a row says about its case."""
         return ModelCase.columns(self) | {"selection_pattern": self.source}

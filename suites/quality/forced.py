@@ -65,15 +65,20 @@ class Forced:
             read, mean over steps and sequences; None where it was not asked.
         whole: further metrics, over all steps. Of methods with a window `kv_exposure`, what a query has seen once its
             window is over, over what a step loads; `kv_error_repaired`, the error of keys and values by then.
+        tokens_read: a step and KV head, where it was counted: by `ForcedAttention.tokens_read`, or what methods that
+            evict hold.
     """
 
     values: dict[str, Tensor]
     kv_error: Tensor
     recall: Tensor | None = None
     whole: dict[str, float] = field(default_factory=dict)
+    tokens_read: float | None = None
 
     @classmethod
-    def of(cls, compared: Tensor, kv_errors: Tensor, recall: Tensor | None = None) -> Forced:
+    def of(
+        cls, compared: Tensor, kv_errors: Tensor, recall: Tensor | None = None, tokens_read: float | None = None
+    ) -> Forced:
         """From what `Reference.compare` gives, and errors `[layers, steps, B]`; waits for the device.
 
         Raises:
@@ -82,7 +87,8 @@ class Forced:
         *compared_values, bad = compared.cpu()
         check_count(int(bad.sum()))
         values = dict(zip((metric.name for metric in step_metrics()), compared_values, strict=True))
-        return cls(values, kv_errors.mean((1, 2)).cpu(), None if recall is None else recall.cpu())
+        by_head = None if recall is None else recall.cpu()
+        return cls(values, kv_errors.mean((1, 2)).cpu(), by_head, tokens_read=tokens_read)
 
 
 def relative_error(written: Tensor, exact: Tensor, exchange: Exchange | None = None) -> Tensor:
@@ -144,6 +150,9 @@ def run_forced(
     state, every, window = engine.state, engine.rectify_every, engine.window
     state.start(prompt, reference.tokens[:, 0])
     compared, errors, repaired, exposures = list[Tensor](), list[Tensor](), list[Tensor](), list[Tensor]()
+    pairs = zip(engine.layers, state.caches, strict=True)
+    compact = [layer.cache for layer, whole in pairs if layer.cache.k.data_ptr() != whole.k.data_ptr()]
+    held = list[Tensor]()
 
     def error(t: int) -> Tensor:
         """Of what the caches hold of a token, `[layers, 1, B]`."""
@@ -152,6 +161,7 @@ def run_forced(
 
     for t in range(reference.steps):
         step()
+        held += [torch.stack([cache.lengths for cache in compact]).float().mean()] if compact else []
         errors.append(error(t))
         compared.append(reference.compare(slice(t, t + 1), engine.logits[None], errors[-1]))
         if 1 < window <= t + 1:
@@ -161,7 +171,8 @@ def run_forced(
         if rectify is not None and every and (t + 1) % every == 0:
             rectify()
         on_step(t + 1)
-    forced = Forced.of(torch.cat(compared, 1), torch.cat(errors, 1))
+    tokens_read = float(torch.stack(held).mean()) if held else None
+    forced = Forced.of(torch.cat(compared, 1), torch.cat(errors, 1), tokens_read=tokens_read)
     for name, readings in (("kv_error_repaired", repaired), ("kv_exposure", exposures)):
         if readings:
             forced.whole[name] = float(torch.stack(readings).mean())

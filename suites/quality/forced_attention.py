@@ -105,7 +105,18 @@ class ForcedAttention:
         """
         self.config, self.selector, self.every, self.tile = config, selector, every, tile
         self._layer = -1  # of those that came so far
+        self._read: list[Tensor] = []  # blocks a step and KV head, a mean of each tile
         self._handed: dict[int, dict[str, Tensor]] = {}  # by the tile's first token, from one layer to the next
+
+    @property
+    def tokens_read(self) -> float | None:
+        """Tokens that a step read for each KV head, mean over layers, steps and heads; None where all were read.
+
+        What several query heads of a group choose counts once. A last block that is not full counts whole.
+        """
+        if self.config is None or not self._read:
+            return None
+        return float(torch.cat(self._read).mean()) * self.config.block_size
 
     def __call__(self, layer: Sequences) -> tuple[Tensor, Tensor]:
         """
@@ -177,6 +188,7 @@ class ForcedAttention:
                 work=work, tile=tile, exact_masses=mass,
             ))  # fmt: skip
             share = (mass * chosen).sum(-1)
+            self._read.append(chosen.any(2).sum(-1).float().mean(0).expand(rows))
             if alone:
                 weights = logits.masked_fill(~chosen.repeat_interleave(size, -1), float("-inf")).softmax(-1)
             else:

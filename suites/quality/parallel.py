@@ -132,7 +132,7 @@ def run_parallel(
         span = slice(first, min(first + LOGIT_ROWS, reference.steps))
         logits = decoder.logits(x[span].flatten(0, 1)).unflatten(0, (-1, batch))
         compared.append(reference.compare(span, logits, by_layer[:, span]))
-    return Forced.of(torch.cat(compared, 1), by_layer, recall=torch.stack(recall))
+    return Forced.of(torch.cat(compared, 1), by_layer, recall=torch.stack(recall), tokens_read=sparse.tokens_read)
 
 
 def kv_errors(cells: ChunkTensors, exact: Tensor, exchange: Exchange | None = None) -> Tensor:

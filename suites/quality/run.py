@@ -15,6 +15,7 @@ from ..core.rows import Row, digits
 from ..core.spec import MethodSpec, dense_here, make_spec
 from ..engine.bind import Bound, Place, bind
 from ..engine.case import capacity
+from ..engine.costs import read_share
 from ..engine.loader import Loader
 from ..engine.methods import MethodRun, run_methods
 from ..engine.sampling import Sampling
@@ -151,6 +152,8 @@ class QualityRun(MethodRun):
         for i, heads in enumerate(recall):
             for head, value in enumerate(heads):
                 yield row("recall", value, 4, layer=i, head=head)
+        middle = self.case.prompt + (self.case.steps + 1) // 2  # tokens that the mean step sees
+        yield row("read_share", read_share(self.case, spec, middle, forced.tokens_read), 4)
         for name, value in forced.whole.items():
             yield row(name, value)
 

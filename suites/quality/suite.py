@@ -22,6 +22,7 @@ from ..engine.case import default_dtype, model_notes, real_model, share_of
 from ..engine.texts import SEVERAL, TEXTS
 from ..model.smollm import NAME as SMOLLM
 from .cases import PIN, SOURCES, QualityCase, default_specs
+from .rivals import rival_specs
 from .run import run_case
 from .table import print_report
 
@@ -31,6 +32,7 @@ EXAMPLES = """examples:
   resa-bench quality --steps 1024 --rectify-every 1 32 128 --method sparse resa-torch
   resa-bench quality --ratio 0.05 0.1 0.2 --source text own    on text, and on dense's own continuation of it
   resa-bench quality --method sparse oracle --summary minmax meanstd --spread-weight 0.2 1 4
+  resa-bench quality --compare-selectors               bytes read against KL: every selector, and rivals
   resa-bench quality --model ./checkpoint              a Hugging Face folder or a .gguf file
   resa-bench quality --stepwise --method resa          token by token: on a GPU with the kernels, as graphs
 
@@ -44,6 +46,7 @@ WHICH_TEXTS = flags.several(
     choices=tuple(TEXTS), default=SEVERAL,
 )  # fmt: skip
 STEPWISE = flags.switch("--stepwise", "decode token by token, on a GPU with the kernels; no recall")
+COMPARE = flags.switch("--compare-selectors", "every selector and rival, in place of the default list")
 GRID: dict[str, tuple[Any, ...]] = {
     "block_size": (16, 8, 32, 64),
     "rectify_every": (LEVEL, 16, 32, 64, 128),
@@ -64,7 +67,7 @@ FLAGS = (
     flags.PROMPT_TOKENS.but(help="prefilled densely (default 4K, quick 1K)"),
     flags.STEPS.but(help="fed after that (default 512, on a CPU 192; quick 64, full 1K)"),
     flags.BATCH.but(many=False, default=None, help="stretches of text (default 8, quick 2)"),
-    SOURCE, WHICH_TEXTS, flags.DTYPE, flags.SEED, *flags.method_flags(GRID), STEPWISE, *flags.RUN_FLAGS,
+    SOURCE, WHICH_TEXTS, flags.DTYPE, flags.SEED, COMPARE, *flags.method_flags(GRID), STEPWISE, *flags.RUN_FLAGS,
 )  # fmt: skip
 
 
@@ -119,6 +122,10 @@ def choose_specs(options: Options, device: torch.device) -> list[MethodSpec]:
     for spec in specs:
         if spec.is_dense:
             raise ValueError(f"--method {spec.name}: dense decoding is what the others are compared with")
+    if options.compare_selectors:
+        if sweep.names or sweep.given.get("selector"):
+            raise ValueError("--compare-selectors: is a list of its own; leave out --method and --selector")
+        return [spec for base in sweep.bases() for spec in rival_specs(device, base)]
     if sweep.names:
         return specs
     listed = SCALES[options.scale].grid
@@ -142,6 +149,7 @@ LONG = "--steps 1K --source text own --rectify-every 1 16 32 128 --pinned-blocks
 REFERENCE = (
     Part("--steps 160", gpu_minutes=1.1, cpu_minutes=9.5),
     Part(LONG, name="long", gpu_minutes=0.6, cpu_minutes=None),
+    Part("--compare-selectors", name="selectors", gpu_minutes=1.1, cpu_minutes=None, file="selectors"),
 )
 SUITE = Suite(
     "quality", "what a faster step costs on a real model", EXAMPLES, FLAGS, plan, run_case, print_report,

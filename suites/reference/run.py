@@ -65,6 +65,7 @@ class Reference:
     launch: Launch = launch
     clock: Callable[[], float] = time.monotonic
     _began: float = field(default=0.0)
+    _failed: list[str] = field(default_factory=list)  # parts whose failure took no published rows' place
 
     def is_done(self, step: Step) -> bool:
         """Whether a part ended well from these sources, and its file is what the manifest says."""
@@ -124,10 +125,21 @@ class Reference:
             status=ended, reason=reason, commit=self.sources.commit, dirty=self.sources.dirty,
             source=self.sources.source, chip=self.manifest.chip_index(self.chip), started_at=started_at,
         )  # fmt: skip
-        self._publish(step, record, lines)
         because = f": {reason}" if reason else ""
+        if before is not None and self._outweighs(before, record):
+            self._failed += [step.name] if ended == FAILED else []
+            kept = f"the {before.rows} rows of commit {(before.commit or 'unknown')[:10]} stay in {step.file}"
+            self._say(f"  {ended}: {kept}, {minutes:.1f} minutes{because}")
+            return record
+        self._publish(step, record, lines)
         self._say(f"  {ended}: {len(lines)} rows in {step.file}, {minutes:.1f} minutes{because}")
         return record
+
+    def _outweighs(self, before: PartRecord, record: PartRecord) -> bool:
+        """Whether published rows stay where a run ended so: nothing measured goes before its successor is there."""
+        if not before.rows or not is_intact(self.manifest, self.output, before.file):
+            return False
+        return not record.rows or (before.status == OK and record.status in (STOPPED, FAILED))
 
     def _publish(self, step: Step, record: PartRecord, lines: list[bytes]) -> None:
         """The part's rows in place of its earlier ones; other parts' rows of the same file stay."""
@@ -148,7 +160,7 @@ class Reference:
     def _say_the_end(self, chosen: Sequence[Step]) -> int:
         records = {step.name: self.manifest.parts.get(step.name) for step in chosen}
         own = {name: r for name, r in records.items() if r is not None and r.sources == self.sources}
-        failed = [name for name, record in own.items() if record.status in (FAILED, INCOMPLETE)]
+        failed = [name for name, record in own.items() if record.status in (FAILED, INCOMPLETE)] + self._failed
         left = [step.name for step in chosen if not self.is_done(step) and step.name not in failed]
         done = len(chosen) - len(failed) - len(left)
         self._say(f"{done} of {len(chosen)} parts are done, in {self._elapsed():.1f} minutes; {self.output}")

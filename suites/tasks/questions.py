@@ -22,9 +22,9 @@ from .cases import TaskCase, prompts_together
 from .contender import Contender
 from .registry import Scale, TaskKind, register_task
 from .samples import Batch, Sample, Writer, write_batch
-from .stored import stored, tokenizer_digest
+from .stored import stored, tokenizer_digest, writing_digest
 from .task import Answers, Columns, Task, check_room, score_rows
-from .words import load_words, words_version
+from .words import PACKAGE, load_words, words_version
 
 SCORES = ("all", "part")  # RULER's string_match_all and string_match_part
 LENGTHS = (4 * K, 8 * K, 16 * K, 32 * K, 64 * K, 128 * K)
@@ -57,17 +57,26 @@ class QuestionCase(TaskCase):
         return self.question_tokens + self.answer_tokens
 
     @property
+    def made_by(self) -> tuple[Callable[[Writer], Sample]]:
+        """What writes its samples, which may be another's code."""
+        return (_forms[self.kind].make,)
+
+    @property
+    def libraries(self) -> tuple[str]:
+        """What its words are from."""
+        return (PACKAGE,)
+
+    @property
     def words(self) -> tuple[str, ...]:
         return (str(self.together * self.groups),)
 
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """How the samples of a kind are written and scored; `version` of what is written."""
+    """How the samples of a kind are written and scored."""
 
     make: Callable[[Writer], Sample]
     scoring: str
-    version: int
 
 
 _forms: dict[str, Form] = {}
@@ -81,7 +90,8 @@ class Questions(Task):
         self.case, self._form, self._words = case, _forms[case.kind], load_words()
         text = english_text()
         self._haystack = tokenizer.encode(text, bos=False)
-        self._key = (case.kind, self._form.version, case.prompt, words_version(), tokenizer_digest(tokenizer), text)
+        code = writing_digest(self._form.make)
+        self._key = (case.kind, code, case.prompt, words_version(), tokenizer_digest(tokenizer), text)
         self._batches: dict[int, Batch] = {}
 
     def batch(self, group: int) -> Batch:
@@ -137,15 +147,13 @@ def matches(reply: str, answers: Sequence[str], scoring: str) -> list[bool]:
 
 def question_task(
     name: str, title: str, *, samples: int = 96, question_tokens: int = 96, answer_tokens: int = 32,
-    scoring: str = "all", version: int = 1, lengths: Sequence[int] = LENGTHS,
+    scoring: str = "all",
 ) -> Callable[[Callable[[Writer], Sample]], Callable[[Writer], Sample]]:  # fmt: skip
     """Register a function that writes a sample as a task.
 
     Args:
         samples: prompts of the list on a GPU; the whole grid takes twice as many.
         scoring: `all`: the share of the strings that the answer holds; `part`: whether it holds any.
-        version: of what is written: another one leaves stored samples alone.
-        lengths: of the prompts in the whole grid, tokens.
 
     Raises:
         ValueError: a name that is taken, or another scoring.
@@ -168,9 +176,9 @@ def question_task(
             "quick": Scale((K,), {"together": 2}, listed=False),
             "default": Scale((K,), {"together": 4, "groups": 2}, listed=False),
             "gpu": Scale((4 * K, 16 * K), {"samples": samples}),
-            "full": Scale(tuple(lengths), {"samples": 2 * samples}),
+            "full": Scale(LENGTHS, {"samples": 2 * samples}),
         }
-        _forms[name] = Form(make, scoring, version)
+        _forms[name] = Form(make, scoring)
         register_task(TaskKind(name=name, title=title, case=case, task=Questions, scales=scales))
         return make
 

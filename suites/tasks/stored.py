@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
 import tempfile
@@ -26,6 +27,18 @@ def tokenizer_digest(tokenizer: Tokenizer) -> str:
     settings = (tokenizer.bos, tokenizer.adds_bos, tokenizer.chat_template, tokenizer.template_tokens())
     text = tokenizer.tokenizer.to_str() + json.dumps(settings)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def writing_digest(make: Callable[..., object]) -> str:
+    """Of the code that writes samples: the file that defines `make`, and this folder."""
+    try:
+        own = [Path(inspect.getfile(make))]
+    except (TypeError, OSError):  # typed at a prompt
+        own = []
+    digest = hashlib.sha256(f"{make.__module__}.{make.__qualname__}".encode())
+    for path in [*own, *sorted(Path(__file__).parent.rglob("*.py"))]:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def stored(key: tuple[object, ...], make: Callable[[], Batch]) -> Batch:

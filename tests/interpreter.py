@@ -1,0 +1,56 @@
+"""Triton's interpreter without the work that it does and throws away: over half of its time in our kernels.
+
+What kernels compute is the same to the bit, and what the interpreter refuses, it refuses as before.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+
+def quicken(interpreter: Any) -> None:
+    """Take the work out of `triton.runtime.interpreter`; of a version that has it elsewhere, nothing changes."""
+    if all(hasattr(interpreter, name) for name in ("_patch_lang", "_LangPatchScope", "interpreter_builder")):
+        _name_the_language_once(interpreter)
+        _leave_out_overflow_checks(interpreter.interpreter_builder)
+
+
+def _leave_out_overflow_checks(builder: Any) -> None:
+    """Each sum and product of integers is computed again in 64 bits, for an assertion that only debugging makes."""
+    if hasattr(builder.options, "sanitize_overflow") and not builder.options.debug:
+        builder.options = dataclasses.replace(builder.options, sanitize_overflow=False)
+
+
+def _name_the_language_once(interpreter: Any) -> None:
+    """A launch replaces the names in `triton.language`; each function that a kernel calls would do so again.
+
+    The first replacement of a launch stands until it ends. A function that sees another module of the language replaces
+    the names of that one.
+    """
+    replace: Callable[[Any], Any] = interpreter._patch_lang
+    replaced = set[frozenset[str]]()
+
+    @functools.cache
+    def modules(function: Any) -> frozenset[str]:
+        languages = (interpreter.tl, interpreter.tl.core)
+        return frozenset(x.__name__ for x in function.__globals__.values() if any(x is y for y in languages))
+
+    class Scope:
+        def __init__(self, scope: Any) -> None:
+            self._scope = scope
+
+        def restore(self) -> None:
+            replaced.clear()
+            self._scope.restore()
+
+    def replace_once(function: Any) -> Any:
+        if modules(function) in replaced:
+            return interpreter._LangPatchScope()
+        scope = Scope(replace(function))
+        replaced.add(modules(function))
+        return scope
+
+    interpreter._patch_lang = replace_once
