@@ -19,8 +19,8 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 """Of activations, keys and values, by the names that rows have."""
 BLOCK_SIZES = (8, 16, 32, 64, 128)
 HEAD_DIMS = (16, 32, 64, 128, 256)
-MAX_BLOCKS = 32768  # blocks in one sequence: one program holds a row of scores in registers
-RATIO_DENOMINATOR = 50_000  # times MAX_BLOCKS it stays below 2^31, as the kernels count
+MAX_BLOCKS = 65536  # blocks in one sequence: a million tokens in blocks of 16
+RATIO_DENOMINATOR = 32_000  # times MAX_BLOCKS it stays below 2^31, as the kernels count
 MAX_ROWS = 1 << 30  # sequences, pages or heads at most: their indices fit 32 bits
 MAX_PERIOD = 1 << 16  # tokens between rectifications, or in a window
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from kernel_cases import dtype_name
 from resa_bench.kernels import AttentionShape, ChunkTensors, KVCache, SparseConfig, StepTensors, Unsupported, get_method
+from resa_bench.kernels.config import RATIO_DENOMINATOR
 from torch import Tensor
 
 SIZES = {"portable": (16, 32, 64, 128), "kernels": (64, 128)}
@@ -115,7 +116,7 @@ def selected_count(config: SparseConfig, blocks: int) -> int:
     """n of M blocks."""
     if config.budget_tokens is not None:
         return min(blocks, config.budget_tokens // config.block_size)
-    ratio = Fraction(str(config.active_ratio)).limit_denominator(50_000)
+    ratio = Fraction(str(config.active_ratio)).limit_denominator(RATIO_DENOMINATOR)
     return min(blocks, max(config.min_blocks, math.ceil(ratio * blocks)))
 
 

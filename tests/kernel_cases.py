@@ -31,13 +31,14 @@ from resa_bench.kernels import (
     dense_attention,
     get_method,
     merge_partials,
+    select_blocks,
     sparse_decode,
 )
 from resa_bench.kernels.attention.dense import dense_reference
 from resa_bench.kernels.attention.sparse_decode import sparse_reference
 from resa_bench.kernels.attention.summaries import rounded, summaries_reference
 from resa_bench.kernels.checks import kernel_dtypes
-from resa_bench.kernels.config import ceil_div
+from resa_bench.kernels.config import MAX_BLOCKS, ceil_div
 from resa_bench.kernels.launch import INTERPRET, Launch, recording
 from resa_bench.suites.engine.gate import Check, compare
 from torch import Tensor
@@ -257,7 +258,7 @@ def run_variants(
             for x in (cache.k, cache.v, step.q, step.k, step.v, chunk.q, chunk.k, chunk.v):
                 x.normal_()
             cache.lengths.fill_(capacity)
-        for name in ("resa", "triton-dense", "sink-window"):
+        for name in ("resa-chain", "triton-dense", "sink-window"):
             layer = make_method(name, shape, config, dtype, device).prepare(cache)
             for stage in (*layer.stages(step), *layer.rectify_stages(chunk)):
                 stage.run()
@@ -274,7 +275,17 @@ def run_variants(
             window = WindowTensors(chunk.q, chunk.k, chunk.v, chunk.out, torch.zeros_like(cache.lengths))
             for stage in layer.window_stages(window):
                 stage.run()
+    run_long_selection(device)
     run_linears(device)
+
+
+def run_long_selection(device: torch.device) -> None:
+    """Selection of as many blocks a row as are allowed."""
+    config = SparseConfig(block_size=8)
+    cache = KVCache.allocate(1, 1, MAX_BLOCKS * 8, 16, dtype=torch.bfloat16, device=device)
+    scores = torch.zeros(1, 1, MAX_BLOCKS, device=device)
+    lists = torch.empty(1, 1, config.selected(cache.capacity), dtype=torch.int32, device=device)
+    select_blocks(scores, cache, lists, torch.empty(1, 1, dtype=torch.int32, device=device), config)
 
 
 def run_pairs(cache: KVCache, step: StepTensors, config: SparseConfig) -> None:

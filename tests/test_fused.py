@@ -257,7 +257,7 @@ def test_token_major_cache(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("page_size", [None, 64], ids=["contiguous", "paged"])
 def test_leaves_what_the_other_kernels_leave(page_size: int | None, dtype: torch.dtype) -> None:
     """Over 40 steps, across blocks: keys, values and summaries bit by bit, and the same lists."""
-    layers = [make(name, dtype, (120, 75), page_size=page_size) for name in ("resa-fused", "resa")]
+    layers = [make(name, dtype, (120, 75), page_size=page_size) for name in ("resa-fused", "resa-chain")]
     for _, inputs in layers:
         inputs.cache.lengths.sub_(41)
     for i in range(40):

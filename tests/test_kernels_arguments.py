@@ -364,7 +364,10 @@ def test_too_many_blocks() -> None:
     assert Summaries.allocate(cache, 16).data.shape[2] == MAX_BLOCKS // 2 + 1
     scores = torch.empty(1, 1, MAX_BLOCKS + 1, device="meta")
     lists, counts = (torch.empty(*s, dtype=torch.int32, device="meta") for s in ((1, 1, 9999), (1, 1)))
-    with recording() as launches, pytest.raises(ValueError, match=r"^scores: 32769 blocks a row, at most 32768"):
+    with (
+        recording() as launches,
+        pytest.raises(ValueError, match=rf"^scores: {MAX_BLOCKS + 1} blocks a row, at most {MAX_BLOCKS}"),
+    ):
         select_blocks(scores, cache, lists, counts, SparseConfig(block_size=8))
     assert launches == []
 

@@ -25,6 +25,7 @@ def test_every_kernel_is_known() -> None:
         "_update_blocks_kernel",
         "_score_kernel",
         "_select_kernel",
+        "_select_long_kernel",
         "_sparse_decode_kernel",
         "_window_decode_kernel",
         "_window_merge_kernel",

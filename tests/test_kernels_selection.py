@@ -14,6 +14,8 @@ from kernel_cases import DEVICE, DTYPES, NAN, make_cache
 from resa_bench.kernels import KVCache, SparseConfig, select_blocks
 from resa_bench.kernels.attention import selection
 from resa_bench.kernels.attention.selection import selection_reference
+from resa_bench.kernels.config import MAX_BLOCKS
+from resa_bench.kernels.launch import recording
 from torch import Tensor
 
 INF = float("inf")
@@ -164,9 +166,50 @@ def test_widths(width: int) -> None:
 @pytest.mark.parametrize("pattern", ["one-worst", "normal", "ties"])
 @pytest.mark.slow
 def test_longest_row(pattern: str) -> None:
-    """As many blocks as are allowed: counts near 2^15 must not run over into each other."""
+    """As many blocks as a program holds: counts near 2^15 must not run over into each other."""
     scores = PATTERNS[pattern](32768, torch.Generator().manual_seed(1))[None, None]
     check_selection(scores, length_cache([32768], 32768), SparseConfig(block_size=8, active_ratio=0.9))
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> int:
+    """Blocks that a program holds, few: longer rows are read again in every pass."""
+    monkeypatch.setattr(selection, "HELD_BLOCKS", 128)
+    return 128
+
+
+@pytest.mark.sanitizer
+@pytest.mark.slow
+@pytest.mark.parametrize("ratio", [0.01, 0.4, 1.0])
+def test_rows_that_no_program_holds(ratio: float, held: int) -> None:
+    """Rows of ties, of near keys, of infinities; a full sequence, a shorter one, one block, none."""
+    blocks = 2 * held + 41
+    generator = torch.Generator().manual_seed(3)
+    lengths = [blocks, held - 1, 1, 0]
+    drawn = ("ties", "neighbours", "both-infinities", "every-size")
+    rows = torch.stack([PATTERNS[name](blocks, generator) for name in drawn])
+    scores = torch.stack([rows.roll(b, dims=1) for b in range(len(lengths))])
+    config = SparseConfig(block_size=8, active_ratio=ratio, min_blocks=1)
+    cache = length_cache(lengths, blocks)
+    check_selection(scores, cache, config, spare=3)
+    with recording() as launches:
+        select(scores.to(DEVICE), cache, config)
+    assert [launch.name for launch in launches] == ["_select_long_kernel"]
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_programs_of_a_long_row(parts: int, held: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One program a row, or four: each finds its place in the list, ties cut within and between spans."""
+    monkeypatch.setattr(selection, "select_parts", lambda width, rows: parts)
+    scores = PATTERNS["ties"](4 * held, torch.Generator().manual_seed(parts))[None, None]
+    check_selection(scores, length_cache([4 * held], 4 * held), SparseConfig(block_size=8, active_ratio=0.3))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pattern", ["normal", "ties"])
+def test_a_million_tokens_in_blocks_of_16(pattern: str) -> None:
+    scores = PATTERNS[pattern](MAX_BLOCKS, torch.Generator().manual_seed(1))[None, None]
+    check_selection(scores, length_cache([MAX_BLOCKS], MAX_BLOCKS), SparseConfig(block_size=8, active_ratio=0.9))
 
 
 @pytest.mark.parametrize("ratio", [0.1, 0.15, 0.3, 0.55, 0.7, 1.0])

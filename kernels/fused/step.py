@@ -21,6 +21,7 @@ from . import compiler
 THREADS, WARPS, HEADS, BINS, PASSES = 256, 8, 8, 256, 4  # as in step.cu
 LOADS = {1: 16, 2: 8}  # under way in a lane while scoring, by CTAs that share a multiprocessor and its registers
 MIN_CAPABILITY = (9, 0)
+MAX_BLOCKS = 65535  # of a row: the search counts them in 16 bits
 HEAD_DIMS = (64, 128)
 BLOCK_SIZES = (16, 32, 64, 128)
 POLICIES = ("group-mean", "group-sum")
@@ -125,8 +126,11 @@ def plan(cache: KVCache, config: SparseConfig) -> Plan:
     that one loads while the other searches; what does not fit at once follows.
 
     Raises:
-        ValueError: a row that needs more shared memory than there is.
+        ValueError: a row of more than MAX_BLOCKS, or one that needs more shared memory than there is.
     """
+    blocks = config.blocks(cache.capacity)
+    if blocks > MAX_BLOCKS:
+        raise ValueError(f"cache: the fused step serves rows of {MAX_BLOCKS} blocks at most, got {blocks}")
     rows = cache.batch * cache.kv_heads
     size = cluster_size(rows, lambda cluster: compiler.clusters_at_once(cache.device, cluster))
     room = shared_memory()
@@ -138,7 +142,7 @@ def plan(cache: KVCache, config: SparseConfig) -> Plan:
         if layout.resident * (layout.shared_bytes + RESERVED_BYTES) <= room + RESERVED_BYTES:
             return layout
     raise ValueError(
-        f"cache: its rows of {config.blocks(cache.capacity)} blocks need {layouts[-1].shared_bytes} bytes of shared "
+        f"cache: its rows of {blocks} blocks need {layouts[-1].shared_bytes} bytes of shared "
         f"memory in the fused step, there are {room}"
     )
 
