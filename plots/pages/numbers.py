@@ -43,7 +43,7 @@ class Sources:
 
 
 DAGGER = "\u2020"
-FUNCTIONS = {"exp": math.exp, "error": share_error}
+FUNCTIONS = {"exp": math.exp, "error": share_error, "max": max}
 """What `let` knows beside arithmetic, of one row's values: `error(share, count)` of a share."""
 
 
