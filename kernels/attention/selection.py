@@ -327,20 +327,20 @@ def _select_long_kernel(
                 first_sums += tl.sum((inside & (key >= threshold + unit)).to(tl.int32), axis=0)
                 second_sums += tl.sum((inside & (key >= threshold + unit * 2)).to(tl.int32), axis=0)
                 third_sums += tl.sum((inside & (key >= threshold + unit * 3)).to(tl.int32), axis=0)
-            one, two, three = tl.reduce((first_sums, second_sums, third_sums), 0, _three_sums)
-            if three >= n:
+            over_first, over_second, over_third = tl.reduce((first_sums, second_sums, third_sums), 0, _three_sums)
+            if over_third >= n:
                 threshold += unit * 3
-                kept = three
-            elif two >= n:
+                kept = over_third
+            elif over_second >= n:
                 threshold += unit * 2
-                kept = two
-                sure = three
-            elif one >= n:
+                kept = over_second
+                sure = over_third
+            elif over_first >= n:
                 threshold += unit
-                kept = one
-                sure = two
+                kept = over_first
+                sure = over_second
             else:
-                sure = one
+                sure = over_first
         unit = unit >> 2
     cuts_tie = kept != n  # then all bits are settled: of the keys equal to the threshold, the first ones fill up
     missing = n - sure
