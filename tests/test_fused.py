@@ -32,6 +32,8 @@ COMPILED = [
     *product((64, 128), (16, 64), ("minmax", "meanstd"), (None, "fp8"), (False, True)),
     (128, 128, "minmax", None, False),
     (128, 32, "minmax", None, False),
+    (128, 8, "minmax", None, False),
+    (64, 8, "meanstd", "fp8", True),
 ]
 
 
@@ -84,7 +86,6 @@ def test_layout_shares_the_blocks() -> None:
     ("shape", "changes", "dtype", "reason"),
     [
         (AttentionShape(1, 4, 4, 32), {}, torch.bfloat16, "head_dim: .* 64, 128, got 32"),
-        (QWEN, {"block_size": 8}, torch.bfloat16, "block_size: .* got 8"),
         (QWEN, {"gqa_policy": "per-head"}, torch.bfloat16, "gqa_policy: .* got per-head"),
         (QWEN, {}, torch.float32, "dtype: .* got torch.float32"),
         (AttentionShape(1, 16, 1, 128), {}, torch.bfloat16, "q_heads: .* at most 8 .* got 16"),
@@ -107,6 +108,7 @@ SETTINGS = [
     {},
     {"active_ratio": 1.0},
     {"min_blocks": 1, "active_ratio": 0.01},
+    {"block_size": 8},
     {"block_size": 32},
     {"block_size": 64, "gqa_policy": "group-sum"},
     {"block_size": 128},

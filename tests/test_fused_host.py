@@ -43,6 +43,15 @@ def test_step(changes: dict) -> None:
     gate((1000, 17), FP16, heads=HEADS[0], **changes)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("largest", [2], indirect=True)
+@pytest.mark.parametrize("page_size", [None, 64], ids=["contiguous", "paged"])
+@pytest.mark.parametrize("changes", [{"block_size": 8}, {"block_size": 8, "summary_kind": "meanstd"}], ids=named)
+def test_blocks_that_share_a_unit(changes: dict, page_size: int | None) -> None:
+    """Blocks of 8, two to a tile of the matrix units: one token, a full block, one that is not, odd numbers of them."""
+    gate((1, 7, 8, 9, 24, 203), FP16, heads=ModelShape(7, 1, 64), page_size=page_size, **changes)
+
+
 @pytest.mark.parametrize("largest", [0, 1, 2, 6, 16], indirect=True)
 @pytest.mark.slow
 def test_clusters(largest: int) -> None:

@@ -23,7 +23,10 @@ constexpr int OUT_TILES = HEAD_DIM / 16;                  // tiles [16 dims, 8 h
 constexpr int PARTIAL = HEADS * HEAD_DIM;                 // words of a partial result
 constexpr int SLICE = (PARTIAL / 4 + CLUSTER - 1) / CLUSTER * 4;  // words of it that a CTA finishes
 constexpr int ROW_WORDS = HEAD_DIM / 64;                  // words of a key or value in a lane
-constexpr int NEWEST_WARPS = BLOCK / UNIT;                // warps that read the newest block
+constexpr int NEWEST_TOKENS = BLOCK < UNIT ? BLOCK : UNIT;  // of the newest block, that a warp reads
+constexpr int NEWEST_WARPS = BLOCK / NEWEST_TOKENS;
+constexpr int PARTS = UNIT / NEWEST_TOKENS;               // blocks that share a unit: 2 of 8 tokens, or 1
+constexpr int UNITS_A_BLOCK = NEWEST_WARPS;               // of blocks that do not share one
 constexpr int BINS = 256, PASSES = 4;                     // of the radix search: 8 bits a pass
 constexpr float NONE = -1e30f;                            // maximum of what has seen nothing
 constexpr u32 INFINITE = 0x7f800000u;
@@ -276,14 +279,14 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
   // ---- the newest block's older keys under way to where partial results will be, for its summary
   u32* rows = reinterpret_cast<u32*>(partials) + lane;
   auto row_at = [&](int token, int w) { return rows + (token * ROW_WORDS + w) * 32; };
-  const bool summarises = has_newest && warp < NEWEST_WARPS, has_rows = summarises && warp * UNIT < older;
+  const bool summarises = has_newest && warp < NEWEST_WARPS, has_rows = summarises && warp * NEWEST_TOKENS < older;
   if (has_rows)
 #pragma unroll
-    for (int t = 0; t < UNIT; t++)
+    for (int t = 0; t < NEWEST_TOKENS; t++)
 #pragma unroll
       for (int w = 0; w < ROW_WORDS; w++)
-        copy4(row_at(warp * UNIT + t, w),
-              a.k_cache + newest + 2 * min(warp * UNIT + t, older - 1) * a.cache_token + 128 * w);
+        copy4(row_at(warp * NEWEST_TOKENS + t, w),
+              a.k_cache + newest + 2 * min(warp * NEWEST_TOKENS + t, older - 1) * a.cache_token + 128 * w);
 
   // ---- the n-th largest key. From the least key to one over the largest finite one, where +inf goes, as distances
   // from the least, shifted so that the top bit is used.
@@ -362,12 +365,12 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
       float2 one = start, two = start;
       if (has_rows)
 #pragma unroll
-        for (int t = 0; t < UNIT; t++) {
-          const float2 x = unpack(*row_at(warp * UNIT + t, w));
+        for (int t = 0; t < NEWEST_TOKENS; t++) {
+          const float2 x = unpack(*row_at(warp * NEWEST_TOKENS + t, w));
           if (MINMAX) {
             one.x = fminf(one.x, x.x), one.y = fminf(one.y, x.y);
             two.x = fmaxf(two.x, x.x), two.y = fmaxf(two.y, x.y);
-          } else if (warp * UNIT + t < older) {
+          } else if (warp * NEWEST_TOKENS + t < older) {
             const float2 d = {x.x - pivot.x, x.y - pivot.y};
             one.x += d.x, one.y += d.y, two.x += d.x * d.x, two.y += d.y * d.y;
           }
@@ -436,25 +439,34 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
   // ---- attention over this CTA's share of the list, 16 tokens a warp at a time. Keys are the left operand, so that the
   // 16 rows of the matrix units are tokens and no row is wasted on padding a group of heads; the sum over dims takes them
   // in whatever order 16-byte loads bring them, the queries likewise. Values are turned by pairing two tokens' words.
-  const int units = share * (BLOCK / UNIT), r = lane / 4, t = lane % 4;
+  // Tokens of a unit are rows r and r + 8. Blocks of 8 share one: each has 8 rows, and its own place and visible tokens.
+  const int units = (share * UNITS_A_BLOCK + PARTS - 1) / PARTS, r = lane / 4, t = lane % 4;
   float acc[OUT_TILES][4] = {}, max0 = NONE, max1 = NONE, sum0 = 0, sum1 = 0;  // of heads 2t and 2t + 1
   uint4 k[2][KEY_CHUNKS], v[4][VALUE_CHUNKS];
-  int valid = 0;  // tokens of the loaded unit
-  i64 base = 0;
+  int valid[PARTS] = {};  // tokens of the loaded unit
+  i64 base[PARTS] = {};
   auto locate = [&](int unit) {
-    const int block = list[unit / (BLOCK / UNIT)];
-    int offset = unit % (BLOCK / UNIT) * UNIT;
-    valid = length - block * BLOCK - offset;
-    if (valid <= 0) offset = 0;  // nothing visible: any rows that exist
-    const i64 outer = PAGED ? page(block / PAGE_BLOCKS) : batch;
-    const i64 inside = i64(PAGED ? block % PAGE_BLOCKS : block) * BLOCK + offset;
-    base = 2 * (outer * a.cache_outer + head * a.cache_head + inside * a.cache_token);
+#pragma unroll
+    for (int i = 0; i < PARTS; i++) {
+      const int entry = unit * PARTS / UNITS_A_BLOCK + i;
+      const bool none = PARTS > 1 && entry >= share;  // the last unit of an odd share: the last block's rows, unseen
+      const int block = list[none ? entry - 1 : entry];
+      int offset = unit % UNITS_A_BLOCK * UNIT;
+      valid[i] = none ? 0 : length - block * BLOCK - offset;
+      if (valid[i] <= 0) offset = 0;  // nothing visible: any rows that exist
+      const i64 outer = PAGED ? page(block / PAGE_BLOCKS) : batch;
+      const i64 inside = i64(PAGED ? block % PAGE_BLOCKS : block) * BLOCK + offset;
+      base[i] = 2 * (outer * a.cache_outer + head * a.cache_head + inside * a.cache_token);
+    }
   };
-  auto token = [&](int i) { return 2 * max(min(i, valid - 1), 0) * a.cache_token; };
+  auto unit_row = [&](int half, int i) {  // where row i of the unit's first or second 8 rows is
+    const int part = half % PARTS, token = i + 8 * (half / PARTS);
+    return base[part] + 2 * max(min(token, valid[part] - 1), 0) * a.cache_token;
+  };
   auto load_keys = [&] {
 #pragma unroll
     for (int i = 0; i < 2; i++) {
-      const char* p = a.k_cache + base + token(r + 8 * i) + 16 * t;
+      const char* p = a.k_cache + unit_row(i, r) + 16 * t;
 #pragma unroll
       for (int j = 0; j < KEY_CHUNKS; j++) k[i][j] = load16(p + 64 * j);
     }
@@ -462,7 +474,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
   auto load_values = [&] {
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-      const char* p = a.v_cache + base + token(2 * t + i % 2 + 8 * (i / 2)) + 16 * r;
+      const char* p = a.v_cache + unit_row(i / 2, 2 * t + i % 2) + 16 * r;
 #pragma unroll
       for (int j = 0; j < VALUE_CHUNKS; j++) v[i][j] = load16(p + 128 * j);
     }
@@ -470,7 +482,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
   if (warp < units) locate(warp), load_keys(), load_values();
   for (int unit = warp; unit < units; unit += WARPS) {
     const bool more = unit + WARPS < units;
-    const int visible = valid;
+    const int upper = valid[0], lower = valid[PARTS - 1];  // visible tokens of the parts that rows r and r + 8 lie in
     float c[4] = {};  // logits of tokens r and r + 8, heads 2t and 2t + 1
     const char* query_chunks = reinterpret_cast<const char*>(s.queries) + 2 * HEAD_DIM * r + 16 * t;
 #pragma unroll
@@ -480,8 +492,8 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
       multiply(c, k[0][j].z, k[1][j].z, k[0][j].w, k[1][j].w, b.z, b.w);
     }
     if (more) locate(unit + WARPS), load_keys();
-    if (r >= visible) c[0] = c[1] = -__uint_as_float(INFINITE);
-    if (r + 8 >= visible) c[2] = c[3] = -__uint_as_float(INFINITE);
+    if (r >= upper) c[0] = c[1] = -__uint_as_float(INFINITE);
+    if (r + (PARTS == 1 ? 8 : 0) >= lower) c[2] = c[3] = -__uint_as_float(INFINITE);
     float top0 = fmaxf(c[0], c[2]), top1 = fmaxf(c[1], c[3]);
 #pragma unroll
     for (int distance = 4; distance < 32; distance *= 2) {

@@ -23,7 +23,7 @@ LOADS = {1: 16, 2: 8}  # under way in a lane while scoring, by CTAs that share a
 MIN_CAPABILITY = (9, 0)
 MAX_BLOCKS = 65535  # of a row: the search counts them in 16 bits
 HEAD_DIMS = (64, 128)
-BLOCK_SIZES = (16, 32, 64, 128)
+BLOCK_SIZES = (8, 16, 32, 64, 128)
 POLICIES = ("group-mean", "group-sum")
 DTYPES = (torch.bfloat16, torch.float16)
 
@@ -75,7 +75,7 @@ def lay_out(config: SparseConfig, head_dim: int, capacity: int, element: int, cl
     shared = _aligned(  # the members of `Shared` in step.cu, in order
         64, 2 * cluster * BINS * 2, PASSES * BINS * 2, cluster * 8, 8, WARPS * 4, WARPS * 4, 20, 2 * head_dim * 4,
         partial * 2, cluster * HEADS * 8, WARPS * HEADS * 4, WARPS * HEADS * 4, WARPS * 32,
-        config.block_size // 16 * 2 * head_dim * 4, cluster * ceil_div(partial // 4, cluster) * 16,
+        max(config.block_size // 16, 1) * 2 * head_dim * 4, cluster * ceil_div(partial // 4, cluster) * 16,
     )  # fmt: skip
     whole = shared + _aligned(4 * keys, 4 * ceil_div(chosen, cluster), WARPS * partial * 4)
     return Plan(cluster, resident, keys, shared, whole)
