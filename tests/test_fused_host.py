@@ -66,6 +66,15 @@ def test_shapes(heads: ModelShape) -> None:
     gate((300, 17), FP16, heads=heads, page_size=128)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("group", "policy"), [(1, "group-mean"), (7, "group-sum"), (9, "group-mean"), (16, "group-sum")]
+)
+def test_groups(group: int, policy: str) -> None:
+    """Heads of one operand of the matrix units, and of two."""
+    gate((1, 90), FP16, heads=ModelShape(group, 1, 64), block_size=8, gqa_policy=policy)
+
+
 @pytest.mark.thinned(2)
 @pytest.mark.slow
 @pytest.mark.parametrize("ratio", [0.1])

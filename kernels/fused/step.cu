@@ -16,11 +16,13 @@ constexpr int BLOCK_LANES = SUMMARY_BYTES / 16;           // lanes that load a b
 constexpr int BLOCKS_A_LOAD = 32 / BLOCK_LANES;
 constexpr int TILE = LOADS * BLOCKS_A_LOAD;               // blocks that a warp scores together
 constexpr int SLOTS_A_LANE = 16 / SLOT_BYTES;
-constexpr int HEADS = 8;                                  // GROUP, padded
+constexpr int HEADS = GROUP <= 8 ? 8 : 16;                // GROUP, padded
+constexpr int HEAD_TILES = HEADS / 8;                     // operands of the matrix units that the heads fill
 constexpr int UNIT = 16;                                  // tokens that a warp attends to at a time
 constexpr int KEY_CHUNKS = HEAD_DIM / 32, VALUE_CHUNKS = HEAD_DIM / 64;  // of 16 bytes in a lane, per row
-constexpr int OUT_TILES = HEAD_DIM / 16;                  // tiles [16 dims, 8 heads] of the output
+constexpr int OUT_TILES = HEAD_DIM / 16;                  // tiles [16 dims, 8 heads] of the output of 8 heads
 constexpr int PARTIAL = HEADS * HEAD_DIM;                 // words of a partial result
+constexpr int PART = PARTIAL / HEAD_TILES;                // of them for 8 heads
 constexpr int SLICE = (PARTIAL / 4 + CLUSTER - 1) / CLUSTER * 4;  // words of it that a CTA finishes
 constexpr int ROW_WORDS = HEAD_DIM / 64;                  // words of a key or value in a lane
 constexpr int NEWEST_TOKENS = BLOCK < UNIT ? BLOCK : UNIT;  // of the newest block, that a warp reads
@@ -69,7 +71,7 @@ struct __align__(16) Shared {
   __align__(16) float cta_softmax[CLUSTER][HEADS][2];  // maximum and sum
   __align__(16) float warp_max[WARPS][HEADS];
   __align__(16) float warp_sum[WARPS][HEADS];
-  __align__(16) float factor[WARPS][2][4];         // of even heads, then of odd ones
+  __align__(16) float factor[WARPS][HEAD_TILES * 2][4];  // of 8 heads: of even ones, then of odd ones
   __align__(16) float newest[NEWEST_WARPS][2 * HEAD_DIM];
   __align__(16) float merged[CLUSTER][SLICE];
 };
@@ -79,6 +81,8 @@ static_assert(sizeof(Shared) == SHARED_BYTES, "step.py lays out shared memory");
 __device__ __forceinline__ int round16(int bytes) { return (bytes + 15) / 16 * 16; }
 
 __device__ __forceinline__ int share_start(int total, int i) { return static_cast<int>(i64(total) * i / CLUSTER); }
+
+__device__ __forceinline__ int part_of(int word) { return HEAD_TILES == 1 ? 0 : word / PART; }
 
 // fp32 scores as unsigned integers in the same order; NaN, which nobody should send, counts as +inf, so that every step
 // finds n blocks and ends.
@@ -441,7 +445,10 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
   // in whatever order 16-byte loads bring them, the queries likewise. Values are turned by pairing two tokens' words.
   // Tokens of a unit are rows r and r + 8. Blocks of 8 share one: each has 8 rows, and its own place and visible tokens.
   const int units = (share * UNITS_A_BLOCK + PARTS - 1) / PARTS, r = lane / 4, t = lane % 4;
-  float acc[OUT_TILES][4] = {}, max0 = NONE, max1 = NONE, sum0 = 0, sum1 = 0;  // of heads 2t and 2t + 1
+  float acc[HEAD_TILES][OUT_TILES][4] = {};
+  float max0[HEAD_TILES], max1[HEAD_TILES], sum0[HEAD_TILES] = {}, sum1[HEAD_TILES] = {};  // of heads 2t and 2t + 1
+#pragma unroll
+  for (int h = 0; h < HEAD_TILES; h++) max0[h] = max1[h] = NONE;
   uint4 k[2][KEY_CHUNKS], v[4][VALUE_CHUNKS];
   int valid[PARTS] = {};  // tokens of the loaded unit
   i64 base[PARTS] = {};
@@ -483,32 +490,39 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
   for (int unit = warp; unit < units; unit += WARPS) {
     const bool more = unit + WARPS < units;
     const int upper = valid[0], lower = valid[PARTS - 1];  // visible tokens of the parts that rows r and r + 8 lie in
-    float c[4] = {};  // logits of tokens r and r + 8, heads 2t and 2t + 1
+    float c[HEAD_TILES][4] = {};  // logits of tokens r and r + 8, heads 2t and 2t + 1
     const char* query_chunks = reinterpret_cast<const char*>(s.queries) + 2 * HEAD_DIM * r + 16 * t;
 #pragma unroll
-    for (int j = 0; j < KEY_CHUNKS; j++) {
-      const uint4 b = *reinterpret_cast<const uint4*>(query_chunks + 64 * j);
-      multiply(c, k[0][j].x, k[1][j].x, k[0][j].y, k[1][j].y, b.x, b.y);
-      multiply(c, k[0][j].z, k[1][j].z, k[0][j].w, k[1][j].w, b.z, b.w);
-    }
+    for (int j = 0; j < KEY_CHUNKS; j++)
+#pragma unroll
+      for (int h = 0; h < HEAD_TILES; h++) {
+        const uint4 b = *reinterpret_cast<const uint4*>(query_chunks + 16 * HEAD_DIM * h + 64 * j);
+        multiply(c[h], k[0][j].x, k[1][j].x, k[0][j].y, k[1][j].y, b.x, b.y);
+        multiply(c[h], k[0][j].z, k[1][j].z, k[0][j].w, k[1][j].w, b.z, b.w);
+      }
     if (more) locate(unit + WARPS), load_keys();
-    if (r >= upper) c[0] = c[1] = -__uint_as_float(INFINITE);
-    if (r + (PARTS == 1 ? 8 : 0) >= lower) c[2] = c[3] = -__uint_as_float(INFINITE);
-    float top0 = fmaxf(c[0], c[2]), top1 = fmaxf(c[1], c[3]);
+    u32 b0[HEAD_TILES], b1[HEAD_TILES];
 #pragma unroll
-    for (int distance = 4; distance < 32; distance *= 2) {
-      top0 = fmaxf(top0, __shfl_xor_sync(WARP, top0, distance));
-      top1 = fmaxf(top1, __shfl_xor_sync(WARP, top1, distance));
+    for (int h = 0; h < HEAD_TILES; h++) {
+      if (r >= upper) c[h][0] = c[h][1] = -__uint_as_float(INFINITE);
+      if (r + (PARTS == 1 ? 8 : 0) >= lower) c[h][2] = c[h][3] = -__uint_as_float(INFINITE);
+      float top0 = fmaxf(c[h][0], c[h][2]), top1 = fmaxf(c[h][1], c[h][3]);
+#pragma unroll
+      for (int distance = 4; distance < 32; distance *= 2) {
+        top0 = fmaxf(top0, __shfl_xor_sync(WARP, top0, distance));
+        top1 = fmaxf(top1, __shfl_xor_sync(WARP, top1, distance));
+      }
+      top0 = fmaxf(max0[h], top0 * scale_log2), top1 = fmaxf(max1[h], top1 * scale_log2);
+      const float carry0 = exp2_fast(max0[h] - top0), carry1 = exp2_fast(max1[h] - top1);
+      max0[h] = top0, max1[h] = top1;
+      const float p0 = exp2_fast(c[h][0] * scale_log2 - top0), p1 = exp2_fast(c[h][1] * scale_log2 - top1);
+      const float p2 = exp2_fast(c[h][2] * scale_log2 - top0), p3 = exp2_fast(c[h][3] * scale_log2 - top1);
+      sum0[h] = sum0[h] * carry0 + p0 + p2, sum1[h] = sum1[h] * carry1 + p1 + p3;
+      b0[h] = transpose(pack(p0, p1)), b1[h] = transpose(pack(p2, p3));
+#pragma unroll
+      for (int i = 0; i < OUT_TILES; i++)
+        acc[h][i][0] *= carry0, acc[h][i][1] *= carry1, acc[h][i][2] *= carry0, acc[h][i][3] *= carry1;
     }
-    top0 = fmaxf(max0, top0 * scale_log2), top1 = fmaxf(max1, top1 * scale_log2);
-    const float carry0 = exp2_fast(max0 - top0), carry1 = exp2_fast(max1 - top1);
-    max0 = top0, max1 = top1;
-    const float p0 = exp2_fast(c[0] * scale_log2 - top0), p1 = exp2_fast(c[1] * scale_log2 - top1);
-    const float p2 = exp2_fast(c[2] * scale_log2 - top0), p3 = exp2_fast(c[3] * scale_log2 - top1);
-    sum0 = sum0 * carry0 + p0 + p2, sum1 = sum1 * carry1 + p1 + p3;
-    const u32 b0 = transpose(pack(p0, p1)), b1 = transpose(pack(p2, p3));
-#pragma unroll
-    for (int i = 0; i < OUT_TILES; i++) acc[i][0] *= carry0, acc[i][1] *= carry1, acc[i][2] *= carry0, acc[i][3] *= carry1;
 #pragma unroll
     for (int w = 0; w < OUT_TILES / 2; w++) {
       // Two dims of this lane: of D = 128 in either half of a value, of D = 64 in either half of its one chunk.
@@ -522,26 +536,37 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
 #pragma unroll
       for (int odd = 0; odd < 2; odd++) {
         const u32 pick = odd ? 0x7632 : 0x5410;
-        multiply(acc[2 * w + odd], __byte_perm(low[0], low[1], pick), __byte_perm(high[0], high[1], pick),
-                 __byte_perm(low[2], low[3], pick), __byte_perm(high[2], high[3], pick), b0, b1);
+        const u32 a0 = __byte_perm(low[0], low[1], pick), a1 = __byte_perm(high[0], high[1], pick);
+        const u32 a2 = __byte_perm(low[2], low[3], pick), a3 = __byte_perm(high[2], high[3], pick);
+#pragma unroll
+        for (int h = 0; h < HEAD_TILES; h++) multiply(acc[h][2 * w + odd], a0, a1, a2, a3, b0[h], b1[h]);
       }
     }
     if (more) load_values();
   }
 #pragma unroll
-  for (int distance = 4; distance < 32; distance *= 2) {
-    sum0 += __shfl_xor_sync(WARP, sum0, distance);
-    sum1 += __shfl_xor_sync(WARP, sum1, distance);
-  }
+  for (int h = 0; h < HEAD_TILES; h++)
+#pragma unroll
+    for (int distance = 4; distance < 32; distance *= 2) {
+      sum0[h] += __shfl_xor_sync(WARP, sum0[h], distance);
+      sum1[h] += __shfl_xor_sync(WARP, sum1[h], distance);
+    }
 
-  // ---- merge the warps, then the CTAs. Word f of a partial result is acc[f / 128][f / 32 % 4] of lane f % 32.
+  // ---- merge the warps, then the CTAs. A partial result has a part for each 8 heads: its word f is acc[f / 128][f / 32 % 4]
+  // of lane f % 32.
 #pragma unroll
-  for (int i = 0; i < OUT_TILES; i++)
+  for (int h = 0; h < HEAD_TILES; h++)
 #pragma unroll
-    for (int j = 0; j < 4; j++) partials[warp * PARTIAL + (4 * i + j) * 32 + lane] = acc[i][j];
+    for (int i = 0; i < OUT_TILES; i++)
+#pragma unroll
+      for (int j = 0; j < 4; j++)
+        partials[warp * PARTIAL + h * PART + (4 * i + j) * 32 + lane] = acc[h][i][j];
   if (r == 0) {
-    s.warp_max[warp][2 * t] = max0, s.warp_max[warp][2 * t + 1] = max1;
-    s.warp_sum[warp][2 * t] = sum0, s.warp_sum[warp][2 * t + 1] = sum1;
+#pragma unroll
+    for (int h = 0; h < HEAD_TILES; h++) {
+      s.warp_max[warp][8 * h + 2 * t] = max0[h], s.warp_max[warp][8 * h + 2 * t + 1] = max1[h];
+      s.warp_sum[warp][8 * h + 2 * t] = sum0[h], s.warp_sum[warp][8 * h + 2 * t + 1] = sum1[h];
+    }
   }
   __syncthreads();
   if (tid < HEADS * max(CLUSTER, WARPS)) {
@@ -554,7 +579,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
     if (i < CLUSTER)
       send(in_cta(shared_address(s.cta_softmax[rank][g]), i), __float_as_uint(top), __float_as_uint(sum),
            in_cta(barriers + 8 * MERGE, i));
-    if (i < WARPS) s.factor[i][g % 2][g / 2] = exp2_fast(s.warp_max[i][g] - top);
+    if (i < WARPS) s.factor[i][g / 8 * 2 + g % 2][g % 8 / 2] = exp2_fast(s.warp_max[i][g] - top);
   }
   __syncthreads();
   for (int f = 4 * tid; f < PARTIAL; f += 4 * THREADS) {
@@ -562,7 +587,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
 #pragma unroll
     for (int w = 0; w < WARPS; w++) {
       const float4 x = *reinterpret_cast<const float4*>(partials + w * PARTIAL + f);
-      const float4 y = *reinterpret_cast<const float4*>(s.factor[w][f / 32 % 2]);
+      const float4 y = *reinterpret_cast<const float4*>(s.factor[w][part_of(f) * 2 + f / 32 % 2]);
       sum.x += x.x * y.x, sum.y += x.y * y.y, sum.z += x.z * y.z, sum.w += x.w * y.w;
     }
     const uint4 words = {__float_as_uint(sum.x), __float_as_uint(sum.y), __float_as_uint(sum.z), __float_as_uint(sum.w)};
@@ -570,7 +595,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
   }
   await_bytes(barriers + 8 * MERGE);
   for (int i = tid; i < SLICE; i += THREADS) {
-    const int f = rank * SLICE + i, j = f / 32 % 4, g = 2 * (f % 4) + j % 2;
+    const int f = rank * SLICE + i, j = f / 32 % 4, g = 8 * part_of(f) + 2 * (f % 4) + j % 2;
     if (f >= PARTIAL || g >= GROUP) continue;
     float top = NONE, sum = 0, value = 0;
 #pragma unroll
@@ -580,7 +605,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
       const float factor = exp2_fast(s.cta_softmax[c][g][0] - top);
       sum += factor * s.cta_softmax[c][g][1], value += factor * s.merged[c][i];
     }
-    const int dim = 8 * (f % 32 / 4) + f / 128 + (VALUE_CHUNKS == 2 ? 64 : 4) * (j / 2);
+    const int dim = 8 * (f % 32 / 4) + (f - part_of(f) * PART) / 128 + (VALUE_CHUNKS == 2 ? 64 : 4) * (j / 2);
     out[g * HEAD_DIM + dim] = static_cast<u16>(pack(value / sum, 0));
   }
 }

@@ -18,9 +18,10 @@ from ..method import StepTensors
 from ..workspace import Workspace
 from . import compiler
 
-THREADS, WARPS, HEADS, BINS, PASSES = 256, 8, 8, 256, 4  # as in step.cu
+THREADS, WARPS, BINS, PASSES = 256, 8, 256, 4  # as in step.cu
 LOADS = {1: 16, 2: 8}  # under way in a lane while scoring, by CTAs that share a multiprocessor and its registers
 MIN_CAPABILITY = (9, 0)
+MAX_GROUP = 16  # two operands of the matrix units, which have room for 8 heads each
 MAX_BLOCKS = 65535  # of a row: the search counts them in 16 bits
 HEAD_DIMS = (64, 128)
 BLOCK_SIZES = (8, 16, 32, 64, 128)
@@ -38,8 +39,8 @@ def unsupported(shape: AttentionShape, config: SparseConfig, dtype: torch.dtype)
     ):
         if value not in allowed:
             return f"{name}: the fused step serves {', '.join(map(str, allowed))}, got {value}"
-    if shape.group > HEADS:
-        return f"q_heads: the fused step serves at most {HEADS} query heads a KV head, got {shape.group}"
+    if shape.group > MAX_GROUP:
+        return f"q_heads: the fused step serves at most {MAX_GROUP} query heads a KV head, got {shape.group}"
     if config.selector is not None:
         return f"selector: the fused step ranks blocks by their summaries alone, got {config.selector}"
     if config.local_blocks < 1:
@@ -66,15 +67,18 @@ class Plan:
     shared_bytes: int
 
 
-def lay_out(config: SparseConfig, head_dim: int, capacity: int, element: int, cluster: int, resident: int = 1) -> Plan:
+def lay_out(
+    config: SparseConfig, head_dim: int, group: int, capacity: int, element: int, cluster: int, resident: int = 1
+) -> Plan:
     """The layout for caches of `capacity` tokens and elements of so many bytes."""
     blocks, chosen = config.blocks(capacity), config.selected(capacity)
     tile = LOADS[resident] * 32 * 16 // config.summary_bytes(head_dim, element)
     keys = ceil_div(ceil_div(blocks, tile), cluster) * tile
-    partial = HEADS * head_dim
+    heads = ceil_div(group, 8) * 8
+    partial = heads * head_dim
     shared = _aligned(  # the members of `Shared` in step.cu, in order
         64, 2 * cluster * BINS * 2, PASSES * BINS * 2, cluster * 8, 8, WARPS * 4, WARPS * 4, 20, 2 * head_dim * 4,
-        partial * 2, cluster * HEADS * 8, WARPS * HEADS * 4, WARPS * HEADS * 4, WARPS * 32,
+        partial * 2, cluster * heads * 8, WARPS * heads * 4, WARPS * heads * 4, WARPS * heads * 4,
         max(config.block_size // 16, 1) * 2 * head_dim * 4, cluster * ceil_div(partial // 4, cluster) * 16,
     )  # fmt: skip
     whole = shared + _aligned(4 * keys, 4 * ceil_div(chosen, cluster), WARPS * partial * 4)
@@ -119,7 +123,7 @@ LOG2_E = 1.4426950408889634
 RESERVED_BYTES = 1024  # of a multiprocessor's shared memory, that the system takes for each CTA
 
 
-def plan(cache: KVCache, config: SparseConfig) -> Plan:
+def plan(cache: KVCache, group: int, config: SparseConfig) -> Plan:
     """The layout of steps on this cache and device.
 
     Rows that all run at once take clusters as large as can be. More rows take single CTAs, two to a multiprocessor, so
@@ -135,7 +139,7 @@ def plan(cache: KVCache, config: SparseConfig) -> Plan:
     size = cluster_size(rows, lambda cluster: compiler.clusters_at_once(cache.device, cluster))
     room = shared_memory()
     layouts = [
-        lay_out(config, cache.head_dim, cache.capacity, cache.k.element_size(), size or 1, resident)
+        lay_out(config, cache.head_dim, group, cache.capacity, cache.k.element_size(), size or 1, resident)
         for resident in ((1,) if size else (2, 1))
     ]
     for layout in layouts:
@@ -196,7 +200,7 @@ def bind(
                         k=(step.k, 4), v=(step.v, 4))  # fmt: skip
     if reason:
         raise ValueError(reason)
-    layout = plan(cache, config)
+    layout = plan(cache, shape.group, config)
     table = cache.block_table if cache.block_table is not None else cache.lengths
     arguments = _Arguments(
         q=step.q.data_ptr(),
