@@ -38,6 +38,8 @@ COMPILED = [
     (64, 7, 8, "meanstd", "fp8", True),
     (128, 16, 16, "minmax", None, False),
     (64, 9, 8, "meanstd", "fp8", True),
+    (256, 8, 16, "minmax", None, False),
+    (256, 16, 16, "minmax", "fp8", True),
 ]
 
 
@@ -91,7 +93,7 @@ def test_layout_shares_the_blocks() -> None:
 @pytest.mark.parametrize(
     ("shape", "changes", "dtype", "reason"),
     [
-        (AttentionShape(1, 4, 4, 32), {}, torch.bfloat16, "head_dim: .* 64, 128, got 32"),
+        (AttentionShape(1, 4, 4, 32), {}, torch.bfloat16, "head_dim: .* 64, 128, 256, got 32"),
         (QWEN, {"gqa_policy": "per-head"}, torch.bfloat16, "gqa_policy: .* got per-head"),
         (QWEN, {}, torch.float32, "dtype: .* got torch.float32"),
         (AttentionShape(1, 17, 1, 128), {}, torch.bfloat16, "q_heads: .* at most 16 .* got 17"),
@@ -126,7 +128,7 @@ SETTINGS = [
 ]
 HEADS = [
     ModelShape(7, 1, 128), ModelShape(6, 2, 64), ModelShape(32, 4, 128), ModelShape(3, 3, 64), ModelShape(9, 1, 64),
-    ModelShape(32, 2, 128),
+    ModelShape(32, 2, 128), ModelShape(4, 2, 256), ModelShape(16, 1, 256),
 ]  # fmt: skip
 
 

@@ -68,6 +68,22 @@ def test_shapes(heads: ModelShape) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
+    ("group", "changes"),
+    [
+        (1, {"block_size": 128}),
+        (7, {"summary_dtype": "fp8"}),
+        (9, {"block_size": 8, "summary_kind": "meanstd"}),
+        (16, {"block_size": 32, "gqa_policy": "group-sum"}),
+    ],
+    ids=lambda x: named(x) if isinstance(x, dict) else f"group{x}",
+)
+def test_teams(group: int, changes: dict) -> None:
+    """Head dim 256: two warps share the tokens, and a summary in 16 bits takes two loads."""
+    gate((1, 130, 255), FP16, heads=ModelShape(group, 1, 256), **changes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
     ("group", "policy"), [(1, "group-mean"), (7, "group-sum"), (9, "group-mean"), (16, "group-sum")]
 )
 def test_groups(group: int, policy: str) -> None:

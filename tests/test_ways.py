@@ -39,7 +39,7 @@ def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.param((100, 90), ModelShape(14, 2, 64), {}, True, id="two-by-two"),
         pytest.param((100,), ModelShape(12, 2, 128), {}, False, id="two-rows"),
         pytest.param((100,), ModelShape(8, 1, 128), {}, False, id="one-row"),
-        pytest.param((100,), ModelShape(4, 4, 256), {}, False, id="head-dim"),
+        pytest.param((100,), ModelShape(4, 4, 32), {}, False, id="head-dim"),
         pytest.param((100,), ModelShape(68, 4, 128), {}, False, id="seventeen-heads"),
         pytest.param((100,), ModelShape(28, 4, 128), {"block_size": 8}, True, id="blocks-of-8"),
         pytest.param((100,), ModelShape(28, 4, 128), {"gqa_policy": "per-head"}, False, id="a-list-a-head"),

@@ -12,17 +12,21 @@
 constexpr int THREADS = 256, WARPS = THREADS / 32;
 constexpr int SLOT_BYTES = FP8 ? 1 : 2;                   // of an element of a summary
 constexpr int SUMMARY_BYTES = 2 * HEAD_DIM * SLOT_BYTES;
-constexpr int BLOCK_LANES = SUMMARY_BYTES / 16;           // lanes that load a block's summary, 16 bytes each
+constexpr int LOADS_A_BLOCK = SUMMARY_BYTES <= 512 ? 1 : SUMMARY_BYTES / 512;
+constexpr int BLOCK_LANES = SUMMARY_BYTES / LOADS_A_BLOCK / 16;  // lanes that load a block's summary, 16 bytes each
 constexpr int BLOCKS_A_LOAD = 32 / BLOCK_LANES;
-constexpr int TILE = LOADS * BLOCKS_A_LOAD;               // blocks that a warp scores together
+constexpr int SCORES = LOADS / LOADS_A_BLOCK;             // of a lane
+constexpr int TILE = SCORES * BLOCKS_A_LOAD;              // blocks that a warp scores together
 constexpr int SLOTS_A_LANE = 16 / SLOT_BYTES;
 constexpr int HEADS = GROUP <= 8 ? 8 : 16;                // GROUP, padded
 constexpr int HEAD_TILES = HEADS / 8;                     // operands of the matrix units that the heads fill
 constexpr int UNIT = 16;                                  // tokens that a warp attends to at a time
-constexpr int KEY_CHUNKS = HEAD_DIM / 32, VALUE_CHUNKS = HEAD_DIM / 64;  // of 16 bytes in a lane, per row
-constexpr int OUT_TILES = HEAD_DIM / 16;                  // tiles [16 dims, 8 heads] of the output of 8 heads
+constexpr int SPLIT = HEAD_DIM <= 128 ? 1 : 2;            // warps of a team, which attends to a unit: each to its dims
+constexpr int TEAMS = WARPS / SPLIT, WARP_DIM = HEAD_DIM / SPLIT;
+constexpr int KEY_CHUNKS = WARP_DIM / 32, VALUE_CHUNKS = WARP_DIM / 64;  // of 16 bytes in a lane, per row
+constexpr int OUT_TILES = WARP_DIM / 16;                  // tiles [16 dims, 8 heads] of a warp's output of 8 heads
 constexpr int PARTIAL = HEADS * HEAD_DIM;                 // words of a partial result
-constexpr int PART = PARTIAL / HEAD_TILES;                // of them for 8 heads
+constexpr int PART = PARTIAL / HEAD_TILES / SPLIT;        // of them for 8 heads and a warp
 constexpr int SLICE = (PARTIAL / 4 + CLUSTER - 1) / CLUSTER * 4;  // words of it that a CTA finishes
 constexpr int ROW_WORDS = HEAD_DIM / 64;                  // words of a key or value in a lane
 constexpr int NEWEST_TOKENS = BLOCK < UNIT ? BLOCK : UNIT;  // of the newest block, that a warp reads
@@ -69,20 +73,20 @@ struct __align__(16) Shared {
   __align__(16) float asked[2 * HEAD_DIM];         // the query's two slots
   __align__(16) u32 queries[HEADS * HEAD_DIM / 2];
   __align__(16) float cta_softmax[CLUSTER][HEADS][2];  // maximum and sum
-  __align__(16) float warp_max[WARPS][HEADS];
-  __align__(16) float warp_sum[WARPS][HEADS];
-  __align__(16) float factor[WARPS][HEAD_TILES * 2][4];  // of 8 heads: of even ones, then of odd ones
+  __align__(16) float team_max[TEAMS][HEADS];
+  __align__(16) float team_sum[TEAMS][HEADS];
+  __align__(16) float factor[TEAMS][HEAD_TILES * 2][4];  // of 8 heads: of even ones, then of odd ones
   __align__(16) float newest[NEWEST_WARPS][2 * HEAD_DIM];
   __align__(16) float merged[CLUSTER][SLICE];
 };
 static_assert(sizeof(Shared) == SHARED_BYTES, "step.py lays out shared memory");
-// After it: keys [key_capacity], list [ceil(list_capacity / CLUSTER)], partials [WARPS][PARTIAL], each from a multiple
-// of 16 bytes on.
+// After it: keys [key_capacity], list [ceil(list_capacity / CLUSTER)], partials [TEAMS][PARTIAL], each from a multiple
+// of 16 bytes on. Where warps share a unit, what they tell each other follows.
 __device__ __forceinline__ int round16(int bytes) { return (bytes + 15) / 16 * 16; }
 
 __device__ __forceinline__ int share_start(int total, int i) { return static_cast<int>(i64(total) * i / CLUSTER); }
 
-__device__ __forceinline__ int part_of(int word) { return HEAD_TILES == 1 ? 0 : word / PART; }
+__device__ __forceinline__ int part_of(int word) { return PART == PARTIAL ? 0 : word / PART; }
 
 // fp32 scores as unsigned integers in the same order; NaN, which nobody should send, counts as +inf, so that every step
 // finds n blocks and ends.
@@ -92,9 +96,9 @@ __device__ __forceinline__ u32 order_key(float score) {
 }
 
 // Sums over the BLOCK_LANES lanes of a block, scattered over them: afterwards x[0 .. left - 1] of a lane are complete
-// sums, those of loads which * left and up.
-__device__ __forceinline__ void reduce_scatter(float (&x)[LOADS], int lane, int& left, int& which) {
-  left = LOADS;
+// sums, those of scores which * left and up.
+__device__ __forceinline__ void reduce_scatter(float (&x)[SCORES], int lane, int& left, int& which) {
+  left = SCORES;
   which = 0;
 #pragma unroll
   for (int distance = BLOCK_LANES / 2; distance; distance /= 2) {
@@ -105,7 +109,7 @@ __device__ __forceinline__ void reduce_scatter(float (&x)[LOADS], int lane, int&
     left /= 2;
     const bool upper = lane & distance;
 #pragma unroll
-    for (int i = 0; i < LOADS / 2; i++) {
+    for (int i = 0; i < SCORES / 2; i++) {
       if (i >= left) break;
       const float give = upper ? x[i] : x[i + left], keep = upper ? x[i + left] : x[i];
       x[i] = keep + __shfl_xor_sync(WARP, give, distance);
@@ -199,11 +203,11 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
   // For an entry that is no page of the cache, the nearest page: what is read there means nothing, but it lies in the cache.
   auto page = [&](int i) { return i64(min(max(table[i], 0), a.pages - 1)); };
   auto summary = [&](int tile, int i) {
-    const int block = min(tile * TILE + i * BLOCKS_A_LOAD + lane / BLOCK_LANES, blocks - 1);
+    const int block = min(tile * TILE + i / LOADS_A_BLOCK * BLOCKS_A_LOAD + lane / BLOCK_LANES, blocks - 1);
     const i64 outer = PAGED ? page(block / PAGE_BLOCKS) : batch;
     const int inside = PAGED ? block % PAGE_BLOCKS : block;
     return a.summaries + SLOT_BYTES * (outer * a.summary_outer + head * a.summary_head) + i64(inside) * SUMMARY_BYTES +
-           lane % BLOCK_LANES * 16;
+           lane % BLOCK_LANES * 16 + i % LOADS_A_BLOCK * 512;
   };
   uint4 loaded[LOADS];
   if (first_tile + warp < end_tile)
@@ -230,16 +234,19 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
   // ---- scores
   u32 least = WARP, most = 0;
   {
-    float asked[SLOTS_A_LANE];
+    float slots[LOADS_A_BLOCK][SLOTS_A_LANE];
 #pragma unroll
-    for (int i = 0; i < SLOTS_A_LANE; i++) asked[i] = s.asked[lane % BLOCK_LANES * SLOTS_A_LANE + i];
+    for (int l = 0; l < LOADS_A_BLOCK; l++)
+#pragma unroll
+      for (int i = 0; i < SLOTS_A_LANE; i++) slots[l][i] = s.asked[(l * 32 + lane % BLOCK_LANES) * SLOTS_A_LANE + i];
     float* scores = a.scores + batch * a.score_batch + head * a.score_row;
     for (int tile = first_tile + warp; tile < end_tile; tile += WARPS) {
-      float score[LOADS];
+      float score[SCORES];
 #pragma unroll
       for (int i = 0; i < LOADS; i++) {
         const u32 words[4] = {loaded[i].x, loaded[i].y, loaded[i].z, loaded[i].w};
-        float sum = 0;
+        const float(&asked)[SLOTS_A_LANE] = slots[i % LOADS_A_BLOCK];
+        float sum = i % LOADS_A_BLOCK ? score[i / LOADS_A_BLOCK] : 0;
 #pragma unroll
         for (int j = 0; j < 4; j++) {
           if (FP8) {
@@ -253,16 +260,16 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
             sum += x.y * asked[2 * j + 1];
           }
         }
-        score[i] = sum;
+        score[i / LOADS_A_BLOCK] = sum;
         if (tile + WARPS < end_tile) loaded[i] = load16(summary(tile + WARPS, i));
       }
       int left, which;
       reduce_scatter(score, lane, left, which);
 #pragma unroll
-      for (int i = 0; i < LOADS; i++) {
+      for (int i = 0; i < SCORES; i++) {
         if (i >= left) break;
         const int block = tile * TILE + (which * left + i) * BLOCKS_A_LOAD + lane / BLOCK_LANES;
-        const bool mine = BLOCK_LANES <= LOADS || lane % (BLOCK_LANES / LOADS) == 0;
+        const bool mine = BLOCK_LANES <= SCORES || lane % (BLOCK_LANES / SCORES) == 0;
         if (mine && block < blocks) {
           const bool always = block >= blocks - a.local_blocks || block < a.first_blocks;
           const float value = always ? __uint_as_float(INFINITE) : score[i];
@@ -444,7 +451,9 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
   // 16 rows of the matrix units are tokens and no row is wasted on padding a group of heads; the sum over dims takes them
   // in whatever order 16-byte loads bring them, the queries likewise. Values are turned by pairing two tokens' words.
   // Tokens of a unit are rows r and r + 8. Blocks of 8 share one: each has 8 rows, and its own place and visible tokens.
+  // A team of two warps shares a unit of D = 256: each has half of the dims, and adds the other's half of the logits.
   const int units = (share * UNITS_A_BLOCK + PARTS - 1) / PARTS, r = lane / 4, t = lane % 4;
+  const int team = warp / SPLIT, half = warp % SPLIT;
   float acc[HEAD_TILES][OUT_TILES][4] = {};
   float max0[HEAD_TILES], max1[HEAD_TILES], sum0[HEAD_TILES] = {}, sum1[HEAD_TILES] = {};  // of heads 2t and 2t + 1
 #pragma unroll
@@ -463,11 +472,11 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
       if (valid[i] <= 0) offset = 0;  // nothing visible: any rows that exist
       const i64 outer = PAGED ? page(block / PAGE_BLOCKS) : batch;
       const i64 inside = i64(PAGED ? block % PAGE_BLOCKS : block) * BLOCK + offset;
-      base[i] = 2 * (outer * a.cache_outer + head * a.cache_head + inside * a.cache_token);
+      base[i] = 2 * (outer * a.cache_outer + head * a.cache_head + inside * a.cache_token + half * WARP_DIM);
     }
   };
-  auto unit_row = [&](int half, int i) {  // where row i of the unit's first or second 8 rows is
-    const int part = half % PARTS, token = i + 8 * (half / PARTS);
+  auto unit_row = [&](int eight, int i) {  // where row i of the unit's first or second 8 rows is
+    const int part = eight % PARTS, token = i + 8 * (eight / PARTS);
     return base[part] + 2 * max(min(token, valid[part] - 1), 0) * a.cache_token;
   };
   auto load_keys = [&] {
@@ -486,12 +495,12 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
       for (int j = 0; j < VALUE_CHUNKS; j++) v[i][j] = load16(p + 128 * j);
     }
   };
-  if (warp < units) locate(warp), load_keys(), load_values();
-  for (int unit = warp; unit < units; unit += WARPS) {
-    const bool more = unit + WARPS < units;
+  if (team < units) locate(team), load_keys(), load_values();
+  for (int unit = team; unit < units; unit += TEAMS) {
+    const bool more = unit + TEAMS < units;
     const int upper = valid[0], lower = valid[PARTS - 1];  // visible tokens of the parts that rows r and r + 8 lie in
     float c[HEAD_TILES][4] = {};  // logits of tokens r and r + 8, heads 2t and 2t + 1
-    const char* query_chunks = reinterpret_cast<const char*>(s.queries) + 2 * HEAD_DIM * r + 16 * t;
+    const char* query_chunks = reinterpret_cast<const char*>(s.queries) + 2 * (HEAD_DIM * r + WARP_DIM * half) + 16 * t;
 #pragma unroll
     for (int j = 0; j < KEY_CHUNKS; j++)
 #pragma unroll
@@ -500,7 +509,19 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
         multiply(c[h], k[0][j].x, k[1][j].x, k[0][j].y, k[1][j].y, b.x, b.y);
         multiply(c[h], k[0][j].z, k[1][j].z, k[0][j].w, k[1][j].w, b.z, b.w);
       }
-    if (more) locate(unit + WARPS), load_keys();
+    if (more) locate(unit + TEAMS), load_keys();
+    if (SPLIT > 1) {
+      float4* told = reinterpret_cast<float4*>(partials + TEAMS * PARTIAL) + unit / TEAMS % 2 * WARPS * HEAD_TILES * 32;
+      auto of = [&](int w, int h) -> float4& { return told[(w * HEAD_TILES + h) * 32 + lane]; };
+#pragma unroll
+      for (int h = 0; h < HEAD_TILES; h++) of(warp, h) = {c[h][0], c[h][1], c[h][2], c[h][3]};
+      sync_threads_of(1 + team, SPLIT * 32);  // one place while the other may still be read
+#pragma unroll
+      for (int h = 0; h < HEAD_TILES; h++) {
+        const float4 x = of(warp ^ 1, h);
+        c[h][0] += x.x, c[h][1] += x.y, c[h][2] += x.z, c[h][3] += x.w;
+      }
+    }
     u32 b0[HEAD_TILES], b1[HEAD_TILES];
 #pragma unroll
     for (int h = 0; h < HEAD_TILES; h++) {
@@ -552,42 +573,42 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
       sum1[h] += __shfl_xor_sync(WARP, sum1[h], distance);
     }
 
-  // ---- merge the warps, then the CTAs. A partial result has a part for each 8 heads: its word f is acc[f / 128][f / 32 % 4]
-  // of lane f % 32.
+  // ---- merge the teams, then the CTAs. A partial result has a part for each warp of a team and 8 heads: its word f is
+  // acc[f / 128][f / 32 % 4] of lane f % 32.
 #pragma unroll
   for (int h = 0; h < HEAD_TILES; h++)
 #pragma unroll
     for (int i = 0; i < OUT_TILES; i++)
 #pragma unroll
       for (int j = 0; j < 4; j++)
-        partials[warp * PARTIAL + h * PART + (4 * i + j) * 32 + lane] = acc[h][i][j];
-  if (r == 0) {
+        partials[team * PARTIAL + (half * HEAD_TILES + h) * PART + (4 * i + j) * 32 + lane] = acc[h][i][j];
+  if (r == 0 && half == 0) {
 #pragma unroll
     for (int h = 0; h < HEAD_TILES; h++) {
-      s.warp_max[warp][8 * h + 2 * t] = max0[h], s.warp_max[warp][8 * h + 2 * t + 1] = max1[h];
-      s.warp_sum[warp][8 * h + 2 * t] = sum0[h], s.warp_sum[warp][8 * h + 2 * t + 1] = sum1[h];
+      s.team_max[team][8 * h + 2 * t] = max0[h], s.team_max[team][8 * h + 2 * t + 1] = max1[h];
+      s.team_sum[team][8 * h + 2 * t] = sum0[h], s.team_sum[team][8 * h + 2 * t + 1] = sum1[h];
     }
   }
   __syncthreads();
-  if (tid < HEADS * max(CLUSTER, WARPS)) {
+  if (tid < HEADS * max(CLUSTER, TEAMS)) {
     const int g = tid % HEADS, i = tid / HEADS;
     float top = NONE, sum = 0;
 #pragma unroll
-    for (int w = 0; w < WARPS; w++) top = fmaxf(top, s.warp_max[w][g]);
+    for (int w = 0; w < TEAMS; w++) top = fmaxf(top, s.team_max[w][g]);
 #pragma unroll
-    for (int w = 0; w < WARPS; w++) sum += exp2_fast(s.warp_max[w][g] - top) * s.warp_sum[w][g];
+    for (int w = 0; w < TEAMS; w++) sum += exp2_fast(s.team_max[w][g] - top) * s.team_sum[w][g];
     if (i < CLUSTER)
       send(in_cta(shared_address(s.cta_softmax[rank][g]), i), __float_as_uint(top), __float_as_uint(sum),
            in_cta(barriers + 8 * MERGE, i));
-    if (i < WARPS) s.factor[i][g / 8 * 2 + g % 2][g % 8 / 2] = exp2_fast(s.warp_max[i][g] - top);
+    if (i < TEAMS) s.factor[i][g / 8 * 2 + g % 2][g % 8 / 2] = exp2_fast(s.team_max[i][g] - top);
   }
   __syncthreads();
   for (int f = 4 * tid; f < PARTIAL; f += 4 * THREADS) {
     float4 sum = {};
 #pragma unroll
-    for (int w = 0; w < WARPS; w++) {
+    for (int w = 0; w < TEAMS; w++) {
       const float4 x = *reinterpret_cast<const float4*>(partials + w * PARTIAL + f);
-      const float4 y = *reinterpret_cast<const float4*>(s.factor[w][part_of(f) * 2 + f / 32 % 2]);
+      const float4 y = *reinterpret_cast<const float4*>(s.factor[w][part_of(f) % HEAD_TILES * 2 + f / 32 % 2]);
       sum.x += x.x * y.x, sum.y += x.y * y.y, sum.z += x.z * y.z, sum.w += x.w * y.w;
     }
     const uint4 words = {__float_as_uint(sum.x), __float_as_uint(sum.y), __float_as_uint(sum.z), __float_as_uint(sum.w)};
@@ -595,7 +616,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
   }
   await_bytes(barriers + 8 * MERGE);
   for (int i = tid; i < SLICE; i += THREADS) {
-    const int f = rank * SLICE + i, j = f / 32 % 4, g = 8 * part_of(f) + 2 * (f % 4) + j % 2;
+    const int f = rank * SLICE + i, j = f / 32 % 4, g = 8 * (part_of(f) % HEAD_TILES) + 2 * (f % 4) + j % 2;
     if (f >= PARTIAL || g >= GROUP) continue;
     float top = NONE, sum = 0, value = 0;
 #pragma unroll
@@ -605,7 +626,8 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
       const float factor = exp2_fast(s.cta_softmax[c][g][0] - top);
       sum += factor * s.cta_softmax[c][g][1], value += factor * s.merged[c][i];
     }
-    const int dim = 8 * (f % 32 / 4) + (f - part_of(f) * PART) / 128 + (VALUE_CHUNKS == 2 ? 64 : 4) * (j / 2);
+    const int dim = part_of(f) / HEAD_TILES * WARP_DIM + 8 * (f % 32 / 4) + (f - part_of(f) * PART) / 128 +
+                    (VALUE_CHUNKS == 2 ? 64 : 4) * (j / 2);
     out[g * HEAD_DIM + dim] = static_cast<u16>(pack(value / sum, 0));
   }
 }

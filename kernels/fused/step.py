@@ -23,7 +23,7 @@ LOADS = {1: 16, 2: 8}  # under way in a lane while scoring, by CTAs that share a
 MIN_CAPABILITY = (9, 0)
 MAX_GROUP = 16  # two operands of the matrix units, which have room for 8 heads each
 MAX_BLOCKS = 65535  # of a row: the search counts them in 16 bits
-HEAD_DIMS = (64, 128)
+HEAD_DIMS = (64, 128, 256)
 BLOCK_SIZES = (8, 16, 32, 64, 128)
 POLICIES = ("group-mean", "group-sum")
 DTYPES = (torch.bfloat16, torch.float16)
@@ -76,12 +76,16 @@ def lay_out(
     keys = ceil_div(ceil_div(blocks, tile), cluster) * tile
     heads = ceil_div(group, 8) * 8
     partial = heads * head_dim
+    split = ceil_div(head_dim, 128)  # warps that share a tile of tokens, and tell each other their logits
+    teams = WARPS // split
     shared = _aligned(  # the members of `Shared` in step.cu, in order
         64, 2 * cluster * BINS * 2, PASSES * BINS * 2, cluster * 8, 8, WARPS * 4, WARPS * 4, 20, 2 * head_dim * 4,
-        partial * 2, cluster * heads * 8, WARPS * heads * 4, WARPS * heads * 4, WARPS * heads * 4,
+        partial * 2, cluster * heads * 8, teams * heads * 4, teams * heads * 4, teams * heads * 4,
         max(config.block_size // 16, 1) * 2 * head_dim * 4, cluster * ceil_div(partial // 4, cluster) * 16,
     )  # fmt: skip
-    whole = shared + _aligned(4 * keys, 4 * ceil_div(chosen, cluster), WARPS * partial * 4)
+    logits = 2 * WARPS * heads * 16 * 4 if split > 1 else 0
+    last = max(teams * partial * 4 + logits, config.block_size * head_dim * 2)  # or the newest block's keys, before
+    whole = shared + _aligned(4 * keys, 4 * ceil_div(chosen, cluster), last)
     return Plan(cluster, resident, keys, shared, whole)
 
 

@@ -51,11 +51,13 @@ struct Warp {  // a collective: each lane leaves a word, the last one lets all g
   int arrived = 0, generation = 0;
 };
 
+struct Meeting { int arrived = 0, generation = 0; };
+
 struct Cta {
   std::vector<char> memory;
   std::vector<Warp> warps;
   std::vector<Barrier> barriers;  // by shared address / 8
-  int arrived = 0, generation = 0;
+  Meeting meetings[16];
 };
 
 struct Message { u32 to, barrier; int bytes; u32 words[4]; };
@@ -168,12 +170,13 @@ inline struct {
   Index x{[] { return int(emulator::cluster->index * emulator::cluster->ctas.size() + emulator::running->cta); }};
 } blockIdx;
 
-inline void __syncthreads() {
-  emulator::Cta& cta = emulator::cta();
-  const int generation = cta.generation;
-  if (++cta.arrived == int(cta.warps.size()) * emulator::LANES) cta.arrived = 0, cta.generation++;
-  emulator::wait_for([&] { return cta.generation != generation; });
+inline void sync_threads_of(int barrier, int threads) {
+  emulator::Meeting& meeting = emulator::cta().meetings[barrier];
+  const int generation = meeting.generation;
+  if (++meeting.arrived == threads) meeting.arrived = 0, meeting.generation++;
+  emulator::wait_for([&] { return meeting.generation != generation; });
 }
+inline void __syncthreads() { sync_threads_of(0, int(emulator::cta().warps.size()) * emulator::LANES); }
 
 inline float __uint_as_float(u32 x) { return std::bit_cast<float>(x); }
 inline u32 __float_as_uint(float x) { return std::bit_cast<u32>(x); }
