@@ -5,9 +5,9 @@ from __future__ import annotations
 import fused_host
 import pytest
 import torch
-from kernel_cases import DEVICE
+from kernel_cases import DEVICE, NAN
 from method_cases import make, run
-from resa_bench.kernels import build_summaries, get_method
+from resa_bench.kernels import build_summaries, get_method, pipeline
 from resa_bench.kernels.fused import compiler
 from resa_bench.kernels.fused import step as fused_step
 from resa_bench.suites.micro.cases import ModelShape
@@ -111,3 +111,17 @@ def test_sequences_without_a_token() -> None:
     assert bool((out[1] == 0).all())
     assert bool((layer.work.lists[1] == -1).all())
     assert bool(out[0].isfinite().all() and out[2].isfinite().all())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("largest", [16], indirect=True)
+def test_rows_of_more_blocks_than_16_bits_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Queries of NaN, which make all scores alike: 65536 blocks in one bin of the search, the first ones selected."""
+    monkeypatch.setattr(pipeline, "build_summaries", lambda cache, summaries: summaries.data.zero_())
+    layer, inputs = make(
+        "resa-fused", FP16, (65536 * 8,), heads=ModelShape(1, 1, 64), block_size=8, active_ratio=0.001,
+        summary_kind="meanstd", summary_dtype="fp8",
+    )  # fmt: skip
+    inputs.step.q.fill_(NAN)
+    run(layer, inputs.step)
+    assert layer.work.lists[0, 0].tolist() == list(range(66))

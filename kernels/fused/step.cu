@@ -7,7 +7,8 @@
 // other kernel to launch. step.py says which settings it serves, docs/notes/speed.md what it gave.
 //
 // Constants from step.py: HEAD_DIM, GROUP, BLOCK, CLUSTER, RESIDENT (CTAs that share a multiprocessor), LOADS (under way in
-// a lane while scoring), PAGE_BLOCKS, SHARED_BYTES (of `Shared`), and 0 or 1 for MINMAX, GROUP_SUM, FP8, FP16, PAGED.
+// a lane while scoring), PAGE_BLOCKS, SHARED_BYTES (of `Shared`), and 0 or 1 for MINMAX, GROUP_SUM, FP8, FP16, PAGED, WIDE
+// (rows of more blocks than 16 bits count).
 
 constexpr int THREADS = 256, WARPS = THREADS / 32;
 constexpr int SLOT_BYTES = FP8 ? 1 : 2;                   // of an element of a summary
@@ -34,6 +35,13 @@ constexpr int NEWEST_WARPS = BLOCK / NEWEST_TOKENS;
 constexpr int PARTS = UNIT / NEWEST_TOKENS;               // blocks that share a unit: 2 of 8 tokens, or 1
 constexpr int UNITS_A_BLOCK = NEWEST_WARPS;               // of blocks that do not share one
 constexpr int BINS = 256, PASSES = 4;                     // of the radix search: 8 bits a pass
+#if WIDE
+using Counts = u64;                                       // two counts of blocks in a word: lower bits, upper bits
+#else
+using Counts = u32;
+#endif
+constexpr int COUNT_BITS = 4 * sizeof(Counts);
+constexpr Counts COUNT = (Counts(1) << COUNT_BITS) - 1, TWICE = COUNT + 2;
 constexpr float NONE = -1e30f;                            // maximum of what has seen nothing
 constexpr u32 INFINITE = 0x7f800000u;
 
@@ -67,7 +75,7 @@ struct __align__(16) Shared {
   __align__(16) u32 own_histogram[PASSES][BINS / 2];  // two counts a word
   __align__(16) u32 extremes[CLUSTER][2];
   __align__(16) u32 own_extremes[2];
-  __align__(16) u32 warp_totals[WARPS];
+  __align__(16) Counts warp_totals[WARPS];
   __align__(16) u32 warp_kept[WARPS];
   __align__(16) int found[5];
   __align__(16) float asked[2 * HEAD_DIM];         // the query's two slots
@@ -327,13 +335,13 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
            *reinterpret_cast<const uint4*>(&histogram[4 * lane]), in_cta(barriers + 8 * (HISTOGRAM + pass), to));
     await_bytes(barriers + 8 * (HISTOGRAM + pass));
     // A bin a thread: how many keys it has in all, and above them in earlier CTAs, in one word.
-    u32 here = 0;
+    Counts here = 0;
 #pragma unroll
-    for (int c = 0; c < CLUSTER; c++) here += s.histograms[pass % 2][c][tid] * (c < rank ? 0x10001u : 1u);
-    u32 above = here;  // from this bin up, at first within the warp
+    for (int c = 0; c < CLUSTER; c++) here += s.histograms[pass % 2][c][tid] * (c < rank ? TWICE : 1);
+    Counts above = here;  // from this bin up, at first within the warp
 #pragma unroll
     for (int distance = 1; distance < 32; distance *= 2) {
-      const u32 next = __shfl_down_sync(WARP, above, distance);
+      const Counts next = __shfl_down_sync(WARP, above, distance);
       if (lane + distance < 32) above += next;
     }
     if (lane == 0) s.warp_totals[warp] = above;
@@ -341,11 +349,11 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
     above -= here;
 #pragma unroll
     for (int w = 1; w < WARPS; w++) above += w > warp ? s.warp_totals[w] : 0;
-    const int over = sure + (above & 0xffff), with_bin = over + (here & 0xffff);
+    const int over = sure + (above & COUNT), with_bin = over + (here & COUNT);
     if (over < n && with_bin >= n) {  // one thread's bin alone
       s.found[0] = threshold | static_cast<u32>(tid) << shift;
       s.found[1] = over, s.found[2] = with_bin;
-      s.found[3] = over_before + (above >> 16), s.found[4] = here >> 16;
+      s.found[3] = over_before + (above >> COUNT_BITS), s.found[4] = here >> COUNT_BITS;
     }
     __syncthreads();
     threshold = s.found[0], sure = s.found[1], kept = s.found[2], over_before = s.found[3], tied_before = s.found[4];
@@ -361,7 +369,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
     over = i < own && (cuts_tie ? key > limit : key >= limit);
     tie = i < own && cuts_tie && key == limit;
   };
-  u32 warp_kept = 0;
+  u32 warp_kept = 0;  // a CTA's own keys are always fewer than 16 bits count: they lie in its shared memory
   for (int i = warp * per_warp; i < (warp + 1) * per_warp; i += 32) {
     bool over, tie;
     sort_out(i + lane, over, tie);

@@ -22,7 +22,7 @@ THREADS, WARPS, BINS, PASSES = 256, 8, 256, 4  # as in step.cu
 LOADS = {1: 16, 2: 8}  # under way in a lane while scoring, by CTAs that share a multiprocessor and its registers
 MIN_CAPABILITY = (9, 0)
 MAX_GROUP = 16  # two operands of the matrix units, which have room for 8 heads each
-MAX_BLOCKS = 65535  # of a row: the search counts them in 16 bits
+NARROW_BLOCKS = 65535  # of a row, that the search counts in 16 bits
 HEAD_DIMS = (64, 128, 256)
 BLOCK_SIZES = (8, 16, 32, 64, 128)
 POLICIES = ("group-mean", "group-sum")
@@ -76,11 +76,12 @@ def lay_out(
     keys = ceil_div(ceil_div(blocks, tile), cluster) * tile
     heads = ceil_div(group, 8) * 8
     partial = heads * head_dim
+    wide = blocks > NARROW_BLOCKS
     split = ceil_div(head_dim, 128)  # warps that share a tile of tokens, and tell each other their logits
     teams = WARPS // split
     shared = _aligned(  # the members of `Shared` in step.cu, in order
-        64, 2 * cluster * BINS * 2, PASSES * BINS * 2, cluster * 8, 8, WARPS * 4, WARPS * 4, 20, 2 * head_dim * 4,
-        partial * 2, cluster * heads * 8, teams * heads * 4, teams * heads * 4, teams * heads * 4,
+        64, 2 * cluster * BINS * 2, PASSES * BINS * 2, cluster * 8, 8, WARPS * (8 if wide else 4), WARPS * 4, 20,
+        2 * head_dim * 4, partial * 2, cluster * heads * 8, teams * heads * 4, teams * heads * 4, teams * heads * 4,
         max(config.block_size // 16, 1) * 2 * head_dim * 4, cluster * ceil_div(partial // 4, cluster) * 16,
     )  # fmt: skip
     logits = 2 * WARPS * heads * 16 * 4 if split > 1 else 0
@@ -134,11 +135,9 @@ def plan(cache: KVCache, group: int, config: SparseConfig) -> Plan:
     that one loads while the other searches; what does not fit at once follows.
 
     Raises:
-        ValueError: a row of more than MAX_BLOCKS, or one that needs more shared memory than there is.
+        ValueError: a row that needs more shared memory than there is.
     """
     blocks = config.blocks(cache.capacity)
-    if blocks > MAX_BLOCKS:
-        raise ValueError(f"cache: the fused step serves rows of {MAX_BLOCKS} blocks at most, got {blocks}")
     rows = cache.batch * cache.kv_heads
     size = cluster_size(rows, lambda cluster: compiler.clusters_at_once(cache.device, cluster))
     room = shared_memory()
@@ -171,6 +170,7 @@ def constants(cache: KVCache, group: int, config: SparseConfig, layout: Plan) ->
         "FP8": int(config.summary_dtype == "fp8"),
         "FP16": int(cache.dtype == torch.float16),
         "PAGED": int(cache.paged),
+        "WIDE": int(config.blocks(cache.capacity) > NARROW_BLOCKS),
     }
 
 

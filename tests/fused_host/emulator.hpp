@@ -20,6 +20,7 @@
 
 using u16 = unsigned short;
 using u32 = unsigned;
+using u64 = unsigned long long;
 using i64 = long long;
 using std::max;
 using std::min;
@@ -194,8 +195,11 @@ template <class T> T __shfl_xor_sync(u32, T x, int distance) {
   return std::bit_cast<T>(emulator::exchange(std::bit_cast<u32>(x))[lane_here() ^ distance][0]);
 }
 template <class T> T __shfl_down_sync(u32, T x, int distance) {
-  const auto words = emulator::exchange(std::bit_cast<u32>(x));
-  return std::bit_cast<T>(words[lane_here() + distance < 32 ? lane_here() + distance : lane_here()][0]);
+  u32 own[2] = {};
+  std::memcpy(own, &x, sizeof x);
+  const auto words = emulator::exchange(own[0], own[1]);
+  std::memcpy(&x, words[lane_here() + distance < 32 ? lane_here() + distance : lane_here()], sizeof x);
+  return x;
 }
 inline u32 __ballot_sync(u32, bool x) {
   const auto words = emulator::exchange(x);
