@@ -83,6 +83,14 @@ def test_teams(group: int, changes: dict) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("largest", [0], indirect=True)
+@pytest.mark.parametrize("head_dim", [128, 256])
+def test_teams_of_ctas_that_share_a_multiprocessor(head_dim: int) -> None:
+    """Half the registers: twice the warps share the dims of 16 heads."""
+    gate((40, 77), FP16, heads=ModelShape(16, 1, head_dim))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("group", "policy"), [(1, "group-mean"), (7, "group-sum"), (9, "group-mean"), (16, "group-sum")]
 )

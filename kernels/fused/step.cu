@@ -22,7 +22,9 @@ constexpr int SLOTS_A_LANE = 16 / SLOT_BYTES;
 constexpr int HEADS = GROUP <= 8 ? 8 : 16;                // GROUP, padded
 constexpr int HEAD_TILES = HEADS / 8;                     // operands of the matrix units that the heads fill
 constexpr int UNIT = 16;                                  // tokens that a warp attends to at a time
-constexpr int SPLIT = HEAD_DIM <= 128 ? 1 : 2;            // warps of a team, which attends to a unit: each to its dims
+// Warps of a team, which attends to a unit: each to its dims, as many as its registers hold the output of.
+constexpr int FOR_KEYS = (HEAD_DIM + 127) / 128, FOR_OUT = HEADS * HEAD_DIM * RESIDENT / 2048;
+constexpr int SPLIT = FOR_KEYS > FOR_OUT ? FOR_KEYS : FOR_OUT;
 constexpr int TEAMS = WARPS / SPLIT, WARP_DIM = HEAD_DIM / SPLIT;
 constexpr int KEY_CHUNKS = WARP_DIM / 32, VALUE_CHUNKS = WARP_DIM / 64;  // of 16 bytes in a lane, per row
 constexpr int OUT_TILES = WARP_DIM / 16;                  // tiles [16 dims, 8 heads] of a warp's output of 8 heads
@@ -459,9 +461,9 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
   // 16 rows of the matrix units are tokens and no row is wasted on padding a group of heads; the sum over dims takes them
   // in whatever order 16-byte loads bring them, the queries likewise. Values are turned by pairing two tokens' words.
   // Tokens of a unit are rows r and r + 8. Blocks of 8 share one: each has 8 rows, and its own place and visible tokens.
-  // A team of two warps shares a unit of D = 256: each has half of the dims, and adds the other's half of the logits.
+  // In a team of several warps each has its share of the dims, and the logits are the sums of what they have.
   const int units = (share * UNITS_A_BLOCK + PARTS - 1) / PARTS, r = lane / 4, t = lane % 4;
-  const int team = warp / SPLIT, half = warp % SPLIT;
+  const int team = warp / SPLIT, member = warp % SPLIT;
   float acc[HEAD_TILES][OUT_TILES][4] = {};
   float max0[HEAD_TILES], max1[HEAD_TILES], sum0[HEAD_TILES] = {}, sum1[HEAD_TILES] = {};  // of heads 2t and 2t + 1
 #pragma unroll
@@ -480,7 +482,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
       if (valid[i] <= 0) offset = 0;  // nothing visible: any rows that exist
       const i64 outer = PAGED ? page(block / PAGE_BLOCKS) : batch;
       const i64 inside = i64(PAGED ? block % PAGE_BLOCKS : block) * BLOCK + offset;
-      base[i] = 2 * (outer * a.cache_outer + head * a.cache_head + inside * a.cache_token + half * WARP_DIM);
+      base[i] = 2 * (outer * a.cache_outer + head * a.cache_head + inside * a.cache_token + member * WARP_DIM);
     }
   };
   auto unit_row = [&](int eight, int i) {  // where row i of the unit's first or second 8 rows is
@@ -508,7 +510,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
     const bool more = unit + TEAMS < units;
     const int upper = valid[0], lower = valid[PARTS - 1];  // visible tokens of the parts that rows r and r + 8 lie in
     float c[HEAD_TILES][4] = {};  // logits of tokens r and r + 8, heads 2t and 2t + 1
-    const char* query_chunks = reinterpret_cast<const char*>(s.queries) + 2 * (HEAD_DIM * r + WARP_DIM * half) + 16 * t;
+    const char* query_chunks = reinterpret_cast<const char*>(s.queries) + 2 * (HEAD_DIM * r + WARP_DIM * member) + 16 * t;
 #pragma unroll
     for (int j = 0; j < KEY_CHUNKS; j++)
 #pragma unroll
@@ -523,11 +525,15 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
       auto of = [&](int w, int h) -> float4& { return told[(w * HEAD_TILES + h) * 32 + lane]; };
 #pragma unroll
       for (int h = 0; h < HEAD_TILES; h++) of(warp, h) = {c[h][0], c[h][1], c[h][2], c[h][3]};
-      sync_threads_of(1 + team, SPLIT * 32);  // one place while the other may still be read
+      sync_threads_of(1 + team, SPLIT * 32);  // one place is written while the other may still be read
 #pragma unroll
       for (int h = 0; h < HEAD_TILES; h++) {
-        const float4 x = of(warp ^ 1, h);
-        c[h][0] += x.x, c[h][1] += x.y, c[h][2] += x.z, c[h][3] += x.w;
+        c[h][0] = c[h][1] = c[h][2] = c[h][3] = 0;
+#pragma unroll
+        for (int m = 0; m < SPLIT; m++) {
+          const float4 x = of(team * SPLIT + m, h);
+          c[h][0] += x.x, c[h][1] += x.y, c[h][2] += x.z, c[h][3] += x.w;
+        }
       }
     }
     u32 b0[HEAD_TILES], b1[HEAD_TILES];
@@ -589,8 +595,8 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
     for (int i = 0; i < OUT_TILES; i++)
 #pragma unroll
       for (int j = 0; j < 4; j++)
-        partials[team * PARTIAL + (half * HEAD_TILES + h) * PART + (4 * i + j) * 32 + lane] = acc[h][i][j];
-  if (r == 0 && half == 0) {
+        partials[team * PARTIAL + (member * HEAD_TILES + h) * PART + (4 * i + j) * 32 + lane] = acc[h][i][j];
+  if (r == 0 && member == 0) {
 #pragma unroll
     for (int h = 0; h < HEAD_TILES; h++) {
       s.team_max[team][8 * h + 2 * t] = max0[h], s.team_max[team][8 * h + 2 * t + 1] = max1[h];

@@ -77,7 +77,7 @@ def lay_out(
     heads = ceil_div(group, 8) * 8
     partial = heads * head_dim
     wide = blocks > NARROW_BLOCKS
-    split = ceil_div(head_dim, 128)  # warps that share a tile of tokens, and tell each other their logits
+    split = max(ceil_div(head_dim, 128), partial * resident // 2048)  # warps that share a tile of tokens, and tell each other their logits
     teams = WARPS // split
     shared = _aligned(  # the members of `Shared` in step.cu, in order
         64, 2 * cluster * BINS * 2, PASSES * BINS * 2, cluster * 8, 8, WARPS * (8 if wide else 4), WARPS * 4, 20,
