@@ -6,9 +6,9 @@
 // CTA goes through their shared memory, and a barrier in the receiver's counts its bytes: no round through the L2, no
 // other kernel to launch. step.py says which settings it serves, docs/notes/speed.md what it gave.
 //
-// Constants from step.py: HEAD_DIM, GROUP, BLOCK, CLUSTER, RESIDENT (CTAs that share a multiprocessor), LOADS (under way in
-// a lane while scoring), PAGE_BLOCKS, SHARED_BYTES (of `Shared`), and 0 or 1 for MINMAX, GROUP_SUM, FP8, FP16, PAGED, WIDE
-// (rows of more blocks than 16 bits count).
+// Constants from step.py: HEAD_DIM, GROUP, BLOCK, CLUSTER, RESIDENT (CTAs that share a multiprocessor), SPLIT (warps that
+// share the dims), LOADS (under way in a lane while scoring), PAGE_BLOCKS, SHARED_BYTES (of `Shared`), and 0 or 1 for
+// MINMAX, GROUP_SUM, FP8, FP16, PAGED, WIDE (rows of more blocks than 16 bits count).
 
 constexpr int THREADS = 256, WARPS = THREADS / 32;
 constexpr int SLOT_BYTES = FP8 ? 1 : 2;                   // of an element of a summary
@@ -22,10 +22,7 @@ constexpr int SLOTS_A_LANE = 16 / SLOT_BYTES;
 constexpr int HEADS = GROUP <= 8 ? 8 : 16;                // GROUP, padded
 constexpr int HEAD_TILES = HEADS / 8;                     // operands of the matrix units that the heads fill
 constexpr int UNIT = 16;                                  // tokens that a warp attends to at a time
-// Warps of a team, which attends to a unit: each to its dims, as many as its registers hold the output of.
-constexpr int FOR_KEYS = (HEAD_DIM + 127) / 128, FOR_OUT = HEADS * HEAD_DIM * RESIDENT / 2048;
-constexpr int SPLIT = FOR_KEYS > FOR_OUT ? FOR_KEYS : FOR_OUT;
-constexpr int TEAMS = WARPS / SPLIT, WARP_DIM = HEAD_DIM / SPLIT;
+constexpr int TEAMS = WARPS / SPLIT, WARP_DIM = HEAD_DIM / SPLIT;  // a team attends to a unit, each warp to its dims
 constexpr int KEY_CHUNKS = WARP_DIM / 32, VALUE_CHUNKS = WARP_DIM / 64;  // of 16 bytes in a lane, per row
 constexpr int OUT_TILES = WARP_DIM / 16;                  // tiles [16 dims, 8 heads] of a warp's output of 8 heads
 constexpr int PARTIAL = HEADS * HEAD_DIM;                 // words of a partial result

@@ -19,6 +19,7 @@ from ..workspace import Workspace
 from . import compiler
 
 THREADS, WARPS, BINS, PASSES = 256, 8, 256, 4  # as in step.cu
+OUT_WORDS = 2048  # of the output, that a warp keeps in registers; half where two CTAs share a multiprocessor
 LOADS = {1: 16, 2: 8}  # under way in a lane while scoring, by CTAs that share a multiprocessor and its registers
 MIN_CAPABILITY = (9, 0)
 MAX_GROUP = 16  # two operands of the matrix units, which have room for 8 heads each
@@ -55,6 +56,7 @@ class Plan:
     Attributes:
         cluster: CTAs that serve one sequence and KV head.
         resident: CTAs that share a multiprocessor, 1 or 2.
+        split: warps that share a tile of tokens: each has its dims, and they tell each other their logits.
         keys: blocks that one of them scores at most.
         fixed_bytes: of shared memory, for what does not grow with the context.
         shared_bytes: in all, of one CTA.
@@ -62,6 +64,7 @@ class Plan:
 
     cluster: int
     resident: int
+    split: int
     keys: int
     fixed_bytes: int
     shared_bytes: int
@@ -77,7 +80,7 @@ def lay_out(
     heads = ceil_div(group, 8) * 8
     partial = heads * head_dim
     wide = blocks > NARROW_BLOCKS
-    split = max(ceil_div(head_dim, 128), partial * resident // 2048)  # warps that share a tile of tokens, and tell each other their logits
+    split = max(ceil_div(head_dim, 128), partial * resident // OUT_WORDS)
     teams = WARPS // split
     shared = _aligned(  # the members of `Shared` in step.cu, in order
         64, 2 * cluster * BINS * 2, PASSES * BINS * 2, cluster * 8, 8, WARPS * (8 if wide else 4), WARPS * 4, 20,
@@ -87,7 +90,7 @@ def lay_out(
     logits = 2 * WARPS * heads * 16 * 4 if split > 1 else 0
     last = max(teams * partial * 4 + logits, config.block_size * head_dim * 2)  # or the newest block's keys, before
     whole = shared + _aligned(4 * keys, 4 * ceil_div(chosen, cluster), last)
-    return Plan(cluster, resident, keys, shared, whole)
+    return Plan(cluster, resident, split, keys, shared, whole)
 
 
 def _aligned(*parts: int) -> int:
@@ -162,6 +165,7 @@ def constants(cache: KVCache, group: int, config: SparseConfig, layout: Plan) ->
         "BLOCK": config.block_size,
         "CLUSTER": layout.cluster,
         "RESIDENT": layout.resident,
+        "SPLIT": layout.split,
         "LOADS": LOADS[layout.resident],
         "SHARED_BYTES": layout.fixed_bytes,
         "PAGE_BLOCKS": cache.page_size // config.block_size if cache.paged else 1,
