@@ -171,8 +171,9 @@ def test_step_of_many_rows(batch: int, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.gpu
-def test_the_longest_rows(dtype: torch.dtype) -> None:
-    gate((524288,), dtype, heads=ModelShape(7, 1, 128), active_ratio=0.1)
+@pytest.mark.parametrize("tokens", [524288, 1048576])
+def test_the_longest_rows(tokens: int, dtype: torch.dtype) -> None:
+    gate((tokens,), dtype, heads=ModelShape(7, 1, 128), active_ratio=0.1)
 
 
 @pytest.mark.gpu

@@ -518,8 +518,8 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
       }
     if (more) locate(unit + TEAMS), load_keys();
     if (SPLIT > 1) {
-      float4* told = reinterpret_cast<float4*>(partials + TEAMS * PARTIAL) + unit / TEAMS % 2 * WARPS * HEAD_TILES * 32;
-      auto of = [&](int w, int h) -> float4& { return told[(w * HEAD_TILES + h) * 32 + lane]; };
+      float4* logits = reinterpret_cast<float4*>(partials + TEAMS * PARTIAL) + unit / TEAMS % 2 * WARPS * HEAD_TILES * 32;
+      auto of = [&](int w, int h) -> float4& { return logits[(w * HEAD_TILES + h) * 32 + lane]; };
 #pragma unroll
       for (int h = 0; h < HEAD_TILES; h++) of(warp, h) = {c[h][0], c[h][1], c[h][2], c[h][3]};
       sync_threads_of(1 + team, SPLIT * 32);  // one place is written while the other may still be read
