@@ -1,4 +1,4 @@
-"""Lists shared across layers: one layer of every few chooses, those after it read the same blocks.
+"""Lists shared across layers: some layers choose, those after them read the same blocks.
 
 TidalDecode (arXiv 2410.05076) and Kascade: neighbouring layers attend to much the same tokens. ReSA's rectification
 stands beside it as beside any selector.
@@ -15,18 +15,19 @@ from ..registry import SELECTORS
 from .base import Blocks, Selector, register_selector
 
 
-@register_selector("pairs-shared2", 2, "pairs")
-@register_selector("shared4", 4)
-@register_selector("shared2", 2)
+@register_selector("pairs-shared2", (True, False), "pairs")
+@register_selector("shared4", (True, False, False, False))
+@register_selector("shared2", (True, False))
 @dataclass(eq=False)
 class Shared(Selector):
-    """The first of every `every` layers chooses.
+    """Of every few layers some choose.
 
     Attributes:
-        base: the selector that it chooses by; none: the settings' summary.
+        choosing: which of them (`Selector.choosing`).
+        base: the selector that they choose by; none: the settings' summary.
     """
 
-    every: int
+    choosing: tuple[bool, ...]
     base: str | None = None
 
     ranked = False
@@ -46,6 +47,10 @@ class Shared(Selector):
         selector: Selector = SELECTORS[self.base or kind]
         return selector
 
+    def chooser(self, config: SparseConfig) -> Selector:
+        """The base."""
+        return self._base(config)
+
     def check(self, config: SparseConfig) -> None:
         """As the base."""
         self._base(config).check(config)
@@ -64,10 +69,10 @@ class Shared(Selector):
 
     def choose(self, blocks: Blocks) -> Tensor:
         """The base's choice, or that of the layer that chose last."""
-        if blocks.layer % self.every == 0:
+        if self.choosing[blocks.layer % len(self.choosing)]:
             blocks.handed["chosen"] = self._base(blocks.config).choose(blocks)
         return blocks.handed["chosen"]
 
     def score_bytes(self, shape: AttentionShape, config: SparseConfig, element: int, tokens: int) -> int:
-        """The base's, spread over the layers that share a list."""
-        return self._base(config).score_bytes(shape, config, element, tokens) // self.every
+        """The base's, in a layer that chooses."""
+        return self._base(config).score_bytes(shape, config, element, tokens)
