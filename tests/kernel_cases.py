@@ -262,6 +262,10 @@ def run_variants(
             layer = make_method(name, shape, config, dtype, device).prepare(cache)
             for stage in (*layer.stages(step), *layer.rectify_stages(chunk)):
                 stage.run()
+        follow = make_method("resa-chain", shape, replace(config, selector="shared2"), dtype, device)
+        for layer in (follow.prepare(cache), follow.prepare(cache)):
+            for stage in layer.stages(step):
+                stage.run()
         run_pairs(cache, step, config)
         if policy == "per-head":  # which methods with windows refuse
             continue
