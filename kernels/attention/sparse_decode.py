@@ -196,7 +196,8 @@ def sparse_decode(
 
     Raises:
         TypeError, ValueError: an argument of the wrong dtype, shape, device or stride; a scale that is not positive;
-            tokens to append and settings in place of counts; with `check_values`, entries outside -1 .. M-1 or counts over N.
+            tokens to append and settings in place of counts; with `check_values`, entries outside -1 .. M-1 or counts
+            over N.
     """
     check_blocks(cache, block_size, scale)
     check_tensor("q", q, (cache.batch, None, cache.head_dim), dtypes=(cache.dtype,), device=cache.device)

@@ -68,9 +68,7 @@ def planned_attention(case: ModelCase, spec: MethodSpec) -> Traffic:
     rest = sparse_layers(case, spec)
     scored = case.batch * scored_bytes(spec, case.shape, element_bytes(case), case.context, rest)
     flops = 4 * case.batch * spec.window * chosen * case.shape.q_heads * case.shape.head_dim
-    return Traffic(
-        first * dense.bytes + rest * kv_bytes(case, chosen) + scored, first * dense.flops + rest * flops
-    )
+    return Traffic(first * dense.bytes + rest * kv_bytes(case, chosen) + scored, first * dense.flops + rest * flops)
 
 
 def scored_bytes(spec: MethodSpec, shape: AttentionShape, element: int, tokens: int, layers: int) -> int:
