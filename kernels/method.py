@@ -192,8 +192,6 @@ class DecodeMethod(ABC):
     """The method whose steps it computes another way: the same selection, and so the same quality."""
     libraries: ClassVar[tuple[str, ...]] = ()
     """Distributions that it runs, by name: rows say their versions, and another version is measured again."""
-    layer_period: int = 1
-    """Layers after which those of a method are alike again: more than 1 where some read the lists of others."""
     ranks_by: ClassVar[str | None] = None
     """The selector (selectors/) of its blocks; `summary`: that of its settings; None: only its own steps can tell."""
 
@@ -206,6 +204,11 @@ class DecodeMethod(ABC):
     def unavailable(cls, shape: AttentionShape, dtype: torch.dtype, device: torch.device) -> str | None:
         """Why the method cannot run here, or None if it can."""
         return None
+
+    @property
+    def layer_period(self) -> int:
+        """Layers after which those of the method are alike again: more than 1 where some read the lists of others."""
+        return 1
 
     @abstractmethod
     def prepare(self, cache: KVCache) -> Layer:

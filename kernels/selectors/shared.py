@@ -15,7 +15,6 @@ from ..registry import SELECTORS
 from .base import Blocks, Selector, register_selector
 
 
-@register_selector("pairs-2of3", (True, True, False), "pairs")
 @register_selector("pairs-shared2", (True, False), "pairs")
 @register_selector("shared4", (True, False, False, False))
 @register_selector("shared2", (True, False))
