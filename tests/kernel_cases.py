@@ -294,7 +294,8 @@ def run_long_selection(device: torch.device) -> None:
 
 def run_pairs(cache: KVCache, step: StepTensors, config: SparseConfig) -> None:
     """The kernels of selector `pairs`, over uninitialised ranges; nothing beside a paged cache."""
-    from resa_bench.kernels.attention.pairs import allocate_pairs, pack_pairs, score_pairs, score_room
+    from resa_bench.kernels.attention.pair_codes import allocate_pairs, pack_pairs
+    from resa_bench.kernels.attention.pair_scores import score_pairs, score_room
 
     if cache.paged:
         return

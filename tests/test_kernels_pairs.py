@@ -9,8 +9,8 @@ import resa_bench.baselines  # noqa: F401  registers the rivals
 import torch
 from kernel_cases import DEVICE, DTYPES, empty_step, make_cache, make_method, random
 from resa_bench.kernels import AttentionShape, KVCache, SparseConfig, Unsupported, get_method, pipeline
-from resa_bench.kernels.attention import pairs
-from resa_bench.kernels.attention.pairs import allocate_pairs, codes_reference, pack_pairs
+from resa_bench.kernels.attention import pair_scores
+from resa_bench.kernels.attention.pair_codes import allocate_pairs, codes_reference, pack_pairs
 from resa_bench.kernels.fused.step import unsupported
 from resa_bench.kernels.pipeline import SparseLayer
 from resa_bench.kernels.portable import TorchSparseLayer, calibrated
@@ -93,15 +93,15 @@ def test_a_step_is_that_of_plain_torch(q_heads: int, pinned: int, monkeypatch: p
 @pytest.mark.parametrize(("shares", "block_size"), [(1, 8), (2, 32), (2, 16), (1, 128), (1, 64)])
 def test_programs_share_the_tiles(shares: int, block_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many programs score a row, and where some have no tile: the scores of plain torch."""
-    monkeypatch.setattr(pairs, "score_shares", lambda *given: shares)
+    monkeypatch.setattr(pair_scores, "score_shares", lambda *given: shares)
     cache = make_cache((700, 200), dtype=DTYPE, capacity=700)
     shape = AttentionShape(2, 6, 2, 64)
     packed, known = packed_pairs(cache, block_size)
     q = random(2, 6, 64, dtype=DTYPE, seed=0)
     scores = torch.zeros(packed.shape[:3], device=DEVICE)
-    room = pairs.score_room(shape, packed.shape[2], block_size, DEVICE)
+    room = pair_scores.score_room(shape, packed.shape[2], block_size, DEVICE)
     assert room[1].shape[2] == shares
-    pairs.score_pairs(q, cache, packed, known, room, scores, replace(CONFIG, block_size=block_size))
+    pair_scores.score_pairs(q, cache, packed, known, room, scores, replace(CONFIG, block_size=block_size))
     table = codes_of(packed) * known[:, :, None, None, 1] + known[:, :, None, None, 0]  # [B, Hkv, M, P, D]
     for b, length in enumerate((700, 200)):
         blocks = -(-length // block_size)
