@@ -8,7 +8,7 @@ import pytest
 import resa_bench.baselines  # noqa: F401  registers the rivals
 import torch
 from kernel_cases import DEVICE, DTYPES, empty_step, make_cache, make_method, random
-from resa_bench.kernels import AttentionShape, KVCache, SparseConfig, Unsupported, get_method, pipeline
+from resa_bench.kernels import AttentionShape, KVCache, SparseConfig, Unsupported, pipeline
 from resa_bench.kernels.attention import pair_scores
 from resa_bench.kernels.attention.pair_codes import allocate_pairs, codes_reference, pack_pairs
 from resa_bench.kernels.fused.step import unsupported
@@ -19,7 +19,7 @@ from resa_bench.suites.core.spec import make_spec
 
 DTYPE = DTYPES[-1]
 LENGTHS = (101, 38)
-CONFIG = replace(make_spec("resa-plus").config, active_ratio=0.2, min_blocks=4)
+CONFIG = replace(make_spec("resa-plus").config, selector="pairs", active_ratio=0.2, min_blocks=4)
 
 
 def codes_of(packed: torch.Tensor) -> torch.Tensor:
@@ -146,7 +146,6 @@ def test_the_bytes_of_minmax_over_twice_as_many_tokens() -> None:
 def test_without_a_local_block_it_is_refused() -> None:
     with pytest.raises(ValueError, match="local_blocks: got 0, selector pairs needs 1"):
         make_method("resa-plus", AttentionShape(1, 2, 1, 64), replace(CONFIG, local_blocks=0), DTYPE)
-    assert get_method("resa-plus").defaults["selector"] == "pairs"
 
 
 def test_a_window_takes_no_selector() -> None:

@@ -199,6 +199,10 @@ class Following(Selector):
         """As the leader."""
         return self.leader.rows(shape, config)
 
+    def choose(self, blocks: Blocks) -> Tensor:
+        """What was handed on as chosen, where masks are; steps on a cache find the lists where they are written."""
+        return blocks.handed["chosen"]
+
     def appends(self, config: SparseConfig) -> bool:
         """Whether attention writes the step's token, too: every list ends with the newest block then."""
         return self.leader.ranked and config.local_blocks > 0

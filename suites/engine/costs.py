@@ -140,7 +140,8 @@ def ranking_bytes(case: ModelCase, spec: MethodSpec, tokens: int) -> int:
     if spec.is_dense or spec.kind.evicts:
         return 0
     selector = selector_of(spec.kind.ranks_by, spec.config)
-    if not (selector.summarised or selector.tabled):
+    chooser = selector.chooser(spec.config)
+    if not (chooser.summarised or chooser.tabled):
         return 0
     layers = sparse_layers(case, spec)
     if case.one_cache:  # as often as layers of one turn choose
