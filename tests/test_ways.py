@@ -60,7 +60,9 @@ def test_rows_too_long_for_shared_memory_take_the_chain(monkeypatch: pytest.Monk
     assert layer.way == "chain"
 
 
-def test_without_clusters_every_case_takes_the_chain() -> None:
+def test_without_clusters_every_case_takes_the_chain(monkeypatch: pytest.MonkeyPatch) -> None:
+    if torch.cuda.is_available():
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (8, 0))
     layer, _ = make("resa", DTYPES[0], (100,), heads=ModelShape(28, 4, 128))
     assert type(layer) is SparseLayer
     assert layer.way == "chain"
