@@ -134,7 +134,9 @@ class ForcedAttention:
         """As `__call__`; with `alone` the softmax is over the selected blocks, else over all and then divided."""
         heads = layer.queries.shape[1]
         out, recall = torch.empty_like(layer.queries), torch.ones(layer.steps, heads, device=layer.queries.device)
-        own = None if self.selector is None else self.selector.of_layer(self._layer, self.config)
+        own = None
+        if self.selector is not None and self.config is not None:
+            own = self.selector.of_layer(self._layer, self.config)
         work = _Working(layer, self.config, own)
         for first, end in tiles(layer.steps, self.every, self.tile):
             work.rectify(self._period(first))
