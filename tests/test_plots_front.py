@@ -20,8 +20,7 @@ from resa_bench.suites.core.results import append
 from resa_bench.suites.core.rows import Row
 from test_plots_quality import GROUP_SUM, SCORED, SELECTED, decode_rows, quality_row  # noqa: F401  (a fixture)
 
-PLUS_SETTINGS = ("block_size", "selector", "pinned_blocks")
-PLUS = SELECTED | {"rectify_every": 32} | {n: get_method("resa-plus").defaults[n] for n in PLUS_SETTINGS}
+PLUS = SELECTED | {"rectify_every": 32, **get_method("resa-plus").defaults}
 METHODS: list[tuple[str, dict[str, Any], float, float]] = [  # with KL, and the share read
     ("resa-torch", SCORED | {"rectify_every": 32}, 0.12, 0.197),
     ("resa-torch", SCORED | {"rectify_every": 32, "selector": "pooled"}, 0.07, 0.197),

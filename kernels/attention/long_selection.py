@@ -78,8 +78,8 @@ def _add_eight(a, b, c, d, e, f, g, h, a2, b2, c2, d2, e2, f2, g2, h2):
 @triton.jit
 def _count_digit(digit, counted, WORD: tl.constexpr):
     """How many of a column's keys have each of four digits, a byte each."""
-    one = (counted & ((digit >> 2) == WORD)).to(tl.uint32)
-    packed = tl.sum(one << ((digit & 3) * 8), axis=0)
+    unit = (counted & ((digit >> 2) == WORD)).to(tl.uint32)
+    packed = tl.sum(unit << ((digit & 3) * 8), axis=0)
     return (packed & 0x00FF00FF).to(tl.int32), ((packed >> 8) & 0x00FF00FF).to(tl.int32)
 
 
