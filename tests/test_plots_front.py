@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from figure_parts import readable, texts
 from resa_bench import baselines  # noqa: F401  (registers the rivals)
+from resa_bench.kernels import get_method
 from resa_bench.plots.data import NotDrawn
 from resa_bench.plots.pages.fronts import render_front
 from resa_bench.plots.pages.numbers import PlaceError, Sources
@@ -19,7 +20,8 @@ from resa_bench.suites.core.results import append
 from resa_bench.suites.core.rows import Row
 from test_plots_quality import GROUP_SUM, SCORED, SELECTED, decode_rows, quality_row  # noqa: F401  (a fixture)
 
-PLUS = SELECTED | {"block_size": 8, "selector": "pairs", "pinned_blocks": 1, "rectify_every": 32}
+PLUS_SETTINGS = ("block_size", "selector", "pinned_blocks")
+PLUS = SELECTED | {"rectify_every": 32} | {n: get_method("resa-plus").defaults[n] for n in PLUS_SETTINGS}
 METHODS: list[tuple[str, dict[str, Any], float, float]] = [  # with KL, and the share read
     ("resa-torch", SCORED | {"rectify_every": 32}, 0.12, 0.197),
     ("resa-torch", SCORED | {"rectify_every": 32, "selector": "pooled"}, 0.07, 0.197),

@@ -37,7 +37,11 @@ def test_share_by_the_settings() -> None:
     assert share("sink-window") == pytest.approx(read)
     assert share("oracle") == pytest.approx(read + 0.5)  # every key
     assert share("resa", rectify_every=32) == pytest.approx(read + ranked + 29 / 30 / 32)
-    assert share("resa-plus") == pytest.approx(52 / 512 + ranked + 29 / 30 / 32)  # pairs in 4 bits: as many bytes
+    assert share("resa-plus", selector="pairs") == pytest.approx(
+        52 / 512 + ranked + 29 / 30 / 32
+    )
+    assert share("resa-plus", selector="pairs-shared2") == pytest.approx(52 / 512 + ranked / 2 + 29 / 30 / 32)
+    assert share("sparse", selector="shared4") == pytest.approx(read + ranked * 8 / 30)  # of 30 layers 8 choose
     assert share("quest", gqa_policy="group-sum") == pytest.approx((2 + 28 * (read + ranked)) / 30)
     assert read_share(SMOLLM, make_spec("sparse"), LENGTH, 2048.0) == pytest.approx(0.5 + ranked)
 
