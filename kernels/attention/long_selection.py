@@ -116,7 +116,7 @@ def _tally_kernel(
     parts, row_count = tl.num_programs(0), tl.num_programs(1)
     threshold, _, kept, _, _, _ = _settled(tallies, row_id, row_count, parts, settled, part, blocks, n, PASSES, PARTS)
     if kept != n:
-        shift = (28 - 4 * settled).to(tl.uint32)
+        shift = tl.full([], 28, tl.uint32) - settled * 4
         # Settled digits are equal where nothing is left above the next one. In two shifts: one by 32 is not defined.
         counted = (index < blocks) & ((((key ^ threshold) >> shift) >> 4) == 0)
         digit = (key >> shift) & 15
