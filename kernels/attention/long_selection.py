@@ -78,8 +78,8 @@ def _add_eight(a, b, c, d, e, f, g, h, a2, b2, c2, d2, e2, f2, g2, h2):
 @triton.jit
 def _count_digit(digit, counted, WORD: tl.constexpr):
     """How many of a column's keys have each of four digits, a byte each."""
-    one = (counted & ((digit >> 2) == WORD)).to(tl.uint32)
-    packed = tl.sum(one << ((digit & 3) * 8), axis=0)
+    unit = (counted & ((digit >> 2) == WORD)).to(tl.uint32)
+    packed = tl.sum(unit << ((digit & 3) * 8), axis=0)
     return (packed & 0x00FF00FF).to(tl.int32), ((packed >> 8) & 0x00FF00FF).to(tl.int32)
 
 
@@ -116,7 +116,7 @@ def _tally_kernel(
     parts, row_count = tl.num_programs(0), tl.num_programs(1)
     threshold, _, kept, _, _, _ = _settled(tallies, row_id, row_count, parts, settled, part, blocks, n, PASSES, PARTS)
     if kept != n:
-        shift = (28 - 4 * settled).to(tl.uint32)
+        shift = tl.full([], 28, tl.uint32) - settled * 4
         # Settled digits are equal where nothing is left above the next one. In two shifts: one by 32 is not defined.
         counted = (index < blocks) & ((((key ^ threshold) >> shift) >> 4) == 0)
         digit = (key >> shift) & 15

@@ -1,9 +1,10 @@
 """Blocks scored by the 4-bit codes of their pairs of keys (pair_codes.py), per head, then pooled (pool.py).
 
 Scoring multiplies codes with the queries of a KV head's group on the matrix unit: q . (low + step code) is a constant
-of the head and (q step) . code. The queries go in as two halves of 16 bits, so that products err as fp32 sums do; codes
-are exact. It leaves logits of blocks by head, and of each program the log-sum-exp; programs of its own write the step's
-token. Contiguous caches.
+of the head and (q step) . code. Both are whole numbers there: codes of 4 bits, and q step in two digits of 8 bits, so
+that sums are exact. A head's q step is rounded to its largest over 16256. That changes a logit by a few thousandths of
+what the rounding of the codes does. The kernel leaves logits of blocks by head, and of each program the log-sum-exp;
+programs of its own write the step's token. Contiguous caches.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from ..config import AttentionShape, SparseConfig, ceil_div
 from ..launch import INTERPRET, await_previous, launch, programs_a_row, release_next
 from .addressing import held_tokens, strided
 from .pair_codes import append_pair, check_pairs
-from .pair_tile import code_planes, fast_exp2, fast_log2, folded, query_parts, row_pairs
+from .pair_tile import code_planes, fast_exp2, fast_log2, folded, query_digits, row_pairs
 from .pool import is_small, log2_or_inf, padded_heads, pool_shares
 from .summaries import check_new
 
@@ -83,24 +84,13 @@ def _score_pairs_kernel(
     ranges = known + strided(row, 2 * D)
     codes_of_row = packed + strided(row, blocks) * (PAIRS * HALF)
     # Before anything that waits for the length: their loads are on their way together.
-    WORDS: tl.constexpr = D // 4  # of 16 bits: byte i holds dims i and i + D / 2
-    word = tl.arange(0, WORDS)
-    column = tl.arange(0, 2 * GP)
     columns = tl.arange(0, GP)
-    head = column % GP
-    valid = head < G
     queries = q + strided(row, G * D)
-    q0 = query_parts(queries, ranges + D, 2 * word, column, head, valid, D, GP)
-    q1 = query_parts(queries, ranges + D, 2 * word + HALF, column, head, valid, D, GP)
-    q2 = query_parts(queries, ranges + D, 2 * word + 1, column, head, valid, D, GP)
-    q3 = query_parts(queries, ranges + D, 2 * word + HALF + 1, column, head, valid, D, GP)
+    low_query, high_query, worth = query_digits(queries, ranges + D, D, GP, G)
     every = tl.arange(0, D)
     rows = tl.load(queries + columns[:, None] * D + every[None, :], mask=(columns < G)[:, None], other=0.0)
-    constant = tl.sum(rows.to(tl.float32) * tl.load(ranges + every)[None, :], axis=1)  # [GP]
-    parts = tl.sum(q0.to(tl.float32) + q1.to(tl.float32) + q2.to(tl.float32) + q3.to(tl.float32), axis=0)
-    constant -= 128.0 * tl.sum(tl.reshape(parts, (2, GP)), axis=0)
-    if INTERPRETED:
-        q0, q1, q2, q3 = q0.to(tl.float32), q1.to(tl.float32), q2.to(tl.float32), q3.to(tl.float32)
+    constant = tl.sum(rows.to(tl.float32) * tl.load(ranges + every)[None, :], axis=1) * scale_log2  # [GP]
+    worth = tl.max(tl.reshape(worth, (2, GP)), axis=0) * scale_log2
     share = tl.program_id(0)
     shares = tl.num_programs(0)
     if APPEND:
@@ -125,20 +115,19 @@ def _score_pairs_kernel(
         tl.store(share_out, tl.full([GP], float("-inf"), tl.float32))
         return
     pair = row_pairs(tl.arange(0, TILE * PAIRS), PAIRS, LOW)
-    words = codes_of_row.to(tl.pointer_type(tl.uint16)) + pair[:, None] * WORDS + word[None, :]
+    cells = codes_of_row + pair[:, None] * HALF + tl.arange(0, HALF)[None, :]
     index = tl.arange(0, TILE)
     most = tl.full([TILE, GP], float("-inf"), tl.float32)
     total = tl.zeros([TILE, GP], dtype=tl.float32)
     for tile in tl.range(first, last, num_stages=STAGES):
         inside = tile * (TILE * PAIRS) + pair < held * PAIRS
-        codes = tl.load(words + strided(tile, TILE * PAIRS * WORDS), mask=inside[:, None], other=0)
-        c0, c1, c2, c3 = code_planes(codes, INTERPRETED)
-        both = tl.dot(c0, q0)
-        both = tl.dot(c1, q1, both)
-        both = tl.dot(c2, q2, both)
-        both = tl.dot(c3, q3, both)  # [TILE PAIRS, 2 GP]
-        logit = tl.sum(tl.reshape(both, (TILE * PAIRS, 2, GP)), axis=1) + constant[None, :]
-        logit = tl.reshape(logit * scale_log2, (2, 2, 2, 2, 2, 2, 2, GP))
+        codes = tl.load(cells + strided(tile, TILE * PAIRS * HALF), mask=inside[:, None], other=0)
+        low, high = code_planes(codes, INTERPRETED)
+        digits = tl.dot(low, low_query, out_dtype=tl.int32)
+        digits = tl.dot(high, high_query, digits, out_dtype=tl.int32)  # [TILE PAIRS, 2 GP]
+        upper, lower = tl.split(tl.permute(tl.reshape(digits, (TILE * PAIRS, 2, GP)), (0, 2, 1)))
+        logit = (upper * 128 + lower).to(tl.float32) * worth[None, :] + constant[None, :]
+        logit = tl.reshape(logit, (2, 2, 2, 2, 2, 2, 2, GP))
         top = folded(logit, PAIRS, True)
         mass = folded(fast_exp2(logit - top, INTERPRETED), PAIRS, False)
         block = tl.reshape(top, (TILE, GP)) + fast_log2(tl.reshape(mass, (TILE, GP)), INTERPRETED)

@@ -9,46 +9,63 @@ from .pool import log2_or_inf
 
 
 @triton.jit
-def query_parts(queries, steps, dims, column, head, valid, D: tl.constexpr, GP: tl.constexpr):
-    """Queries times steps in 16 bits, `[D / 4, 2 GP]`: of every head the rounded value, then what that leaves out."""
-    step = tl.load(steps + dims)
-    q = tl.load(queries + head[None, :] * D + dims[:, None], mask=valid[None, :], other=0.0).to(tl.float32)
-    x = q * step[:, None]
-    rounded = x.to(tl.bfloat16).to(tl.float32)
-    return tl.where((column < GP)[None, :], rounded, x - rounded).to(tl.bfloat16)
+def _nearest(x):
+    """The nearest whole number, halves to even; |x| below 2^22."""
+    return (x + 12582912.0) - 12582912.0  # 1.5 x 2^23: floats there are whole numbers
 
 
 @triton.jit
-def code_planes(words, INTERPRETED: tl.constexpr):
-    """The four codes of each word of 16 bits, plus 128, lowest bits first.
+def query_digits(queries, steps, D: tl.constexpr, GP: tl.constexpr, G: tl.constexpr):
+    """Queries times steps as whole numbers of two digits of 8 bits, and what one of them is worth.
 
-    A multiprocessor turns 16 integers into floats a clock, too few. A code put below the exponent of 128 in bfloat16 is
-    128 more than the code, exactly, for two words at once; what the 128s add to a product is known beforehand.
+    A head's largest product becomes 127 x 128 = 16256; the others are rounded on its scale.
+
+    Returns:
+        int8 `[D / 2, 2 GP]` of the lower and of the upper channels: of every head the upper digit, then the lower one;
+        float32 `[2 GP]`: the worth.
     """
-    if INTERPRETED:  # it multiplies no 16-bit floats and knows no PTX
-        a = (words & 15).to(tl.float32) + 128.0
-        b = ((words >> 4) & 15).to(tl.float32) + 128.0
-        c = ((words >> 8) & 15).to(tl.float32) + 128.0
-        d = ((words >> 12) & 15).to(tl.float32) + 128.0
+    HALF: tl.constexpr = D // 2
+    dims = tl.arange(0, HALF)
+    column = tl.arange(0, 2 * GP)
+    head = column % GP
+    valid = (head < G)[None, :]
+    cells = queries + head[None, :] * D + dims[:, None]
+    low = tl.load(cells, mask=valid, other=0.0).to(tl.float32) * tl.load(steps + dims)[:, None]
+    high = tl.load(cells + HALF, mask=valid, other=0.0).to(tl.float32) * tl.load(steps + HALF + dims)[:, None]
+    most = tl.max(tl.maximum(tl.abs(low), tl.abs(high)), axis=0)
+    most = tl.where((most > 1e-30) & (most < float("inf")), most, 1.0)  # one over it is finite
+    upper = (column < GP)[None, :]
+    worth = most / 16256.0
+    return _digit(low / worth[None, :], upper), _digit(high / worth[None, :], upper), worth
+
+
+@triton.jit
+def _digit(x, upper):
+    first = _nearest(x * 0.0078125)
+    return tl.where(upper, first, _nearest(x) - 128.0 * first).to(tl.int8)
+
+
+@triton.jit
+def code_planes(packed, INTERPRETED: tl.constexpr):
+    """The two codes of each byte as int8: the matrix unit takes whole numbers of 8 bits, four to a register."""
+    if INTERPRETED:  # it knows no PTX
+        low = (packed & 15).to(tl.int8)
+        high = (packed >> 4).to(tl.int8)
     else:
-        a, b, c, d = tl.inline_asm_elementwise(
+        low, high = tl.inline_asm_elementwise(
             """{
-            .reg .b32 b, c, d;
-            shr.u32 b, $4, 4;
-            shr.u32 c, $4, 8;
-            shr.u32 d, $4, 12;
-            lop3.b32 $0, $4, 0x000F000F, 0x43004300, 0xEA;
-            lop3.b32 $1, b, 0x000F000F, 0x43004300, 0xEA;
-            lop3.b32 $2, c, 0x000F000F, 0x43004300, 0xEA;
-            lop3.b32 $3, d, 0x000F000F, 0x43004300, 0xEA;
+            .reg .b32 b;
+            shr.u32 b, $2, 4;
+            and.b32 $0, $2, 0x0F0F0F0F;
+            and.b32 $1, b, 0x0F0F0F0F;
             }""",
-            "=&r,=&r,=&r,=&r,r",
-            [words],
-            dtype=(tl.bfloat16, tl.bfloat16, tl.bfloat16, tl.bfloat16),
+            "=&r,=r,r",
+            [packed],
+            dtype=(tl.int8, tl.int8),
             is_pure=True,
-            pack=2,
+            pack=4,
         )
-    return a, b, c, d
+    return low, high
 
 
 @triton.jit

@@ -6,9 +6,9 @@
 // CTA goes through their shared memory, and a barrier in the receiver's counts its bytes: no round through the L2, no
 // other kernel to launch. step.py says which settings it serves, docs/notes/speed.md what it gave.
 //
-// Constants from step.py: HEAD_DIM, GROUP, BLOCK, CLUSTER, RESIDENT (CTAs that share a multiprocessor), SPLIT (warps that
-// share the dims), LOADS (under way in a lane while scoring), PAGE_BLOCKS, SHARED_BYTES (of `Shared`), and 0 or 1 for
-// MINMAX, GROUP_SUM, FP8, FP16, PAGED, WIDE (rows of more blocks than 16 bits count).
+// Constants from step.py: HEAD_DIM, GROUP, BLOCK, CLUSTER, RESIDENT (CTAs that share a multiprocessor), SPLIT (warps
+// that share the dims), LOADS (under way in a lane while scoring), PAGE_BLOCKS, SHARED_BYTES (of `Shared`), and 0 or 1
+// for MINMAX, GROUP_SUM, FP8, FP16, PAGED, WIDE (rows of more blocks than 16 bits count).
 
 constexpr int THREADS = 256, WARPS = THREADS / 32;
 constexpr int SLOT_BYTES = FP8 ? 1 : 2;                   // of an element of a summary
@@ -507,7 +507,8 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
     const bool more = unit + TEAMS < units;
     const int upper = valid[0], lower = valid[PARTS - 1];  // visible tokens of the parts that rows r and r + 8 lie in
     float c[HEAD_TILES][4] = {};  // logits of tokens r and r + 8, heads 2t and 2t + 1
-    const char* query_chunks = reinterpret_cast<const char*>(s.queries) + 2 * (HEAD_DIM * r + WARP_DIM * member) + 16 * t;
+    const char* query_chunks =
+        reinterpret_cast<const char*>(s.queries) + 2 * (HEAD_DIM * r + WARP_DIM * member) + 16 * t;
 #pragma unroll
     for (int j = 0; j < KEY_CHUNKS; j++)
 #pragma unroll
@@ -518,11 +519,12 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
       }
     if (more) locate(unit + TEAMS), load_keys();
     if (SPLIT > 1) {
-      float4* logits = reinterpret_cast<float4*>(partials + TEAMS * PARTIAL) + unit / TEAMS % 2 * WARPS * HEAD_TILES * 32;
-      auto of = [&](int w, int h) -> float4& { return logits[(w * HEAD_TILES + h) * 32 + lane]; };
+      const int place = unit / TEAMS % 2 * WARPS;  // one is written while the other may still be read
+      float4* logits = reinterpret_cast<float4*>(partials + TEAMS * PARTIAL) + lane;
+      auto of = [&](int w, int h) -> float4& { return logits[((place + w) * HEAD_TILES + h) * 32]; };
 #pragma unroll
       for (int h = 0; h < HEAD_TILES; h++) of(warp, h) = {c[h][0], c[h][1], c[h][2], c[h][3]};
-      sync_threads_of(1 + team, SPLIT * 32);  // one place is written while the other may still be read
+      sync_threads_of(1 + team, SPLIT * 32);
 #pragma unroll
       for (int h = 0; h < HEAD_TILES; h++) {
         c[h][0] = c[h][1] = c[h][2] = c[h][3] = 0;
