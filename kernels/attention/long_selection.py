@@ -52,7 +52,7 @@ def _settled(tallies, row_id, row_count, parts, settled, part, blocks, n, PASSES
     earlier_over = tl.full([], 0, tl.int32)
     earlier_tied = tl.full([], 0, tl.int32)
     for number in tl.static_range(PASSES):
-        of_row = tallies + ((number * row_count + row_id) * parts).to(tl.int64) * 16
+        of_row = tallies + strided(strided(row_count, number) + row_id, parts) * 16
         reached = number < settled
         inside = (span < parts) & (span * 0 + number < settled)
         tally = tl.load(of_row + span[:, None] * 16 + digit[None, :], mask=inside[:, None], other=0)
@@ -130,7 +130,7 @@ def _tally_kernel(
         odd = tl.where(value < 4, b, tl.where(value < 8, d, tl.where(value < 12, f, h)))
         both = tl.where(value % 2 == 0, even, odd)
         tally = tl.where(value % 4 < 2, both & 0xFFFF, both >> 16)
-        own = tallies + ((settled * row_count + row_id) * parts + part).to(tl.int64) * 16
+        own = tallies + (strided(strided(settled, row_count) + row_id, parts) + part) * 16
         tl.store(own + value, tally)
 
 
