@@ -58,8 +58,7 @@ def _signature(launch: Launch) -> tuple[dict[str, str], dict[tuple[int, ...], An
     attributes: dict[tuple[int, ...], Any] = {}
     for index, parameter in enumerate(launch.kernel.params):
         value = launch.arguments[parameter.name]
-        folded = isinstance(value, int) and value == 1 and not parameter.do_not_specialize
-        if parameter.is_constexpr or value is None or folded:
+        if parameter.is_constexpr or value is None or (isinstance(value, int) and value == 1):
             types[parameter.name] = "constexpr"
             constants[(index,)] = value
         elif isinstance(value, torch.Tensor):
