@@ -36,9 +36,10 @@ from resa_bench.kernels import (
 )
 from resa_bench.kernels.attention.dense import dense_reference
 from resa_bench.kernels.attention.sparse_decode import sparse_reference
-from resa_bench.kernels.attention.summaries import rounded, summaries_reference
+from resa_bench.kernels.attention.summaries import summaries_reference
 from resa_bench.kernels.checks import kernel_dtypes
 from resa_bench.kernels.config import MAX_BLOCKS, ceil_div
+from resa_bench.kernels.e4m3 import rounded
 from resa_bench.kernels.launch import INTERPRET, Launch, recording
 from resa_bench.suites.engine.gate import Check, compare
 from torch import Tensor

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..cache import KVCache
-from ..checks import check_device, check_tensor, kernel_dtypes
+from ..checks import check_device, check_stored, check_tensor
 from ..config import AttentionShape, ceil_div
 from ..exact import Exact, assign, empty_rows, exact_attention
 from ..launch import INTERPRET, await_previous, launch, plan_splits, shared_memory
@@ -50,8 +50,7 @@ def _attend_tiles(
         else:
             k = tl.load(k_cache + base + offsets)
             v = tl.load(v_cache + base + offsets)
-        if CAST_FP32:
-            k, v = k.to(tl.float32), v.to(tl.float32)
+        k, v = k.to(query.dtype), v.to(query.dtype)
         visible = valid[None, :] & (token[None, :] <= position[:, None])
         m, total, acc = attend_tile(query, k, v, visible, scale_log2, m, total, acc, MASKED, CAST_FP32)
     return m, total, acc
@@ -62,6 +61,7 @@ def _dense_kernel(
     q,  # [B, T, Hq, D]
     k_cache,  # [B or P, Hkv, S or page, D]
     v_cache,  # the same strides
+    scales,  # float32 [Hkv, 2], of keys and values in e4m3 alone
     partial,  # float32 [B * T * Hq, splits, D]
     partial_lse,  # float32 [B * T * Hq, splits]
     lengths,  # int32 [B]
@@ -108,6 +108,9 @@ def _dense_kernel(
     held = held_tokens(length, token_capacity)
     scale_log2 = checked_scale(scale_log2, length, token_capacity)
 
+    if k_cache.dtype.element_ty == tl.float8e4nv:
+        scale_log2 *= tl.load(scales + 2 * kv_head)
+
     first_token = tl.program_id(1) * ROWS // G
     last_token = tl.minimum((tl.program_id(1) * ROWS + ROWS - 1) // G, q_tokens - 1)
     keys = tl.minimum(tl.maximum(length - q_tokens + last_token + 1, 0), held)  # that the tile's last row sees
@@ -128,6 +131,8 @@ def _dense_kernel(
         cache_outer_stride, cache_token_stride, table_stride, pages, D, TILE, PAGE, PAGED, True, CAST_FP32, 1,
     )  # fmt: skip
 
+    if k_cache.dtype.element_ty == tl.float8e4nv:
+        acc *= tl.load(scales + 2 * kv_head + 1)
     first_row = (strided(batch, q_tokens) * kv_heads + kv_head) * G  # of 64 bits, one for all rows: no spill
     out_row = first_row + strided(q_token, kv_heads * G) + row % G
     store_partial(partial, partial_lse, out_row, row_valid, split, splits, m, total, acc, D)
@@ -176,7 +181,7 @@ def dense_attention(
     if isinstance(q, Tensor) and q.dim() == 3:
         q = q.unsqueeze(1)
     check_tensor("q", q, (cache.batch, None, None, cache.head_dim), dtypes=(cache.dtype,), device=cache.device)
-    check_tensor("cache.k", cache.k, (None, None, None, None), dtypes=kernel_dtypes())
+    check_stored(cache)
     check_device("q", q)
     _, tokens, heads, dim = q.shape
     shape = AttentionShape(cache.batch, heads, cache.kv_heads, dim)
@@ -191,6 +196,7 @@ def dense_attention(
         q=q,
         k_cache=cache.k,
         v_cache=cache.v,
+        scales=cache.scales_or_any,
         partial=partials.out,
         partial_lse=partials.lse,
         lengths=cache.lengths,

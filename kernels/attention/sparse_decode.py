@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..cache import KVCache
-from ..checks import check_device, check_tensor
+from ..checks import check_device, check_stored, check_tensor
 from ..config import MAX_BLOCKS, AttentionShape, SparseConfig, ceil_div
 from ..exact import Exact, assign, empty_rows, exact_attention
 from ..launch import MAX_SPLITS, await_previous, launch, plan_splits, release_next
@@ -34,6 +34,7 @@ def _sparse_decode_kernel(
     q,  # [B, Hq, D]
     k_cache,  # [B or P, Hkv, S or page, D]
     v_cache,  # the same strides
+    scales,  # float32 [Hkv, 2], of keys and values in e4m3 alone
     partial,  # float32 [B * Hq, splits, D]
     partial_lse,  # float32 [B * Hq, splits]
     lists,  # int32 [B, R, N]
@@ -90,9 +91,13 @@ def _sparse_decode_kernel(
         query = query.to(tl.float32)
     if COUNTED:
         counted = tl.load(counts + strided(batch, count_batch_stride) + strided(program, count_row_stride))
+    if k_cache.dtype.element_ty == tl.float8e4nv:
+        k_scale, v_scale = tl.load(scales + 2 * kv_head), tl.load(scales + 2 * kv_head + 1)
     # What is made of loaded numbers waits for them: after the loads, which are all under way by then.
     length = held_tokens(given, token_capacity)
     scale_log2 = checked_scale(scale_log2, given, token_capacity)
+    if k_cache.dtype.element_ty == tl.float8e4nv:
+        scale_log2 *= k_scale
     if COUNTED:
         count = tl.minimum(counted, list_capacity)
     else:
@@ -122,10 +127,11 @@ def _sparse_decode_kernel(
             # The next tile's entries, a step ahead: read in its own step they would hold up its keys and values.
             entry = first + BLOCKS + lane // BLOCK
             block = tl.load(entries + entry, mask=entry < end, other=-1)
-            if CAST_FP32:
-                k, v = k.to(tl.float32), v.to(tl.float32)
+            k, v = k.to(query.dtype), v.to(query.dtype)
             m, total, acc = attend_tile(query, k, v, valid[None, :], scale_log2, m, total, acc, True, CAST_FP32)
 
+    if k_cache.dtype.element_ty == tl.float8e4nv:
+        acc *= v_scale
     rows = strided(batch, programs * HEADS) + first_head + row
     store_partial(partial, partial_lse, rows, row_valid, split, splits, m, total, acc, D)
 
@@ -175,6 +181,7 @@ def sparse_decode(
         TypeError, ValueError: an argument of the wrong dtype, shape, device or stride; a scale that is not positive;
             with `check_values`, entries outside -1 .. M-1 or counts over N.
     """
+    check_stored(cache)
     check_blocks(cache, block_size, scale)
     check_tensor("q", q, (cache.batch, None, cache.head_dim), dtypes=(cache.dtype,), device=cache.device)
     check_device("q", q)
@@ -208,6 +215,7 @@ def sparse_decode(
         (partials.splits, cache.batch * programs),
         **list_arguments(cache, lists, counts, partials, block_size, scale),
         q=q,
+        scales=cache.scales_or_any,
         ratio_numerator=config.ratio.numerator,
         ratio_denominator=config.ratio.denominator,
         floor_blocks=config.floor_blocks,

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..attention.summaries import Summaries, rounded
+from ..attention.summaries import Summaries
 from ..cache import KVCache
 from ..checks import check_tensor
+from ..e4m3 import rounded
 
 PAGED = "cache: the portable path takes contiguous caches only, got a paged one"
 

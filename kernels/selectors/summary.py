@@ -11,8 +11,9 @@ from torch import Tensor
 
 from ..attention.scores import query_slots, score_blocks
 from ..attention.selection import select_blocks
-from ..attention.summaries import DTYPES, rounded
+from ..attention.summaries import DTYPES
 from ..config import AttentionShape, SparseConfig
+from ..e4m3 import rounded
 from ..method import Stage, StepTensors
 from .base import Blocks, SelectingLayer, Selector, products, register_selector
 

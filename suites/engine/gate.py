@@ -13,7 +13,8 @@ from ...kernels.attention.dense import dense_reference
 from ...kernels.attention.scores import scores_reference
 from ...kernels.attention.selection import selection_reference
 from ...kernels.attention.sparse_decode import sparse_reference
-from ...kernels.attention.summaries import rounded, summaries_reference
+from ...kernels.attention.summaries import summaries_reference
+from ...kernels.e4m3 import rounded
 from ...kernels.exact import UNIT_ROUNDOFF, Exact
 from ...kernels.selectors.summary import Summary
 from ...kernels.workspace import BlockSparseLayer
