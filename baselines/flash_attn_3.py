@@ -60,7 +60,8 @@ class FlashAttn3Chunk(ChunkKernel):
     def unavailable(cls, shape: AttentionShape, dtype: torch.dtype, device: torch.device, cache: KVCache) -> str | None:
         """Why it cannot run there or cannot read this cache, or None."""
         paged = "takes contiguous caches only, got a paged one" if cache.paged else None
-        return first(FlashAttn3.unavailable(shape, dtype, device), paged)
+        fp8 = "would round the chunk's queries to fp8, as the cache is" if cache.in_fp8 else None
+        return first(FlashAttn3.unavailable(shape, dtype, device), paged, fp8)
 
     def bind(self, cache: KVCache, shape: AttentionShape, chunk: ChunkTensors) -> Callable[[], Tensor]:
         """The call that attends with the chunk's queries, causally, to the first `cache.lengths` tokens."""

@@ -20,6 +20,11 @@ def kernel_dtypes() -> tuple[torch.dtype, ...]:
     return (torch.float16, torch.float32) if INTERPRET else (torch.bfloat16, torch.float16)
 
 
+def stored_dtypes() -> tuple[torch.dtype, ...]:
+    """Element types that keys and values may be stored in, for the kernels."""
+    return (*kernel_dtypes(), E4M3)
+
+
 def check_tensor(
     name: str,
     tensor: Tensor,
@@ -53,7 +58,7 @@ def check_tensor(
 
 def check_stored(cache: KVCache) -> None:
     """Raises TypeError, ValueError unless keys and values lie where kernels run, of a type that they read."""
-    check_tensor("cache.k", cache.k, (None, None, None, None), dtypes=(*kernel_dtypes(), E4M3))
+    check_tensor("cache.k", cache.k, (None, None, None, None), dtypes=stored_dtypes())
     if cache.dtype not in kernel_dtypes():
         allowed = ", ".join(str(d).removeprefix("torch.") for d in kernel_dtypes())
         raise TypeError(f"cache: read as {str(cache.dtype).removeprefix('torch.')}, allowed: {allowed}")

@@ -20,11 +20,18 @@ from .attention.summaries import write_tokens
 from .binding import check_step
 from .cache import KVCache
 from .config import AttentionShape, SparseConfig
+from .launch import can_read_fp8
 from .registry import entry
 
 
 class Unsupported(ValueError):
     """A method cannot serve this kind of cache (paged, ragged ...): its row is skipped, with this reason."""
+
+
+def check_readable(cache: KVCache) -> None:
+    """Raises Unsupported for a cache in fp8 on a device whose Triton kernels cannot read it."""
+    if cache.in_fp8 and (reason := can_read_fp8(cache.device)):
+        raise Unsupported(f"cache: is in fp8; {reason}")
 
 
 class NotHere(RuntimeError):
@@ -192,6 +199,8 @@ class DecodeMethod(ABC):
     """The method whose steps it computes another way: the same selection, and so the same quality."""
     libraries: ClassVar[tuple[str, ...]] = ()
     """Distributions that it runs, by name: rows say their versions, and another version is measured again."""
+    reads_fp8: ClassVar[bool] = False
+    """Whether it serves caches that store keys and values in e4m3; others are refused before they are bound."""
     ranks_by: ClassVar[str | None] = None
     """The selector (selectors/) of its blocks; `summary`: that of its settings; None: only its own steps can tell."""
 
@@ -276,19 +285,18 @@ class DenseLayer(Layer):
 
 def dense_traffic(cache: KVCache, q_heads: int) -> dict[str, Traffic]:
     """Floors of a dense step: all K and V, the query and the output; the new token read and written."""
-    size, dim = cache.k.element_size(), cache.head_dim
+    size, stored, dim = cache.dtype.itemsize, cache.k.element_size(), cache.head_dim
     tokens = int(cache.lengths.sum())
-    new = 2 * cache.batch * cache.kv_heads * dim * size
     io = 2 * cache.batch * q_heads * dim * size
-    attend = Traffic(2 * tokens * cache.kv_heads * dim * size + io, 4 * tokens * q_heads * dim)
-    append = Traffic(2 * new)
+    attend = Traffic(2 * tokens * cache.kv_heads * dim * stored + io, 4 * tokens * q_heads * dim)
+    append = Traffic(2 * cache.batch * cache.kv_heads * dim * (size + stored))
     return {"append": append, "attend": attend, "total": append + attend}
 
 
 def chunk_traffic(cache: KVCache, q_heads: int, tokens: int) -> Traffic:
     """Floor of dense attention of the last `tokens` tokens, whose K and V are overwritten first."""
-    size, dim = cache.k.element_size(), cache.head_dim
+    size, stored, dim = cache.dtype.itemsize, cache.k.element_size(), cache.head_dim
     keys = int(cache.lengths.sum())
     chunk = cache.batch * tokens
-    io = 2 * chunk * q_heads * dim * size + 2 * 2 * chunk * cache.kv_heads * dim * size
-    return Traffic(2 * keys * cache.kv_heads * dim * size + io, 4 * keys * tokens * q_heads * dim)
+    io = 2 * chunk * q_heads * dim * size + 2 * chunk * cache.kv_heads * dim * (size + stored)
+    return Traffic(2 * keys * cache.kv_heads * dim * stored + io, 4 * keys * tokens * q_heads * dim)

@@ -25,7 +25,7 @@ def way(cache: KVCache, shape: AttentionShape, config: SparseConfig) -> str:
 
     1. `batch * kv_heads` is FUSED_FROM_ROWS at least.
     2. The device has thread-block clusters, and something to compile with (`ResaFused.unavailable`).
-    3. The fused step serves head dim, block size, dtype, group, selector and policy (`step.unsupported`), and the
+    3. The fused step serves head dim, block size, dtype of the cache, group, selector and policy (`step.unsupported`), and the
        cache's rows start at multiples of 16 bytes (`step.misaligned`).
     4. A row of this capacity fits the shared memory of its cluster (`step.plan`).
     """

@@ -134,7 +134,7 @@ class BlockSparseLayer(Layer):
         if self.kernel is None:
             return Traffic(0)
         touched = 1 + ceil_div(tokens - 1, self.config.block_size)
-        refreshed = self.config.summary_bytes(self.cache.head_dim, self.cache.k.element_size())
+        refreshed = self.config.summary_bytes(self.cache.head_dim, self.cache.dtype.itemsize)
         refreshed *= self.cache.kv_heads * self.cache.batch
         return chunk_traffic(self.cache, self.shape.q_heads, tokens) + Traffic(touched * refreshed)
 
@@ -158,9 +158,9 @@ def sparse_traffic(
 
     In `total` the scores and split results are intermediate and cost nothing; the lists count once.
     """
-    size, dim = cache.k.element_size(), cache.head_dim
+    size, stored, dim = cache.dtype.itemsize, cache.k.element_size(), cache.head_dim
     query = shape.batch * shape.q_heads * dim * size
-    new_token = 2 * shape.batch * shape.kv_heads * dim * size
+    new_token = shape.batch * shape.kv_heads * dim * (size + stored)  # read and written, as key or value
     lengths = cache.lengths_on_host()
     summary_bytes = config.summary_bytes(dim, size) * shape.kv_heads if selector.summarised else 0
     blocks = sum(config.blocks(length) for length in lengths)
@@ -168,7 +168,7 @@ def sparse_traffic(
     score_rows_bytes = 4 * blocks * lists.shape[1] if selector.summarised else 0
     entries = 4 * int((lists >= 0).sum())
     tokens = unique_tokens(lists, cache.lengths, shape.kv_heads, config.block_size)
-    read = 2 * tokens * dim * size
+    read = 2 * tokens * dim * stored
     attended = (
         sum(int((lists[b] >= 0).sum()) * config.block_size for b in range(shape.batch))
         * shape.q_heads

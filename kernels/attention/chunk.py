@@ -118,7 +118,9 @@ class TorchChunk(ChunkKernel):
 
     @classmethod
     def unavailable(cls, shape: AttentionShape, dtype: torch.dtype, device: torch.device, cache: KVCache) -> str | None:
-        """A paged cache is not taken; None for others."""
+        """A paged cache is not taken, nor one in fp8; None for others."""
+        if cache.in_fp8:
+            return "reads keys and values of 16 or 32 bits, got fp8"
         return "takes contiguous caches only, got a paged one" if cache.paged else None
 
     def bind(self, cache: KVCache, shape: AttentionShape, chunk: ChunkTensors) -> Callable[[], None]:

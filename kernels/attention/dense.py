@@ -20,7 +20,7 @@ from ..exact import Exact, assign, empty_rows, exact_attention
 from ..launch import INTERPRET, await_previous, launch, plan_splits, shared_memory
 from .addressing import checked_scale, held_tokens, locate, strided, tile_range
 from .merge import Partials
-from .softmax import attend_tile, store_partial
+from .softmax import LIFT, attend_tile, multipliable, store_partial
 
 
 @triton.jit
@@ -50,7 +50,6 @@ def _attend_tiles(
         else:
             k = tl.load(k_cache + base + offsets)
             v = tl.load(v_cache + base + offsets)
-        k, v = k.to(query.dtype), v.to(query.dtype)
         visible = valid[None, :] & (token[None, :] <= position[:, None])
         m, total, acc = attend_tile(query, k, v, visible, scale_log2, m, total, acc, MASKED, CAST_FP32)
     return m, total, acc
@@ -103,8 +102,7 @@ def _dense_kernel(
     position = length - q_tokens + q_token  # negative for rows before the start: they see nothing
     q_rows = strided(batch, q_batch_stride) + strided(q_token, q_token_stride) + strided(head, q_head_stride)
     query = tl.load(q + q_rows[:, None] + dims[None, :], mask=row_valid[:, None], other=0.0)
-    if CAST_FP32:
-        query = query.to(tl.float32)
+    query = multipliable(query, k_cache.dtype.element_ty == tl.float8e4nv, CAST_FP32)
     held = held_tokens(length, token_capacity)
     scale_log2 = checked_scale(scale_log2, length, token_capacity)
 
@@ -132,7 +130,7 @@ def _dense_kernel(
     )  # fmt: skip
 
     if k_cache.dtype.element_ty == tl.float8e4nv:
-        acc *= tl.load(scales + 2 * kv_head + 1)
+        m, acc = m - LIFT, acc * tl.load(scales + 2 * kv_head + 1)
     first_row = (strided(batch, q_tokens) * kv_heads + kv_head) * G  # of 64 bits, one for all rows: no spill
     out_row = first_row + strided(q_token, kv_heads * G) + row % G
     store_partial(partial, partial_lse, out_row, row_valid, split, splits, m, total, acc, D)

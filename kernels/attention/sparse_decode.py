@@ -21,7 +21,7 @@ from ..launch import MAX_SPLITS, await_previous, launch, plan_splits, release_ne
 from .addressing import checked_scale, held_tokens, locate, selected_blocks, strided, tile_range
 from .lists import check_blocks, check_counts, check_entries, list_arguments
 from .merge import Partials
-from .softmax import attend_tile, store_partial
+from .softmax import LIFT, attend_tile, multipliable, store_partial
 
 
 @triton.jit(
@@ -87,8 +87,7 @@ def _sparse_decode_kernel(
     row_valid = row < HEADS
     q_rows = strided(batch, q_batch_stride) + strided(first_head + row, q_head_stride)
     query = tl.load(q + q_rows[:, None] + dims[None, :], mask=row_valid[:, None], other=0.0)
-    if CAST_FP32:
-        query = query.to(tl.float32)
+    query = multipliable(query, k_cache.dtype.element_ty == tl.float8e4nv, CAST_FP32)
     if COUNTED:
         counted = tl.load(counts + strided(batch, count_batch_stride) + strided(program, count_row_stride))
     if k_cache.dtype.element_ty == tl.float8e4nv:
@@ -127,11 +126,10 @@ def _sparse_decode_kernel(
             # The next tile's entries, a step ahead: read in its own step they would hold up its keys and values.
             entry = first + BLOCKS + lane // BLOCK
             block = tl.load(entries + entry, mask=entry < end, other=-1)
-            k, v = k.to(query.dtype), v.to(query.dtype)
             m, total, acc = attend_tile(query, k, v, valid[None, :], scale_log2, m, total, acc, True, CAST_FP32)
 
     if k_cache.dtype.element_ty == tl.float8e4nv:
-        acc *= v_scale
+        m, acc = m - LIFT, acc * v_scale
     rows = strided(batch, programs * HEADS) + first_head + row
     store_partial(partial, partial_lse, rows, row_valid, split, splits, m, total, acc, D)
 

@@ -11,6 +11,7 @@ from ..checks import check_tensor
 from ..e4m3 import rounded
 
 PAGED = "cache: the portable path takes contiguous caches only, got a paged one"
+FP8 = "cache: the portable path reads keys and values of 16 or 32 bits, got fp8; it needs the Triton kernels"
 
 
 def write_tokens_torch(cache: KVCache, k_new: Tensor, v_new: Tensor, keep_before: Tensor | None = None) -> None:

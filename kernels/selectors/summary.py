@@ -59,6 +59,7 @@ class Summary(Selector):
     """The kind of summary that the settings name."""
 
     summarised = True
+    reads_fp8 = True
 
     def describe(self, keys: Tensor, valid: Tensor | None, config: SparseConfig, known: Tensor | None) -> Tensor:
         """The summaries."""
