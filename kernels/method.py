@@ -118,6 +118,8 @@ class Layer(ABC):
     """A method bound to one layer's cache."""
 
     cache: KVCache
+    rounds_to: torch.dtype | None = None
+    """What a library rounds queries and probabilities to before products, where not to the type of queries."""
     way: ClassVar[str | None] = None
     """What runs a block-sparse step: `chain` (a kernel a stage), `fused` (one kernel); None for other steps."""
 
@@ -257,6 +259,7 @@ class DenseLayer(Layer):
     q_heads: int
     attend: Callable[[StepTensors], Callable[[], Tensor | None]]
     append: Callable[[KVCache, Tensor, Tensor], None] = field(default=write_tokens)
+    rounds_to: torch.dtype | None = None
     _result: Tensor | None = None
 
     def stages(self, step: StepTensors) -> tuple[Stage, ...]:

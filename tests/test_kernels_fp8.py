@@ -61,7 +61,8 @@ def test_a_cache_holds_what_it_was_given_to_four_digits(layout: str) -> None:
     given = random(2, 2, 2, 64, 64, dtype=FP32, seed=3)
     given[1] *= 30
     cache.store(given[0], given[1])
-    assert cache.k.dtype == E4M3 and cache.dtype == FP32
+    assert cache.k.dtype == E4M3
+    assert cache.dtype == FP32
     for x, held, scales in zip(given, cache.gather(), cache.scales.t(), strict=True):
         bound = (x.abs() * 2.0**-4).maximum(scales[:, None, None] * 2.0**-10)
         assert bool(((held - x).abs() <= bound).all())

@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..cache import KVCache, logical
-from ..checks import check_device, check_same_strides, check_stored, check_tensor
+from ..checks import check_same_strides, check_stored, check_tensor
 from ..config import BLOCK_SIZES, MAX_BLOCKS, SUMMARY_DTYPES, SUMMARY_KINDS, ceil_div
 from ..e4m3 import E4M3
 from ..launch import await_previous, launch, release_next
@@ -102,7 +102,9 @@ def update_block(
 ):  # fmt: skip
     """Write a block's new tokens, from `first` on but none before `keep_before`, and summarise its valid keys.
 
-    In e4m3 a token is written over its head's scales, and keys are summarised as they are read back. `length` is no more than the cache holds; nothing is written to a page that the cache does not have.
+    In e4m3 a token is written over its head's scales, and keys are summarised as they are read back.
+
+    `length` is no more than the cache holds; nothing is written to a page that the cache does not have.
     """
     tokens = block * BLOCK + tl.arange(0, BLOCK)
     dims = tl.arange(0, D)

@@ -116,6 +116,8 @@ def is_predictable(row: Row) -> bool:
     kind = registered().get(steps_of(row.method))
     if kind is None or row.mean_us is None or row.shared_kv is None:
         return False
+    if row.kv_dtype is not None:  # advice is for caches of 16 bits
+        return False
     return kind.is_dense or (kind.ranks_by == "summary" and "window" not in kind.uses)
 
 

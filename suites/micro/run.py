@@ -161,7 +161,7 @@ def run_case(case: Case, specs: Sequence[MethodSpec], bench: Bench, on_step: Rep
         step_bytes = min(prepared.traffic["total"].bytes for prepared in all_prepared)
         layers = layers_in_rotation(case, step_bytes, bench.timer.flush_bytes)
         try:
-            rotation = make_rotation(case, inputs, layers)
+            rotation = make_rotation(inputs, layers)
         except Exception as error:
             rotation = []
             rows += [make_row(p.spec, stage="total", cache_state=STATE, **failure(error)) for p in all_prepared]
