@@ -211,6 +211,13 @@ class KVCache:
             return k, v
         return decoded(k, self.scales[:, 0], self.dtype), decoded(v, self.scales[:, 1], self.dtype)
 
+    def read(self, sequence: int, length: int) -> tuple[Tensor, Tensor]:
+        """K and V of a sequence's first tokens, `[1, Hkv, length, D]` of `dtype`; of contiguous caches."""
+        k, v = (x[sequence, None, :, :length] for x in (self.k, self.v))
+        if self.scales is None:
+            return k, v
+        return decoded(k, self.scales[:, 0], self.dtype), decoded(v, self.scales[:, 1], self.dtype)
+
     def calibrate(self, k: Tensor, v: Tensor) -> None:
         """Choose the scales by the first tokens, `[B, Hkv, T, D]`; nothing to do unless in e4m3. Does not wait."""
         if self.scales is not None:
@@ -241,7 +248,7 @@ class KVCache:
         position = torch.arange(tokens, device=self.device)
         page, inside = self.block_table.long()[:, position // self.page_size], position % self.page_size
         for pages, new in ((self.k, k), (self.v, v)):
-            _as_indexed(pages)[page, :, inside] = _as_indexed(new.transpose(1, 2))
+            as_indexed(pages)[page, :, inside] = as_indexed(new.transpose(1, 2))
 
     def clone(self) -> KVCache:
         """A cache of its own memory that holds the same, pages in the same places."""
@@ -253,10 +260,10 @@ def logical(data: Tensor, block_table: Tensor | None) -> Tensor:
     """`[P, H, page, ...]` pages put in order as `[B, H, S, ...]`; unchanged without a table."""
     if block_table is None:
         return data
-    pages = _as_indexed(data)[block_table.long()]  # [B, pages, H, page, ...]
+    pages = as_indexed(data)[block_table.long()]  # [B, pages, H, page, ...]
     return pages.transpose(1, 2).flatten(2, 3).view(data.dtype)
 
 
-def _as_indexed(data: Tensor) -> Tensor:
+def as_indexed(data: Tensor) -> Tensor:
     """The same memory in a type that torch can index by tensors, which it cannot by e4m3 everywhere."""
     return data.view(torch.uint8) if data.dtype == E4M3 else data

@@ -202,7 +202,7 @@ class DecodeMethod(ABC):
     libraries: ClassVar[tuple[str, ...]] = ()
     """Distributions that it runs, by name: rows say their versions, and another version is measured again."""
     reads_fp8: ClassVar[bool] = False
-    """Whether it serves caches that store keys and values in e4m3; others are refused before they are bound."""
+    """Whether it serves caches that store keys and values in e4m3; others are refused by `layer_of`."""
     ranks_by: ClassVar[str | None] = None
     """The selector (selectors/) of its blocks; `summary`: that of its settings; None: only its own steps can tell."""
 
@@ -223,6 +223,16 @@ class DecodeMethod(ABC):
         Raises:
             Unsupported: the method does not serve this kind of cache.
         """
+
+
+def layer_of(method: DecodeMethod, cache: KVCache) -> Layer:
+    """Bind a method to a layer's cache (`DecodeMethod.prepare`). Raises Unsupported for one in fp8 that it cannot read.
+
+    For callers that do not know what the cache is: a method that knows nothing of scales would read bare numbers.
+    """
+    if cache.in_fp8 and not method.reads_fp8:
+        raise Unsupported(f"cache: {method.name} reads no keys and values in fp8")
+    return method.prepare(cache)
 
 
 _registry: dict[str, type[DecodeMethod]] = {}

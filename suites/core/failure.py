@@ -40,6 +40,4 @@ def failure(error: BaseException) -> dict[str, Any]:
 def unavailable(specs: Any, case: Case, device: torch.device) -> Iterator[tuple[Any, str | None]]:
     """Each spec, and why it cannot run on this case and device, or None."""
     for spec in specs:
-        kv_dtype = getattr(case, "kv_dtype", None)
-        unread = None if kv_dtype is None or spec.kind.reads_fp8 else f"takes no K/V cache in {kv_dtype}"
-        yield spec, unread or spec.kind.unavailable(case.shape, case.torch_dtype, device)
+        yield spec, spec.kind.unavailable(case.shape, case.torch_dtype, device)

@@ -9,9 +9,10 @@ from typing import Any, ClassVar
 import torch
 
 from ...kernels import AttentionShape, SparseConfig, registered
-from ...kernels.config import DTYPES, KV_DTYPES, ceil_div
+from ...kernels.config import DTYPES, ceil_div
 from ..core.flags import K, size_word
 from ..core.spec import MethodSpec, make_spec, other_ways, runs_by_default, unique
+from ..engine.case import check_kv
 
 QUEST_POLICIES = ("per-head", "group-sum")  # as published, and the cheapest way to share its lists
 BLOCK_SIZES = (16, 32, 64)  # of ReSA in the default list
@@ -70,8 +71,7 @@ class Case:
             raise ValueError(f"page_size: got {self.page_size}, must be at least 1 token")
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype: got {self.dtype!r}, allowed are {', '.join(DTYPES)}")
-        if self.kv_dtype not in (None, *KV_DTYPES):
-            raise ValueError(f"kv_dtype: got {self.kv_dtype!r}, allowed are {', '.join(KV_DTYPES)}")
+        check_kv(self.kv_dtype)
         if self.pattern not in PATTERNS:
             raise ValueError(f"pattern: got {self.pattern!r}, allowed are {', '.join(PATTERNS)}")
         if self.pattern == RAGGED and self.batch < 2:

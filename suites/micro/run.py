@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ...kernels import DecodeMethod, Layer, Stage, Traffic, get_method
+from ...kernels.method import layer_of
 from ...profiling.ceilings import Ceilings, Verdict
 from ...profiling.ranges import heard, mark
 from ...profiling.stats import Summary, summarize
@@ -71,7 +72,7 @@ def run_all(stages: Sequence[Stage]) -> Callable[[], None]:
 def prepare(spec: MethodSpec, case: Case, inputs: Inputs, exact: list[Any], device: torch.device) -> Prepared:
     """Build, bind and check a method. Raises CheckFailed, or what the method raises."""
     method = get_method(spec.name)(case.shape, spec.config, dtype=case.torch_dtype, device=device)
-    layer = method.prepare(inputs.cache)
+    layer = layer_of(method, inputs.cache)
     if layer.window > 1:
         window = make_window(inputs, layer.window, case.seed)
         check, stages = check_window(layer, window), layer.window_stages(window)
