@@ -89,6 +89,7 @@ def _round(x, dtype: tl.constexpr):
     x = tl.clamp(x, -448.0, 448.0, propagate_nan=tl.PropagateNan.ALL)
     bits = x.to(tl.int32, bitcast=True)
     normal = ((bits + 0x7FFFF + ((bits >> 20) & 1)) & -0x100000).to(tl.float32, bitcast=True)
+    normal = tl.where(x == x, normal, x)  # a GPU's NaN, all ones, would be carried over to zero
     return tl.where(tl.abs(x) < 0.015625, (x + 24576.0) - 24576.0, normal).to(dtype)
 
 
@@ -121,8 +122,8 @@ def update_block(
         fresh_k = tl.load(k_new + new_offsets, mask=fresh[:, None], other=0.0)
         fresh_v = tl.load(v_new + new_offsets, mask=fresh[:, None], other=0.0)
         if k_cache.dtype.element_ty == tl.float8e4nv:
-            fresh_k = _round(fresh_k.to(tl.float32) / tl.load(scales + 2 * head), tl.float8e4nv)
-            fresh_v = _round(fresh_v.to(tl.float32) / tl.load(scales + 2 * head + 1), tl.float8e4nv)
+            fresh_k = _round(tl.div_rn(fresh_k.to(tl.float32), tl.load(scales + 2 * head)), tl.float8e4nv)
+            fresh_v = _round(tl.div_rn(fresh_v.to(tl.float32), tl.load(scales + 2 * head + 1)), tl.float8e4nv)
         tl.store(k_cache + offsets, fresh_k, mask=fresh[:, None])
         tl.store(v_cache + offsets, fresh_v, mask=fresh[:, None])
         known = valid & (tokens < written)
