@@ -89,7 +89,7 @@ def make_cache(
         cache.lengths.copy_(device_lengths)
     else:
         shape = (batch, capacity, kv_heads, dim) if layout == "token-major" else (batch, kv_heads, capacity, dim)
-        fp8 = {"scales": torch.ones(kv_heads, 2, device=DEVICE), "read_as": dtype} if kv_dtype else {}
+        fp8: dict[str, Any] = {"scales": torch.ones(kv_heads, 2, device=DEVICE), "read_as": dtype} if kv_dtype else {}
         k, v = (torch.empty(shape, dtype=E4M3 if fp8 else dtype, device=DEVICE) for _ in range(2))
         if layout == "token-major":
             k, v = k.transpose(1, 2), v.transpose(1, 2)

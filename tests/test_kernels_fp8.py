@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import resa_bench.baselines  # noqa: F401  registers the rivals
@@ -63,14 +64,14 @@ def test_a_cache_holds_what_it_was_given_to_four_digits(layout: str) -> None:
     cache.store(given[0], given[1])
     assert cache.k.dtype == E4M3
     assert cache.dtype == FP32
-    for x, held, scales in zip(given, cache.gather(), cache.scales.t(), strict=True):
+    for x, held, scales in zip(given, cache.gather(), cache.scales_or_any.t(), strict=True):
         bound = (x.abs() * 2.0**-4).maximum(scales[:, None, None] * 2.0**-10)
         assert bool(((held - x).abs() <= bound).all())
     copy = cache.clone()
     for x, held in zip(copy.gather(), cache.gather(), strict=True):
         assert torch.equal(x, held)
-    copy.scales.zero_()
-    assert bool((cache.scales > 0).all())
+    copy.scales_or_any.zero_()
+    assert bool((cache.scales_or_any > 0).all())
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -81,10 +82,10 @@ def test_new_tokens_are_rounded_to_nearest_saturate_and_show_nan(layout: str, dt
     build_summaries(cache, summaries)
     k, v = random(2, 2, 5, 2, 64, dtype=dtype, seed=5)
     k[0, 4, 0, 0], k[1, 2, 1, 5], v[1, 3, 1, 3] = 6e4, -6e4, NAN
-    scales = cache.scales.clone()
+    scales = cache.scales_or_any.clone()
     before = cache.gather()[0].clone()
     write_tokens(cache, k, v, summaries)
-    assert torch.equal(cache.scales, scales)
+    assert torch.equal(cache.scales_or_any, scales)
     keys, values = cache.gather()
     for b, length in enumerate((64, 33)):
         for held, new, scale in ((keys, k, scales[:, 0]), (values, v, scales[:, 1])):
@@ -100,7 +101,7 @@ def test_new_tokens_are_rounded_to_nearest_saturate_and_show_nan(layout: str, dt
 def test_dense_attention_is_that_of_the_numbers_held(layout: str, tokens: int, dtype: torch.dtype) -> None:
     """Sequences of one token, of a partial tile and of several; heads of different scales."""
     cache = make_cache([1, 70, 33], capacity=96, layout=layout, dtype=dtype, kv_dtype="fp8")
-    assert cache.scales[1, 1] > cache.scales[0, 1]
+    assert cache.scales_or_any[1, 1] > cache.scales_or_any[0, 1]
     run_dense(random(3, tokens, 14, 64, dtype=dtype, seed=1), cache, splits=3)
 
 
@@ -140,7 +141,7 @@ def stepped(name: str, cache: KVCache, shape: AttentionShape, config: SparseConf
     check_attended(layer, step)
     keys = cache.gather()[0]
     for b, length in enumerate(cache.lengths.tolist()):
-        wanted = decoded(encoded(step.k[b][:, None], cache.scales[:, 0]), cache.scales[:, 0], dtype)
+        wanted = decoded(encoded(step.k[b][:, None], cache.scales_or_any[:, 0]), cache.scales_or_any[:, 0], dtype)
         assert torch.equal(keys[b, :, length - 1 : length], wanted), "the new token is not in the cache"
     chunk.out.fill_(NAN)
     for stage in layer.rectify_stages(chunk):
@@ -160,7 +161,7 @@ def test_methods_step_and_rectify(name: str, layout: str) -> None:
 
 
 @pytest.mark.parametrize("settings", [{"summary_dtype": "fp8"}, {"summary_kind": "meanstd"}, {"block_size": 64}])
-def test_summaries_of_every_kind(settings: dict[str, object]) -> None:
+def test_summaries_of_every_kind(settings: dict[str, Any]) -> None:
     config = replace(SparseConfig(16, min_blocks=2, chunk_kernel="triton"), **settings)
     cache = make_cache([70, 130], capacity=192, dtype=FP32, kv_dtype="fp8")
     stepped("resa-chain", cache, AttentionShape(2, 6, 2, 64), config, FP32)
@@ -192,9 +193,9 @@ def test_floors_count_what_is_stored() -> None:
     assert traffic[None].flops == traffic["fp8"].flops
 
 
-def bad_cache(**changes: object) -> KVCache:
+def bad_cache(**changes: Any) -> KVCache:
     """A cache in e4m3 with some parts replaced."""
-    return replace(make_cache([8], dtype=FP32, kv_dtype="fp8"), **changes)  # type: ignore[arg-type]
+    return replace(make_cache([8], dtype=FP32, kv_dtype="fp8"), **changes)
 
 
 @pytest.mark.parametrize(
