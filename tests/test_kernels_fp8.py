@@ -172,7 +172,7 @@ def test_who_does_not_read_fp8_says_so() -> None:
     shape, config = AttentionShape(2, 14, 2, 64), SparseConfig(16, min_blocks=2)
     cache = make_cache([70, 33], capacity=96, dtype=FP32, kv_dtype="fp8")
     for name in ("oracle", "resa-plus", "retro", "resa-torch", "torch-dense"):
-        options = {"block_size": 8, "selector": "pairs"} if name == "resa-plus" else {}
+        options: dict[str, Any] = {"block_size": 8, "selector": "pairs"} if name == "resa-plus" else {}
         options |= {"gqa_policy": "group-sum"} if name == "retro" else {}
         with pytest.raises(Unsupported, match="fp8"):
             make_method(name, shape, replace(config, **options), FP32).prepare(cache)
