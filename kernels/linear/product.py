@@ -38,11 +38,18 @@ class Product(ABC):
     kinds: ClassVar[tuple[str, ...]]
     libraries: ClassVar[tuple[str, ...]] = ()
     """As of methods (kernels/method.py)."""
+    compiles: ClassVar[bool] = False
+    """Whether its library compiles a kernel for seconds where a shape is first used."""
 
     @classmethod
     def unavailable(cls, shape: ProductShape, dtype: torch.dtype, device: torch.device) -> str | None:
         """Why it cannot run, or None."""
         return None
+
+    @classmethod
+    def ahead(cls, kind: str, shape: ProductShape, dtype: torch.dtype, device: torch.device) -> Callable[[], object]:
+        """What compiles a shape's kernel, in a thread beside others; of products whose library `compiles`."""
+        return lambda: None
 
     @classmethod
     @abstractmethod

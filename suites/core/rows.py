@@ -101,6 +101,7 @@ class TimingPart:
     p50_us: float | None = None
     p99_us: float | None = None
     stopped_by: str | None = None  # "precision", "time" or "samples"
+    compile_s: float | None = None  # that a library's compiler took for its kernel before, beside other compilers
 
 
 @dataclass(frozen=True, kw_only=True)
