@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -56,9 +56,9 @@ class RepairingLayer(BlockSparseLayer):
         return self.config.window
 
     @property
-    def appends_while_scoring(self) -> bool:
-        """Never: several tokens are appended, in a stage of their own."""
-        return False
+    def appends_apart(self) -> bool:
+        """Always: several tokens are appended, in a stage of their own."""
+        return True
 
     def write_window(self, window: WindowTensors) -> None:
         """Overwrite K and V of the window's tokens, the prompt's apart, and refresh their blocks' summaries."""
@@ -75,13 +75,8 @@ class RepairingLayer(BlockSparseLayer):
             TypeError, ValueError: a tensor of the window of the wrong dtype, shape, device or strides (`check_window`).
         """
         check_window(window, self.cache, self.shape.q_heads)
-        stages = (
-            Stage("append", lambda: self.write_window(window), self.graph_safe),
-            *self.choose_stages(window.newest),
-            *self.repair_stages(window),
-        )
-        counted = ("select", "attend")
-        return tuple(replace(s, blocks=self.config.selected) if s.name in counted else s for s in stages)
+        append = Stage("append", lambda: self.write_window(window), self.graph_safe)
+        return (append, *self.counted(*self.choose_stages(window.newest), *self.repair_stages(window)))
 
     def stages(self, step: StepTensors) -> tuple[Stage, ...]:
         """A step of one token: nothing is repaired, but the blocks that it loads count as loaded."""

@@ -205,6 +205,11 @@ class DecodeMethod(ABC):
         """Why the method cannot run here, or None if it can."""
         return None
 
+    @property
+    def layer_period(self) -> int:
+        """Layers after which those of the method are alike again: more than 1 where some read the lists of others."""
+        return 1
+
     @abstractmethod
     def prepare(self, cache: KVCache) -> Layer:
         """Bind to a layer's cache as it stands (summaries built, plans made, work space allocated).

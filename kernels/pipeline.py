@@ -19,6 +19,7 @@ from .config import AttentionShape, SparseConfig
 from .launch import can_run_on
 from .method import Stage, StepTensors, Unsupported
 from .portable import TorchSparseLayer, TorchSparseMethod, calibrated, fill_scores
+from .selectors import Following
 from .workspace import BlockSparseLayer
 
 
@@ -30,9 +31,9 @@ class SparseLayer(BlockSparseLayer):
     way = "chain"
 
     @property
-    def appends_while_scoring(self) -> bool:
-        """Whether scoring writes the token, too."""
-        return self.selector.appends(self.config)
+    def appends_apart(self) -> bool:
+        """Not where scoring writes the token, too, or attention does."""
+        return not self.selector.appends(self.config)
 
     def write(self, k: Tensor, v: Tensor) -> None:
         """Write the last T tokens, `[B, T, Hkv, D]` or `[B, Hkv, D]`, and refresh their blocks' summaries."""
@@ -68,8 +69,14 @@ class SparseLayer(BlockSparseLayer):
         # How many blocks our own selection takes is known beforehand; another selector's counts are read.
         own = type(self).choose_stages is SparseLayer.choose_stages and self.selector.ranked
         counts = self.config if own else work.counts
+        follows = isinstance(self.selector, Following) and not self.appends_apart
+        append = (step.k, step.v) if follows else None
+
+        def attend() -> None:
+            sparse_decode(step.q, cache, work.lists, counts, partials, block_size=size, append=append)
+
         return (
-            Stage("attend", lambda: sparse_decode(step.q, cache, work.lists, counts, partials, block_size=size)),
+            Stage("append+attend" if append else "attend", attend),
             Stage("merge", lambda: merge_partials(partials, step.out)),
         )
 
@@ -101,7 +108,7 @@ class SparseMethod(TorchSparseMethod):
 
     def on_kernels(self, cache: KVCache) -> bool:
         """Whether this cache's layer runs on them: they can, and have the selector, or its scores need nothing kept."""
-        selector = self.selector
+        selector = self.selector.chooser(self.config)
         by_scores = selector.ranked and not selector.tabled and not selector.summarised
         return can_run_on(cache.device) is None and (selector.serves(self.shape) or by_scores)
 
@@ -124,9 +131,10 @@ class SparseMethod(TorchSparseMethod):
         if isinstance(cache, KVCache) and not self.on_kernels(cache):
             return super().prepare(cache)
         check_cache(cache, self.shape, self.dtype, self.device, kernel_dtypes())
-        if cache.paged and (self.selector.tabled or not self.selector.has_kernels):
-            raise Unsupported(f"cache: {self.selector.name} reads contiguous caches only, got a paged one")
-        summaries = self.summaries(cache)
+        selector = self.chosen_by(cache)
+        if cache.paged and (selector.tabled or not selector.has_kernels):
+            raise Unsupported(f"cache: {selector.name} reads contiguous caches only, got a paged one")
+        summaries = self.summaries(cache, selector)
         if summaries is not None:
             build_summaries(cache, summaries)
         splits = self.splits(cache)
@@ -137,15 +145,15 @@ class SparseMethod(TorchSparseMethod):
             cache,
             self.shape,
             self.config,
-            self.selector,
+            selector,
             self.workspace(cache),
             summaries,
             self.kernel(cache, self.config.chunk_kernel),
             self._partials[splits],
         )
         self.number(layer)
-        if self.selector.tabled:
-            layer.known = calibrated(self.selector, cache)
-            layer.table = self.selector.kernel_table(cache, self.config)
-            self.selector.kernel_describe(layer, None)
+        if selector.tabled:
+            layer.known = calibrated(selector, cache)
+            layer.table = selector.kernel_table(cache, self.config)
+            selector.kernel_describe(layer, None)
         return layer

@@ -15,7 +15,7 @@ from .binding import check_chunk, check_step
 from .cache import KVCache
 from .config import AttentionShape, SparseConfig, ceil_div
 from .method import ChunkTensors, Layer, Selection, Stage, StepTensors, Traffic, chunk_traffic
-from .selectors import Selector
+from .selectors import Following, Selector
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,22 +74,26 @@ class BlockSparseLayer(Layer):
         return self.selector.ranked
 
     @property
-    def appends_while_scoring(self) -> bool:
-        """Whether the first of `choose_stages` writes the step's token, too."""
-        return False
+    def appends_apart(self) -> bool:
+        """Whether a stage of its own writes the step's token, before all others."""
+        return True
 
     def stages(self, step: StepTensors) -> tuple[Stage, ...]:
-        """Append, the choosing stages, the attending ones.
+        """Append, the choosing stages unless another layer chose, the attending ones.
 
         Raises:
             TypeError, ValueError: a tensor of the step of the wrong dtype, shape, device or strides (`check_step`).
         """
         check_step(step, self.cache, self.shape.q_heads)
         append = Stage("append", lambda: self.write(step.k, step.v), self.graph_safe)
-        first = () if self.appends_while_scoring else (append,)
-        chosen = (*self.choose_stages(step), *self.attend_stages(step))
-        counted = ("select", "attend")
-        return (*first, *(replace(s, blocks=self.config.selected) if s.name in counted else s for s in chosen))
+        first = (append,) if self.appends_apart else ()
+        choose = () if isinstance(self.selector, Following) else self.choose_stages(step)
+        return (*first, *self.counted(*choose, *self.attend_stages(step)))
+
+    def counted(self, *stages: Stage) -> tuple[Stage, ...]:
+        """These stages; those that select or read blocks say how many (`Stage.blocks`)."""
+        parts = {"select", "attend"}
+        return tuple(replace(s, blocks=self.config.selected) if parts & {*s.name.split("+")} else s for s in stages)
 
     @property
     def chunk_kernel(self) -> str | None:
@@ -133,10 +137,12 @@ class BlockSparseLayer(Layer):
         """Floor of rectifying `tokens` tokens (synchronises)."""
         if self.kernel is None:
             return Traffic(0)
-        touched = 1 + ceil_div(tokens - 1, self.config.block_size)
-        refreshed = self.config.summary_bytes(self.cache.head_dim, self.cache.k.element_size())
-        refreshed *= self.cache.kv_heads * self.cache.batch
-        return chunk_traffic(self.cache, self.shape.q_heads, tokens) + Traffic(touched * refreshed)
+        attended = chunk_traffic(self.cache, self.shape.q_heads, tokens)
+        if not (self.selector.summarised or self.selector.tabled):
+            return attended
+        touched = self.config.block_size * (1 + ceil_div(tokens - 1, self.config.block_size))
+        refreshed = self.selector.score_bytes(self.shape, self.config, self.cache.k.element_size(), touched)
+        return attended + Traffic(self.shape.batch * refreshed)
 
 
 def unique_tokens(lists: Tensor, lengths: Tensor, kv_heads: int, block_size: int) -> int:
@@ -180,10 +186,11 @@ def sparse_traffic(
     parts["select"] = Traffic(score_rows_bytes + entries)
     if selector.summarised:
         parts["score"] = Traffic(ranking + query + score_rows_bytes, 4 * blocks * lists.shape[1] * dim)
-        parts["append+score"] = append + parts["score"]
     elif ranking:
-        ranking += query
-        parts["score"] = Traffic(ranking)
+        parts["score"] = Traffic(ranking + query)
+    if "score" in parts:
+        parts["append+score"] = append + parts["score"]
     parts["attend"] = Traffic(entries + query + read + query, flops)
+    parts["append+attend"] = append + parts["attend"]
     parts["total"] = append + Traffic(ranking + entries + 2 * query + read, flops)
     return parts

@@ -54,8 +54,14 @@ def timeline_of(events: Sequence[dict[str, Any]]) -> Timeline:
     return timeline
 
 
-def record(run: Callable[[], object], repeats: int = 1, *, spans: bool = False) -> Timeline:
+def record(
+    run: Callable[[], object], repeats: int = 1, *, spans: bool = False, ready: Callable[[], object] | None = None
+) -> Timeline:
     """Trace `repeats` calls of `run` on the current GPU, with stages and, if asked, spans as ranges.
+
+    Args:
+        ready: called when tracing has begun. It is for ranks to wait for each other: a profiler takes milliseconds to
+            start, and the first exchange would contain the difference.
 
     Returns:
         Kernels, calls and ranges, times in microseconds.
@@ -68,6 +74,8 @@ def record(run: Callable[[], object], repeats: int = 1, *, spans: bool = False) 
     torch.cuda.synchronize()
     named = Named(lambda name: record_function(PREFIX + name), spans=spans)
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler, listening(named):
+        if ready is not None:
+            ready()
         for _ in range(repeats):
             run()
         torch.cuda.synchronize()
@@ -77,18 +85,25 @@ def record(run: Callable[[], object], repeats: int = 1, *, spans: bool = False) 
         return timeline_of(json.loads(path.read_text())["traceEvents"])
 
 
-def break_down(eager: Callable[[], object], replay: Callable[[], object] | None, repeats: int = 3) -> Breakdown:
+def break_down(
+    eager: Callable[[], object],
+    replay: Callable[[], object] | None,
+    repeats: int = 3,
+    *,
+    ready: Callable[[], object] | None = None,
+) -> Breakdown:
     """Stages of `replay` (or of the eager calls themselves where it is None), which must run the kernels of `eager`.
 
     Args:
         repeats: of `replay`, over which the mean is taken.
+        ready: as `record` takes it, before either.
 
     Raises:
         TraceMismatch: it does not, or a kernel was launched outside every stage.
     """
-    marked = [kernel for kernel, _ in staged_kernels(record(eager))]
+    marked = [kernel for kernel, _ in staged_kernels(record(eager, ready=ready))]
     if replay is None:
         check_marked(marked)
         return charge(marked)
-    replayed = [kernel for kernel, _ in staged_kernels(record(replay, repeats))]
+    replayed = [kernel for kernel, _ in staged_kernels(record(replay, repeats, ready=ready))]
     return charge(with_stages(replayed, marked, repeats), repeats)

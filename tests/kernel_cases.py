@@ -262,6 +262,10 @@ def run_variants(
             layer = make_method(name, shape, config, dtype, device).prepare(cache)
             for stage in (*layer.stages(step), *layer.rectify_stages(chunk)):
                 stage.run()
+        follow = make_method("resa-chain", shape, replace(config, selector="shared2"), dtype, device)
+        for layer in (follow.prepare(cache), follow.prepare(cache)):
+            for stage in layer.stages(step):
+                stage.run()
         run_pairs(cache, step, config)
         if policy == "per-head":  # which methods with windows refuse
             continue
@@ -290,7 +294,8 @@ def run_long_selection(device: torch.device) -> None:
 
 def run_pairs(cache: KVCache, step: StepTensors, config: SparseConfig) -> None:
     """The kernels of selector `pairs`, over uninitialised ranges; nothing beside a paged cache."""
-    from resa_bench.kernels.attention.pairs import allocate_pairs, pack_pairs, score_pairs, score_room
+    from resa_bench.kernels.attention.pair_codes import allocate_pairs, pack_pairs
+    from resa_bench.kernels.attention.pair_scores import score_pairs, score_room
 
     if cache.paged:
         return

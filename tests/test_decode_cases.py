@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 from resa_bench.kernels import SparseConfig
+from resa_bench.kernels.config import ceil_div
 from resa_bench.profiling.ceilings import Ceilings
 from resa_bench.suites.core.flags import K
-from resa_bench.suites.core.spec import MethodSpec
+from resa_bench.suites.core.spec import MethodSpec, make_spec
 from resa_bench.suites.decode.cases import DecodeCase, default_list, default_specs, is_study, prompt_tokens, study_specs
 from resa_bench.suites.engine.case import capacity
 from resa_bench.suites.engine.costs import memory_bytes, plan_costs
@@ -55,6 +56,21 @@ def test_memory_of_known_cases() -> None:
     assert memory_bytes(eight, specs) > 130e9
     shared = DecodeCase("qwen2.5-7b", config, 8, 256 * K, shared_kv=True)
     assert memory_bytes(shared, specs) / 1e9 == pytest.approx(15.2 + 8 * 0.57 + 4, rel=0.02)
+
+
+def test_layers_that_follow_rank_nothing_and_keep_nothing() -> None:
+    """Half of 28 layers: of their codes a step reads none, and memory holds none."""
+    config = MODELS["qwen2.5-7b"]
+    every, half = (make_spec("resa-plus", selector=name) for name in ("pairs", "pairs-shared2"))
+    codes = 256 * K // 2 * 4 * 128 // 2  # of a layer: pairs, heads, 4 bits a channel
+    for batch in (1, 4):
+        case = DecodeCase("qwen2.5-7b", config, batch, 256 * K)
+        whole, less = (plan_costs(case, spec).step.bytes for spec in (every, half))
+        assert whole - less == batch * 14 * codes
+        room = batch * 14 * config.attention(1).kv_heads * ceil_div(capacity(case), 8) * 4 * 128 // 2
+        assert memory_bytes(case, [every]) - memory_bytes(case, [half]) == room
+    shared = DecodeCase("qwen2.5-7b", config, 1, 256 * K, shared_kv=True)
+    assert memory_bytes(shared, [every]) == memory_bytes(shared, [half]), "the layers that choose share their codes"
 
 
 # --- periods ----------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import weakref
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,10 +15,12 @@ from resa_bench import baselines  # noqa: F401  (registers the rivals)
 from resa_bench.kernels import SparseConfig, get_method
 from resa_bench.kernels.attention.summaries import summaries_reference
 from resa_bench.kernels.linear.weights import DenseWeight
+from resa_bench.kernels.selectors import Following
+from resa_bench.kernels.workspace import BlockSparseLayer
 from resa_bench.profiling.replay import Replay
 from resa_bench.suites.core.failure import CheckFailed
 from resa_bench.suites.engine.checks import check_attention, check_linears, check_rectified, check_replay
-from resa_bench.suites.engine.engine import Engine, State, bind_layers, generate
+from resa_bench.suites.engine.engine import Engine, State, bind_layers, distinct, generate
 from resa_bench.suites.engine.prompt import english_text, fill_synthetic, prefill
 from resa_bench.suites.engine.sampling import Sampling
 from resa_bench.suites.model.decoder import Decoder
@@ -75,6 +78,19 @@ def test_prefill_in_chunks_equals_prefill_at_once(decoder: Decoder, prompt: torc
     for a, b in zip(states[0].caches, states[1].caches, strict=True):
         torch.testing.assert_close(a.k[:, :, :PROMPT], b.k[:, :, :PROMPT], **close())
         torch.testing.assert_close(a.v[:, :, :PROMPT], b.v[:, :, :PROMPT], **close())
+
+
+def test_layers_share_lists_by_turns(decoder: Decoder) -> None:
+    """After the dense layers every second one follows; with one cache for all layers two are bound, not one each."""
+    config = replace(SPARSE, selector="shared2")
+    for shared, dense, kinds in ((False, 0, "cfc"), (False, 1, "dcf"), (True, 0, "cfc"), (True, 1, "dcf")):
+        state = State.allocate(decoder, 1, CAPACITY, 8, shared_kv=shared)
+        state.start(PROMPT, torch.zeros(1, dtype=torch.int64))
+        layers = bind(decoder, state, RESA, config, dense).layers
+        follow = [isinstance(layer, BlockSparseLayer) and isinstance(layer.selector, Following) for layer in layers]
+        sparse = [isinstance(layer, BlockSparseLayer) for layer in layers]
+        assert "".join("f" if f else "c" if s else "d" for f, s in zip(follow, sparse, strict=True)) == kinds
+        assert len(distinct(layers)) == (2 if shared and not dense else 3)
 
 
 def close() -> dict[str, Any]:

@@ -24,21 +24,31 @@ H100_CLUSTERS = {1: 132, 2: 66, 3: 39, 4: 30, 6: 17, 8: 15, 16: 7}  # of CTAs, t
 SHARED_LIMIT = 227 * 1024
 
 
-def layout(config: SparseConfig, cluster: int, head_dim: int = 128, tokens: int = 262144, resident: int = 1) -> Plan:
-    return lay_out(config, head_dim, tokens, 2, cluster, resident)
+def layout(
+    config: SparseConfig, cluster: int, head_dim: int = 128, group: int = 7, tokens: int = 262144, resident: int = 1
+) -> Plan:
+    return lay_out(config, head_dim, group, tokens, 2, cluster, resident)
 
 
 COMPILED = [
-    *product((64, 128), (16, 64), ("minmax", "meanstd"), (None, "fp8"), (False, True)),
-    (128, 128, "minmax", None, False),
-    (128, 32, "minmax", None, False),
+    *product((64, 128), (7,), (16, 64), ("minmax", "meanstd"), (None, "fp8"), (False, True)),
+    (128, 7, 128, "minmax", None, False),
+    (128, 7, 32, "minmax", None, False),
+    (128, 7, 8, "minmax", None, False),
+    (64, 7, 8, "meanstd", "fp8", True),
+    (128, 16, 16, "minmax", None, False),
+    (64, 9, 8, "meanstd", "fp8", True),
+    (256, 8, 16, "minmax", None, False),
+    (256, 16, 16, "minmax", "fp8", True),
 ]
 
 
 @pytest.mark.thinned(3)
-@pytest.mark.parametrize(("head_dim", "block", "kind", "dtype", "paged"), COMPILED)
+@pytest.mark.parametrize(("head_dim", "group", "block", "kind", "dtype", "paged"), COMPILED)
 @pytest.mark.slow
-def test_compiles_without_spills(head_dim: int, block: int, kind: str, dtype: str | None, paged: bool) -> None:
+def test_compiles_without_spills(
+    head_dim: int, group: int, block: int, kind: str, dtype: str | None, paged: bool
+) -> None:
     """For compute capability 9.0, at 256K tokens; the source checks that both sides lay out shared memory alike."""
     if compiler.unavailable():
         pytest.skip(str(compiler.unavailable()))
@@ -46,11 +56,11 @@ def test_compiles_without_spills(head_dim: int, block: int, kind: str, dtype: st
         block, summary_kind=kind, summary_dtype=dtype, gqa_policy="group-sum" if paged else "group-mean"
     )
     for cluster, resident in ((1, 2), (1, 1), (6, 1), (16, 1)) if block == 16 else ((1, 2), (16, 1)):
-        plan = layout(config, cluster, head_dim, resident=resident)
+        plan = layout(config, cluster, head_dim, group, resident=resident)
         cache = KVCache.allocate(
             1, 1, 64, head_dim, dtype=torch.bfloat16, device="cpu", page_size=256 if paged else None
         )
-        cubin = compiler.compile_cubin(compiler.source(), constants(cache, 7, config, plan))
+        cubin = compiler.compile_cubin(compiler.source(), constants(cache, group, config, plan))
         cubin_facts = read_cubin(compiler.KERNEL, cubin, plan.shared_bytes, 8)
         assert cubin_facts.spill_bytes <= (96 if resident == 2 else 0)  # half the registers: a few words a thread
         assert cubin_facts.registers * 256 * resident <= 65536
@@ -83,11 +93,10 @@ def test_layout_shares_the_blocks() -> None:
 @pytest.mark.parametrize(
     ("shape", "changes", "dtype", "reason"),
     [
-        (AttentionShape(1, 4, 4, 32), {}, torch.bfloat16, "head_dim: .* 64, 128, got 32"),
-        (QWEN, {"block_size": 8}, torch.bfloat16, "block_size: .* got 8"),
+        (AttentionShape(1, 4, 4, 32), {}, torch.bfloat16, "head_dim: .* 64, 128, 256, got 32"),
         (QWEN, {"gqa_policy": "per-head"}, torch.bfloat16, "gqa_policy: .* got per-head"),
         (QWEN, {}, torch.float32, "dtype: .* got torch.float32"),
-        (AttentionShape(1, 16, 1, 128), {}, torch.bfloat16, "q_heads: .* at most 8 .* got 16"),
+        (AttentionShape(1, 17, 1, 128), {}, torch.bfloat16, "q_heads: .* at most 16 .* got 17"),
         (QWEN, {"local_blocks": 0}, torch.bfloat16, "local_blocks: .* needs 1"),
     ],
 )
@@ -107,6 +116,7 @@ SETTINGS = [
     {},
     {"active_ratio": 1.0},
     {"min_blocks": 1, "active_ratio": 0.01},
+    {"block_size": 8},
     {"block_size": 32},
     {"block_size": 64, "gqa_policy": "group-sum"},
     {"block_size": 128},
@@ -116,7 +126,10 @@ SETTINGS = [
     {"pinned_blocks": 2, "local_blocks": 1},
     {"budget_tokens": 256},
 ]
-HEADS = [ModelShape(7, 1, 128), ModelShape(6, 2, 64), ModelShape(32, 4, 128), ModelShape(3, 3, 64)]
+HEADS = [
+    ModelShape(7, 1, 128), ModelShape(6, 2, 64), ModelShape(32, 4, 128), ModelShape(3, 3, 64), ModelShape(9, 1, 64),
+    ModelShape(32, 2, 128), ModelShape(4, 2, 256), ModelShape(16, 1, 256),
+]  # fmt: skip
 
 
 def named(changes: dict) -> str:
@@ -158,8 +171,9 @@ def test_step_of_many_rows(batch: int, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.gpu
-def test_the_longest_rows(dtype: torch.dtype) -> None:
-    gate((524288,), dtype, heads=ModelShape(7, 1, 128), active_ratio=0.1)
+@pytest.mark.parametrize("tokens", [524288, 1048576])
+def test_the_longest_rows(tokens: int, dtype: torch.dtype) -> None:
+    gate((tokens,), dtype, heads=ModelShape(7, 1, 128), active_ratio=0.1)
 
 
 @pytest.mark.gpu

@@ -5,9 +5,9 @@ from __future__ import annotations
 import fused_host
 import pytest
 import torch
-from kernel_cases import DEVICE
+from kernel_cases import DEVICE, NAN
 from method_cases import make, run
-from resa_bench.kernels import build_summaries, get_method
+from resa_bench.kernels import build_summaries, get_method, pipeline
 from resa_bench.kernels.fused import compiler
 from resa_bench.kernels.fused import step as fused_step
 from resa_bench.suites.micro.cases import ModelShape
@@ -43,6 +43,15 @@ def test_step(changes: dict) -> None:
     gate((1000, 17), FP16, heads=HEADS[0], **changes)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("largest", [2], indirect=True)
+@pytest.mark.parametrize(("page_size", "kind"), [(None, "minmax"), (64, "meanstd")])
+def test_blocks_that_share_a_unit(page_size: int | None, kind: str) -> None:
+    """Blocks of 8, two to a tile of the matrix units: one token, a full block, one that is not, odd numbers of them."""
+    heads = ModelShape(7, 1, 64)
+    gate((1, 7, 8, 9, 24, 203), FP16, heads=heads, page_size=page_size, block_size=8, summary_kind=kind)
+
+
 @pytest.mark.parametrize("largest", [0, 1, 2, 6, 16], indirect=True)
 @pytest.mark.slow
 def test_clusters(largest: int) -> None:
@@ -50,11 +59,45 @@ def test_clusters(largest: int) -> None:
     gate((777, 48), FP16, heads=ModelShape(7, 1, 128))
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.slow
 @pytest.mark.parametrize("largest", [2], indirect=True)
 @pytest.mark.parametrize("heads", HEADS[1:], ids=str)
 def test_shapes(heads: ModelShape) -> None:
     gate((300, 17), FP16, heads=heads, page_size=128)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("group", "changes"),
+    [
+        (1, {"block_size": 128}),
+        (7, {"summary_dtype": "fp8"}),
+        (9, {"block_size": 8, "summary_kind": "meanstd"}),
+        (16, {"block_size": 32, "gqa_policy": "group-sum"}),
+    ],
+    ids=lambda x: named(x) if isinstance(x, dict) else f"group{x}",
+)
+def test_teams(group: int, changes: dict) -> None:
+    """Head dim 256: two warps share the tokens, and a summary in 16 bits takes two loads."""
+    gate((1, 130, 255), FP16, heads=ModelShape(group, 1, 256), **changes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("largest", [0], indirect=True)
+@pytest.mark.parametrize("head_dim", [128, 256])
+def test_teams_of_ctas_that_share_a_multiprocessor(head_dim: int) -> None:
+    """Half the registers: twice the warps share the dims of 16 heads."""
+    gate((40, 77), FP16, heads=ModelShape(16, 1, head_dim))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("group", "policy"), [(1, "group-mean"), (7, "group-sum"), (9, "group-mean"), (16, "group-sum")]
+)
+def test_groups(group: int, policy: str) -> None:
+    """Heads of one operand of the matrix units, and of two."""
+    gate((1, 90), FP16, heads=ModelShape(group, 1, 64), block_size=8, gqa_policy=policy)
 
 
 @pytest.mark.thinned(2)
@@ -77,3 +120,17 @@ def test_sequences_without_a_token() -> None:
     assert bool((out[1] == 0).all())
     assert bool((layer.work.lists[1] == -1).all())
     assert bool(out[0].isfinite().all() and out[2].isfinite().all())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("largest", [16], indirect=True)
+def test_rows_of_more_blocks_than_16_bits_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Queries of NaN, which make all scores alike: 65536 blocks in one bin of the search, the first ones selected."""
+    monkeypatch.setattr(pipeline, "build_summaries", lambda cache, summaries: summaries.data.zero_())
+    layer, inputs = make(
+        "resa-fused", FP16, (65536 * 8,), heads=ModelShape(1, 1, 64), block_size=8, active_ratio=0.001,
+        summary_kind="meanstd", summary_dtype="fp8",
+    )  # fmt: skip
+    inputs.step.q.fill_(NAN)
+    run(layer, inputs.step)
+    assert layer.work.lists[0, 0].tolist() == list(range(66))

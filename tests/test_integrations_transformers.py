@@ -16,6 +16,7 @@ from resa_bench.integrations.transformers.from_decoder import transformers_model
 from resa_bench.integrations.transformers.names import cache_name, cache_of
 from resa_bench.integrations.transformers.refuse import check_call
 from resa_bench.kernels import KVCache, SparseConfig, Unsupported, get_method
+from resa_bench.kernels.selectors import Following
 from resa_bench.suites.engine.engine import Engine, State, bind_layers, generate
 from resa_bench.suites.engine.prompt import english_text, prefill
 from resa_bench.suites.model.load import load_decoder
@@ -84,8 +85,10 @@ def engine_tokens(decoder: Any, ids: torch.Tensor, config: SparseConfig, tokens:
     return state.history[:tokens, 0].tolist()
 
 
-def test_equals_our_engine_on_a_tiny_model() -> None:
-    decoder, config = tiny_decoder(), SparseConfig(block_size=8, min_blocks=2, rectify_every=8)
+@pytest.mark.parametrize("selector", [None, "pairs-shared2"])
+def test_equals_our_engine_on_a_tiny_model(selector: str | None) -> None:
+    decoder = tiny_decoder()
+    config = SparseConfig(block_size=8, min_blocks=2, rectify_every=8, selector=selector)
     ids = torch.randint(TINY.vocab, (1, 150), generator=torch.Generator().manual_seed(0))
     model, plain = transformers_model(decoder), {"repetition_penalty": 1.0}
     own = engine_tokens(decoder, ids, config, 40)
@@ -107,6 +110,20 @@ def test_equals_our_engine_on_smollm2() -> None:
     attach(model, "resa", config)
     sparse = greedy(model, {"input_ids": ids}, tokens=18, repetition_penalty=1.0)
     assert sparse[0, 192:].tolist() == engine_tokens(decoder, ids, config, 18)
+
+
+def test_layers_that_follow_are_the_same_after_a_reset() -> None:
+    """Of an odd number of layers the first would follow the last one otherwise, whose lists are of another text."""
+    model, inputs = tiny("llama", num_hidden_layers=3), prompt(2)
+    attach(model, "resa", **SPARSE, selector="shared2")
+    cache = cache_of(greedy(model, inputs, tokens=4, return_dict_in_generate=True))
+    for layers in (3, 0, 3):
+        follow = [isinstance(layer.bound.selector, Following) for layer in cache.sparse_layers if layer.bound]
+        assert follow == [False, True, False][:layers]
+        if layers:
+            cache.reset()
+        else:
+            cache = cache_of(greedy(model, inputs, 4, past_key_values=cache, return_dict_in_generate=True))
 
 
 @pytest.fixture

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import resa_bench.baselines  # noqa: F401  registers the rivals
 import torch
-from kernel_cases import NAN, random
+from kernel_cases import NAN, dtype_name, make_method, random
 from method_cases import make, run
 from resa_bench.kernels import Unsupported, build_summaries, chunk_kernels
+from resa_bench.suites.engine.gate import check_attended
+from resa_bench.suites.micro.cases import Case, ModelShape
 from resa_bench.suites.micro.checks import check_rectify, check_step, dense_exact
+from resa_bench.suites.micro.rotation import make_rotation
 
 GRAPH_METHODS = ("resa", "resa-fused", "quest", "sink-window", "triton-dense")
 
@@ -111,3 +115,45 @@ def test_steps_do_not_synchronise(dtype: torch.dtype) -> None:
         run(layer, inputs.step)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("selector", ["shared2", "pairs-shared2"])
+def test_graph_replay_of_layers_that_share_lists(selector: str, dtype: torch.dtype, stream) -> None:
+    """Two layers in one graph, the second by the lists of the first: as eagerly, at every length, and within budget."""
+    layer, inputs = make("resa-chain", dtype, (1000, 1000), selector=selector)
+    case = Case("tiny", ModelShape(6, 2, 64), 2, 1000, dtype_name(dtype), "clustered")
+    rotation = make_rotation(case, inputs, 2)
+    method = make_method("resa-chain", layer.shape, layer.config, dtype)
+    layers = [method.prepare(each.cache) for each in rotation]
+    steps = [inputs.step, replace(inputs.step, out=torch.empty_like(inputs.step.out))]
+
+    def both() -> None:
+        for bound, step in zip(layers, steps, strict=True):
+            for stage in bound.stages(step):
+                stage.run()
+
+    both()  # compiles
+    graph = torch.cuda.CUDAGraph()
+    stream.synchronize()
+    with torch.cuda.graph(graph, stream=stream):
+        both()
+    for lengths in ((1000, 1000), (1000, 1), (17, 640), (33, 100), (0, 999)):
+        for bound in layers:
+            bound.cache.lengths.copy_(torch.tensor(lengths, dtype=torch.int32))
+            if bound.summaries is not None:  # the lengths jump, where decoding would have stepped
+                build_summaries(bound.cache, bound.summaries)
+        for i, x in enumerate((inputs.step.q, inputs.step.k, inputs.step.v)):
+            x.copy_(random(*x.shape, dtype=dtype, seed=sum(lengths) + i))
+        outs = []
+        for run_both in (graph.replay, both):
+            for step in steps:
+                step.out.fill_(NAN)
+            for b, length in enumerate(lengths):  # which both are to write
+                layers[1].cache.k[b, :, max(length - 1, 0) : length] = 0.0
+            run_both()
+            outs.append([step.out.clone() for step in steps])
+        for replayed, eager in zip(*outs, strict=True):
+            assert torch.equal(replayed, eager), f"replay at lengths {lengths} differs from eager"
+        assert torch.equal(*(bound.cache.k.nan_to_num() for bound in layers))
+        check_attended(layers[1], steps[1])

@@ -8,9 +8,9 @@ import pytest
 import resa_bench.baselines  # noqa: F401  registers the rivals
 import torch
 from kernel_cases import DEVICE, DTYPES, empty_step, make_cache, make_method, random
-from resa_bench.kernels import AttentionShape, KVCache, SparseConfig, Unsupported, get_method, pipeline
-from resa_bench.kernels.attention import pairs
-from resa_bench.kernels.attention.pairs import allocate_pairs, codes_reference, pack_pairs
+from resa_bench.kernels import AttentionShape, KVCache, SparseConfig, Unsupported, pipeline
+from resa_bench.kernels.attention import pair_scores
+from resa_bench.kernels.attention.pair_codes import allocate_pairs, codes_reference, pack_pairs
 from resa_bench.kernels.fused.step import unsupported
 from resa_bench.kernels.pipeline import SparseLayer
 from resa_bench.kernels.portable import TorchSparseLayer, calibrated
@@ -19,7 +19,7 @@ from resa_bench.suites.core.spec import make_spec
 
 DTYPE = DTYPES[-1]
 LENGTHS = (101, 38)
-CONFIG = replace(make_spec("resa-plus").config, active_ratio=0.2, min_blocks=4)
+CONFIG = replace(make_spec("resa-plus").config, selector="pairs", active_ratio=0.2, min_blocks=4)
 
 
 def codes_of(packed: torch.Tensor) -> torch.Tensor:
@@ -93,15 +93,15 @@ def test_a_step_is_that_of_plain_torch(q_heads: int, pinned: int, monkeypatch: p
 @pytest.mark.parametrize(("shares", "block_size"), [(1, 8), (2, 32), (2, 16), (1, 128), (1, 64)])
 def test_programs_share_the_tiles(shares: int, block_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many programs score a row, and where some have no tile: the scores of plain torch."""
-    monkeypatch.setattr(pairs, "score_shares", lambda *given: shares)
+    monkeypatch.setattr(pair_scores, "score_shares", lambda *given: shares)
     cache = make_cache((700, 200), dtype=DTYPE, capacity=700)
     shape = AttentionShape(2, 6, 2, 64)
     packed, known = packed_pairs(cache, block_size)
     q = random(2, 6, 64, dtype=DTYPE, seed=0)
     scores = torch.zeros(packed.shape[:3], device=DEVICE)
-    room = pairs.score_room(shape, packed.shape[2], block_size, DEVICE)
+    room = pair_scores.score_room(shape, packed.shape[2], block_size, DEVICE)
     assert room[1].shape[2] == shares
-    pairs.score_pairs(q, cache, packed, known, room, scores, replace(CONFIG, block_size=block_size))
+    pair_scores.score_pairs(q, cache, packed, known, room, scores, replace(CONFIG, block_size=block_size))
     table = codes_of(packed) * known[:, :, None, None, 1] + known[:, :, None, None, 0]  # [B, Hkv, M, P, D]
     for b, length in enumerate((700, 200)):
         blocks = -(-length // block_size)
@@ -146,7 +146,6 @@ def test_the_bytes_of_minmax_over_twice_as_many_tokens() -> None:
 def test_without_a_local_block_it_is_refused() -> None:
     with pytest.raises(ValueError, match="local_blocks: got 0, selector pairs needs 1"):
         make_method("resa-plus", AttentionShape(1, 2, 1, 64), replace(CONFIG, local_blocks=0), DTYPE)
-    assert get_method("resa-plus").defaults["selector"] == "pairs"
 
 
 def test_a_window_takes_no_selector() -> None:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kernel_cases import DEVICE, DTYPES, NAN, make_cache
 from resa_bench.kernels import KVCache, SparseConfig, select_blocks
-from resa_bench.kernels.attention import selection
+from resa_bench.kernels.attention import long_selection, selection
 from resa_bench.kernels.attention.selection import selection_reference
 from resa_bench.kernels.config import MAX_BLOCKS
 from resa_bench.kernels.launch import recording
@@ -173,8 +173,9 @@ def test_longest_row(pattern: str) -> None:
 
 @pytest.fixture
 def held(monkeypatch: pytest.MonkeyPatch) -> int:
-    """Blocks that a program holds, few: longer rows are read again in every pass."""
+    """Blocks that a program holds, few: longer rows are shared out by spans as short."""
     monkeypatch.setattr(selection, "HELD_BLOCKS", 128)
+    monkeypatch.setattr(long_selection, "SPAN", 128)
     return 128
 
 
@@ -194,14 +195,14 @@ def test_rows_that_no_program_holds(ratio: float, held: int) -> None:
     check_selection(scores, cache, config, spare=3)
     with recording() as launches:
         select(scores.to(DEVICE), cache, config)
-    assert [launch.name for launch in launches] == ["_select_long_kernel"]
+    assert [launch.name for launch in launches] == ["_tally_kernel"] * 8 + ["_write_long_kernel"]
 
 
-@pytest.mark.parametrize("parts", [1, 4])
-def test_programs_of_a_long_row(parts: int, held: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One program a row, or four: each finds its place in the list, ties cut within and between spans."""
-    monkeypatch.setattr(selection, "select_parts", lambda width, rows: parts)
-    scores = PATTERNS["ties"](4 * held, torch.Generator().manual_seed(parts))[None, None]
+@pytest.mark.parametrize("span", [32, 256])
+def test_spans_of_a_long_row(span: int, held: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many programs a row, or two: each finds its place in the list, ties cut within and between spans."""
+    monkeypatch.setattr(long_selection, "SPAN", span)
+    scores = PATTERNS["ties"](4 * held, torch.Generator().manual_seed(span))[None, None]
     check_selection(scores, length_cache([4 * held], 4 * held), SparseConfig(block_size=8, active_ratio=0.3))
 
 

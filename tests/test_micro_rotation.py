@@ -76,6 +76,20 @@ def test_a_time_is_a_layers_share(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "in rotation" in console.export_text()
 
 
+def test_layers_that_follow_have_their_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of five layers four, so that half of them follow; the floor is the mean of both kinds."""
+    monkeypatch.setattr("resa_bench.suites.micro.run.layers_in_rotation", lambda *_: 5)
+    specs = [MethodSpec("resa-torch", replace(SPARSE, selector=name)) for name in ("pooled", "shared2")]
+    rows = measured(specs)
+    every, half = (row for row in rows if row.cache_state == "rotation")
+    assert (every.rotation_layers, half.rotation_layers) == (5, 4)
+    (first,) = (row for row in rows if row.selector == "shared2" and row.stage == "total" and row.cache_state == "cold")
+    ranked = SPARSE.blocks(256) * SPARSE.summary_bytes(16, 4) * 2
+    written = SPARSE.summary_bytes(16, 4) * 2
+    assert half.bytes is not None
+    assert first.bytes == half.bytes + (ranked + written) // 2
+
+
 def test_the_last_layer_passes_the_gate_or_there_is_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
     made = rotation.make_rotation
 

@@ -7,6 +7,8 @@ import multiprocessing as mp
 import os
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -219,3 +221,22 @@ def test_two_ranks_decode_and_the_first_writes(tmp_path: Path) -> None:
     assert (dense.q_heads, dense.kv_heads, dense.modelled_tokens_per_s) == (2, 1, None)
     stages = {row.stage for row in rows if row.method == "resa-torch"}
     assert stages >= {"all-reduce", "all-gather", "rectify+all-reduce"}
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+def test_an_exchange_does_not_contain_the_start_of_a_trace(tmp_path: Path) -> None:
+    """The stages of two GPUs add up to their step: no rank waits in the first exchange until the other traces too."""
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two CUDA devices")
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "resa_bench.suites",
+        "decode", "--model", "qwen2.5-1.5b", "--context", "4K", "--method", "triton-dense",
+        "--no-eager", "--no-plots", "--seconds", "0.1", "--output", str(tmp_path),
+    ]  # fmt: skip
+    subprocess.run(command, check=True)
+    stages = {row.stage: row for row in read_rows(tmp_path / "decode.jsonl")}
+    gap, step = stages["gap"].mean_us, stages["total"].mean_us
+    assert gap is not None
+    assert step is not None
+    assert abs(gap) < 0.25 * step

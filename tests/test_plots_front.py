@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from figure_parts import readable, texts
 from resa_bench import baselines  # noqa: F401  (registers the rivals)
+from resa_bench.kernels import get_method
 from resa_bench.plots.data import NotDrawn
 from resa_bench.plots.pages.fronts import render_front
 from resa_bench.plots.pages.numbers import PlaceError, Sources
@@ -19,7 +20,7 @@ from resa_bench.suites.core.results import append
 from resa_bench.suites.core.rows import Row
 from test_plots_quality import GROUP_SUM, SCORED, SELECTED, decode_rows, quality_row  # noqa: F401  (a fixture)
 
-PLUS = SELECTED | {"block_size": 8, "selector": "pairs", "pinned_blocks": 1, "rectify_every": 32}
+PLUS = SELECTED | {"rectify_every": 32, **get_method("resa-plus").defaults}
 METHODS: list[tuple[str, dict[str, Any], float, float]] = [  # with KL, and the share read
     ("resa-torch", SCORED | {"rectify_every": 32}, 0.12, 0.197),
     ("resa-torch", SCORED | {"rectify_every": 32, "selector": "pooled"}, 0.07, 0.197),
@@ -65,7 +66,7 @@ def test_the_figure_names_the_front_and_numbers_the_rest(quality: QualitySet) ->
         fig = quality_bytes(quality)
         readable(fig)
     words = [text.get_text() for text in fig.axes[0].texts]
-    assert {"ReSA plus b8", "oracle top-k b16", "Quest b16 group-sum", "sink + window b16"} <= set(words)
+    assert {"ReSA plus b16", "oracle top-k b16", "Quest b16 group-sum", "sink + window b16"} <= set(words)
     assert [word for word in words if word.isdigit()] == ["1"]  # `pooled` is neither on the front nor a first variant
     assert any(word.startswith("1  ReSA (torch)") and word.endswith("pooled") for word in words)
     assert "staircase: Pareto front" in texts(fig)
@@ -89,7 +90,7 @@ def test_the_table_marks_the_front_and_has_speeds(rows: list[Row], decode_rows: 
     head, _, *lines = render_front(place, sources(tmp_path, *rows, *decode_rows)).splitlines()
     assert "tokens/s, large at 256K" in head
     assert [line for line in lines if "| **" in line] == [lines[0], lines[1], lines[2], lines[-2]]
-    assert "| **ReSA plus b8** | 19.6% | **0.013** ± 0.001 |" in lines[2]
+    assert "| **ReSA plus b16** | 19.6% | **0.013** ± 0.001 |" in lines[2]
     resa = next(line for line in lines if "0.120" in line)
     assert resa.endswith("| 180 |")  # timed as `resa`, whose steps these are
     assert lines[-1].startswith("| dense | 100% | 0 |")

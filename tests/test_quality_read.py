@@ -37,7 +37,10 @@ def test_share_by_the_settings() -> None:
     assert share("sink-window") == pytest.approx(read)
     assert share("oracle") == pytest.approx(read + 0.5)  # every key
     assert share("resa", rectify_every=32) == pytest.approx(read + ranked + 29 / 30 / 32)
-    assert share("resa-plus") == pytest.approx(52 / 512 + ranked + 29 / 30 / 32)  # pairs in 4 bits: as many bytes
+    fewer = 20 / 256
+    assert share("resa-plus", selector="pairs") == pytest.approx(fewer + ranked + 29 / 30 / 32)
+    assert share("resa-plus", selector="pairs-shared2") == pytest.approx(fewer + ranked / 2 + 29 / 30 / 32)
+    assert share("sparse", selector="shared4") == pytest.approx(read + ranked * 8 / 30)  # of 30 layers 8 choose
     assert share("quest", gqa_policy="group-sum") == pytest.approx((2 + 28 * (read + ranked)) / 30)
     assert read_share(SMOLLM, make_spec("sparse"), LENGTH, 2048.0) == pytest.approx(0.5 + ranked)
 
@@ -74,7 +77,8 @@ def test_the_list_that_compares_selectors_has_every_one() -> None:
     assert {spec.name for spec in specs} >= {"resa-torch", "resa-plus", "oracle", "quest", "snapkv", "r-kv"}
     assert {spec.config.selector for spec in specs if "selector" in spec.kind.uses} == {None, *offered()}
     assert "mass" not in offered()  # the oracle's own
-    assert {spec.config.active_ratio for spec in rival_specs(CPU, SPARSE)} == {SPARSE.active_ratio}
+    others = {spec.config.active_ratio for spec in rival_specs(CPU, SPARSE) if spec != make_spec("resa-plus", SPARSE)}
+    assert others == {SPARSE.active_ratio}
 
 
 def test_that_list_takes_no_methods() -> None:

@@ -23,6 +23,7 @@ from resa_bench.suites.core.rows import Row, from_record
 from resa_bench.suites.core.spread import spreads
 from resa_bench.suites.profile.reference import profile_rows
 from resa_bench.suites.reference.chip import describe_chip, folder_name
+from resa_bench.suites.reference.join import join
 from resa_bench.suites.reference.manifest import Sources, read_manifest
 from resa_bench.suites.reference.parts import Step, choose, steps
 from resa_bench.suites.reference.run import Reference
@@ -176,6 +177,39 @@ def test_another_chip_is_listed(tmp_path: Path) -> None:
     assert other.run(ORDER, None) == 0
     manifest = read_manifest(tmp_path / "results")
     assert [part.chip for part in manifest.parts.values()] == [0, 1, 1]
+
+
+def test_parts_of_two_cards_join(tmp_path: Path) -> None:
+    """Each card's parts once, of one file in turn; the manifest says which card ran which."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert reference(first, FakeLaunch()).run(ORDER[:1], None) == 0
+    other = replace(reference(second, FakeLaunch()), chip={"name": "a chip", "clusters": {"16": 7}})
+    assert other.run(ORDER[:2], None) == 0
+    output, folders = tmp_path / "joined", [first / "results", second / "results"]
+    assert list(join(folders, output).values()) == [["echo"], ["echo-seeded"]]
+    assert cases(output / "echo.jsonl.gz") == ["echo-0", "echo-1", "echo-seeded-0", "echo-seeded-1"]
+    manifest = read_manifest(output)
+    assert {name: part.chip for name, part in manifest.parts.items()} == {"echo": 0, "echo-seeded": 1}
+    assert manifest.chips[1]["clusters"] == {"16": 7}
+    assert list(join(folders, output).values()) == [[], []]
+
+
+def test_what_does_not_join(tmp_path: Path) -> None:
+    first, second, third = (tmp_path / name for name in ("first", "second", "third"))
+    assert reference(first, FakeLaunch()).run(ORDER[:1], None) == 0
+    assert reference(second, FakeLaunch(), SECOND).run(ORDER[1:2], None) == 0
+    assert replace(reference(third, FakeLaunch()), chip={"name": "another"}).run(ORDER[1:2], None) == 0
+    output = tmp_path / "joined"
+    join([first / "results"], output)
+    with pytest.raises(ValueError, match="commits"):
+        join([second / "results"], output)
+    with pytest.raises(ValueError, match="chips"):
+        join([third / "results"], output)
+    with pytest.raises(ValueError, match="holds no part"):
+        join([tmp_path / "nothing"], output)
+    (first / "results/echo.jsonl.gz").write_bytes(b"")
+    with pytest.raises(ValueError, match="not what the manifest says"):
+        join([first / "results"], tmp_path / "again")
 
 
 # --- what is there to run ---------------------------------------------------------------------------------------------

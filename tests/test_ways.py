@@ -39,9 +39,9 @@ def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.param((100, 90), ModelShape(14, 2, 64), {}, True, id="two-by-two"),
         pytest.param((100,), ModelShape(12, 2, 128), {}, False, id="two-rows"),
         pytest.param((100,), ModelShape(8, 1, 128), {}, False, id="one-row"),
-        pytest.param((100,), ModelShape(4, 4, 256), {}, False, id="head-dim"),
-        pytest.param((100,), ModelShape(64, 4, 128), {}, False, id="sixteen-heads"),
-        pytest.param((100,), ModelShape(28, 4, 128), {"block_size": 8}, False, id="blocks-of-8"),
+        pytest.param((100,), ModelShape(4, 4, 32), {}, False, id="head-dim"),
+        pytest.param((100,), ModelShape(68, 4, 128), {}, False, id="seventeen-heads"),
+        pytest.param((100,), ModelShape(28, 4, 128), {"block_size": 8}, True, id="blocks-of-8"),
         pytest.param((100,), ModelShape(28, 4, 128), {"gqa_policy": "per-head"}, False, id="a-list-a-head"),
         pytest.param((100,), ModelShape(28, 4, 128), {"selector": "pairs"}, False, id="selector"),
         pytest.param((100,), ModelShape(28, 4, 128), {"local_blocks": 0}, False, id="no-local-block"),
@@ -60,7 +60,9 @@ def test_rows_too_long_for_shared_memory_take_the_chain(monkeypatch: pytest.Monk
     assert layer.way == "chain"
 
 
-def test_without_clusters_every_case_takes_the_chain() -> None:
+def test_without_clusters_every_case_takes_the_chain(monkeypatch: pytest.MonkeyPatch) -> None:
+    if torch.cuda.is_available():
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (8, 0))
     layer, _ = make("resa", DTYPES[0], (100,), heads=ModelShape(28, 4, 128))
     assert type(layer) is SparseLayer
     assert layer.way == "chain"

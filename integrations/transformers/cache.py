@@ -145,6 +145,7 @@ class SparseCache(Cache):
         self._lengths = stores[0].lengths
         self.pads, self.length = [0] * stores[0].batch, length
         self.capacity = stores[0].capacity
+        self._methods.clear()
         heads = self.adapter.config.num_attention_heads
         for layer, store in zip(self.sparse_layers, stores, strict=True):
             layer.hold(store)
@@ -325,6 +326,7 @@ class SparseCache(Cache):
         for layer in self.other_layers:
             layer.reset()
         self.length, self.pads, self.fed, self.graph = 0, [], Fed([], []), None
+        self._methods.clear()  # which count the layers that they are bound to
         for own in self.sparse_layers:
             own.bound = None
 

@@ -7,8 +7,7 @@ so far, those that have it: a few instructions and a sum over the program. The s
 above or tied. Then each program writes the list's entries of its own span of blocks; it counts what earlier spans keep,
 so lists come out ascending without sorting. Ties go to the lower block index.
 
-Rows of more than HELD_BLOCKS do not fit a program's registers. There every pass reads the row again, from the L2, and
-counts keys against three thresholds: the same selection, at several microseconds a pass (docs/notes/speed.md).
+Rows of more than HELD_BLOCKS do not fit a program's registers: long_selection.py.
 """
 
 from __future__ import annotations
@@ -23,6 +22,8 @@ from ..checks import check_device, check_tensor
 from ..config import MAX_BLOCKS, SparseConfig, ceil_div
 from ..launch import await_previous, launch, release_next, scores_per_sm
 from .addressing import held_tokens, selected_blocks, strided
+from .long_selection import select_long
+from .sorting_keys import load_keys, rank_flags
 
 EARLY = 64  # scores a multiprocessor: in smaller steps attention's programs take their places from the start
 HELD_BLOCKS = 32768  # of a row, that one program holds in registers
@@ -30,31 +31,12 @@ BITS = 2  # settled in one pass, 1 or 2: two count three sets of keys and exchan
 
 
 @triton.jit
-def _load_keys(row, index, blocks):
-    """Scores as unsigned integers in the same order; past the last block the key of +inf."""
-    bits = (tl.load(row + index, mask=index < blocks, other=float("inf")) + 0.0).to(tl.int32, bitcast=True)  # no -0
-    return (bits ^ ((bits >> 31) | -0x80000000)).to(tl.uint32, bitcast=True)
-
-
-@triton.jit
-def _rank(flag):
-    """How many flags of a 2D tile are set before each place, row by row.
-
-    One scan inside the rows, one over their sums: a flat scan would make every thread add up the sums of all warps.
-    """
-    bit = flag.to(tl.int32)
-    in_row = tl.sum(bit, axis=1)
-    before = tl.cumsum(in_row, axis=0) - in_row
-    return before[:, None] + tl.cumsum(bit, axis=1) - bit
-
-
-@triton.jit
 def _write_kept(key, index, threshold, cuts_tie, missing, written, out):
     """Write the indices of a span's kept keys in order, `written` of them being before it; `missing` ties are kept."""
     keep = key >= threshold
     if cuts_tie:
-        keep = (key > threshold) | (keep & (_rank(key == threshold) < missing))
-    place = tl.where(keep, written + _rank(keep), -1)
+        keep = (key > threshold) | (keep & (rank_flags(key == threshold) < missing))
+    place = tl.where(keep, written + rank_flags(keep), -1)
     tl.store(out + place.to(tl.int64), index, mask=place >= 0)
 
 
@@ -211,10 +193,10 @@ def _select_kernel(
     # and exchange them through shared memory.
     thread = tl.arange(0, THREADS)[None, :]
     columns = tl.multiple_of(scores + thread, [1, 1])
-    key = _load_keys(columns, tl.arange(0, 32)[:, None] * THREADS, blocks - thread)
+    key = load_keys(columns, tl.arange(0, 32)[:, None] * THREADS, blocks - thread)
     first = part * SPAN
     span = first + tl.arange(0, SPAN // PART)[:, None] * PART + tl.arange(0, PART)[None, :]
-    own = _load_keys(scores, span, blocks)
+    own = load_keys(scores, span, blocks)
 
     # From the least key to one over the largest finite one, where +inf goes (with 0x00800000 added its key wraps to 0).
     least = tl.min(_by_warps(tl.min(key, axis=0)), axis=1)
@@ -251,119 +233,6 @@ def _select_kernel(
     written = (earlier & 0xFFFF) - ties + tl.minimum(ties, missing)
     own = tl.where(span < blocks, tl.minimum(own, most), 0)
     _write_kept(own, span, threshold, kept != n, missing - ties, written, out)
-    TAIL: tl.constexpr = 256
-    tail = tl.arange(0, TAIL)
-    for start in range(n + part * TAIL, capacity, tl.num_programs(0) * TAIL):
-        tl.store(out + start + tail, -1, mask=start + tail < capacity)
-    if part == 0:
-        tl.store(counts + row_id, n)
-
-
-@triton.jit
-def _three_sums(a, b, c, other_a, other_b, other_c):
-    return a + other_a, b + other_b, c + other_c
-
-
-@triton.jit
-def _over_and_tied(key, inside, threshold, cuts_tie):
-    """Masks of keys that are kept whatever their place, and of ties of which the first ones are; none past the end."""
-    tied = inside & (key == threshold) & cuts_tie
-    return inside & (key >= threshold) & (tied == 0), tied
-
-
-@triton.jit(
-    do_not_specialize=["token_capacity", "rows", "capacity", "ratio_numerator", "ratio_denominator", "floor_blocks"]
-)
-def _select_long_kernel(
-    scores,  # float32 [B, R, M]
-    lists,  # int32 [B, R, N] out: ascending block indices, padded with -1
-    counts,  # int32 [B, R] out: n
-    lengths,  # int32 [B]
-    token_capacity,  # of a sequence
-    rows,
-    capacity,  # N
-    ratio_numerator,
-    ratio_denominator,
-    floor_blocks,
-    score_batch_stride,
-    score_row_stride,
-    list_batch_stride,
-    list_row_stride,
-    BLOCK: tl.constexpr,
-    THREADS: tl.constexpr,
-    CHUNK: tl.constexpr,  # blocks that a program reads at a time
-    SPAN: tl.constexpr,  # blocks whose entries a program writes
-    WRITE: tl.constexpr,  # of these at a time
-    PART: tl.constexpr,  # scans run over rows of PART blocks, then over the rows
-    EARLY: tl.constexpr,  # let the next kernel's programs in
-    PDL: tl.constexpr,
-):
-    part = tl.program_id(0)
-    row_id = tl.program_id(1)
-    batch = row_id // rows
-    row = row_id % rows
-    blocks = tl.cdiv(held_tokens(tl.load(lengths + batch), token_capacity), BLOCK)
-    await_previous(PDL)
-    release_next(PDL and EARLY)
-    n = selected_blocks(blocks, ratio_numerator, ratio_denominator, floor_blocks)
-    scores += strided(batch, score_batch_stride) + strided(row, score_row_stride)
-    out = lists + strided(batch, list_batch_stride) + strided(row, list_row_stride)
-    index = tl.arange(0, CHUNK // THREADS)[:, None] * THREADS + tl.arange(0, THREADS)[None, :]
-
-    # Two bits a pass, until exactly n keys are at or over the threshold. `sure` keys, fewer than n, are over all that
-    # share its settled bits.
-    threshold = tl.full([], 0, tl.uint32)
-    sure = tl.full([], 0, tl.int32)
-    kept = blocks
-    unit = tl.full([], 1 << 30, tl.uint32)
-    for _ in range(16):
-        if kept != n:
-            first_sums = tl.zeros([THREADS], tl.int32)
-            second_sums = tl.zeros([THREADS], tl.int32)
-            third_sums = tl.zeros([THREADS], tl.int32)
-            for start in range(0, blocks, CHUNK):
-                key = _load_keys(scores, start + index, blocks)
-                inside = start + index < blocks
-                first_sums += tl.sum((inside & (key >= threshold + unit)).to(tl.int32), axis=0)
-                second_sums += tl.sum((inside & (key >= threshold + unit * 2)).to(tl.int32), axis=0)
-                third_sums += tl.sum((inside & (key >= threshold + unit * 3)).to(tl.int32), axis=0)
-            over_first, over_second, over_third = tl.reduce((first_sums, second_sums, third_sums), 0, _three_sums)
-            if over_third >= n:
-                threshold += unit * 3
-                kept = over_third
-            elif over_second >= n:
-                threshold += unit * 2
-                kept = over_second
-                sure = over_third
-            elif over_first >= n:
-                threshold += unit
-                kept = over_first
-                sure = over_second
-            else:
-                sure = over_first
-        unit = unit >> 2
-    cuts_tie = kept != n  # then all bits are settled: of the keys equal to the threshold, the first ones fill up
-    missing = n - sure
-
-    first = part * SPAN
-    over_sums = tl.zeros([THREADS], tl.int32)
-    tied_sums = tl.zeros([THREADS], tl.int32)
-    for start in range(0, tl.minimum(first, blocks), CHUNK):
-        key = _load_keys(scores, start + index, blocks)
-        over, tied = _over_and_tied(key, start + index < tl.minimum(first, blocks), threshold, cuts_tie)
-        over_sums += tl.sum(over.to(tl.int32), axis=0)
-        tied_sums += tl.sum(tied.to(tl.int32), axis=0)
-    overs, ties = tl.reduce((over_sums, tied_sums), 0, _sums)
-    written = overs + tl.minimum(ties, missing)
-    own = tl.arange(0, WRITE // PART)[:, None] * PART + tl.arange(0, PART)[None, :]
-    for start in range(first, tl.minimum(first + SPAN, blocks), WRITE):
-        key = _load_keys(scores, start + own, blocks)
-        over, tied = _over_and_tied(key, start + own < blocks, threshold, cuts_tie)
-        keep = over | (tied & (_rank(tied) < missing - ties))
-        place = tl.where(keep, written + _rank(keep), -1)
-        tl.store(out + place.to(tl.int64), start + own, mask=place >= 0)
-        written += tl.sum(keep.to(tl.int32))
-        ties += tl.sum(tied.to(tl.int32))
     TAIL: tl.constexpr = 256
     tail = tl.arange(0, TAIL)
     for start in range(n + part * TAIL, capacity, tl.num_programs(0) * TAIL):
@@ -409,17 +278,7 @@ def select_blocks(
         for b, length in enumerate(cache.lengths_on_host()):
             if scores[b, :, : config.blocks(length)].isnan().any():
                 raise ValueError(f"scores: NaN in the valid scores of sequence {b}")
-    width = max(triton.next_power_of_2(blocks), 32)
-    parts = select_parts(width, cache.batch * rows)
-    threads, span = 32 * select_warps(width), width // parts
-    if width > HELD_BLOCKS:
-        kernel = _select_long_kernel
-        own = {"CHUNK": max(8 * threads, 32), "WRITE": min(span, 4 * threads)}
-    else:
-        kernel, own = _select_kernel, {"BITS": BITS}
-    launch(
-        kernel,
-        (parts, cache.batch * rows),
+    arguments = dict(
         scores=scores,
         lists=lists,
         counts=counts,
@@ -435,10 +294,20 @@ def select_blocks(
         list_batch_stride=lists.stride(0),
         list_row_stride=lists.stride(1),
         BLOCK=config.block_size,
-        THREADS=threads,
-        SPAN=span,
+    )
+    width = max(triton.next_power_of_2(blocks), 32)
+    if width > HELD_BLOCKS:
+        select_long(arguments, blocks, cache.batch * rows, cache.device)
+        return
+    parts = select_parts(width, cache.batch * rows)
+    launch(
+        _select_kernel,
+        (parts, cache.batch * rows),
+        **arguments,
+        THREADS=32 * select_warps(width),
+        SPAN=width // parts,
         PART=32,
-        **own,
+        BITS=BITS,
         EARLY=scores_per_sm(cache.batch * rows * blocks, cache.device) <= EARLY,
         num_warps=select_warps(width),
         num_stages=1,
@@ -454,8 +323,8 @@ def select_parts(width: int, rows: int) -> int:
 
 
 def select_warps(width: int) -> int:
-    """Warps of a program: 32 keys a thread; of a row that is not held, half as many as of the longest that is."""
-    return max(1, (width if width <= HELD_BLOCKS else HELD_BLOCKS // 2) // 1024)
+    """Warps of a program: 32 keys a thread."""
+    return max(1, width // 1024)
 
 
 def selection_reference(scores: Tensor, n: int) -> Tensor:

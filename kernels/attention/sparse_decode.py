@@ -22,6 +22,7 @@ from .addressing import checked_scale, held_tokens, locate, selected_blocks, str
 from .lists import check_blocks, check_counts, check_entries, list_arguments
 from .merge import Partials
 from .softmax import attend_tile, store_partial
+from .summaries import check_new
 
 
 @triton.jit(
@@ -43,6 +44,8 @@ def _sparse_decode_kernel(
     floor_blocks,
     lengths,  # int32 [B]
     table,  # int32 [B, pages]
+    k_new,  # [B, Hkv, D], read with APPEND alone
+    v_new,  # the same strides
     token_capacity,  # of a sequence
     pages,  # P
     list_capacity,  # N
@@ -59,6 +62,8 @@ def _sparse_decode_kernel(
     count_batch_stride,
     count_row_stride,
     table_stride,
+    new_batch_stride,
+    new_head_stride,
     D: tl.constexpr,
     G: tl.constexpr,
     HEADS: tl.constexpr,  # query heads a program serves
@@ -70,6 +75,7 @@ def _sparse_decode_kernel(
     CAST_FP32: tl.constexpr,
     STAGES: tl.constexpr,
     COUNTED: tl.constexpr,  # read the counts, rather than find them from the length
+    APPEND: tl.constexpr,  # write the newest token, in the programs that read its block: the last of their list
     PDL: tl.constexpr,
 ):
     release_next(PDL)
@@ -90,6 +96,9 @@ def _sparse_decode_kernel(
         query = query.to(tl.float32)
     if COUNTED:
         counted = tl.load(counts + strided(batch, count_batch_stride) + strided(program, count_row_stride))
+    if APPEND:
+        new = strided(batch, new_batch_stride) + strided(kv_head, new_head_stride) + dims
+        newest_k, newest_v = tl.load(k_new + new), tl.load(v_new + new)
     # What is made of loaded numbers waits for them: after the loads, which are all under way by then.
     length = held_tokens(given, token_capacity)
     scale_log2 = checked_scale(scale_log2, given, token_capacity)
@@ -105,6 +114,17 @@ def _sparse_decode_kernel(
     m = tl.full([ROWS], float("-inf"), dtype=tl.float32)
     total = tl.zeros([ROWS], dtype=tl.float32)
     acc = tl.zeros([ROWS, D], dtype=tl.float32)
+
+    if APPEND:
+        # Programs of one KV head that each have a list write the same. No other program reads this token.
+        if (start < end) & (end == count) & (given <= token_capacity):  # else there is no room for it
+            newest = tl.full([1], length - 1, tl.int32)
+            outer, inside, there = locate(batch, newest, newest >= 0, table, table_stride, pages, PAGE, PAGED)
+            row_of_token = outer * cache_outer_stride + strided(kv_head, cache_head_stride)
+            place = (row_of_token + strided(inside, cache_token_stride))[:, None] + dims[None, :]
+            tl.store(k_cache + place, newest_k[None, :], mask=there[:, None])
+            tl.store(v_cache + place, newest_v[None, :], mask=there[:, None])
+        tl.debug_barrier()  # other threads read it below
 
     if start < end:
         entries = lists + strided(batch, list_batch_stride) + strided(program, list_row_stride)
@@ -157,6 +177,7 @@ def sparse_decode(
     *,
     block_size: int,
     scale: float | None = None,
+    append: tuple[Tensor, Tensor] | None = None,
     check_values: bool = False,
 ) -> None:
     """Attend over exactly the tokens of the listed blocks; leaves split results for `merge_partials`.
@@ -170,10 +191,13 @@ def sparse_decode(
             (`launch.await_previous`).
         partials: room for `B * Hq` rows and any number of splits (`sparse_splits` gives a good one).
         scale: of the logits, positive; 1 / sqrt(D) by default.
+        append: K and V of each sequence's newest token, `[B, Hkv, D]`, written first, in the same kernel. The last
+            entry that counts of every list must be the newest block, and `counts` a tensor.
 
     Raises:
         TypeError, ValueError: an argument of the wrong dtype, shape, device or stride; a scale that is not positive;
-            with `check_values`, entries outside -1 .. M-1 or counts over N.
+            tokens to append and settings in place of counts; with `check_values`, entries outside -1 .. M-1 or counts
+            over N.
     """
     check_blocks(cache, block_size, scale)
     check_tensor("q", q, (cache.batch, None, cache.head_dim), dtypes=(cache.dtype,), device=cache.device)
@@ -184,6 +208,11 @@ def sparse_decode(
     if rows not in (1, shape.kv_heads, shape.q_heads):
         raise ValueError(f"lists: {rows} rows, allowed 1, Hkv = {shape.kv_heads} or Hq = {shape.q_heads}")
     counted = not isinstance(counts, SparseConfig)
+    k_new, v_new = append if append is not None else (q, q)
+    if append is not None:
+        check_new(cache, k_new, v_new, (cache.batch, cache.kv_heads, cache.head_dim))
+        if not counted:  # the kernel before may not have written k_new and v_new yet
+            raise ValueError("counts: got settings, expected a tensor where a token is appended")
     if isinstance(counts, SparseConfig):
         config, counts = counts, cache.lengths[:, None]  # which is not read
         if config.block_size != block_size:
@@ -208,17 +237,22 @@ def sparse_decode(
         (partials.splits, cache.batch * programs),
         **list_arguments(cache, lists, counts, partials, block_size, scale),
         q=q,
+        k_new=k_new,
+        v_new=v_new,
         ratio_numerator=config.ratio.numerator,
         ratio_denominator=config.ratio.denominator,
         floor_blocks=config.floor_blocks,
         programs=programs,
         q_batch_stride=q.stride(0),
         q_head_stride=q.stride(1),
+        new_batch_stride=k_new.stride(0),
+        new_head_stride=k_new.stride(1),
         G=shape.group,
         HEADS=heads,
         ROWS=max(16, triton.next_power_of_2(heads)),
         TILE=tile,
         COUNTED=counted,
+        APPEND=append is not None,
         num_warps=4 if tile * cache.head_dim <= 16384 else 8,
     )
 

@@ -2,6 +2,7 @@
 
 using u16 = unsigned short;
 using u32 = unsigned;
+using u64 = unsigned long long;
 using i64 = long long;
 
 #if FP16
@@ -71,6 +72,11 @@ __device__ __forceinline__ void send(u32 to, uint4 x, u32 barrier) {
 
 __device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
 __device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+
+// A barrier of so many threads of the CTA, whole warps; its number is 1 to 15, for 0 is __syncthreads.
+__device__ __forceinline__ void sync_threads_of(int barrier, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
 
 // ---- loads that are issued where they stand
 

@@ -79,7 +79,7 @@ def refused(cache: KVCache, shape: AttentionShape, config: SparseConfig) -> str 
     if reason:
         return reason
     try:
-        plan(cache, config)
+        plan(cache, shape.group, config)
     except ValueError as error:
         return str(error)
     return None

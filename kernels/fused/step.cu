@@ -6,25 +6,41 @@
 // CTA goes through their shared memory, and a barrier in the receiver's counts its bytes: no round through the L2, no
 // other kernel to launch. step.py says which settings it serves, docs/notes/speed.md what it gave.
 //
-// Constants from step.py: HEAD_DIM, GROUP, BLOCK, CLUSTER, RESIDENT (CTAs that share a multiprocessor), LOADS (under way in
-// a lane while scoring), PAGE_BLOCKS, SHARED_BYTES (of `Shared`), and 0 or 1 for MINMAX, GROUP_SUM, FP8, FP16, PAGED.
+// Constants from step.py: HEAD_DIM, GROUP, BLOCK, CLUSTER, RESIDENT (CTAs that share a multiprocessor), SPLIT (warps
+// that share the dims), LOADS (under way in a lane while scoring), PAGE_BLOCKS, SHARED_BYTES (of `Shared`), and 0 or 1
+// for MINMAX, GROUP_SUM, FP8, FP16, PAGED, WIDE (rows of more blocks than 16 bits count).
 
 constexpr int THREADS = 256, WARPS = THREADS / 32;
 constexpr int SLOT_BYTES = FP8 ? 1 : 2;                   // of an element of a summary
 constexpr int SUMMARY_BYTES = 2 * HEAD_DIM * SLOT_BYTES;
-constexpr int BLOCK_LANES = SUMMARY_BYTES / 16;           // lanes that load a block's summary, 16 bytes each
+constexpr int LOADS_A_BLOCK = SUMMARY_BYTES <= 512 ? 1 : SUMMARY_BYTES / 512;
+constexpr int BLOCK_LANES = SUMMARY_BYTES / LOADS_A_BLOCK / 16;  // lanes that load a block's summary, 16 bytes each
 constexpr int BLOCKS_A_LOAD = 32 / BLOCK_LANES;
-constexpr int TILE = LOADS * BLOCKS_A_LOAD;               // blocks that a warp scores together
+constexpr int SCORES = LOADS / LOADS_A_BLOCK;             // of a lane
+constexpr int TILE = SCORES * BLOCKS_A_LOAD;              // blocks that a warp scores together
 constexpr int SLOTS_A_LANE = 16 / SLOT_BYTES;
-constexpr int HEADS = 8;                                  // GROUP, padded
+constexpr int HEADS = GROUP <= 8 ? 8 : 16;                // GROUP, padded
+constexpr int HEAD_TILES = HEADS / 8;                     // operands of the matrix units that the heads fill
 constexpr int UNIT = 16;                                  // tokens that a warp attends to at a time
-constexpr int KEY_CHUNKS = HEAD_DIM / 32, VALUE_CHUNKS = HEAD_DIM / 64;  // of 16 bytes in a lane, per row
-constexpr int OUT_TILES = HEAD_DIM / 16;                  // tiles [16 dims, 8 heads] of the output
+constexpr int TEAMS = WARPS / SPLIT, WARP_DIM = HEAD_DIM / SPLIT;  // a team attends to a unit, each warp to its dims
+constexpr int KEY_CHUNKS = WARP_DIM / 32, VALUE_CHUNKS = WARP_DIM / 64;  // of 16 bytes in a lane, per row
+constexpr int OUT_TILES = WARP_DIM / 16;                  // tiles [16 dims, 8 heads] of a warp's output of 8 heads
 constexpr int PARTIAL = HEADS * HEAD_DIM;                 // words of a partial result
+constexpr int PART = PARTIAL / HEAD_TILES / SPLIT;        // of them for 8 heads and a warp
 constexpr int SLICE = (PARTIAL / 4 + CLUSTER - 1) / CLUSTER * 4;  // words of it that a CTA finishes
 constexpr int ROW_WORDS = HEAD_DIM / 64;                  // words of a key or value in a lane
-constexpr int NEWEST_WARPS = BLOCK / UNIT;                // warps that read the newest block
+constexpr int NEWEST_TOKENS = BLOCK < UNIT ? BLOCK : UNIT;  // of the newest block, that a warp reads
+constexpr int NEWEST_WARPS = BLOCK / NEWEST_TOKENS;
+constexpr int PARTS = UNIT / NEWEST_TOKENS;               // blocks that share a unit: 2 of 8 tokens, or 1
+constexpr int UNITS_A_BLOCK = NEWEST_WARPS;               // of blocks that do not share one
 constexpr int BINS = 256, PASSES = 4;                     // of the radix search: 8 bits a pass
+#if WIDE
+using Counts = u64;                                       // two counts of blocks in a word: lower bits, upper bits
+#else
+using Counts = u32;
+#endif
+constexpr int COUNT_BITS = 4 * sizeof(Counts);
+constexpr Counts COUNT = (Counts(1) << COUNT_BITS) - 1, TWICE = COUNT + 2;
 constexpr float NONE = -1e30f;                            // maximum of what has seen nothing
 constexpr u32 INFINITE = 0x7f800000u;
 
@@ -58,24 +74,26 @@ struct __align__(16) Shared {
   __align__(16) u32 own_histogram[PASSES][BINS / 2];  // two counts a word
   __align__(16) u32 extremes[CLUSTER][2];
   __align__(16) u32 own_extremes[2];
-  __align__(16) u32 warp_totals[WARPS];
+  __align__(16) Counts warp_totals[WARPS];
   __align__(16) u32 warp_kept[WARPS];
   __align__(16) int found[5];
   __align__(16) float asked[2 * HEAD_DIM];         // the query's two slots
   __align__(16) u32 queries[HEADS * HEAD_DIM / 2];
   __align__(16) float cta_softmax[CLUSTER][HEADS][2];  // maximum and sum
-  __align__(16) float warp_max[WARPS][HEADS];
-  __align__(16) float warp_sum[WARPS][HEADS];
-  __align__(16) float factor[WARPS][2][4];         // of even heads, then of odd ones
+  __align__(16) float team_max[TEAMS][HEADS];
+  __align__(16) float team_sum[TEAMS][HEADS];
+  __align__(16) float factor[TEAMS][HEAD_TILES * 2][4];  // of 8 heads: of even ones, then of odd ones
   __align__(16) float newest[NEWEST_WARPS][2 * HEAD_DIM];
   __align__(16) float merged[CLUSTER][SLICE];
 };
 static_assert(sizeof(Shared) == SHARED_BYTES, "step.py lays out shared memory");
-// After it: keys [key_capacity], list [ceil(list_capacity / CLUSTER)], partials [WARPS][PARTIAL], each from a multiple
-// of 16 bytes on.
+// After it: keys [key_capacity], list [ceil(list_capacity / CLUSTER)], partials [TEAMS][PARTIAL], each from a multiple
+// of 16 bytes on. Where warps share a unit, what they tell each other follows.
 __device__ __forceinline__ int round16(int bytes) { return (bytes + 15) / 16 * 16; }
 
 __device__ __forceinline__ int share_start(int total, int i) { return static_cast<int>(i64(total) * i / CLUSTER); }
+
+__device__ __forceinline__ int part_of(int word) { return PART == PARTIAL ? 0 : word / PART; }
 
 // fp32 scores as unsigned integers in the same order; NaN, which nobody should send, counts as +inf, so that every step
 // finds n blocks and ends.
@@ -85,9 +103,9 @@ __device__ __forceinline__ u32 order_key(float score) {
 }
 
 // Sums over the BLOCK_LANES lanes of a block, scattered over them: afterwards x[0 .. left - 1] of a lane are complete
-// sums, those of loads which * left and up.
-__device__ __forceinline__ void reduce_scatter(float (&x)[LOADS], int lane, int& left, int& which) {
-  left = LOADS;
+// sums, those of scores which * left and up.
+__device__ __forceinline__ void reduce_scatter(float (&x)[SCORES], int lane, int& left, int& which) {
+  left = SCORES;
   which = 0;
 #pragma unroll
   for (int distance = BLOCK_LANES / 2; distance; distance /= 2) {
@@ -98,7 +116,7 @@ __device__ __forceinline__ void reduce_scatter(float (&x)[LOADS], int lane, int&
     left /= 2;
     const bool upper = lane & distance;
 #pragma unroll
-    for (int i = 0; i < LOADS / 2; i++) {
+    for (int i = 0; i < SCORES / 2; i++) {
       if (i >= left) break;
       const float give = upper ? x[i] : x[i + left], keep = upper ? x[i + left] : x[i];
       x[i] = keep + __shfl_xor_sync(WARP, give, distance);
@@ -192,11 +210,11 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
   // For an entry that is no page of the cache, the nearest page: what is read there means nothing, but it lies in the cache.
   auto page = [&](int i) { return i64(min(max(table[i], 0), a.pages - 1)); };
   auto summary = [&](int tile, int i) {
-    const int block = min(tile * TILE + i * BLOCKS_A_LOAD + lane / BLOCK_LANES, blocks - 1);
+    const int block = min(tile * TILE + i / LOADS_A_BLOCK * BLOCKS_A_LOAD + lane / BLOCK_LANES, blocks - 1);
     const i64 outer = PAGED ? page(block / PAGE_BLOCKS) : batch;
     const int inside = PAGED ? block % PAGE_BLOCKS : block;
     return a.summaries + SLOT_BYTES * (outer * a.summary_outer + head * a.summary_head) + i64(inside) * SUMMARY_BYTES +
-           lane % BLOCK_LANES * 16;
+           lane % BLOCK_LANES * 16 + i % LOADS_A_BLOCK * 512;
   };
   uint4 loaded[LOADS];
   if (first_tile + warp < end_tile)
@@ -223,16 +241,19 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
   // ---- scores
   u32 least = WARP, most = 0;
   {
-    float asked[SLOTS_A_LANE];
+    float slots[LOADS_A_BLOCK][SLOTS_A_LANE];
 #pragma unroll
-    for (int i = 0; i < SLOTS_A_LANE; i++) asked[i] = s.asked[lane % BLOCK_LANES * SLOTS_A_LANE + i];
+    for (int l = 0; l < LOADS_A_BLOCK; l++)
+#pragma unroll
+      for (int i = 0; i < SLOTS_A_LANE; i++) slots[l][i] = s.asked[(l * 32 + lane % BLOCK_LANES) * SLOTS_A_LANE + i];
     float* scores = a.scores + batch * a.score_batch + head * a.score_row;
     for (int tile = first_tile + warp; tile < end_tile; tile += WARPS) {
-      float score[LOADS];
+      float score[SCORES];
 #pragma unroll
       for (int i = 0; i < LOADS; i++) {
         const u32 words[4] = {loaded[i].x, loaded[i].y, loaded[i].z, loaded[i].w};
-        float sum = 0;
+        const float(&asked)[SLOTS_A_LANE] = slots[i % LOADS_A_BLOCK];
+        float sum = i % LOADS_A_BLOCK ? score[i / LOADS_A_BLOCK] : 0;
 #pragma unroll
         for (int j = 0; j < 4; j++) {
           if (FP8) {
@@ -246,16 +267,16 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
             sum += x.y * asked[2 * j + 1];
           }
         }
-        score[i] = sum;
+        score[i / LOADS_A_BLOCK] = sum;
         if (tile + WARPS < end_tile) loaded[i] = load16(summary(tile + WARPS, i));
       }
       int left, which;
       reduce_scatter(score, lane, left, which);
 #pragma unroll
-      for (int i = 0; i < LOADS; i++) {
+      for (int i = 0; i < SCORES; i++) {
         if (i >= left) break;
         const int block = tile * TILE + (which * left + i) * BLOCKS_A_LOAD + lane / BLOCK_LANES;
-        const bool mine = BLOCK_LANES <= LOADS || lane % (BLOCK_LANES / LOADS) == 0;
+        const bool mine = BLOCK_LANES <= SCORES || lane % (BLOCK_LANES / SCORES) == 0;
         if (mine && block < blocks) {
           const bool always = block >= blocks - a.local_blocks || block < a.first_blocks;
           const float value = always ? __uint_as_float(INFINITE) : score[i];
@@ -276,14 +297,14 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
   // ---- the newest block's older keys under way to where partial results will be, for its summary
   u32* rows = reinterpret_cast<u32*>(partials) + lane;
   auto row_at = [&](int token, int w) { return rows + (token * ROW_WORDS + w) * 32; };
-  const bool summarises = has_newest && warp < NEWEST_WARPS, has_rows = summarises && warp * UNIT < older;
+  const bool summarises = has_newest && warp < NEWEST_WARPS, has_rows = summarises && warp * NEWEST_TOKENS < older;
   if (has_rows)
 #pragma unroll
-    for (int t = 0; t < UNIT; t++)
+    for (int t = 0; t < NEWEST_TOKENS; t++)
 #pragma unroll
       for (int w = 0; w < ROW_WORDS; w++)
-        copy4(row_at(warp * UNIT + t, w),
-              a.k_cache + newest + 2 * min(warp * UNIT + t, older - 1) * a.cache_token + 128 * w);
+        copy4(row_at(warp * NEWEST_TOKENS + t, w),
+              a.k_cache + newest + 2 * min(warp * NEWEST_TOKENS + t, older - 1) * a.cache_token + 128 * w);
 
   // ---- the n-th largest key. From the least key to one over the largest finite one, where +inf goes, as distances
   // from the least, shifted so that the top bit is used.
@@ -313,13 +334,13 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
            *reinterpret_cast<const uint4*>(&histogram[4 * lane]), in_cta(barriers + 8 * (HISTOGRAM + pass), to));
     await_bytes(barriers + 8 * (HISTOGRAM + pass));
     // A bin a thread: how many keys it has in all, and above them in earlier CTAs, in one word.
-    u32 here = 0;
+    Counts here = 0;
 #pragma unroll
-    for (int c = 0; c < CLUSTER; c++) here += s.histograms[pass % 2][c][tid] * (c < rank ? 0x10001u : 1u);
-    u32 above = here;  // from this bin up, at first within the warp
+    for (int c = 0; c < CLUSTER; c++) here += s.histograms[pass % 2][c][tid] * (c < rank ? TWICE : 1);
+    Counts above = here;  // from this bin up, at first within the warp
 #pragma unroll
     for (int distance = 1; distance < 32; distance *= 2) {
-      const u32 next = __shfl_down_sync(WARP, above, distance);
+      const Counts next = __shfl_down_sync(WARP, above, distance);
       if (lane + distance < 32) above += next;
     }
     if (lane == 0) s.warp_totals[warp] = above;
@@ -327,11 +348,11 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
     above -= here;
 #pragma unroll
     for (int w = 1; w < WARPS; w++) above += w > warp ? s.warp_totals[w] : 0;
-    const int over = sure + (above & 0xffff), with_bin = over + (here & 0xffff);
+    const int over = sure + (above & COUNT), with_bin = over + (here & COUNT);
     if (over < n && with_bin >= n) {  // one thread's bin alone
       s.found[0] = threshold | static_cast<u32>(tid) << shift;
       s.found[1] = over, s.found[2] = with_bin;
-      s.found[3] = over_before + (above >> 16), s.found[4] = here >> 16;
+      s.found[3] = over_before + (above >> COUNT_BITS), s.found[4] = here >> COUNT_BITS;
     }
     __syncthreads();
     threshold = s.found[0], sure = s.found[1], kept = s.found[2], over_before = s.found[3], tied_before = s.found[4];
@@ -347,7 +368,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
     over = i < own && (cuts_tie ? key > limit : key >= limit);
     tie = i < own && cuts_tie && key == limit;
   };
-  u32 warp_kept = 0;
+  u32 warp_kept = 0;  // a CTA's own keys are always fewer than 16 bits count: they lie in its shared memory
   for (int i = warp * per_warp; i < (warp + 1) * per_warp; i += 32) {
     bool over, tie;
     sort_out(i + lane, over, tie);
@@ -362,12 +383,12 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
       float2 one = start, two = start;
       if (has_rows)
 #pragma unroll
-        for (int t = 0; t < UNIT; t++) {
-          const float2 x = unpack(*row_at(warp * UNIT + t, w));
+        for (int t = 0; t < NEWEST_TOKENS; t++) {
+          const float2 x = unpack(*row_at(warp * NEWEST_TOKENS + t, w));
           if (MINMAX) {
             one.x = fminf(one.x, x.x), one.y = fminf(one.y, x.y);
             two.x = fmaxf(two.x, x.x), two.y = fmaxf(two.y, x.y);
-          } else if (warp * UNIT + t < older) {
+          } else if (warp * NEWEST_TOKENS + t < older) {
             const float2 d = {x.x - pivot.x, x.y - pivot.y};
             one.x += d.x, one.y += d.y, two.x += d.x * d.x, two.y += d.y * d.y;
           }
@@ -436,25 +457,39 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
   // ---- attention over this CTA's share of the list, 16 tokens a warp at a time. Keys are the left operand, so that the
   // 16 rows of the matrix units are tokens and no row is wasted on padding a group of heads; the sum over dims takes them
   // in whatever order 16-byte loads bring them, the queries likewise. Values are turned by pairing two tokens' words.
-  const int units = share * (BLOCK / UNIT), r = lane / 4, t = lane % 4;
-  float acc[OUT_TILES][4] = {}, max0 = NONE, max1 = NONE, sum0 = 0, sum1 = 0;  // of heads 2t and 2t + 1
+  // Tokens of a unit are rows r and r + 8. Blocks of 8 share one: each has 8 rows, and its own place and visible tokens.
+  // In a team of several warps each has its share of the dims, and the logits are the sums of what they have.
+  const int units = (share * UNITS_A_BLOCK + PARTS - 1) / PARTS, r = lane / 4, t = lane % 4;
+  const int team = warp / SPLIT, member = warp % SPLIT;
+  float acc[HEAD_TILES][OUT_TILES][4] = {};
+  float max0[HEAD_TILES], max1[HEAD_TILES], sum0[HEAD_TILES] = {}, sum1[HEAD_TILES] = {};  // of heads 2t and 2t + 1
+#pragma unroll
+  for (int h = 0; h < HEAD_TILES; h++) max0[h] = max1[h] = NONE;
   uint4 k[2][KEY_CHUNKS], v[4][VALUE_CHUNKS];
-  int valid = 0;  // tokens of the loaded unit
-  i64 base = 0;
+  int valid[PARTS] = {};  // tokens of the loaded unit
+  i64 base[PARTS] = {};
   auto locate = [&](int unit) {
-    const int block = list[unit / (BLOCK / UNIT)];
-    int offset = unit % (BLOCK / UNIT) * UNIT;
-    valid = length - block * BLOCK - offset;
-    if (valid <= 0) offset = 0;  // nothing visible: any rows that exist
-    const i64 outer = PAGED ? page(block / PAGE_BLOCKS) : batch;
-    const i64 inside = i64(PAGED ? block % PAGE_BLOCKS : block) * BLOCK + offset;
-    base = 2 * (outer * a.cache_outer + head * a.cache_head + inside * a.cache_token);
+#pragma unroll
+    for (int i = 0; i < PARTS; i++) {
+      const int entry = unit * PARTS / UNITS_A_BLOCK + i;
+      const bool none = PARTS > 1 && entry >= share;  // the last unit of an odd share: the last block's rows, unseen
+      const int block = list[none ? entry - 1 : entry];
+      int offset = unit % UNITS_A_BLOCK * UNIT;
+      valid[i] = none ? 0 : length - block * BLOCK - offset;
+      if (valid[i] <= 0) offset = 0;  // nothing visible: any rows that exist
+      const i64 outer = PAGED ? page(block / PAGE_BLOCKS) : batch;
+      const i64 inside = i64(PAGED ? block % PAGE_BLOCKS : block) * BLOCK + offset;
+      base[i] = 2 * (outer * a.cache_outer + head * a.cache_head + inside * a.cache_token + member * WARP_DIM);
+    }
   };
-  auto token = [&](int i) { return 2 * max(min(i, valid - 1), 0) * a.cache_token; };
+  auto unit_row = [&](int eight, int i) {  // where row i of the unit's first or second 8 rows is
+    const int part = eight % PARTS, token = i + 8 * (eight / PARTS);
+    return base[part] + 2 * max(min(token, valid[part] - 1), 0) * a.cache_token;
+  };
   auto load_keys = [&] {
 #pragma unroll
     for (int i = 0; i < 2; i++) {
-      const char* p = a.k_cache + base + token(r + 8 * i) + 16 * t;
+      const char* p = a.k_cache + unit_row(i, r) + 16 * t;
 #pragma unroll
       for (int j = 0; j < KEY_CHUNKS; j++) k[i][j] = load16(p + 64 * j);
     }
@@ -462,41 +497,66 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
   auto load_values = [&] {
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-      const char* p = a.v_cache + base + token(2 * t + i % 2 + 8 * (i / 2)) + 16 * r;
+      const char* p = a.v_cache + unit_row(i / 2, 2 * t + i % 2) + 16 * r;
 #pragma unroll
       for (int j = 0; j < VALUE_CHUNKS; j++) v[i][j] = load16(p + 128 * j);
     }
   };
-  if (warp < units) locate(warp), load_keys(), load_values();
-  for (int unit = warp; unit < units; unit += WARPS) {
-    const bool more = unit + WARPS < units;
-    const int visible = valid;
-    float c[4] = {};  // logits of tokens r and r + 8, heads 2t and 2t + 1
-    const char* query_chunks = reinterpret_cast<const char*>(s.queries) + 2 * HEAD_DIM * r + 16 * t;
+  if (team < units) locate(team), load_keys(), load_values();
+  for (int unit = team; unit < units; unit += TEAMS) {
+    const bool more = unit + TEAMS < units;
+    const int upper = valid[0], lower = valid[PARTS - 1];  // visible tokens of the parts that rows r and r + 8 lie in
+    float c[HEAD_TILES][4] = {};  // logits of tokens r and r + 8, heads 2t and 2t + 1
+    const char* query_chunks =
+        reinterpret_cast<const char*>(s.queries) + 2 * (HEAD_DIM * r + WARP_DIM * member) + 16 * t;
 #pragma unroll
-    for (int j = 0; j < KEY_CHUNKS; j++) {
-      const uint4 b = *reinterpret_cast<const uint4*>(query_chunks + 64 * j);
-      multiply(c, k[0][j].x, k[1][j].x, k[0][j].y, k[1][j].y, b.x, b.y);
-      multiply(c, k[0][j].z, k[1][j].z, k[0][j].w, k[1][j].w, b.z, b.w);
+    for (int j = 0; j < KEY_CHUNKS; j++)
+#pragma unroll
+      for (int h = 0; h < HEAD_TILES; h++) {
+        const uint4 b = *reinterpret_cast<const uint4*>(query_chunks + 16 * HEAD_DIM * h + 64 * j);
+        multiply(c[h], k[0][j].x, k[1][j].x, k[0][j].y, k[1][j].y, b.x, b.y);
+        multiply(c[h], k[0][j].z, k[1][j].z, k[0][j].w, k[1][j].w, b.z, b.w);
+      }
+    if (more) locate(unit + TEAMS), load_keys();
+    if (SPLIT > 1) {
+      const int place = unit / TEAMS % 2 * WARPS;  // one is written while the other may still be read
+      float4* logits = reinterpret_cast<float4*>(partials + TEAMS * PARTIAL) + lane;
+      auto of = [&](int w, int h) -> float4& { return logits[((place + w) * HEAD_TILES + h) * 32]; };
+#pragma unroll
+      for (int h = 0; h < HEAD_TILES; h++) of(warp, h) = {c[h][0], c[h][1], c[h][2], c[h][3]};
+      sync_threads_of(1 + team, SPLIT * 32);
+#pragma unroll
+      for (int h = 0; h < HEAD_TILES; h++) {
+        c[h][0] = c[h][1] = c[h][2] = c[h][3] = 0;
+#pragma unroll
+        for (int m = 0; m < SPLIT; m++) {
+          const float4 x = of(team * SPLIT + m, h);
+          c[h][0] += x.x, c[h][1] += x.y, c[h][2] += x.z, c[h][3] += x.w;
+        }
+      }
     }
-    if (more) locate(unit + WARPS), load_keys();
-    if (r >= visible) c[0] = c[1] = -__uint_as_float(INFINITE);
-    if (r + 8 >= visible) c[2] = c[3] = -__uint_as_float(INFINITE);
-    float top0 = fmaxf(c[0], c[2]), top1 = fmaxf(c[1], c[3]);
+    u32 b0[HEAD_TILES], b1[HEAD_TILES];
 #pragma unroll
-    for (int distance = 4; distance < 32; distance *= 2) {
-      top0 = fmaxf(top0, __shfl_xor_sync(WARP, top0, distance));
-      top1 = fmaxf(top1, __shfl_xor_sync(WARP, top1, distance));
+    for (int h = 0; h < HEAD_TILES; h++) {
+      if (r >= upper) c[h][0] = c[h][1] = -__uint_as_float(INFINITE);
+      if (r + (PARTS == 1 ? 8 : 0) >= lower) c[h][2] = c[h][3] = -__uint_as_float(INFINITE);
+      float top0 = fmaxf(c[h][0], c[h][2]), top1 = fmaxf(c[h][1], c[h][3]);
+#pragma unroll
+      for (int distance = 4; distance < 32; distance *= 2) {
+        top0 = fmaxf(top0, __shfl_xor_sync(WARP, top0, distance));
+        top1 = fmaxf(top1, __shfl_xor_sync(WARP, top1, distance));
+      }
+      top0 = fmaxf(max0[h], top0 * scale_log2), top1 = fmaxf(max1[h], top1 * scale_log2);
+      const float carry0 = exp2_fast(max0[h] - top0), carry1 = exp2_fast(max1[h] - top1);
+      max0[h] = top0, max1[h] = top1;
+      const float p0 = exp2_fast(c[h][0] * scale_log2 - top0), p1 = exp2_fast(c[h][1] * scale_log2 - top1);
+      const float p2 = exp2_fast(c[h][2] * scale_log2 - top0), p3 = exp2_fast(c[h][3] * scale_log2 - top1);
+      sum0[h] = sum0[h] * carry0 + p0 + p2, sum1[h] = sum1[h] * carry1 + p1 + p3;
+      b0[h] = transpose(pack(p0, p1)), b1[h] = transpose(pack(p2, p3));
+#pragma unroll
+      for (int i = 0; i < OUT_TILES; i++)
+        acc[h][i][0] *= carry0, acc[h][i][1] *= carry1, acc[h][i][2] *= carry0, acc[h][i][3] *= carry1;
     }
-    top0 = fmaxf(max0, top0 * scale_log2), top1 = fmaxf(max1, top1 * scale_log2);
-    const float carry0 = exp2_fast(max0 - top0), carry1 = exp2_fast(max1 - top1);
-    max0 = top0, max1 = top1;
-    const float p0 = exp2_fast(c[0] * scale_log2 - top0), p1 = exp2_fast(c[1] * scale_log2 - top1);
-    const float p2 = exp2_fast(c[2] * scale_log2 - top0), p3 = exp2_fast(c[3] * scale_log2 - top1);
-    sum0 = sum0 * carry0 + p0 + p2, sum1 = sum1 * carry1 + p1 + p3;
-    const u32 b0 = transpose(pack(p0, p1)), b1 = transpose(pack(p2, p3));
-#pragma unroll
-    for (int i = 0; i < OUT_TILES; i++) acc[i][0] *= carry0, acc[i][1] *= carry1, acc[i][2] *= carry0, acc[i][3] *= carry1;
 #pragma unroll
     for (int w = 0; w < OUT_TILES / 2; w++) {
       // Two dims of this lane: of D = 128 in either half of a value, of D = 64 in either half of its one chunk.
@@ -510,47 +570,58 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
 #pragma unroll
       for (int odd = 0; odd < 2; odd++) {
         const u32 pick = odd ? 0x7632 : 0x5410;
-        multiply(acc[2 * w + odd], __byte_perm(low[0], low[1], pick), __byte_perm(high[0], high[1], pick),
-                 __byte_perm(low[2], low[3], pick), __byte_perm(high[2], high[3], pick), b0, b1);
+        const u32 a0 = __byte_perm(low[0], low[1], pick), a1 = __byte_perm(high[0], high[1], pick);
+        const u32 a2 = __byte_perm(low[2], low[3], pick), a3 = __byte_perm(high[2], high[3], pick);
+#pragma unroll
+        for (int h = 0; h < HEAD_TILES; h++) multiply(acc[h][2 * w + odd], a0, a1, a2, a3, b0[h], b1[h]);
       }
     }
     if (more) load_values();
   }
 #pragma unroll
-  for (int distance = 4; distance < 32; distance *= 2) {
-    sum0 += __shfl_xor_sync(WARP, sum0, distance);
-    sum1 += __shfl_xor_sync(WARP, sum1, distance);
-  }
+  for (int h = 0; h < HEAD_TILES; h++)
+#pragma unroll
+    for (int distance = 4; distance < 32; distance *= 2) {
+      sum0[h] += __shfl_xor_sync(WARP, sum0[h], distance);
+      sum1[h] += __shfl_xor_sync(WARP, sum1[h], distance);
+    }
 
-  // ---- merge the warps, then the CTAs. Word f of a partial result is acc[f / 128][f / 32 % 4] of lane f % 32.
+  // ---- merge the teams, then the CTAs. A partial result has a part for each warp of a team and 8 heads: its word f is
+  // acc[f / 128][f / 32 % 4] of lane f % 32.
 #pragma unroll
-  for (int i = 0; i < OUT_TILES; i++)
+  for (int h = 0; h < HEAD_TILES; h++)
 #pragma unroll
-    for (int j = 0; j < 4; j++) partials[warp * PARTIAL + (4 * i + j) * 32 + lane] = acc[i][j];
-  if (r == 0) {
-    s.warp_max[warp][2 * t] = max0, s.warp_max[warp][2 * t + 1] = max1;
-    s.warp_sum[warp][2 * t] = sum0, s.warp_sum[warp][2 * t + 1] = sum1;
+    for (int i = 0; i < OUT_TILES; i++)
+#pragma unroll
+      for (int j = 0; j < 4; j++)
+        partials[team * PARTIAL + (member * HEAD_TILES + h) * PART + (4 * i + j) * 32 + lane] = acc[h][i][j];
+  if (r == 0 && member == 0) {
+#pragma unroll
+    for (int h = 0; h < HEAD_TILES; h++) {
+      s.team_max[team][8 * h + 2 * t] = max0[h], s.team_max[team][8 * h + 2 * t + 1] = max1[h];
+      s.team_sum[team][8 * h + 2 * t] = sum0[h], s.team_sum[team][8 * h + 2 * t + 1] = sum1[h];
+    }
   }
   __syncthreads();
-  if (tid < HEADS * max(CLUSTER, WARPS)) {
+  if (tid < HEADS * max(CLUSTER, TEAMS)) {
     const int g = tid % HEADS, i = tid / HEADS;
     float top = NONE, sum = 0;
 #pragma unroll
-    for (int w = 0; w < WARPS; w++) top = fmaxf(top, s.warp_max[w][g]);
+    for (int w = 0; w < TEAMS; w++) top = fmaxf(top, s.team_max[w][g]);
 #pragma unroll
-    for (int w = 0; w < WARPS; w++) sum += exp2_fast(s.warp_max[w][g] - top) * s.warp_sum[w][g];
+    for (int w = 0; w < TEAMS; w++) sum += exp2_fast(s.team_max[w][g] - top) * s.team_sum[w][g];
     if (i < CLUSTER)
       send(in_cta(shared_address(s.cta_softmax[rank][g]), i), __float_as_uint(top), __float_as_uint(sum),
            in_cta(barriers + 8 * MERGE, i));
-    if (i < WARPS) s.factor[i][g % 2][g / 2] = exp2_fast(s.warp_max[i][g] - top);
+    if (i < TEAMS) s.factor[i][g / 8 * 2 + g % 2][g % 8 / 2] = exp2_fast(s.team_max[i][g] - top);
   }
   __syncthreads();
   for (int f = 4 * tid; f < PARTIAL; f += 4 * THREADS) {
     float4 sum = {};
 #pragma unroll
-    for (int w = 0; w < WARPS; w++) {
+    for (int w = 0; w < TEAMS; w++) {
       const float4 x = *reinterpret_cast<const float4*>(partials + w * PARTIAL + f);
-      const float4 y = *reinterpret_cast<const float4*>(s.factor[w][f / 32 % 2]);
+      const float4 y = *reinterpret_cast<const float4*>(s.factor[w][part_of(f) % HEAD_TILES * 2 + f / 32 % 2]);
       sum.x += x.x * y.x, sum.y += x.y * y.y, sum.z += x.z * y.z, sum.w += x.w * y.w;
     }
     const uint4 words = {__float_as_uint(sum.x), __float_as_uint(sum.y), __float_as_uint(sum.z), __float_as_uint(sum.w)};
@@ -558,7 +629,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
   }
   await_bytes(barriers + 8 * MERGE);
   for (int i = tid; i < SLICE; i += THREADS) {
-    const int f = rank * SLICE + i, j = f / 32 % 4, g = 2 * (f % 4) + j % 2;
+    const int f = rank * SLICE + i, j = f / 32 % 4, g = 8 * (part_of(f) % HEAD_TILES) + 2 * (f % 4) + j % 2;
     if (f >= PARTIAL || g >= GROUP) continue;
     float top = NONE, sum = 0, value = 0;
 #pragma unroll
@@ -568,7 +639,8 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
       const float factor = exp2_fast(s.cta_softmax[c][g][0] - top);
       sum += factor * s.cta_softmax[c][g][1], value += factor * s.merged[c][i];
     }
-    const int dim = 8 * (f % 32 / 4) + f / 128 + (VALUE_CHUNKS == 2 ? 64 : 4) * (j / 2);
+    const int dim = part_of(f) / HEAD_TILES * WARP_DIM + 8 * (f % 32 / 4) + (f - part_of(f) * PART) / 128 +
+                    (VALUE_CHUNKS == 2 ? 64 : 4) * (j / 2);
     out[g * HEAD_DIM + dim] = static_cast<u16>(pack(value / sum, 0));
   }
 }

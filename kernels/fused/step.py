@@ -18,12 +18,14 @@ from ..method import StepTensors
 from ..workspace import Workspace
 from . import compiler
 
-THREADS, WARPS, HEADS, BINS, PASSES = 256, 8, 8, 256, 4  # as in step.cu
+THREADS, WARPS, BINS, PASSES = 256, 8, 256, 4  # as in step.cu
+OUT_WORDS = 2048  # of the output, that a warp keeps in registers; half where two CTAs share a multiprocessor
 LOADS = {1: 16, 2: 8}  # under way in a lane while scoring, by CTAs that share a multiprocessor and its registers
 MIN_CAPABILITY = (9, 0)
-MAX_BLOCKS = 65535  # of a row: the search counts them in 16 bits
-HEAD_DIMS = (64, 128)
-BLOCK_SIZES = (16, 32, 64, 128)
+MAX_GROUP = 16  # two operands of the matrix units, which have room for 8 heads each
+NARROW_BLOCKS = 65535  # of a row, that the search counts in 16 bits
+HEAD_DIMS = (64, 128, 256)
+BLOCK_SIZES = (8, 16, 32, 64, 128)
 POLICIES = ("group-mean", "group-sum")
 DTYPES = (torch.bfloat16, torch.float16)
 
@@ -38,8 +40,8 @@ def unsupported(shape: AttentionShape, config: SparseConfig, dtype: torch.dtype)
     ):
         if value not in allowed:
             return f"{name}: the fused step serves {', '.join(map(str, allowed))}, got {value}"
-    if shape.group > HEADS:
-        return f"q_heads: the fused step serves at most {HEADS} query heads a KV head, got {shape.group}"
+    if shape.group > MAX_GROUP:
+        return f"q_heads: the fused step serves at most {MAX_GROUP} query heads a KV head, got {shape.group}"
     if config.selector is not None:
         return f"selector: the fused step ranks blocks by their summaries alone, got {config.selector}"
     if config.local_blocks < 1:
@@ -54,6 +56,7 @@ class Plan:
     Attributes:
         cluster: CTAs that serve one sequence and KV head.
         resident: CTAs that share a multiprocessor, 1 or 2.
+        split: warps that share a tile of tokens: each has its dims, and they tell each other their logits.
         keys: blocks that one of them scores at most.
         fixed_bytes: of shared memory, for what does not grow with the context.
         shared_bytes: in all, of one CTA.
@@ -61,24 +64,33 @@ class Plan:
 
     cluster: int
     resident: int
+    split: int
     keys: int
     fixed_bytes: int
     shared_bytes: int
 
 
-def lay_out(config: SparseConfig, head_dim: int, capacity: int, element: int, cluster: int, resident: int = 1) -> Plan:
+def lay_out(
+    config: SparseConfig, head_dim: int, group: int, capacity: int, element: int, cluster: int, resident: int = 1
+) -> Plan:
     """The layout for caches of `capacity` tokens and elements of so many bytes."""
     blocks, chosen = config.blocks(capacity), config.selected(capacity)
     tile = LOADS[resident] * 32 * 16 // config.summary_bytes(head_dim, element)
     keys = ceil_div(ceil_div(blocks, tile), cluster) * tile
-    partial = HEADS * head_dim
+    heads = ceil_div(group, 8) * 8
+    partial = heads * head_dim
+    wide = blocks > NARROW_BLOCKS
+    split = max(ceil_div(head_dim, 128), partial * resident // OUT_WORDS)
+    teams = WARPS // split
     shared = _aligned(  # the members of `Shared` in step.cu, in order
-        64, 2 * cluster * BINS * 2, PASSES * BINS * 2, cluster * 8, 8, WARPS * 4, WARPS * 4, 20, 2 * head_dim * 4,
-        partial * 2, cluster * HEADS * 8, WARPS * HEADS * 4, WARPS * HEADS * 4, WARPS * 32,
-        config.block_size // 16 * 2 * head_dim * 4, cluster * ceil_div(partial // 4, cluster) * 16,
+        64, 2 * cluster * BINS * 2, PASSES * BINS * 2, cluster * 8, 8, WARPS * (8 if wide else 4), WARPS * 4, 20,
+        2 * head_dim * 4, partial * 2, cluster * heads * 8, teams * heads * 4, teams * heads * 4, teams * heads * 4,
+        max(config.block_size // 16, 1) * 2 * head_dim * 4, cluster * ceil_div(partial // 4, cluster) * 16,
     )  # fmt: skip
-    whole = shared + _aligned(4 * keys, 4 * ceil_div(chosen, cluster), WARPS * partial * 4)
-    return Plan(cluster, resident, keys, shared, whole)
+    logits = 2 * WARPS * heads * 16 * 4 if split > 1 else 0
+    last = max(teams * partial * 4 + logits, config.block_size * head_dim * 2)  # or the newest block's keys, before
+    whole = shared + _aligned(4 * keys, 4 * ceil_div(chosen, cluster), last)
+    return Plan(cluster, resident, split, keys, shared, whole)
 
 
 def _aligned(*parts: int) -> int:
@@ -119,23 +131,21 @@ LOG2_E = 1.4426950408889634
 RESERVED_BYTES = 1024  # of a multiprocessor's shared memory, that the system takes for each CTA
 
 
-def plan(cache: KVCache, config: SparseConfig) -> Plan:
+def plan(cache: KVCache, group: int, config: SparseConfig) -> Plan:
     """The layout of steps on this cache and device.
 
     Rows that all run at once take clusters as large as can be. More rows take single CTAs, two to a multiprocessor, so
     that one loads while the other searches; what does not fit at once follows.
 
     Raises:
-        ValueError: a row of more than MAX_BLOCKS, or one that needs more shared memory than there is.
+        ValueError: a row that needs more shared memory than there is.
     """
     blocks = config.blocks(cache.capacity)
-    if blocks > MAX_BLOCKS:
-        raise ValueError(f"cache: the fused step serves rows of {MAX_BLOCKS} blocks at most, got {blocks}")
     rows = cache.batch * cache.kv_heads
     size = cluster_size(rows, lambda cluster: compiler.clusters_at_once(cache.device, cluster))
     room = shared_memory()
     layouts = [
-        lay_out(config, cache.head_dim, cache.capacity, cache.k.element_size(), size or 1, resident)
+        lay_out(config, cache.head_dim, group, cache.capacity, cache.k.element_size(), size or 1, resident)
         for resident in ((1,) if size else (2, 1))
     ]
     for layout in layouts:
@@ -155,6 +165,7 @@ def constants(cache: KVCache, group: int, config: SparseConfig, layout: Plan) ->
         "BLOCK": config.block_size,
         "CLUSTER": layout.cluster,
         "RESIDENT": layout.resident,
+        "SPLIT": layout.split,
         "LOADS": LOADS[layout.resident],
         "SHARED_BYTES": layout.fixed_bytes,
         "PAGE_BLOCKS": cache.page_size // config.block_size if cache.paged else 1,
@@ -163,6 +174,7 @@ def constants(cache: KVCache, group: int, config: SparseConfig, layout: Plan) ->
         "FP8": int(config.summary_dtype == "fp8"),
         "FP16": int(cache.dtype == torch.float16),
         "PAGED": int(cache.paged),
+        "WIDE": int(config.blocks(cache.capacity) > NARROW_BLOCKS),
     }
 
 
@@ -196,7 +208,7 @@ def bind(
                         k=(step.k, 4), v=(step.v, 4))  # fmt: skip
     if reason:
         raise ValueError(reason)
-    layout = plan(cache, config)
+    layout = plan(cache, shape.group, config)
     table = cache.block_table if cache.block_table is not None else cache.lengths
     arguments = _Arguments(
         q=step.q.data_ptr(),

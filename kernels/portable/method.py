@@ -15,7 +15,7 @@ from ..binding import check_cache, check_step
 from ..cache import KVCache
 from ..config import SELECTS, AttentionShape, SparseConfig
 from ..method import DecodeMethod, DenseLayer, StepTensors, Unsupported, register
-from ..selectors import selector_of
+from ..selectors import Following, Selector, selector_of
 from ..workspace import BlockSparseLayer, Workspace
 from .layer import TorchSparseLayer
 from .tokens import PAGED, refresh_torch, write_tokens_torch
@@ -38,6 +38,7 @@ class TorchSparseMethod(DecodeMethod):
         super().__init__(shape, config, dtype=dtype, device=device)
         self.selector = selector_of(self.ranks_by, config)
         self._layers, self._handed = 0, dict[str, Tensor]()  # bound so far; what they hand on in a step
+        self._chosen_blocks = 0  # that the cache of the last one that chooses has room for
         self._work: dict[int, Workspace] = {}  # by blocks of the cache; kept, since captured graphs hold addresses
         self._gathered: dict[int, tuple[Tensor, Tensor]] = {}  # by blocks gathered
         self._kernels: dict[str, ChunkKernel] = {}
@@ -53,10 +54,29 @@ class TorchSparseMethod(DecodeMethod):
             self._work[blocks] = Workspace.allocate(self.config, self.rows(), cache)
         return self._work[blocks]
 
-    def summaries(self, cache: KVCache) -> Summaries | None:
+    @property
+    def layer_period(self) -> int:
+        """Layers after which the same ones choose again."""
+        return len(self.selector.choosing)
+
+    def chosen_by(self, cache: KVCache) -> Selector:
+        """What the next layer's blocks are chosen by.
+
+        Raises:
+            Unsupported: its cache has room for more or fewer blocks than that of the layer whose lists it would read.
+        """
+        selector, blocks = self.selector.of_layer(self._layers, self.config), self.config.blocks(cache.capacity)
+        if isinstance(selector, Following) and blocks != self._chosen_blocks:
+            raise Unsupported(
+                f"cache: has room for {blocks} blocks, the layer whose lists it reads for {self._chosen_blocks}; give "
+                f"all layers caches of one capacity, or take a selector of every layer instead of {self.selector.name}"
+            )
+        return selector
+
+    def summaries(self, cache: KVCache, selector: Selector) -> Summaries | None:
         """Room for a layer's summaries, or None where nothing is scored by them."""
         config = self.config
-        if not self.selector.summarised:
+        if not selector.summarised:
             return None
         return Summaries.allocate(cache, config.block_size, config.summary_kind, config.summary_dtype)
 
@@ -71,6 +91,8 @@ class TorchSparseMethod(DecodeMethod):
         """Count a layer, and let it take from those before it what they hand on."""
         layer.index, layer.handed = self._layers, self._handed
         self._layers += 1
+        if not isinstance(layer.selector, Following):
+            self._chosen_blocks = self.config.blocks(layer.cache.capacity)
 
     def prepare(self, cache: KVCache) -> BlockSparseLayer:
         """Bind to a layer's cache: summaries built, work space allocated. Waits for the device.
@@ -83,7 +105,8 @@ class TorchSparseMethod(DecodeMethod):
         check_cache(cache, self.shape, self.dtype, self.device)
         if cache.paged:
             raise Unsupported(PAGED)
-        summaries = self.summaries(cache)
+        selector = self.chosen_by(cache)
+        summaries = self.summaries(cache, selector)
         if summaries is not None:
             refresh_torch(cache, summaries)
         count = max(self.rows(), cache.kv_heads) * self.config.selected(cache.capacity)
@@ -95,7 +118,7 @@ class TorchSparseMethod(DecodeMethod):
             cache,
             self.shape,
             self.config,
-            self.selector,
+            selector,
             self.workspace(cache),
             summaries,
             self.kernel(cache, self.config.chunk_kernel or "torch"),

@@ -6,9 +6,9 @@
 from importlib import import_module
 from pkgutil import iter_modules
 
-from .base import Blocks, Compare, Selector, best, register_selector, selector_of, selectors
+from .base import Blocks, Compare, Following, Selector, best, register_selector, selector_of, selectors
 
 for _module in iter_modules(__path__):
     import_module(f".{_module.name}", __name__)
 
-__all__ = ["Blocks", "Compare", "Selector", "best", "register_selector", "selector_of", "selectors"]
+__all__ = ["Blocks", "Compare", "Following", "Selector", "best", "register_selector", "selector_of", "selectors"]

@@ -107,6 +107,9 @@ class Selector(ABC):
     """Whether it keeps something else of every block (`describe`), which follows the keys."""
     ranked: bool = True
     """Whether lists are the best blocks of `scores`, as many as the settings say; otherwise `choose` says."""
+    choosing: tuple[bool, ...] = (True,)
+    """Which of a method's layers choose, in turn over and over, the first in any case. The others read the lists of the
+    layer before them."""
 
     def rows(self, shape: AttentionShape, config: SparseConfig) -> int:
         """Lists of a sequence."""
@@ -114,6 +117,19 @@ class Selector(ABC):
 
     def check(self, config: SparseConfig) -> None:  # noqa: B027 (nothing to refuse)
         """Raises ValueError for settings that it does not serve."""
+
+    def of_layer(self, index: int, config: SparseConfig) -> Selector:
+        """What a layer's blocks are chosen by: `Following` where the layer before it chose."""
+        chooser = self.chooser(config)
+        return chooser if self.choosing[index % len(self.choosing)] else Following(chooser)
+
+    def chooser(self, config: SparseConfig) -> Selector:
+        """What the layers that choose are asked in place of this one."""
+        return self
+
+    def choosing_layers(self, layers: int) -> int:
+        """How many of so many layers choose."""
+        return sum(self.choosing[i % len(self.choosing)] for i in range(layers))
 
     def calibrate(self, keys: Tensor) -> Tensor | None:
         """What `describe` needs to know of a sequence, `[H, C, ..]`, from the keys that it begins with, `[H, S, D]`."""
@@ -165,6 +181,39 @@ class Selector(ABC):
     @abstractmethod
     def score_bytes(self, shape: AttentionShape, config: SparseConfig, element: int, tokens: int) -> int:
         """Bytes of one sequence of `tokens` tokens that are read to rank its blocks; elements of so many bytes."""
+
+
+class Following(Selector):
+    """Of a layer that reads the lists of another: it scores nothing, keeps nothing, and chooses nothing.
+
+    Attributes:
+        leader: what those lists are chosen by.
+    """
+
+    ranked = False
+
+    def __init__(self, leader: Selector) -> None:
+        self.leader = leader
+
+    def rows(self, shape: AttentionShape, config: SparseConfig) -> int:
+        """As the leader."""
+        return self.leader.rows(shape, config)
+
+    def choose(self, blocks: Blocks) -> Tensor:
+        """What was handed on as chosen, where masks are; steps on a cache find the lists where they are written."""
+        return blocks.handed["chosen"]
+
+    def appends(self, config: SparseConfig) -> bool:
+        """Whether attention writes the step's token, too: every list ends with the newest block then."""
+        return self.leader.ranked and config.local_blocks > 0
+
+    def kernel_stages(self, layer: SelectingLayer, step: StepTensors) -> tuple[Stage, ...]:
+        """None are needed."""
+        return ()
+
+    def score_bytes(self, shape: AttentionShape, config: SparseConfig, element: int, tokens: int) -> int:
+        """Nothing is read to rank."""
+        return 0
 
 
 S = TypeVar("S", bound=Selector)

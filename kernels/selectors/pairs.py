@@ -6,7 +6,7 @@ answers a question is not averaged away. In the spirit of low-precision keys for
 2408.07092; Loki, 2406.02542; KIVI's ranges by channel, 2402.02750), with no channel left out.
 
 Each channel of each KV head has a range, that of the pairs a sequence begins with, in 15 equal steps; later values are
-clamped to it. The portable path keeps the rounded values as floats, the kernels 4 bits (attention/pairs.py).
+clamped to it. The portable path keeps the rounded values as floats, the kernels 4 bits (attention/pair_codes.py).
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..attention.pairs import PAIR, STEPS, allocate_pairs, codes_reference, pack_pairs, ranges, score_pairs, score_room
+from ..attention.pair_codes import PAIR, STEPS, allocate_pairs, codes_reference, pack_pairs, ranges
+from ..attention.pair_scores import score_pairs, score_room
 from ..attention.selection import select_blocks
 from ..cache import KVCache
 from ..config import AttentionShape, SparseConfig

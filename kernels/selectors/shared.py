@@ -1,4 +1,4 @@
-"""Lists shared across layers: one layer of every few chooses, those after it read the same blocks.
+"""Lists shared across layers: some layers choose, those after them read the same blocks.
 
 TidalDecode (arXiv 2410.05076) and Kascade: neighbouring layers attend to much the same tokens. ReSA's rectification
 stands beside it as beside any selector.
@@ -8,66 +8,39 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from ..config import AttentionShape, SparseConfig
 from ..registry import SELECTORS
-from .base import Blocks, Selector, register_selector
+from .base import Selector, register_selector
 
 
-@register_selector("pairs-shared2", 2, "pairs")
-@register_selector("shared4", 4)
-@register_selector("shared2", 2)
+@register_selector("pairs-shared2", (True, False), "pairs")
+@register_selector("shared4", (True, False, False, False))
+@register_selector("shared2", (True, False))
 @dataclass(eq=False)
 class Shared(Selector):
-    """The first of every `every` layers chooses.
+    """Of every few layers some choose.
 
     Attributes:
-        base: the selector that it chooses by; none: the settings' summary.
+        choosing: which of them (`Selector.choosing`).
+        base: the selector that they choose by; none: the settings' summary.
     """
 
-    every: int
+    choosing: tuple[bool, ...]
     base: str | None = None
 
-    ranked = False
-
-    @property
-    def summarised(self) -> bool:  # type: ignore[override]
-        """As the base."""
-        return self._base(None).summarised
-
-    @property
-    def tabled(self) -> bool:  # type: ignore[override]
-        """As the base."""
-        return self._base(None).tabled
-
-    def _base(self, config: SparseConfig | None) -> Selector:
-        kind = config.summary_kind if config is not None else "minmax"
-        selector: Selector = SELECTORS[self.base or kind]
+    def chooser(self, config: SparseConfig) -> Selector:
+        """The base."""
+        selector: Selector = SELECTORS[self.base or config.summary_kind]
         return selector
 
     def check(self, config: SparseConfig) -> None:
         """As the base."""
-        self._base(config).check(config)
+        self.chooser(config).check(config)
 
     def rows(self, shape: AttentionShape, config: SparseConfig) -> int:
         """As the base."""
-        return self._base(config).rows(shape, config)
-
-    def calibrate(self, keys: Tensor) -> Tensor | None:
-        """As the base."""
-        return self._base(None).calibrate(keys)
-
-    def describe(self, keys: Tensor, valid: Tensor | None, config: SparseConfig, known: Tensor | None) -> Tensor:
-        """As the base."""
-        return self._base(config).describe(keys, valid, config, known)
-
-    def choose(self, blocks: Blocks) -> Tensor:
-        """The base's choice, or that of the layer that chose last."""
-        if blocks.layer % self.every == 0:
-            blocks.handed["chosen"] = self._base(blocks.config).choose(blocks)
-        return blocks.handed["chosen"]
+        return self.chooser(config).rows(shape, config)
 
     def score_bytes(self, shape: AttentionShape, config: SparseConfig, element: int, tokens: int) -> int:
-        """The base's, spread over the layers that share a list."""
-        return self._base(config).score_bytes(shape, config, element, tokens) // self.every
+        """The base's, in a layer that chooses."""
+        return self.chooser(config).score_bytes(shape, config, element, tokens)

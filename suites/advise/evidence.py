@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ...kernels import registered
 from ...kernels.config import SETTINGS as STEP_SETTINGS
+from ...kernels.selectors import selectors
 from ..core.results import read_rows
 from ..core.rows import Row
 from ..core.spec import MethodSpec, make_spec, steps_of
@@ -115,6 +116,9 @@ def is_predictable(row: Row) -> bool:
     """
     kind = registered().get(steps_of(row.method))
     if kind is None or row.mean_us is None or row.shared_kv is None:
+        return False
+    selector = selectors().get(row.selector or "")
+    if selector is not None and len(selector.choosing) > 1:  # its layers differ
         return False
     return kind.is_dense or (kind.ranks_by == "summary" and "window" not in kind.uses)
 

@@ -118,6 +118,11 @@ class Ranks:
         dist.all_gather_object(values, value, group=_Hosts.group)
         return values
 
+    def wait(self) -> None:
+        """Wait until all hosts are here; nothing to do for one alone."""
+        if self.world > 1:
+            dist.barrier(group=_Hosts.group)
+
     def failed(self, error: BaseException) -> None:
         """Wait until all ranks have failed too, so that they go on together.
 

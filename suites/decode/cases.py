@@ -122,7 +122,7 @@ GPU_LISTS = {
 }
 CPU_LISTS = {
     "quick": (Entry("fp32", 1, (1,)),),
-    "default": (Entry("fp32", 1, (1, 4, 8)),),
+    "default": (Entry("fp32", 1, (1, 8)),),
     "full": (Entry("fp32", 1, (1, 2, 4, 8)),),
 }
 

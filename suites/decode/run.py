@@ -230,13 +230,16 @@ class CaseRun(MethodRun):
             return step, {k: v * 1e6 for k, v in clock.seconds.items()}
         graph = bound.launch == "graph"
         self.place.before(4 * TRACED_STEPS)
+        ready = self.bench.ranks.wait
         try:
-            step = break_down(engine.step, bound.step if graph else None, TRACED_STEPS).stages_us
+            replay = bound.step if graph else None
+            step = break_down(engine.step, replay, TRACED_STEPS, ready=ready).stages_us
         finally:  # other ranks go on to the rectification, whatever this one's trace looks like
             rectified: dict[str, float] = {}
             if every:
                 self.place.after(every)
-                rectified = break_down(engine.rectify, bound.rectify if graph else None, 1).stages_us
+                replay = bound.rectify if graph else None
+                rectified = break_down(engine.rectify, replay, 1, ready=ready).stages_us
         return step, rectified
 
     def stage_rows(self, bound: Bound, timing: Timing, clocks: dict[str, Any]) -> list[Row]:

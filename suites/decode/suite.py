@@ -34,7 +34,7 @@ from .table import print_report
 
 EXAMPLES = f"""examples:
   resa-bench decode                                    the default list: on a GPU {DEFAULT_MODEL} with random weights,
-                                                       4K to 256K; on a CPU SmolLM2-135M on real text, 1K to 8K
+                                                       4K to 256K; on a CPU SmolLM2-135M on real text, 1K and 8K
   resa-bench decode --plan                             memory and floor of each case, without measuring
   resa-bench decode --context 256K --batch 1 4 --weights bf16 int4 --method resa sdpa-cudnn triton-dense
   resa-bench decode --model llama-3.1-8b --context 128K

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ...kernels import SparseConfig, Traffic
+from ...kernels import AttentionShape, SparseConfig, Traffic
 from ...kernels.selectors import selector_of
 from ..core.spec import MethodSpec
 from ..core.work import NOTHING, Work
@@ -64,14 +64,19 @@ def planned_attention(case: ModelCase, spec: MethodSpec) -> Traffic:
     if spec.is_dense:
         return Traffic(layers * dense.bytes, layers * dense.flops)
     chosen = min(config.selected(case.context) * config.block_size, case.context)
-    selector = selector_of(spec.kind.ranks_by, config)
-    scored = case.batch * selector.score_bytes(case.shape, config, element_bytes(case), case.context)
-    scored = 0 if spec.kind.evicts else scored
-    flops = 4 * case.batch * spec.window * chosen * case.shape.q_heads * case.shape.head_dim
-    sparse = Traffic(scored + kv_bytes(case, chosen), flops)
     first = spec.dense_layers or 0
-    rest = layers - first
-    return Traffic(first * dense.bytes + rest * sparse.bytes, first * dense.flops + rest * sparse.flops)
+    rest = sparse_layers(case, spec)
+    scored = case.batch * scored_bytes(spec, case.shape, element_bytes(case), case.context, rest)
+    flops = 4 * case.batch * spec.window * chosen * case.shape.q_heads * case.shape.head_dim
+    return Traffic(first * dense.bytes + rest * kv_bytes(case, chosen) + scored, first * dense.flops + rest * flops)
+
+
+def scored_bytes(spec: MethodSpec, shape: AttentionShape, element: int, tokens: int, layers: int) -> int:
+    """Bytes of a sequence of `tokens` tokens that so many sparse layers read to rank its blocks, those that choose."""
+    if spec.kind.evicts:
+        return 0
+    selector = selector_of(spec.kind.ranks_by, spec.config)
+    return selector.choosing_layers(layers) * selector.score_bytes(shape, spec.config, element, tokens)
 
 
 def read_share(case: ModelCase, spec: MethodSpec, length: int, tokens: float | None = None) -> float:
@@ -88,11 +93,10 @@ def read_share(case: ModelCase, spec: MethodSpec, length: int, tokens: float | N
     shape, size = case.config.attention(1), 2
     token = 2 * shape.kv_heads * shape.head_dim * size
     tokens = float(min(config.selected(length) * config.block_size, length)) if tokens is None else tokens
-    selector = None if spec.kind.evicts else selector_of(spec.kind.ranks_by, config)
-    scored = 0 if selector is None else selector.score_bytes(shape, config, size, length)
-    sparse = (scored + tokens * token) / (length * token)
+    scored = scored_bytes(spec, shape, size, length, layers - first)
+    sparse = (scored + (layers - first) * tokens * token) / (length * token)
     rectified = (layers - 1) / config.rectify_every if spec.rectifies else 0.0  # its last layer attends to nothing
-    return (first + (layers - first) * sparse + rectified) / layers
+    return (first + sparse + rectified) / layers
 
 
 def rectification(case: ModelCase, every: int) -> Traffic:
@@ -122,24 +126,32 @@ def model_work(case: ModelCase, spec: MethodSpec, step: Traffic, rectifies: bool
 
 def memory_bytes(case: ModelCase, specs: list[MethodSpec]) -> int:
     """What the case needs at least on the device: weights, caches, one method's summaries, work space."""
-    config = case.config
-    tokens = capacity(case)
+    config, tokens = case.config, capacity(case)
     caches = 1 if case.one_cache else config.layers
     embedding = config.embedding_parameters * element_bytes(case)
-    summaries = max([ranking_bytes(case, spec, tokens) for spec in specs], default=0)
-    kept = [kv_bytes(case, kept_tokens(spec, tokens)) for spec in specs if spec.kind.evicts]  # beside the whole caches
-    summaries = max([summaries, *kept])
-    return weight_bytes(case) + embedding + caches * (kv_bytes(case, tokens) + summaries) + SCRATCH_BYTES
+    beside = [ranking_bytes(case, spec, tokens) for spec in specs]  # the whole caches
+    beside += [caches * kv_bytes(case, kept_tokens(spec, tokens)) for spec in specs if spec.kind.evicts]
+    kept = caches * kv_bytes(case, tokens) + max(beside, default=0)
+    return weight_bytes(case) + embedding + kept + SCRATCH_BYTES
 
 
 def ranking_bytes(case: ModelCase, spec: MethodSpec, tokens: int) -> int:
-    """What one layer keeps of its blocks beside K and V, to rank them by."""
+    """What all layers keep of their blocks beside K and V, to rank them by; layers that share a cache keep it once."""
     if spec.is_dense or spec.kind.evicts:
         return 0
     selector = selector_of(spec.kind.ranks_by, spec.config)
-    if not (selector.summarised or selector.tabled):
+    chooser = selector.chooser(spec.config)
+    if not (chooser.summarised or chooser.tabled):
         return 0
-    return case.batch * selector.score_bytes(case.shape, spec.config, element_bytes(case), tokens)
+    layers = sparse_layers(case, spec)
+    if case.one_cache:  # as often as layers of one turn choose
+        layers = min(layers, len(selector.choosing))
+    return case.batch * scored_bytes(spec, case.shape, element_bytes(case), tokens, layers)
+
+
+def sparse_layers(case: ModelCase, spec: MethodSpec) -> int:
+    """Layers of the model that are not dense under a method."""
+    return max(case.config.layers - (spec.dense_layers or 0), 0)
 
 
 def kept_tokens(spec: MethodSpec, tokens: int) -> int:
@@ -152,9 +164,9 @@ def sequence_bytes(case: ModelCase, spec: MethodSpec) -> int:
     config, tokens = case.config, capacity(case)
     caches, first = 1 if case.one_cache else config.layers, spec.dense_layers or 0
     kept = kept_tokens(spec, tokens) if spec.kind.evicts else tokens
-    summaries = ranking_bytes(case, spec, tokens)
-    bound = max(caches - first, 0)
-    return (bound * (kv_bytes(case, kept) + summaries) + min(first, caches) * kv_bytes(case, tokens)) // case.batch
+    sparse, dense = max(caches - first, 0), min(first, caches)
+    keys = sparse * kv_bytes(case, kept) + dense * kv_bytes(case, tokens)
+    return (keys + ranking_bytes(case, spec, tokens)) // case.batch
 
 
 def largest_batch(case: ModelCase, spec: MethodSpec, total_bytes: int) -> int:

@@ -108,14 +108,16 @@ class State:
 
 
 def bind_layers(state: State, method: DecodeMethod, dense: DecodeMethod | None, dense_layers: int) -> list[Layer]:
-    """Bind each layer's cache to `method`, the first `dense_layers` to `dense`; a shared cache is bound once."""
-    bound: dict[tuple[int, bool], Layer] = {}
+    """Bind each layer's cache to `method`, the first `dense_layers` to `dense`.
+
+    A shared cache is bound once; as often as it takes where layers differ (`DecodeMethod.layer_period`).
+    """
+    bound: dict[tuple[int, int | None], Layer] = {}
     layers = []
     for i, cache in enumerate(state.caches):
-        first = i < dense_layers
-        key = (id(cache), first)
+        chosen, place = (dense, None) if i < dense_layers else (method, (i - dense_layers) % method.layer_period)
+        key = (id(cache), place)
         if key not in bound:
-            chosen = dense if first else method
             assert chosen is not None
             bound[key] = chosen.prepare(cache)
         layers.append(bound[key])

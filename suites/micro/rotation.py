@@ -7,10 +7,10 @@ kernels start while the last one's end. So nothing is flushed here; the time is 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ...kernels import KVCache
+from ...kernels import KVCache, Traffic
 from ...kernels.config import ceil_div
 from ..engine.gate import Check
 from .cases import Case
@@ -23,6 +23,25 @@ if TYPE_CHECKING:
 STATE = "rotation"  # of the cache, in rows
 LEAST, MOST = 4, 64  # layers: fewer are no rotation; models have no more
 MOST_BYTES = 8 * 2**30  # of keys and values, of all layers
+
+
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """Layers whose steps are one round.
+
+    Attributes:
+        check: of the last one's step.
+        work: of all of them together.
+    """
+
+    layers: int
+    check: Check
+    work: Traffic
+
+    @property
+    def work_of_a_layer(self) -> Traffic:
+        """The mean."""
+        return Traffic(self.work.bytes // self.layers, self.work.flops // self.layers)
 
 
 def layers_in_rotation(case: Case, step_bytes: int, flush_bytes: int) -> int:
@@ -54,19 +73,23 @@ def make_rotation(case: Case, inputs: Inputs, layers: int) -> list[Inputs]:
 
 def bind_rotation(
     prepared: Prepared, case: Case, rotation: Sequence[Inputs], exact: Sequence[Any]
-) -> tuple[Callable[[], None], bool, Check]:
+) -> tuple[Callable[[], None], bool, Rotation]:
     """The round of a method: every layer's step, the first layer's as it is bound already.
 
+    Where layers differ (`DecodeMethod.layer_period`), of so many that each kind has its share, if there are enough.
+
     Returns:
-        The round, whether it can be a graph, and how far the last layer's step is from the exact one.
+        The round, whether it can be a graph, and what is known of its layers.
 
     Raises:
-        CheckFailed: it is too far.
+        CheckFailed: the last layer's step is too far from the exact one.
     """
-    stages, check = list(prepared.stages), Check()
-    for inputs in rotation[1:]:
+    stages, check, work = list(prepared.stages), Check(), prepared.traffic["total"]
+    period = prepared.method.layer_period
+    count = len(rotation) // period * period or len(rotation)
+    for inputs in rotation[1:count]:
         layer = prepared.method.prepare(inputs.cache)
-        last = inputs is rotation[-1]
+        last = inputs is rotation[count - 1]
         if layer.window > 1:
             window = make_window(inputs, layer.window, case.seed)
             check = check_window(layer, window) if last else check
@@ -74,9 +97,10 @@ def bind_rotation(
         else:
             check = check_step(layer, inputs, list(exact)) if last else check
             stages += layer.stages(inputs.step)
+        work += layer.traffic()["total"]
 
     def run() -> None:
         for stage in stages:
             stage.run()
 
-    return run, all(stage.graph_safe for stage in stages), check
+    return run, all(stage.graph_safe for stage in stages), Rotation(count, check, work)

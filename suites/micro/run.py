@@ -24,7 +24,7 @@ from ..engine.gate import Check
 from .cases import Case
 from .checks import check_rectify, check_step, check_window, dense_exact
 from .inputs import Inputs, make_inputs, make_window
-from .rotation import STATE, bind_rotation, layers_in_rotation, make_rotation
+from .rotation import STATE, Rotation, bind_rotation, layers_in_rotation, make_rotation
 
 CLOCK_ROUNDS = 20  # rounds between two readings of the clocks
 
@@ -40,7 +40,7 @@ class Prepared:
     rectify: tuple[Stage, ...]
     check: Check
     traffic: dict[str, Traffic]
-    layers: int = 1  # in rotation
+    rotation: Rotation | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +114,8 @@ def make_ops(prepared: Prepared, bench: Bench) -> list[Op]:
 
 def rotation_op(prepared: Prepared, case: Case, rotation: Sequence[Inputs], exact: list[Any], bench: Bench) -> Op:
     """The round of a method's layers, whose time is theirs together. Raises CheckFailed, or what the method raises."""
-    run, graph_safe, check = bind_rotation(prepared, case, rotation, exact)
-    prepared.layers, prepared.check = len(rotation), prepared.check.worst(check)
+    run, graph_safe, prepared.rotation = bind_rotation(prepared, case, rotation, exact)
+    prepared.check = prepared.check.worst(prepared.rotation.check)
     graph = graph_safe and bench.device.type == "cuda"
     key = Key(prepared.spec, "total", STATE, "graph" if graph else "eager")
     return Op(key, bench.timer.captured(run) if graph else run, cold=False, idle=not graph)
@@ -196,9 +196,10 @@ def timed_rows(
     rows = []
     for key, (summary, stopped_by) in summaries.items():
         prepared = by_spec[key.spec]
-        if key.cache_state == STATE:
-            summary = scaled(summary, 1 / prepared.layers)
         work = Work(prepared.traffic.get(key.stage, NOTHING))
+        if key.cache_state == STATE and prepared.rotation is not None:
+            summary = scaled(summary, 1 / prepared.rotation.layers)
+            work = Work(prepared.rotation.work_of_a_layer)
         rows.append(_row(prepared, key, summary, stopped_by, work, bench, make_row, clocks))
     for prepared in (prepared for prepared in all_prepared if prepared.rectify):
         every = prepared.spec.config.rectify_every
@@ -243,15 +244,16 @@ def _row(
     make_row: RowMaker,
     clocks: dict[str, Any],
 ) -> Row:
+    layers = 1 if prepared.rotation is None else prepared.rotation.layers
     common = {
         "stage": key.stage,
         "chunk_kernel": prepared.layer.chunk_kernel,
         "cache_state": key.cache_state,
         "launch": key.launch,
-        "rotation_layers": prepared.layers if key.cache_state == STATE else None,
+        "rotation_layers": layers if key.cache_state == STATE else None,
         **clocks,
     }
-    displaced = prepared.layers * work.total.bytes >= bench.timer.flush_bytes  # between two turns of a layer
+    displaced = layers * work.total.bytes >= bench.timer.flush_bytes  # between two turns of a layer
     cached = not displaced if key.cache_state == STATE else key.cache_state != "cold"
     if work.total.bytes:
         verdict = judged(work, summary.median_us, bench.ceilings, cached=cached)

@@ -9,7 +9,7 @@ import pandas as pd
 from ...profiling.ncu import Counters
 
 TOLERANCE = 0.10
-TRIED = ("attend", "score", "append+score", "attend+merge", "score+select")
+TRIED = ("attend", "append+attend", "score", "append+score", "attend+merge", "score+select")
 LEAST_BYTES = 2 << 20  # below, what a kernel moves beside its data (code, lists, partial sectors) weighs too much
 
 

@@ -134,7 +134,10 @@ class ForcedAttention:
         """As `__call__`; with `alone` the softmax is over the selected blocks, else over all and then divided."""
         heads = layer.queries.shape[1]
         out, recall = torch.empty_like(layer.queries), torch.ones(layer.steps, heads, device=layer.queries.device)
-        work = _Working(layer, self.config, self.selector)
+        own = None
+        if self.selector is not None and self.config is not None:
+            own = self.selector.of_layer(self._layer, self.config)
+        work = _Working(layer, self.config, own)
         for first, end in tiles(layer.steps, self.every, self.tile):
             work.rectify(self._period(first))
             tile = self._tile(layer, first, end)
@@ -155,7 +158,9 @@ class ForcedAttention:
     def _choose(self, blocks: TileBlocks) -> Tensor:
         """The blocks that each row reads, a mask that broadcasts to `[H, R, G, M]`."""
         assert self.selector is not None
-        chosen = self.selector.choose(blocks)
+        chosen = self.selector.of_layer(self._layer, blocks.config).choose(blocks)
+        if len(self.selector.choosing) > 1:
+            blocks.handed["chosen"] = chosen
         each = len(blocks.queries) // len(chosen)
         return chosen.repeat_interleave(each, 0) if len(chosen) > 1 and each > 1 else chosen
 

@@ -21,20 +21,22 @@ def offered() -> list[str]:
 
 
 def rival_specs(device: torch.device, base: SparseConfig) -> list[MethodSpec]:
-    """ReSA, and with the first block pinned, under every selector; `resa-plus`, also at the base's blocks; rivals.
+    """ReSA, and with the first block pinned, under every selector; `resa-plus`; rivals.
 
-    Everything but the selector is the base's: ratio, period and, but for `resa-plus`, block size.
+    Everything but the selector is the base's. `resa-plus` is there with its own ratio, with the base's, and with the
+    base's in blocks of half the size.
     """
     resa, chosen = resa_here(device), default_settings(BEST)["selector"]
     shared = [name for name in offered() if name.startswith(f"{chosen}-")]
-    size, least = base.block_size, base.min_blocks
+    alike = {"active_ratio": base.active_ratio}
+    halves = alike | {"block_size": base.block_size // 2, "min_blocks": base.min_blocks * 2}
     return unique([
-        make_spec(resa, base), make_spec(BEST, base), make_spec(BEST, base, block_size=size, min_blocks=least),
+        make_spec(resa, base), make_spec(BEST, base), make_spec(BEST, base, **alike), make_spec(BEST, base, **halves),
         make_spec("oracle", base), make_spec("sparse", base), make_spec("sink-window", base),
         make_spec("quest", base), make_spec("quest", base, gqa_policy="group-sum", dense_layers=0),
         make_spec("retro", base, window=SETTINGS["window"].default),
         *(make_spec(name, base) for name in EVICTING),
         make_spec(resa, base, **PINNED), make_spec(resa, base, **PINNED, **summary_settings("meanstd")),
         *(make_spec(resa, base, **PINNED, selector=name) for name in offered() if name != chosen),
-        *(make_spec(BEST, base, selector=name) for name in shared),
+        *(make_spec(BEST, base, **halves, selector=name) for name in shared),
     ])  # fmt: skip

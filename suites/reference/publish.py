@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from ..core.results import read_file
 from ..core.rows import to_record
-from .manifest import Manifest, Sources, file_entry, is_intact
+from .manifest import Manifest, PartRecord, Sources, file_entry, is_intact
 from .parts import Step
 
 
@@ -42,6 +43,26 @@ def write_published(output: Path, file: str, lines: list[bytes]) -> None:
     partial = output / f".{file}.part"
     partial.write_bytes(gzip.compress(b"".join(lines), compresslevel=9, mtime=0))
     partial.replace(output / file)
+
+
+def publish(
+    manifest: Manifest, output: Path, name: str, record: PartRecord, lines: list[bytes], order: Iterable[Step] = ()
+) -> None:
+    """A part's rows in place of its earlier ones; other parts' rows of the same file stay. The manifest is not saved.
+
+    Args:
+        order: all parts, in the order in which files hold them; unknown ones come last.
+    """
+    held = published_lines(manifest, output, record.file) | {name: lines}
+    parts = manifest.parts | {name: record}
+    lost = [part for part, other in parts.items() if other.file == record.file and part not in held]
+    for part in lost:  # their file was changed or removed by another hand
+        del parts[part]
+    names = [*(step.name for step in order), *parts]
+    manifest.parts = {part: parts[part] for part in dict.fromkeys(names) if part in parts}
+    own = [part for part, other in manifest.parts.items() if other.file == record.file]
+    write_published(output, record.file, [line for part in own for line in held[part]])
+    manifest.files[record.file] = file_entry(output / record.file)
 
 
 def publish_kept(step: Step, work: Path, output: Path, manifest: Manifest) -> None:

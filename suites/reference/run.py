@@ -18,9 +18,9 @@ import torch
 from rich.console import Console
 
 from ..core.exits import INTERRUPTED
-from .manifest import FAILED, INCOMPLETE, OK, STOPPED, Manifest, PartRecord, Sources, file_entry, is_intact
+from .manifest import FAILED, INCOMPLETE, OK, STOPPED, Manifest, PartRecord, Sources, is_intact
 from .parts import Step
-from .publish import lines_of, publish_kept, published_lines, restore, write_published
+from .publish import lines_of, publish, publish_kept, restore
 
 GRACE_S = 20.0  # from the signal that ends a part to the one that kills it
 Launch = Callable[[Sequence[str], Path, float | None], int]
@@ -142,17 +142,7 @@ class Reference:
         return not record.rows or (before.status == OK and record.status in (STOPPED, FAILED))
 
     def _publish(self, step: Step, record: PartRecord, lines: list[bytes]) -> None:
-        """The part's rows in place of its earlier ones; other parts' rows of the same file stay."""
-        held = published_lines(self.manifest, self.output, step.file) | {step.name: lines}
-        parts = self.manifest.parts | {step.name: record}
-        lost = [name for name, part in parts.items() if part.file == step.file and name not in held]
-        for name in lost:  # their file was changed or removed by another hand
-            del parts[name]
-        order = [*(known.name for known in self.order), *parts]
-        self.manifest.parts = {name: parts[name] for name in dict.fromkeys(order) if name in parts}
-        own = [name for name, part in self.manifest.parts.items() if part.file == step.file]
-        write_published(self.output, step.file, [line for name in own for line in held[name]])
-        self.manifest.files[step.file] = file_entry(self.output / step.file)
+        publish(self.manifest, self.output, step.name, record, lines, self.order)
         publish_kept(step, self.work, self.output, self.manifest)
         self.manifest.versions = dict(self.versions)
         self.manifest.save(self.output)

@@ -16,6 +16,7 @@ from ..core.report import new_table
 from ..core.runner import default_folder
 from ..core.spread import print_spread
 from .chip import describe_chip, describe_versions, folder_name
+from .join import join
 from .manifest import Manifest, Sources, read_manifest
 from .parts import Step, choose, steps
 from .run import Reference
@@ -26,6 +27,8 @@ EXAMPLES = """examples:
   resa-bench reference --part micro decode             these parts, or all parts of these suites
   resa-bench reference --minutes 9                     start no part that would end later; stop what still runs then
   resa-bench reference --chip 2                        another chip of the kind, into results/<device>/chip2
+  CUDA_VISIBLE_DEVICES=1 resa-bench reference --part decode gsr --output runs/second      a second card's parts
+  resa-bench reference --join runs/second --output results/h100                            and they join the others
   resa-bench reference --spread results/h100 results/h100/chip2      how far the two differ, row by row
 
 One compressed file a suite, and manifest.json: commit, chip, versions, commands, minutes, and the hash of each file.
@@ -41,8 +44,15 @@ ALLOW_DIRTY = flags.switch("--allow-dirty", "run from changed sources; the manif
 SPREAD = flags.several(
     "--spread", "print how far the runs in these folders differ, and stop", flags.RUN, kind=flags.path, metavar="DIR"
 )
+JOIN = flags.several(
+    "--join",
+    "take into --output the parts that runs in these folders have done, and stop",
+    flags.RUN,
+    kind=flags.path,
+    metavar="DIR",
+)
 FLAGS = (
-    PART, LIST, MINUTES, CHIP, ALLOW_DIRTY, SPREAD, flags.DEVICE,
+    PART, LIST, MINUTES, CHIP, ALLOW_DIRTY, JOIN, SPREAD, flags.DEVICE,
     flags.OUTPUT.but(help="default results/<device>[/chip<N>]"),
     flags.FRESH.but(help="remove what the output's manifest lists, and start over"),
 )  # fmt: skip
@@ -81,6 +91,12 @@ def act(options: Options, device: torch.device, command: str, console: Console) 
     """
     if options.spread:
         print_spread(options.spread, console)
+        return 0
+    if options.join:
+        if options.output is None:
+            raise ValueError("--join: give the folder that takes the parts in by --output DIR")
+        for folder, taken in join([Path(folder) for folder in options.join], Path(options.output)).items():
+            console.print(f"{folder}: {', '.join(taken) or 'nothing new'}", highlight=False, soft_wrap=True)
         return 0
     order = steps(device)
     chosen = choose(order, options.part)

@@ -20,6 +20,7 @@
 
 using u16 = unsigned short;
 using u32 = unsigned;
+using u64 = unsigned long long;
 using i64 = long long;
 using std::max;
 using std::min;
@@ -51,11 +52,13 @@ struct Warp {  // a collective: each lane leaves a word, the last one lets all g
   int arrived = 0, generation = 0;
 };
 
+struct Meeting { int arrived = 0, generation = 0; };
+
 struct Cta {
   std::vector<char> memory;
   std::vector<Warp> warps;
   std::vector<Barrier> barriers;  // by shared address / 8
-  int arrived = 0, generation = 0;
+  Meeting meetings[16];
 };
 
 struct Message { u32 to, barrier; int bytes; u32 words[4]; };
@@ -168,12 +171,13 @@ inline struct {
   Index x{[] { return int(emulator::cluster->index * emulator::cluster->ctas.size() + emulator::running->cta); }};
 } blockIdx;
 
-inline void __syncthreads() {
-  emulator::Cta& cta = emulator::cta();
-  const int generation = cta.generation;
-  if (++cta.arrived == int(cta.warps.size()) * emulator::LANES) cta.arrived = 0, cta.generation++;
-  emulator::wait_for([&] { return cta.generation != generation; });
+inline void sync_threads_of(int barrier, int threads) {
+  emulator::Meeting& meeting = emulator::cta().meetings[barrier];
+  const int generation = meeting.generation;
+  if (++meeting.arrived == threads) meeting.arrived = 0, meeting.generation++;
+  emulator::wait_for([&] { return meeting.generation != generation; });
 }
+inline void __syncthreads() { sync_threads_of(0, int(emulator::cta().warps.size()) * emulator::LANES); }
 
 inline float __uint_as_float(u32 x) { return std::bit_cast<float>(x); }
 inline u32 __float_as_uint(float x) { return std::bit_cast<u32>(x); }
@@ -191,8 +195,11 @@ template <class T> T __shfl_xor_sync(u32, T x, int distance) {
   return std::bit_cast<T>(emulator::exchange(std::bit_cast<u32>(x))[lane_here() ^ distance][0]);
 }
 template <class T> T __shfl_down_sync(u32, T x, int distance) {
-  const auto words = emulator::exchange(std::bit_cast<u32>(x));
-  return std::bit_cast<T>(words[lane_here() + distance < 32 ? lane_here() + distance : lane_here()][0]);
+  u32 own[2] = {};
+  std::memcpy(own, &x, sizeof x);
+  const auto words = emulator::exchange(own[0], own[1]);
+  std::memcpy(&x, words[lane_here() + distance < 32 ? lane_here() + distance : lane_here()], sizeof x);
+  return x;
 }
 inline u32 __ballot_sync(u32, bool x) {
   const auto words = emulator::exchange(x);
