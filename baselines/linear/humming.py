@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ...kernels.linear.chosen import Multiply
 from ...kernels.linear.fp8 import Fp8Weight
 from ...kernels.linear.int4 import Int4Weight, unpack
 from ...kernels.linear.product import AnyWeight, Product, ProductShape, register_product
@@ -39,6 +41,7 @@ class Humming(Product):
 
     kinds = ("int4", "fp8", "fp8-a8")
     libraries = ("humming-kernels",)
+    serves_models = True
     compiles = True
 
     @classmethod
@@ -62,20 +65,38 @@ class Humming(Product):
         return compile_it
 
     @classmethod
-    def bind(cls, x: Tensor | Fp8Weight, weight: AnyWeight, dtype: torch.dtype) -> Callable[[], Tensor]:
-        quantised = isinstance(x, Fp8Weight)
-        kind = "int4" if isinstance(weight, Int4Weight) else "fp8-a8" if quantised else "fp8"
+    def hold(cls, weight: AnyWeight, dtype: torch.dtype) -> Multiply:
+        """16-bit rows alone. A number of rows that is new compiles its class, if it was not compiled ahead."""
         group = weight.group if isinstance(weight, Int4Weight) else 0
-        values = x.values if isinstance(x, Fp8Weight) else x
-        (columns, depth), device = weight.shape, values.device
+        kind = "int4" if isinstance(weight, Int4Weight) else "fp8"
+        (columns, depth), device = weight.shape, device_of(weight)
         config = layer_config(kind, columns, depth, group, dtype, False, device)
         tensors = load("humming.transform").transform_humming_tensors(config, plain_tensors(weight, dtype))
         locks = torch.zeros(LOCKS, dtype=torch.int32, device=device)
+        chosen = cache(lambda most: tuning(config, most, device))
+        forward = load("humming.forward").humming_forward
+
+        def multiply(x: Tensor) -> Tensor:
+            out = torch.empty(x.shape[0], columns, dtype=dtype, device=device)
+            return forward(  # type: ignore[no-any-return]
+                config, inputs=x.contiguous(), input_scale=None, outputs=out, locks=locks,
+                tuning_config=chosen(row_class(x.shape[0])), **tensors,
+            )  # fmt: skip
+
+        return multiply
+
+    @classmethod
+    def bind(cls, x: Tensor | Fp8Weight, weight: AnyWeight, dtype: torch.dtype) -> Callable[[], Tensor]:
+        if not isinstance(x, Fp8Weight):
+            multiply = cls.hold(weight, dtype)
+            return lambda: multiply(x)
+        values, (columns, depth), device = x.values, weight.shape, x.values.device
+        config = layer_config("fp8-a8", columns, depth, 0, dtype, False, device)
+        tensors = load("humming.transform").transform_humming_tensors(config, plain_tensors(weight, dtype))
+        locks = torch.zeros(LOCKS, dtype=torch.int32, device=device)
         chosen = tuning(config, values.shape[0], device)
-        scale = None
-        if isinstance(x, Fp8Weight):  # the library's own have room for four
-            scale = torch.zeros(row_class(len(x.scales)), 1, device=device)[: len(x.scales)]
-            scale.copy_(x.scales[:, None])
+        scale = torch.zeros(row_class(len(x.scales)), 1, device=device)[: len(x.scales)]  # its own have room for four
+        scale.copy_(x.scales[:, None])
         forward = load("humming.forward").humming_forward
         out = torch.empty(values.shape[0], columns, dtype=dtype, device=device)
 
@@ -85,6 +106,12 @@ class Humming(Product):
             )
 
         return run
+
+
+def device_of(weight: AnyWeight) -> torch.device:
+    """Where a weight of 4 or 8 bits lies."""
+    assert isinstance(weight, Int4Weight | Fp8Weight)
+    return weight.words.device if isinstance(weight, Int4Weight) else weight.values.device
 
 
 def layer_config(

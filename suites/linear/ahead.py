@@ -1,24 +1,17 @@
-"""Compiling ahead: libraries whose kernels take seconds each get them compiled side by side, before anything is timed.
-
-Each compiler is a process of its own; a thread here waits for it. Kernels that a disk holds already take no time.
-"""
+"""Which kernels of libraries a run of the suite gets compiled ahead (`core.ahead`)."""
 
 from __future__ import annotations
 
-import os
-import time
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from ...kernels.linear.product import products
 from ...profiling.timing import Plan as TimingPlan
+from ..core.ahead import compile_ahead
 from ..core.bench import Report
 from .cases import LinearCase, ProductSpec
-
-LEFT_FREE = 2  # CPUs
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,22 +46,8 @@ class Compiled:
             kind = products()[name]
             if kind.unavailable(case.shape, case.torch_dtype, device) is None:
                 jobs[case, name] = kind.ahead(case.kind, case.shape, case.torch_dtype, device)
-        if not jobs:
-            return
-        workers = max(1, (os.cpu_count() or 1) - LEFT_FREE)
-        with ThreadPoolExecutor(workers) as pool:
-            waiting = {pool.submit(_timed, job): pair for pair, job in jobs.items()}
-            for count, future in enumerate(as_completed(waiting), 1):
-                if future.exception() is None:
-                    self._seconds[waiting[future]] = future.result()
-                on_step(f"compiled {count} of {len(jobs)} kernels of libraries, {workers} at a time")
+        self._seconds = compile_ahead(jobs, on_step)
 
     def seconds(self, case: LinearCase, name: str) -> float | None:
         """What a product's kernel of a case took, beside others; None where nothing was compiled."""
         return self._seconds.get((case, name))
-
-
-def _timed(job: Callable[[], object]) -> float:
-    begin = time.perf_counter()
-    job()
-    return time.perf_counter() - begin
