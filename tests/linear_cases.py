@@ -9,7 +9,6 @@ import torch
 from kernel_cases import DEVICE, NAN, U32, random
 from resa_bench.kernels.exact import CONFIDENCE, UNIT_ROUNDOFF
 from resa_bench.kernels.launch import INTERPRET
-from resa_bench.kernels.linear.dispatch import Weight
 from resa_bench.kernels.linear.fp8 import Fp8Weight
 from resa_bench.kernels.linear.fp8_linear import fp8_linear
 from resa_bench.kernels.linear.int4 import Int4Weight, count_blocks, dequantise, quantise
@@ -26,7 +25,7 @@ class Linear:
     """Inputs of one layer. What lies between and after the rows of x and of the residual is NaN."""
 
     x: Tensor
-    weight: Weight
+    weight: DenseWeight | Int4Weight
     norm: Norm | None
     residual: Tensor | None
     swiglu: bool

@@ -112,11 +112,12 @@ def test_the_file_names_products_of_this_package_and_the_commit_of_its_rows() ->
 
 
 def row(method: str, us: float, projection: str = "gate_up", rows: int = 16, **columns: Any) -> Row:
-    return Row(**{
+    base: dict[str, Any] = {
         "suite": "linear", "model": "qwen2.5-7b", "case": f"linear-qwen2.5-7b-int4-{projection}-m{rows}",
         "method": method, "stage": "total", "context": 0, "batch": rows, "q_heads": 28, "kv_heads": 4, "head_dim": 128,
         "weight_dtype": "int4", "median_us": us, "status": "ok", "device": "G", "commit": "0" * 40,
-    } | columns)  # fmt: skip
+    }  # fmt: skip
+    return Row(**(base | columns))
 
 
 def test_choosing_counts_what_stands_around_a_product() -> None:

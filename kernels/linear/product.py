@@ -10,7 +10,6 @@ from typing import ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from ..method import Unsupported
 from .chosen import Multiply
 from .dispatch import linear
 from .fp8 import Fp8Weight, fp8_reference
@@ -60,9 +59,9 @@ class Product(ABC):
         """What multiplies any number of rows of `dtype`, for models: the weight is repacked here, once, without bias.
 
         Raises:
-            Unsupported: of products that do not serve models.
+            NotImplementedError: of products that do not serve models.
         """
-        raise Unsupported(f"{cls.name} holds no weights of models")
+        raise NotImplementedError(f"{cls.name} holds no weights of models")
 
     @classmethod
     @abstractmethod
