@@ -29,6 +29,7 @@ from resa_bench.suites.core.rows import IDENTITY, Row, identity
 from resa_bench.suites.core.spec import MethodSpec
 from resa_bench.suites.decode.cases import DecodeCase
 from resa_bench.suites.decode.run import run_case
+from resa_bench.suites.decode.suite import twice_notes
 from resa_bench.suites.engine.checks import check_linears
 from resa_bench.suites.engine.costs import memory_bytes
 from resa_bench.suites.engine.loader import Loader
@@ -250,6 +251,8 @@ def test_cases_say_their_products(slow: type[Slow]) -> None:
     whole = DecodeCase("qwen2.5-7b", config, 1, 8192, "int4")
     more = memory_bytes(replace(whole, products="best"), []) - memory_bytes(whole, [])
     assert more == int(config.linear_parameters * 4.25 / 8)
+    assert twice_notes([whole]) == []
+    assert "3.5 GB more" in twice_notes([replace(whole, products="best")])[0]
     with pytest.raises(ValueError, match="products: got 'x'"):
         replace(whole, products="x")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -24,7 +25,7 @@ from ..core.sweep import Sweep, matching
 from ..engine import products
 from ..engine.case import config_of, default_dtype, share_of
 from ..engine.client import CLIENTS, ENGINE, load_client
-from ..engine.costs import largest_batch, memory_bytes, plan_costs
+from ..engine.costs import largest_batch, memory_bytes, plan_costs, second_bytes
 from ..engine.exchange_time import ExchangeTime, exchange_time, measured_exchange
 from ..engine.measure import EAGER_STEPS, DecodePlan
 from ..engine.sampling import Sampling
@@ -172,6 +173,12 @@ def check_products(options: Options, config: ModelConfig, dtype: str, device: to
         raise ValueError(f"--products best: {reason}")
 
 
+def twice_notes(cases: Sequence[DecodeCase]) -> list[str]:
+    """What a person is told of memory where other products hold weights, too."""
+    more = max((second_bytes(case) for case in cases), default=0)
+    return [f"--products best: 4-bit weights may be held twice, {more / 1e9:.1f} GB more"] if more else []
+
+
 def least_context(prompt: str, period: int) -> int:
     """The shortest context that holds what is timed."""
     return (TEXT_PERIODS * period if prompt == "text" else max(period, 2 * EAGER_STEPS)) + 1
@@ -235,7 +242,7 @@ def plan(options: Options, device: torch.device) -> Plan:
         kinds=kinds,
         measure=measure,
         fresh=options.drift,
-        notes=[note] if hidden else [],
+        notes=[*([note] if hidden else []), *twice_notes(cases)],
     )
 
 
