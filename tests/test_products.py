@@ -14,7 +14,7 @@ import torch
 from benches import make_bench
 from kernel_cases import DEVICE, random
 from linear_cases import framed, make_linear
-from resa_bench.kernels import SparseConfig
+from resa_bench.kernels import SparseConfig, Unsupported
 from resa_bench.kernels.linear.best import FILE, OURS, Best, best_of
 from resa_bench.kernels.linear.chosen import ChosenWeight, Multiply
 from resa_bench.kernels.linear.dispatch import linear, linear_reference
@@ -39,6 +39,7 @@ from resa_bench.suites.linear import choose
 from resa_bench.suites.model import config as model_config
 from resa_bench.suites.model.config import MODELS, ModelConfig
 from resa_bench.suites.model.weights import random_decoder
+from resa_bench.suites.profile.workload import parse_case
 
 CPU = torch.device("cpu")
 TINY = ModelConfig("tiny-for-products", 2, 64, 4, 2, 16, 96, 100, qkv_bias=True)
@@ -230,7 +231,7 @@ def test_rows_of_a_run_by_the_best_products(slow: type[Slow]) -> None:
     assert not {identity(r) for r in own} & {identity(r) for r in rows}
 
 
-def test_the_loader_drops_the_second_copy(slow: type[Slow]) -> None:
+def test_the_loader_drops_the_second_copy(slow: type[Slow], monkeypatch: pytest.MonkeyPatch) -> None:
     loader = Loader()
     first = loader.model(case_of(), {4}, CPU)
     assert loader.model(case_of(), {4}, CPU) is first
@@ -239,6 +240,9 @@ def test_the_loader_drops_the_second_copy(slow: type[Slow]) -> None:
     assert isinstance(plain.decoder.layers[0].o, Int4Weight)
     assert plain.decoder.layers[0].o is first.decoder.layers[0].o.own
     assert loader._best is None
+    monkeypatch.setattr(Slow, "unavailable", classmethod(lambda cls, *_: "gone"))
+    with pytest.raises(Unsupported, match="slow: gone"):
+        loader.model(case_of(), {4}, CPU)
 
 
 def test_cases_say_their_products(slow: type[Slow]) -> None:
@@ -253,8 +257,13 @@ def test_cases_say_their_products(slow: type[Slow]) -> None:
     assert more == int(config.linear_parameters * 4.25 / 8)
     assert twice_notes([whole]) == []
     assert "3.5 GB more" in twice_notes([replace(whole, products="best")])[0]
-    with pytest.raises(ValueError, match="products: got 'x'"):
-        replace(whole, products="x")
+    for change, message in (
+        ({"products": "x"}, "got 'x'"),
+        ({"products": "best", "weights": "bf16"}, "of int4 weights"),
+    ):
+        with pytest.raises(ValueError, match=f"products: .*{message}"):
+            replace(whole, **change)  # type: ignore[arg-type]
+    assert parse_case("decode-qwen2.5-7b-int4-b32-8k-best", CPU).products == "best"  # type: ignore[union-attr]
 
 
 def test_what_cannot_run_is_refused_in_a_line(

@@ -15,7 +15,7 @@ from ..core.spec import PINNED, MethodSpec, joining, make_spec, other_ways
 from ..engine.case import GPU_DENSE, GPU_TEXT_DENSE, ModelCase, check_counts, check_types
 from ..engine.client import ENGINE
 from ..engine.measure import EAGER_STEPS
-from ..engine.products import PRODUCTS
+from ..engine.products import KIND, PRODUCTS
 from ..engine.products import libraries as product_libraries
 from ..engine.sampling import Sampling
 from ..model.config import ModelConfig
@@ -47,6 +47,8 @@ class DecodeCase(ModelCase):
             raise ValueError(f"prompt: got {self.prompt!r}, allowed are synthetic, text")
         if self.products not in PRODUCTS:
             raise ValueError(f"products: got {self.products!r}, allowed are {', '.join(PRODUCTS)}")
+        if self.products != OURS and self.weights != KIND:
+            raise ValueError(f"products: {self.products} is of {KIND} weights, got {self.weights}")
 
     @property
     def slug(self) -> str:

@@ -14,7 +14,7 @@ from ..model.load import LoadedModel, load_decoder
 from .case import ModelCase, shard_of, shares
 from .checks import check_linears
 from .engine import State
-from .products import BEST, Wanted, by_best, wanted
+from .products import BEST, Wanted, by_best, refusal, wanted
 from .prompt import english_text, prefill
 
 
@@ -56,6 +56,8 @@ class Loader:
 
     def _by_best(self, loaded: LoadedModel, rows: set[int], on_step: Callable[[str], None]) -> LoadedModel:
         decoder = loaded.decoder
+        if reason := refusal(decoder.config, decoder.dtype, decoder.device):
+            raise Unsupported(f"products best: {reason}")
         needs = frozenset(wanted(decoder.config, rows, decoder.device))
         if self._best is None or self._best[0] != needs:
             self._best = None
