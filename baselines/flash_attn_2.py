@@ -23,7 +23,9 @@ from .optional import first, load, missing, needs_cuda
 
 
 def _pages(cache: KVCache) -> str | None:
-    """Why the cache's pages cannot be read, or None."""
+    """Why the cache, or its pages, cannot be read; None if they can."""
+    if cache.in_fp8:
+        return "FlashAttention 2 reads keys and values of 16 bits, got fp8"
     wrong = cache.paged and cache.page_size % 256
     return f"FlashAttention 2 pages are multiples of 256 tokens, got {cache.page_size}" if wrong else None
 

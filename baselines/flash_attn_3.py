@@ -1,4 +1,8 @@
-"""FlashAttention 3 for Hopper, from the fa3-fwd wheel (forward only: bf16, contiguous caches)."""
+"""FlashAttention 3 for Hopper, from the fa3-fwd wheel (forward only: bf16 or e4m3, contiguous caches).
+
+Beside a cache in e4m3 it takes queries of that type alone, and rounds probabilities to it. Queries are rounded in the
+step, without a scale: those over 448 saturate, or become NaN in some versions of torch.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +22,7 @@ from ..kernels import (
     register,
     register_chunk_kernel,
 )
+from ..kernels.e4m3 import E4M3
 from ..kernels.method import DenseLayer
 from .optional import first, load, missing, needs_cuda
 
@@ -27,6 +32,7 @@ class FlashAttn3(DecodeMethod):
     """Split-KV decode with packed GQA; lengths on the device."""
 
     is_dense = True
+    reads_fp8 = True
     libraries = ("fa3-fwd",)
 
     @classmethod
@@ -47,9 +53,20 @@ class FlashAttn3(DecodeMethod):
 
         def attend(step: StepTensors) -> Callable[[], Tensor]:
             query = step.q.unsqueeze(1)
-            return lambda: flash(query, keys, values, cache_seqlens=cache.lengths)
+            if cache.scales is None:
+                return lambda: flash(query, keys, values, cache_seqlens=cache.lengths)
+            k_scale, v_scale = (x.expand(cache.batch, -1) for x in cache.scales.t())  # [B, Hkv]
+            rounded = torch.empty_like(query, dtype=E4M3)
 
-        return DenseLayer(cache, self.shape.q_heads, attend)
+            def run() -> Tensor:
+                rounded.copy_(query)
+                return flash(
+                    rounded, keys, values, cache_seqlens=cache.lengths, k_descale=k_scale, v_descale=v_scale
+                )  # fmt: skip
+
+            return run
+
+        return DenseLayer(cache, self.shape.q_heads, attend, rounds_to=E4M3 if cache.in_fp8 else None)
 
 
 @register_chunk_kernel("flash-attn-3")
@@ -60,7 +77,8 @@ class FlashAttn3Chunk(ChunkKernel):
     def unavailable(cls, shape: AttentionShape, dtype: torch.dtype, device: torch.device, cache: KVCache) -> str | None:
         """Why it cannot run there or cannot read this cache, or None."""
         paged = "takes contiguous caches only, got a paged one" if cache.paged else None
-        return first(FlashAttn3.unavailable(shape, dtype, device), paged)
+        fp8 = "would round the chunk's queries to fp8, as the cache is" if cache.in_fp8 else None
+        return first(FlashAttn3.unavailable(shape, dtype, device), paged, fp8)
 
     def bind(self, cache: KVCache, shape: AttentionShape, chunk: ChunkTensors) -> Callable[[], Tensor]:
         """The call that attends with the chunk's queries, causally, to the first `cache.lengths` tokens."""

@@ -1,4 +1,8 @@
-"""FlashInfer's paged decode on tensor cores. A contiguous head-major cache is read as pages through strides."""
+"""FlashInfer's paged decode on tensor cores. A contiguous head-major cache is read as pages through strides.
+
+Its scales of K and V in e4m3 are one number a tensor. Ours, one a KV head, are multiplied into the query before and the
+output after, which is exact: they are powers of two.
+"""
 
 from __future__ import annotations
 
@@ -55,6 +59,7 @@ class FlashInfer(DecodeMethod):
     """BatchDecodeWithPagedKVCacheWrapper; planned, outside the timed span, for the lengths it is bound at."""
 
     is_dense = True
+    reads_fp8 = True
     libraries = ("flashinfer-python",)
     fixes_length = True
 
@@ -82,15 +87,28 @@ class FlashInfer(DecodeMethod):
         indices = torch.cat([table[b, :n] for b, n in enumerate(used)]).to(torch.int32)
         plan = self._plan
         if plan is None or (plan.lengths, plan.page) != (lengths, page) or not torch.equal(plan.indices, indices):
-            plan = self._plan = _Plan(lengths, page, indices, self._wrapper(lengths, used, indices, page))
+            wrapper = self._wrapper(lengths, used, indices, page, keys.dtype)
+            plan = self._plan = _Plan(lengths, page, indices, wrapper)
         wrapper = plan.wrapper
 
         def attend(step: StepTensors) -> Callable[[], Tensor]:
-            return lambda: wrapper.run(step.q, (keys, values), out=step.out)  # returns `out`
+            if cache.scales is None:
+                return lambda: wrapper.run(step.q, (keys, values), out=step.out)  # returns `out`
+            k_scale, v_scale = cache.scales[:, 0, None, None], cache.scales[:, 1, None, None]
+            grouped = (cache.batch, cache.kv_heads, self.shape.group, cache.head_dim)
+            query = torch.empty_like(step.q)
+
+            def run() -> Tensor:
+                torch.mul(step.q.view(grouped), k_scale, out=query.view(grouped))
+                wrapper.run(query, (keys, values), out=step.out)
+                step.out.view(grouped).mul_(v_scale)
+                return step.out
+
+            return run
 
         return DenseLayer(cache, self.shape.q_heads, attend)
 
-    def _wrapper(self, lengths: list[int], used: list[int], indices: Tensor, page: int) -> Any:
+    def _wrapper(self, lengths: list[int], used: list[int], indices: Tensor, page: int, stored: torch.dtype) -> Any:
         """A wrapper planned for these lengths. Wrappers share their scratch, since they run one after another."""
         device = indices.device
         if self._workspace is None:
@@ -115,6 +133,6 @@ class FlashInfer(DecodeMethod):
             self.shape.head_dim,
             page,
             q_data_type=self.dtype,
-            kv_data_type=self.dtype,
+            kv_data_type=stored,
         )
         return wrapper

@@ -221,6 +221,7 @@ class Retro(SparseMethod):
     """Repairs the outputs of the newest tokens, with recomputed queries. One list a KV head, or one for all."""
 
     layer_class = RetroLayer
+    reads_fp8 = False
     torch_layer_class = TorchRetroLayer
     uses = (*SELECTS, "budget_tokens", "window")
     defaults: ClassVar[Mapping[str, Any]] = {"gqa_policy": "group-sum"}  # it takes no list per query head

@@ -34,7 +34,7 @@ def check_cache(
     """Check that a method of this shape, dtype and device can be bound to a layer's cache (waits for the device).
 
     Args:
-        dtypes: element types that the method's code takes.
+        dtypes: element types of keys and values, as stored, that the method's code takes.
 
     Raises:
         TypeError: not a KVCache or an AttentionShape; an element type that is not the method's, or not in `dtypes`.

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from .e4m3 import E4M3
 from .launch import INTERPRET, can_run_on
+
+if TYPE_CHECKING:
+    from .cache import KVCache
 
 
 def kernel_dtypes() -> tuple[torch.dtype, ...]:
     """Element types the kernels take: bf16 and fp16 on a GPU; the interpreter gets bf16 wrong and takes fp32."""
     return (torch.float16, torch.float32) if INTERPRET else (torch.bfloat16, torch.float16)
+
+
+def stored_dtypes() -> tuple[torch.dtype, ...]:
+    """Element types that keys and values may be stored in, for the kernels."""
+    return (*kernel_dtypes(), E4M3)
 
 
 def check_tensor(
@@ -44,6 +54,15 @@ def check_tensor(
         raise ValueError(f"{name}: is on {tensor.device}, expected {device}")
     if last_contiguous and tensor.dim() and tensor.stride(-1) != 1 and tensor.shape[-1] > 1:
         raise ValueError(f"{name}: stride of the last dimension is {tensor.stride(-1)}, must be 1")
+
+
+def check_stored(cache: KVCache) -> None:
+    """Raises TypeError, ValueError unless keys and values lie where kernels run, of a type that they read."""
+    check_tensor("cache.k", cache.k, (None, None, None, None), dtypes=stored_dtypes())
+    if cache.dtype not in kernel_dtypes():
+        allowed = ", ".join(str(d).removeprefix("torch.") for d in kernel_dtypes())
+        raise TypeError(f"cache: read as {str(cache.dtype).removeprefix('torch.')}, allowed: {allowed}")
+    check_device("cache.k", cache.k)
 
 
 def check_no_grad(name: str, tensor: Tensor) -> None:

@@ -14,7 +14,8 @@ from .setting import declared, setting
 
 GQA_POLICIES = ("group-mean", "group-sum", "per-head", "all-heads")
 SUMMARY_KINDS = ("minmax", "meanstd")
-SUMMARY_DTYPES = ("fp8",)  # besides the cache's own
+SUMMARY_DTYPES = ("fp8",)  # besides the queries' own
+KV_DTYPES = ("fp8",)  # of keys and values, besides the queries' own
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 """Of activations, keys and values, by the names that rows have."""
 BLOCK_SIZES = (8, 16, 32, 64, 128)

@@ -116,6 +116,13 @@ def can_run_on(device: torch.device) -> str | None:
     return f"Triton kernels need a CUDA device, got {device.type} (TRITON_INTERPRET=1 runs them slowly on a CPU)"
 
 
+def can_read_fp8(device: torch.device) -> str | None:
+    """Why kernels cannot read e4m3 on `device`, or None if they can."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 9):
+        return None
+    return "Triton converts e4m3 on GPUs of compute capability 8.9 or later"
+
+
 @cache
 def sm_count(device: torch.device) -> int:
     """Streaming multiprocessors of `device`; a small constant under the interpreter."""

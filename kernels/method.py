@@ -20,11 +20,18 @@ from .attention.summaries import write_tokens
 from .binding import check_step
 from .cache import KVCache
 from .config import AttentionShape, SparseConfig
+from .launch import can_read_fp8
 from .registry import entry
 
 
 class Unsupported(ValueError):
     """A method cannot serve this kind of cache (paged, ragged ...): its row is skipped, with this reason."""
+
+
+def check_readable(cache: KVCache) -> None:
+    """Raises Unsupported for a cache in fp8 on a device whose Triton kernels cannot read it."""
+    if cache.in_fp8 and (reason := can_read_fp8(cache.device)):
+        raise Unsupported(f"cache: is in fp8; {reason}")
 
 
 class NotHere(RuntimeError):
@@ -111,6 +118,8 @@ class Layer(ABC):
     """A method bound to one layer's cache."""
 
     cache: KVCache
+    rounds_to: torch.dtype | None = None
+    """What a library rounds queries and probabilities to before products, where not to the type of queries."""
     way: ClassVar[str | None] = None
     """What runs a block-sparse step: `chain` (a kernel a stage), `fused` (one kernel); None for other steps."""
 
@@ -192,6 +201,8 @@ class DecodeMethod(ABC):
     """The method whose steps it computes another way: the same selection, and so the same quality."""
     libraries: ClassVar[tuple[str, ...]] = ()
     """Distributions that it runs, by name: rows say their versions, and another version is measured again."""
+    reads_fp8: ClassVar[bool] = False
+    """Whether it serves caches that store keys and values in e4m3; others are refused by `layer_of`."""
     ranks_by: ClassVar[str | None] = None
     """The selector (selectors/) of its blocks; `summary`: that of its settings; None: only its own steps can tell."""
 
@@ -217,6 +228,16 @@ class DecodeMethod(ABC):
         Raises:
             Unsupported: the method does not serve this kind of cache.
         """
+
+
+def layer_of(method: DecodeMethod, cache: KVCache) -> Layer:
+    """Bind a method to a layer's cache (`DecodeMethod.prepare`). Raises Unsupported for one in fp8 that it cannot read.
+
+    For callers that do not know what the cache is: a method that knows nothing of scales would read bare numbers.
+    """
+    if cache.in_fp8 and not method.reads_fp8:
+        raise Unsupported(f"cache: {method.name} reads no keys and values in fp8")
+    return method.prepare(cache)
 
 
 _registry: dict[str, type[DecodeMethod]] = {}
@@ -253,6 +274,7 @@ class DenseLayer(Layer):
     q_heads: int
     attend: Callable[[StepTensors], Callable[[], Tensor | None]]
     append: Callable[[KVCache, Tensor, Tensor], None] = field(default=write_tokens)
+    rounds_to: torch.dtype | None = None
     _result: Tensor | None = None
 
     def stages(self, step: StepTensors) -> tuple[Stage, ...]:
@@ -281,19 +303,18 @@ class DenseLayer(Layer):
 
 def dense_traffic(cache: KVCache, q_heads: int) -> dict[str, Traffic]:
     """Floors of a dense step: all K and V, the query and the output; the new token read and written."""
-    size, dim = cache.k.element_size(), cache.head_dim
+    size, stored, dim = cache.dtype.itemsize, cache.k.element_size(), cache.head_dim
     tokens = int(cache.lengths.sum())
-    new = 2 * cache.batch * cache.kv_heads * dim * size
     io = 2 * cache.batch * q_heads * dim * size
-    attend = Traffic(2 * tokens * cache.kv_heads * dim * size + io, 4 * tokens * q_heads * dim)
-    append = Traffic(2 * new)
+    attend = Traffic(2 * tokens * cache.kv_heads * dim * stored + io, 4 * tokens * q_heads * dim)
+    append = Traffic(2 * cache.batch * cache.kv_heads * dim * (size + stored))
     return {"append": append, "attend": attend, "total": append + attend}
 
 
 def chunk_traffic(cache: KVCache, q_heads: int, tokens: int) -> Traffic:
     """Floor of dense attention of the last `tokens` tokens, whose K and V are overwritten first."""
-    size, dim = cache.k.element_size(), cache.head_dim
+    size, stored, dim = cache.dtype.itemsize, cache.k.element_size(), cache.head_dim
     keys = int(cache.lengths.sum())
     chunk = cache.batch * tokens
-    io = 2 * chunk * q_heads * dim * size + 2 * 2 * chunk * cache.kv_heads * dim * size
-    return Traffic(2 * keys * cache.kv_heads * dim * size + io, 4 * keys * tokens * q_heads * dim)
+    io = 2 * chunk * q_heads * dim * size + 2 * chunk * cache.kv_heads * dim * (size + stored)
+    return Traffic(2 * keys * cache.kv_heads * dim * stored + io, 4 * keys * tokens * q_heads * dim)

@@ -14,10 +14,10 @@ from .attention.sparse_decode import sparse_decode, sparse_splits
 from .attention.summaries import build_summaries, refresh_summaries, write_tokens
 from .binding import check_cache
 from .cache import KVCache
-from .checks import kernel_dtypes
+from .checks import stored_dtypes
 from .config import AttentionShape, SparseConfig
 from .launch import can_run_on
-from .method import Stage, StepTensors, Unsupported
+from .method import Stage, StepTensors, Unsupported, check_readable
 from .portable import TorchSparseLayer, TorchSparseMethod, calibrated, fill_scores
 from .selectors import Following
 from .workspace import BlockSparseLayer
@@ -88,6 +88,7 @@ class SparseMethod(TorchSparseMethod):
     """
 
     layer_class: ClassVar[type[SparseLayer]] = SparseLayer
+    reads_fp8 = True
 
     @property
     def step_tokens(self) -> int:
@@ -127,11 +128,15 @@ class SparseMethod(TorchSparseMethod):
         Raises:
             TypeError, ValueError: not a cache of this method's shape, dtype and device, or one whose lengths or block
                 table are out of range (`check_cache`).
+            Unsupported: a paged cache, or one in fp8, that the method or its selector does not read.
         """
         if isinstance(cache, KVCache) and not self.on_kernels(cache):
             return super().prepare(cache)
-        check_cache(cache, self.shape, self.dtype, self.device, kernel_dtypes())
+        check_cache(cache, self.shape, self.dtype, self.device, stored_dtypes())
+        check_readable(cache)
         selector = self.chosen_by(cache)
+        if cache.in_fp8 and not (self.reads_fp8 and selector.reads_fp8):
+            raise Unsupported(f"cache: {self.name} by {selector.name} reads 16-bit keys and values alone, got fp8")
         if cache.paged and (selector.tabled or not selector.has_kernels):
             raise Unsupported(f"cache: {selector.name} reads contiguous caches only, got a paged one")
         summaries = self.summaries(cache, selector)

@@ -11,10 +11,20 @@ from .attention.merge import Partials, merge_partials
 from .attention.summaries import write_tokens
 from .binding import check_cache, check_step
 from .cache import KVCache
-from .checks import kernel_dtypes
+from .checks import stored_dtypes
 from .config import AttentionShape, SparseConfig
 from .launch import can_run_on
-from .method import ChunkTensors, DecodeMethod, Layer, Stage, StepTensors, Traffic, dense_traffic, register
+from .method import (
+    ChunkTensors,
+    DecodeMethod,
+    Layer,
+    Stage,
+    StepTensors,
+    Traffic,
+    check_readable,
+    dense_traffic,
+    register,
+)
 
 
 @dataclass
@@ -52,6 +62,7 @@ class TritonDense(DecodeMethod):
     """Dense split-KV decode with GQA sharing."""
 
     is_dense = True
+    reads_fp8 = True
 
     @classmethod
     def unavailable(cls, shape: AttentionShape, dtype: torch.dtype, device: torch.device) -> str | None:
@@ -69,8 +80,10 @@ class TritonDense(DecodeMethod):
 
         Raises:
             TypeError, ValueError: as `check_cache` says.
+            Unsupported: as `check_readable` says.
         """
-        check_cache(cache, self.shape, self.dtype, self.device, kernel_dtypes())
+        check_cache(cache, self.shape, self.dtype, self.device, stored_dtypes())
+        check_readable(cache)
         splits = dense_splits(self.shape, 1, cache.capacity, cache.device)
         if splits not in self._partials:
             rows = self.shape.batch * self.shape.q_heads

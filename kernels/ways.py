@@ -25,8 +25,8 @@ def way(cache: KVCache, shape: AttentionShape, config: SparseConfig) -> str:
 
     1. `batch * kv_heads` is FUSED_FROM_ROWS at least.
     2. The device has thread-block clusters, and something to compile with (`ResaFused.unavailable`).
-    3. The fused step serves head dim, block size, dtype, group, selector and policy (`step.unsupported`), and the
-       cache's rows start at multiples of 16 bytes (`step.misaligned`).
+    3. The fused step serves head dim, block size, the cache's dtype, group, selector and policy (`step.unsupported`),
+       and the cache's rows start at multiples of 16 bytes (`step.misaligned`).
     4. A row of this capacity fits the shared memory of its cluster (`step.plan`).
     """
     if not fused_is_faster(shape) or ResaFused.unavailable(shape, cache.dtype, cache.device):

@@ -141,7 +141,7 @@ class BlockSparseLayer(Layer):
         if not (self.selector.summarised or self.selector.tabled):
             return attended
         touched = self.config.block_size * (1 + ceil_div(tokens - 1, self.config.block_size))
-        refreshed = self.selector.score_bytes(self.shape, self.config, self.cache.k.element_size(), touched)
+        refreshed = self.selector.score_bytes(self.shape, self.config, self.cache.dtype.itemsize, touched)
         return attended + Traffic(self.shape.batch * refreshed)
 
 
@@ -164,9 +164,9 @@ def sparse_traffic(
 
     In `total` the scores and split results are intermediate and cost nothing; the lists count once.
     """
-    size, dim = cache.k.element_size(), cache.head_dim
+    size, stored, dim = cache.dtype.itemsize, cache.k.element_size(), cache.head_dim
     query = shape.batch * shape.q_heads * dim * size
-    new_token = 2 * shape.batch * shape.kv_heads * dim * size
+    new_token = shape.batch * shape.kv_heads * dim * (size + stored)  # read and written, as key or value
     lengths = cache.lengths_on_host()
     summary_bytes = config.summary_bytes(dim, size) * shape.kv_heads if selector.summarised else 0
     blocks = sum(config.blocks(length) for length in lengths)
@@ -174,7 +174,7 @@ def sparse_traffic(
     score_rows_bytes = 4 * blocks * lists.shape[1] if selector.summarised else 0
     entries = 4 * int((lists >= 0).sum())
     tokens = unique_tokens(lists, cache.lengths, shape.kv_heads, config.block_size)
-    read = 2 * tokens * dim * size
+    read = 2 * tokens * dim * stored
     attended = (
         sum(int((lists[b] >= 0).sum()) * config.block_size for b in range(shape.batch))
         * shape.q_heads

@@ -142,7 +142,8 @@ def sets_of(rows: Iterable[Row], suite: str, place: Callable[[Row], Hashable]) -
 
 def _storage(row: Row) -> str:
     layout = row.kv_layout if row.kv_layout != USUAL_LAYOUT else None
-    return ", ".join(word for word in ("paged K/V" if row.paged else "", layout or "") if word)
+    fp8 = f"{row.kv_dtype} K/V" if row.kv_dtype else ""
+    return ", ".join(word for word in ("paged K/V" if row.paged else "", fp8, layout or "") if word)
 
 
 def lines_of(rows: Iterable[Row], place: Callable[[Row], Hashable]) -> dict[Variant, list[Row]]:

@@ -1,6 +1,7 @@
 """Triton's interpreter without the work that it does and throws away: over half of its time in our kernels.
 
-What kernels compute is the same to the bit, and what the interpreter refuses, it refuses as before.
+What kernels compute is the same to the bit, and what the interpreter refuses, it refuses as before. But NaN stays NaN
+to and from e4m3, as on a GPU.
 """
 
 from __future__ import annotations
@@ -10,18 +11,39 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 
 def quicken(interpreter: Any) -> None:
     """Take the work out of `triton.runtime.interpreter`; of a version that has it elsewhere, nothing changes."""
     if all(hasattr(interpreter, name) for name in ("_patch_lang", "_LangPatchScope", "interpreter_builder")):
         _name_the_language_once(interpreter)
         _leave_out_overflow_checks(interpreter.interpreter_builder)
+        _convert_e4m3_by_torch(interpreter)
 
 
 def _leave_out_overflow_checks(builder: Any) -> None:
     """Each sum and product of integers is computed again in 64 bits, for an assertion that only debugging makes."""
     if hasattr(builder.options, "sanitize_overflow") and not builder.options.debug:
         builder.options = dataclasses.replace(builder.options, sanitize_overflow=False)
+
+
+def _convert_e4m3_by_torch(interpreter: Any) -> None:
+    """The interpreter has NaN become a number and drops a carry; torch does neither, and is quicker."""
+    builder, e4m3, fp32 = interpreter.interpreter_builder, interpreter.tl.float8e4nv, interpreter.tl.float32
+    convert = builder.create_fp_to_fp
+
+    def create_fp_to_fp(source: Any, target_type: Any, rounding: Any) -> Any:
+        kinds = source.dtype.scalar, target_type.scalar
+        if kinds == (e4m3, fp32):
+            data = torch.from_numpy(source.data.view("uint8")).view(torch.float8_e4m3fn).float().numpy()
+        elif kinds == (fp32, e4m3):
+            data = torch.from_numpy(source.data.view("float32")).to(torch.float8_e4m3fn).view(torch.uint8).numpy()
+        else:
+            return convert(source, target_type, rounding)
+        return interpreter.TensorHandle(data, target_type.scalar)
+
+    builder.create_fp_to_fp = create_fp_to_fp
 
 
 def _name_the_language_once(interpreter: Any) -> None:

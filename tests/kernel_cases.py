@@ -36,9 +36,10 @@ from resa_bench.kernels import (
 )
 from resa_bench.kernels.attention.dense import dense_reference
 from resa_bench.kernels.attention.sparse_decode import sparse_reference
-from resa_bench.kernels.attention.summaries import rounded, summaries_reference
+from resa_bench.kernels.attention.summaries import summaries_reference
 from resa_bench.kernels.checks import kernel_dtypes
 from resa_bench.kernels.config import MAX_BLOCKS, ceil_div
+from resa_bench.kernels.e4m3 import E4M3, rounded
 from resa_bench.kernels.launch import INTERPRET, Launch, recording
 from resa_bench.suites.engine.gate import Check, compare
 from torch import Tensor
@@ -76,20 +77,26 @@ def make_cache(
     layout: str = "contiguous",
     page_size: int = 32,
     seed: int = 0,
+    kv_dtype: str | None = None,
 ) -> KVCache:
-    """A cache of random tokens; those past each sequence's length are NaN."""
+    """A cache of random tokens; those past each sequence's length are NaN. In fp8 heads differ much in size."""
     batch, capacity = len(lengths), capacity or max(*lengths, 1)
     device_lengths = torch.tensor(lengths, dtype=torch.int32, device=DEVICE)
     if layout == "paged":
-        cache = KVCache.allocate(batch, kv_heads, capacity, dim, dtype=dtype, device=DEVICE, page_size=page_size)
+        cache = KVCache.allocate(
+            batch, kv_heads, capacity, dim, dtype=dtype, device=DEVICE, page_size=page_size, kv_dtype=kv_dtype
+        )
         cache.lengths.copy_(device_lengths)
     else:
         shape = (batch, capacity, kv_heads, dim) if layout == "token-major" else (batch, kv_heads, capacity, dim)
-        k, v = (torch.empty(shape, dtype=dtype, device=DEVICE) for _ in range(2))
+        fp8: dict[str, Any] = {"scales": torch.ones(kv_heads, 2, device=DEVICE), "read_as": dtype} if kv_dtype else {}
+        k, v = (torch.empty(shape, dtype=E4M3 if fp8 else dtype, device=DEVICE) for _ in range(2))
         if layout == "token-major":
             k, v = k.transpose(1, 2), v.transpose(1, 2)
-        cache = KVCache(k, v, device_lengths)
+        cache = KVCache(k, v, device_lengths, **fp8)
     data = random(2, batch, kv_heads, cache.capacity, dim, dtype=dtype, seed=seed)
+    if kv_dtype:
+        data[1] *= 10.0 ** torch.arange(kv_heads, device=DEVICE)[:, None, None]
     past = torch.arange(cache.capacity, device=DEVICE) >= device_lengths[:, None]
     data.masked_fill_(past[None, :, None, :, None], NAN)
     cache.store(data[0], data[1])
@@ -279,8 +286,28 @@ def run_variants(
             window = WindowTensors(chunk.q, chunk.k, chunk.v, chunk.out, torch.zeros_like(cache.lengths))
             for stage in layer.window_stages(window):
                 stage.run()
+    run_fp8(capacity, device)
     run_long_selection(device)
     run_linears(device)
+
+
+def run_fp8(capacity: int, device: torch.device) -> None:
+    """The kernels that read keys and values in e4m3."""
+    dtype = torch.bfloat16
+    for dim, page_size, size in ((128, None, 16), (128, 64, 64), (64, 64, 16)):
+        shape, config = AttentionShape(1, 28, 4, dim), SparseConfig(size)
+        cache = KVCache.allocate(
+            1, 4, capacity, dim, dtype=dtype, device=device, page_size=page_size, kv_dtype="fp8"
+        )  # fmt: skip
+        step, chunk = empty_step(shape, dtype, device), empty_chunk(shape, 32, dtype, device)
+        if device.type != "meta":
+            for x in (step.q, step.k, step.v, chunk.q, chunk.k, chunk.v):
+                x.normal_()
+            cache.lengths.fill_(capacity)
+        for name in ("resa-chain", "triton-dense"):
+            layer = make_method(name, shape, replace(config, chunk_kernel="triton"), dtype, device).prepare(cache)
+            for stage in (*layer.stages(step), *layer.rectify_stages(chunk)):
+                stage.run()
 
 
 def run_long_selection(device: torch.device) -> None:

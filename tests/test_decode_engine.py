@@ -341,3 +341,24 @@ def test_the_gate_looks_at_the_logits(prompt: torch.Tensor, value: float, messag
     broken.head.weight.fill_(value)
     with pytest.raises(CheckFailed, match=message):
         check_attention(engine, {0})
+
+
+@pytest.mark.parametrize("name", ["triton-dense", "resa-chain"])
+def test_steps_and_rectification_on_caches_in_fp8(decoder: Decoder, name: str) -> None:
+    """The prompt's first chunk chooses the scales; each layer's attention is that of what its cache holds."""
+    few = torch.randint(0, TINY.vocab, (1, 40), generator=torch.Generator().manual_seed(3)).to(DEVICE)
+    state = State.allocate(decoder, 1, 64, 32, kv_dtype="fp8")
+    logits = prefill(decoder, state, few, chunk_tokens=32)
+    scales = [cache.scales_or_any.clone() for cache in state.caches]
+    assert all(bool((scale < 1).all()) for scale in scales)
+    exact = State.allocate(decoder, 1, 64, 32)
+    near = prefill(decoder, exact, few, chunk_tokens=32)
+    assert 0 < float((logits - near).norm() / near.norm()) < 0.2
+    state.start(40, logits.argmax(-1))
+    engine = bind(decoder, state, name, replace(SPARSE, rectify_every=4, chunk_kernel="triton"))
+    check_attention(engine, {0, len(engine.layers) - 1})
+    if engine.rectify_every:
+        for _ in range(3):  # to a period's end
+            engine.step()
+        check_rectified(engine, engine.rectify)
+    assert all(torch.equal(cache.scales_or_any, scale) for cache, scale in zip(state.caches, scales, strict=True))

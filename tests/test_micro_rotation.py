@@ -44,9 +44,9 @@ def test_so_many_layers_that_a_cache_is_displaced() -> None:
 
 
 def test_layers_hold_the_same_in_caches_of_their_own() -> None:
-    for page_size in (None, 64):
-        case = replace(TINY, page_size=page_size)
-        layers = make_rotation(case, make_inputs(case, CPU, 8), 3)
+    for page_size, kv_dtype in ((None, None), (64, None), (64, "fp8")):
+        case = replace(TINY, page_size=page_size, kv_dtype=kv_dtype)
+        layers = make_rotation(make_inputs(case, CPU, 8), 3)
         assert len({inputs.cache.k.data_ptr() for inputs in layers}) == 3
         for inputs in layers[1:]:
             for own, first in zip(inputs.cache.gather(), layers[0].cache.gather(), strict=True):

@@ -139,7 +139,7 @@ def dense_chunk_torch(cache: KVCache, chunk: ChunkTensors) -> None:
         query = grouped.permute(1, 0, 2, 3).flatten(1, 2)  # [Hkv, f G, D]
         position = length - tokens + torch.arange(tokens, device=cache.device).repeat_interleave(group)
         visible = torch.arange(length, device=cache.device)[None, :] <= position[:, None]
-        out = scaled_dot_product_attention(
-            query[None], cache.k[b, None, :, :length], cache.v[b, None, :, :length], attn_mask=visible
-        )[0].masked_fill(position[None, :, None] < 0, 0.0)  # rows that see nothing: NaN or anything, by the backend
+        out = scaled_dot_product_attention(query[None], *cache.read(b, length), attn_mask=visible)[0].masked_fill(
+            position[None, :, None] < 0, 0.0
+        )  # rows that see nothing: NaN or anything, by the backend
         chunk.out[b] = out.view(cache.kv_heads, tokens, group, dim).permute(1, 0, 2, 3).reshape(tokens, heads, dim)

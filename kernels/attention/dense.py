@@ -14,13 +14,13 @@ import triton.language as tl
 from torch import Tensor
 
 from ..cache import KVCache
-from ..checks import check_device, check_tensor, kernel_dtypes
+from ..checks import check_device, check_stored, check_tensor
 from ..config import AttentionShape, ceil_div
 from ..exact import Exact, assign, empty_rows, exact_attention
 from ..launch import INTERPRET, await_previous, launch, plan_splits, shared_memory
 from .addressing import checked_scale, held_tokens, locate, strided, tile_range
 from .merge import Partials
-from .softmax import attend_tile, store_partial
+from .softmax import LIFT, attend_tile, multipliable, store_partial
 
 
 @triton.jit
@@ -50,8 +50,6 @@ def _attend_tiles(
         else:
             k = tl.load(k_cache + base + offsets)
             v = tl.load(v_cache + base + offsets)
-        if CAST_FP32:
-            k, v = k.to(tl.float32), v.to(tl.float32)
         visible = valid[None, :] & (token[None, :] <= position[:, None])
         m, total, acc = attend_tile(query, k, v, visible, scale_log2, m, total, acc, MASKED, CAST_FP32)
     return m, total, acc
@@ -62,6 +60,7 @@ def _dense_kernel(
     q,  # [B, T, Hq, D]
     k_cache,  # [B or P, Hkv, S or page, D]
     v_cache,  # the same strides
+    scales,  # float32 [Hkv, 2], of keys and values in e4m3 alone
     partial,  # float32 [B * T * Hq, splits, D]
     partial_lse,  # float32 [B * T * Hq, splits]
     lengths,  # int32 [B]
@@ -103,10 +102,12 @@ def _dense_kernel(
     position = length - q_tokens + q_token  # negative for rows before the start: they see nothing
     q_rows = strided(batch, q_batch_stride) + strided(q_token, q_token_stride) + strided(head, q_head_stride)
     query = tl.load(q + q_rows[:, None] + dims[None, :], mask=row_valid[:, None], other=0.0)
-    if CAST_FP32:
-        query = query.to(tl.float32)
+    query = multipliable(query, k_cache.dtype.element_ty == tl.float8e4nv, CAST_FP32)
     held = held_tokens(length, token_capacity)
     scale_log2 = checked_scale(scale_log2, length, token_capacity)
+
+    if k_cache.dtype.element_ty == tl.float8e4nv:
+        scale_log2 *= tl.load(scales + 2 * kv_head)
 
     first_token = tl.program_id(1) * ROWS // G
     last_token = tl.minimum((tl.program_id(1) * ROWS + ROWS - 1) // G, q_tokens - 1)
@@ -128,6 +129,8 @@ def _dense_kernel(
         cache_outer_stride, cache_token_stride, table_stride, pages, D, TILE, PAGE, PAGED, True, CAST_FP32, 1,
     )  # fmt: skip
 
+    if k_cache.dtype.element_ty == tl.float8e4nv:
+        m, acc = m - LIFT, acc * tl.load(scales + 2 * kv_head + 1)
     first_row = (strided(batch, q_tokens) * kv_heads + kv_head) * G  # of 64 bits, one for all rows: no spill
     out_row = first_row + strided(q_token, kv_heads * G) + row % G
     store_partial(partial, partial_lse, out_row, row_valid, split, splits, m, total, acc, D)
@@ -176,7 +179,7 @@ def dense_attention(
     if isinstance(q, Tensor) and q.dim() == 3:
         q = q.unsqueeze(1)
     check_tensor("q", q, (cache.batch, None, None, cache.head_dim), dtypes=(cache.dtype,), device=cache.device)
-    check_tensor("cache.k", cache.k, (None, None, None, None), dtypes=kernel_dtypes())
+    check_stored(cache)
     check_device("q", q)
     _, tokens, heads, dim = q.shape
     shape = AttentionShape(cache.batch, heads, cache.kv_heads, dim)
@@ -191,6 +194,7 @@ def dense_attention(
         q=q,
         k_cache=cache.k,
         v_cache=cache.v,
+        scales=cache.scales_or_any,
         partial=partials.out,
         partial_lse=partials.lse,
         lengths=cache.lengths,

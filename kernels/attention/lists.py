@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..cache import KVCache
-from ..checks import check_range, check_tensor, kernel_dtypes
+from ..checks import check_range, check_tensor
 from ..config import BLOCK_SIZES, ceil_div
 from ..launch import INTERPRET
 from .merge import Partials
@@ -19,7 +19,6 @@ def check_blocks(cache: KVCache, block_size: int, scale: float | None) -> None:
     """Raises TypeError, ValueError unless the cache can be read by blocks of this size, and logits scaled so."""
     if scale is not None and not scale > 0:
         raise ValueError(f"scale: got {scale}, must be positive")
-    check_tensor("cache.k", cache.k, (None, None, None, None), dtypes=kernel_dtypes())
     if block_size not in BLOCK_SIZES:
         raise ValueError(f"block_size: got {block_size}, allowed are the powers of two {BLOCK_SIZES}")
     if cache.paged and cache.page_size % block_size:

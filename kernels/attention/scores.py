@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..cache import KVCache
-from ..checks import check_device, check_tensor, kernel_dtypes
+from ..checks import check_device, check_stored, check_tensor
 from ..config import AttentionShape, SparseConfig, ceil_div
 from ..launch import await_previous, launch, release_next, scores_per_sm
 from .addressing import held_tokens, locate, strided
@@ -56,8 +56,9 @@ def _score_kernel(
     scores,  # float32 [B, R, M]
     lengths,  # int32 [B]
     table,  # int32 [B, pages]
-    k_cache,  # [B or P, Hkv, S or page, D]; with APPEND alone, as the next three
+    k_cache,  # [B or P, Hkv, S or page, D]; with APPEND alone, as the next four
     v_cache,  # the same strides
+    scales,  # float32 [Hkv, 2], of keys and values in e4m3 alone
     k_new,  # [B, Hkv, D]
     v_new,  # the same strides
     token_capacity,  # of a sequence
@@ -104,7 +105,7 @@ def _score_kernel(
             if (length > 0) & (given <= token_capacity):  # else there is no room for the token
                 for kv_head in range(group, kv_heads if POLICY == "all-heads" else group + 1):
                     update_block(
-                        k_cache, v_cache, summaries, k_new, v_new, table, batch, kv_head, blocks - 1, length,
+                        k_cache, v_cache, scales, summaries, k_new, v_new, table, batch, kv_head, blocks - 1, length,
                         length - 1, cache_outer_stride, cache_head_stride, cache_token_stride, summary_outer_stride,
                         summary_head_stride, new_batch_stride, 0, new_head_stride, table_stride, pages,
                         D, BLOCK, PAGE_BLOCKS * BLOCK, PAGED, True, "minmax" if MINMAX else "meanstd",
@@ -182,7 +183,7 @@ def score_blocks(
             blocks.
     """
     check_tensor("q", q, (cache.batch, None, cache.head_dim), dtypes=(cache.dtype,), device=cache.device)
-    check_tensor("cache.k", cache.k, (None, None, None, None), dtypes=kernel_dtypes())
+    check_stored(cache)
     check_device("q", q)
     shape = AttentionShape(cache.batch, q.shape[1], cache.kv_heads, cache.head_dim)
     held = summaries.kind, summaries.block_size, summaries.dtype
@@ -215,6 +216,7 @@ def score_blocks(
         table=table,
         k_cache=cache.k,
         v_cache=cache.v,
+        scales=cache.scales_or_any,
         k_new=k_new,
         v_new=v_new,
         token_capacity=cache.capacity,

@@ -3,6 +3,37 @@
 import triton
 import triton.language as tl
 
+LIFT = tl.constexpr(13.0)
+"""Keys and values in e4m3 are multiplied in fp16, which they fit: there 2^LIFT stands for a probability of 1, so that
+those down to 2^-38 of the largest are not lost. Conversion to bf16 would take as long as the memory."""
+
+
+@triton.jit
+def _halves(x):
+    """e4m3 to fp16, four at a time. A cast, or a pure operation, would move behind the change of layout that products
+    need; then bytes would change places, one load each."""
+    return tl.inline_asm_elementwise(
+        """{
+        .reg .b16 low, high;
+        mov.b32 {low, high}, $2;
+        cvt.rn.f16x2.e4m3x2 $0, low;
+        cvt.rn.f16x2.e4m3x2 $1, high;
+        }""",
+        "=r,=r,r",
+        [x],
+        dtype=tl.float16,
+        is_pure=False,
+        pack=4,
+    )
+
+
+@triton.jit
+def multipliable(q, IN_FP8: tl.constexpr, CAST_FP32: tl.constexpr):
+    """A query as it is multiplied with keys: in fp16 beside e4m3; in fp32 in the interpreter."""
+    if CAST_FP32:
+        return q.to(tl.float32)
+    return q.to(tl.float16) if IN_FP8 else q
+
 
 @triton.jit
 def attend_tile(q, k, v, visible, scale_log2, m, total, acc, MASKED: tl.constexpr, CAST_FP32: tl.constexpr):
@@ -10,8 +41,14 @@ def attend_tile(q, k, v, visible, scale_log2, m, total, acc, MASKED: tl.constexp
 
     q `[rows, D]`; k, v `[tokens, D]`; visible `[rows, tokens]` (read only when MASKED); m, total `[rows]` the running
     maximum of the scaled logits and the running sum; acc `[rows, D]`. A row that has seen nothing keeps m = -inf.
+    Of keys and values in e4m3, total and acc are 2^LIFT times as large.
     The scale is positive, so it can wait until after the maximum, where it costs nothing (one fused multiply-add).
     """
+    IN_FP8: tl.constexpr = v.dtype == tl.float8e4nv
+    if CAST_FP32:
+        k, v = k.to(tl.float32), v.to(tl.float32)
+    elif IN_FP8:
+        k, v = k.to(tl.float16), _halves(v)
     logits = tl.dot(q, tl.trans(k), input_precision="ieee")
     if MASKED:
         logits = tl.where(visible, logits, float("-inf"))
@@ -19,7 +56,7 @@ def attend_tile(q, k, v, visible, scale_log2, m, total, acc, MASKED: tl.constexp
     base = m_next
     if MASKED:
         base = tl.where(m_next == float("-inf"), 0.0, m_next)  # nothing visible yet: avoid inf - inf
-    p = tl.exp2(logits * scale_log2 - base[:, None])
+    p = tl.exp2(logits * scale_log2 - (base - LIFT if IN_FP8 else base)[:, None])
     carry = tl.exp2(m - base)
     total = total * carry + tl.sum(p, axis=1)
     if not CAST_FP32:

@@ -14,14 +14,14 @@ import triton.language as tl
 from torch import Tensor
 
 from ..cache import KVCache
-from ..checks import check_device, check_tensor
+from ..checks import check_device, check_stored, check_tensor
 from ..config import MAX_BLOCKS, AttentionShape, SparseConfig, ceil_div
 from ..exact import Exact, assign, empty_rows, exact_attention
 from ..launch import MAX_SPLITS, await_previous, launch, plan_splits, release_next
 from .addressing import checked_scale, held_tokens, locate, selected_blocks, strided, tile_range
 from .lists import check_blocks, check_counts, check_entries, list_arguments
 from .merge import Partials
-from .softmax import attend_tile, store_partial
+from .softmax import LIFT, attend_tile, multipliable, store_partial
 from .summaries import check_new
 
 
@@ -35,6 +35,7 @@ def _sparse_decode_kernel(
     q,  # [B, Hq, D]
     k_cache,  # [B or P, Hkv, S or page, D]
     v_cache,  # the same strides
+    scales,  # float32 [Hkv, 2], of keys and values in e4m3 alone
     partial,  # float32 [B * Hq, splits, D]
     partial_lse,  # float32 [B * Hq, splits]
     lists,  # int32 [B, R, N]
@@ -92,16 +93,19 @@ def _sparse_decode_kernel(
     row_valid = row < HEADS
     q_rows = strided(batch, q_batch_stride) + strided(first_head + row, q_head_stride)
     query = tl.load(q + q_rows[:, None] + dims[None, :], mask=row_valid[:, None], other=0.0)
-    if CAST_FP32:
-        query = query.to(tl.float32)
+    query = multipliable(query, k_cache.dtype.element_ty == tl.float8e4nv, CAST_FP32)
     if COUNTED:
         counted = tl.load(counts + strided(batch, count_batch_stride) + strided(program, count_row_stride))
+    if k_cache.dtype.element_ty == tl.float8e4nv:
+        k_scale, v_scale = tl.load(scales + 2 * kv_head), tl.load(scales + 2 * kv_head + 1)
     if APPEND:
         new = strided(batch, new_batch_stride) + strided(kv_head, new_head_stride) + dims
         newest_k, newest_v = tl.load(k_new + new), tl.load(v_new + new)
     # What is made of loaded numbers waits for them: after the loads, which are all under way by then.
     length = held_tokens(given, token_capacity)
     scale_log2 = checked_scale(scale_log2, given, token_capacity)
+    if k_cache.dtype.element_ty == tl.float8e4nv:
+        scale_log2 *= k_scale
     if COUNTED:
         count = tl.minimum(counted, list_capacity)
     else:
@@ -142,10 +146,10 @@ def _sparse_decode_kernel(
             # The next tile's entries, a step ahead: read in its own step they would hold up its keys and values.
             entry = first + BLOCKS + lane // BLOCK
             block = tl.load(entries + entry, mask=entry < end, other=-1)
-            if CAST_FP32:
-                k, v = k.to(tl.float32), v.to(tl.float32)
             m, total, acc = attend_tile(query, k, v, valid[None, :], scale_log2, m, total, acc, True, CAST_FP32)
 
+    if k_cache.dtype.element_ty == tl.float8e4nv:
+        m, acc = m - LIFT, acc * v_scale
     rows = strided(batch, programs * HEADS) + first_head + row
     store_partial(partial, partial_lse, rows, row_valid, split, splits, m, total, acc, D)
 
@@ -199,6 +203,7 @@ def sparse_decode(
             tokens to append and settings in place of counts; with `check_values`, entries outside -1 .. M-1 or counts
             over N.
     """
+    check_stored(cache)
     check_blocks(cache, block_size, scale)
     check_tensor("q", q, (cache.batch, None, cache.head_dim), dtypes=(cache.dtype,), device=cache.device)
     check_device("q", q)
@@ -213,6 +218,8 @@ def sparse_decode(
         check_new(cache, k_new, v_new, (cache.batch, cache.kv_heads, cache.head_dim))
         if not counted:  # the kernel before may not have written k_new and v_new yet
             raise ValueError("counts: got settings, expected a tensor where a token is appended")
+        if cache.in_fp8:
+            raise ValueError("append: is not done here to a cache in fp8; write_tokens does it")
     if isinstance(counts, SparseConfig):
         config, counts = counts, cache.lengths[:, None]  # which is not read
         if config.block_size != block_size:
@@ -237,6 +244,7 @@ def sparse_decode(
         (partials.splits, cache.batch * programs),
         **list_arguments(cache, lists, counts, partials, block_size, scale),
         q=q,
+        scales=cache.scales_or_any,
         k_new=k_new,
         v_new=v_new,
         ratio_numerator=config.ratio.numerator,

@@ -19,18 +19,13 @@ import triton.language as tl
 from torch import Tensor
 
 from ..cache import KVCache, logical
-from ..checks import check_device, check_same_strides, check_tensor, kernel_dtypes
+from ..checks import check_same_strides, check_stored, check_tensor
 from ..config import BLOCK_SIZES, MAX_BLOCKS, SUMMARY_DTYPES, SUMMARY_KINDS, ceil_div
+from ..e4m3 import E4M3
 from ..launch import await_previous, launch, release_next
 from .addressing import held_tokens, locate, strided
 
-DTYPES = dict(zip(SUMMARY_DTYPES, (torch.float8_e4m3fn,), strict=True))
-FP8_MAX = 448.0
-
-
-def rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """`x` in a summary's element type; fp8 saturates."""
-    return (x.clamp(-FP8_MAX, FP8_MAX) if dtype in DTYPES.values() else x).to(dtype)
+DTYPES = dict(zip(SUMMARY_DTYPES, (E4M3,), strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +33,7 @@ class Summaries:
     """Summaries of one layer's cache.
 
     Attributes:
-        data: `[B or P, Hkv, blocks, 2, D]` of the cache's dtype or fp8; paged as the cache is, so that a shared page
+        data: `[B or P, Hkv, blocks, 2, D]` of the queries' dtype or fp8; paged as the cache is, so that a shared page
             shares its summaries.
         kind: "minmax" (slots min, max) or "meanstd" (slots mean, std).
         block_size: tokens a block.
@@ -86,26 +81,29 @@ class Summaries:
 
 @triton.jit
 def _round(x, dtype: tl.constexpr):
-    """fp32 to a summary's element type. To e4m3 by hand, saturating, as Triton's interpreter drops the carry:
+    """fp32 to a stored element type. To e4m3 by hand, saturating, as Triton's interpreter drops the carry:
     to nearest even at the 20th bit, and below 2^-6 at multiples of 2^-9, which is the spacing of floats around 24576.
     """
     if dtype != tl.float8e4nv:
         return x.to(dtype)
-    x = tl.minimum(tl.maximum(x, -448.0), 448.0)
+    x = tl.clamp(x, -448.0, 448.0, propagate_nan=tl.PropagateNan.ALL)
     bits = x.to(tl.int32, bitcast=True)
     normal = ((bits + 0x7FFFF + ((bits >> 20) & 1)) & -0x100000).to(tl.float32, bitcast=True)
+    normal = tl.where(x == x, normal, x)  # a GPU's NaN, all ones, would be carried over to zero
     return tl.where(tl.abs(x) < 0.015625, (x + 24576.0) - 24576.0, normal).to(dtype)
 
 
 @triton.jit
 def update_block(
-    k_cache, v_cache, summaries, k_new, v_new, table, batch, head, block, length, first,
+    k_cache, v_cache, scales, summaries, k_new, v_new, table, batch, head, block, length, first,
     cache_outer_stride, cache_head_stride, cache_token_stride, summary_outer_stride, summary_head_stride,
     new_batch_stride, new_token_stride, new_head_stride, table_stride, pages,
     D: tl.constexpr, BLOCK: tl.constexpr, PAGE: tl.constexpr, PAGED: tl.constexpr, WRITE: tl.constexpr,
     SUMMARY: tl.constexpr, keep_before=0,
 ):  # fmt: skip
     """Write a block's new tokens, from `first` on but none before `keep_before`, and summarise its valid keys.
+
+    In e4m3 a token is written over its head's scales, and keys are summarised as they are read back.
 
     `length` is no more than the cache holds; nothing is written to a page that the cache does not have.
     """
@@ -123,6 +121,9 @@ def update_block(
         new_offsets = (rows + strided(tokens - first, new_token_stride))[:, None] + dims[None, :]
         fresh_k = tl.load(k_new + new_offsets, mask=fresh[:, None], other=0.0)
         fresh_v = tl.load(v_new + new_offsets, mask=fresh[:, None], other=0.0)
+        if k_cache.dtype.element_ty == tl.float8e4nv:
+            fresh_k = _round(tl.div_rn(fresh_k.to(tl.float32), tl.load(scales + 2 * head)), tl.float8e4nv)
+            fresh_v = _round(tl.div_rn(fresh_v.to(tl.float32), tl.load(scales + 2 * head + 1)), tl.float8e4nv)
         tl.store(k_cache + offsets, fresh_k, mask=fresh[:, None])
         tl.store(v_cache + offsets, fresh_v, mask=fresh[:, None])
         known = valid & (tokens < written)
@@ -132,6 +133,8 @@ def update_block(
         if WRITE:
             k = tl.where(fresh[:, None], fresh_k, k)
         k = k.to(tl.float32)
+        if k_cache.dtype.element_ty == tl.float8e4nv:
+            k *= tl.load(scales + 2 * head)
         if SUMMARY == "minmax":
             slot0 = tl.min(tl.where(valid[:, None], k, float("inf")), axis=0)
             slot1 = tl.max(tl.where(valid[:, None], k, float("-inf")), axis=0)
@@ -151,6 +154,7 @@ def update_block(
 def _update_blocks_kernel(
     k_cache,  # [B or P, Hkv, S or page, D]
     v_cache,  # the same strides
+    scales,  # float32 [Hkv, 2], of keys and values in e4m3 alone
     summaries,  # [B or P, Hkv, blocks, 2, D]
     k_new,  # [B, T, Hkv, D]
     v_new,  # the same strides
@@ -198,7 +202,7 @@ def _update_blocks_kernel(
         keep_before = tl.load(kept + batch)
 
     update_block(
-        k_cache, v_cache, summaries, k_new, v_new, table, batch, head, block, length, first,
+        k_cache, v_cache, scales, summaries, k_new, v_new, table, batch, head, block, length, first,
         cache_outer_stride, cache_head_stride, cache_token_stride, summary_outer_stride, summary_head_stride,
         new_batch_stride, new_token_stride, new_head_stride, table_stride, pages,
         D, BLOCK, PAGE, PAGED, WRITE, SUMMARY, keep_before,
@@ -206,8 +210,7 @@ def _update_blocks_kernel(
 
 
 def _check(cache: KVCache, summaries: Summaries | None, check_values: bool) -> None:
-    check_tensor("cache.k", cache.k, (None, None, None, None), dtypes=kernel_dtypes())
-    check_device("cache.k", cache.k)
+    check_stored(cache)
     if summaries is not None:
         blocks = ceil_div(cache.page_size, summaries.block_size)
         shape = (cache.k.shape[0], cache.kv_heads, blocks, 2, cache.head_dim)
@@ -239,6 +242,7 @@ def _launch(
         (blocks, cache.batch * cache.kv_heads),
         k_cache=cache.k,
         v_cache=cache.v,
+        scales=cache.scales_or_any,
         summaries=data,
         k_new=k_new,
         v_new=v_new,

@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..cache import KVCache
-from ..checks import check_device, check_tensor
+from ..checks import check_device, check_tensor, kernel_dtypes
 from ..config import AttentionShape, ceil_div
 from ..exact import Exact, assign, empty_rows, exact_attention
 from ..launch import await_previous, launch, plan_splits, release_next
@@ -193,6 +193,7 @@ def window_decode(
         TypeError, ValueError: an argument of the wrong dtype, shape, device or stride; a list per query head; with
             `check_values`, entries outside -1 .. M-1 or counts over N.
     """
+    check_tensor("cache.k", cache.k, (None, None, None, None), dtypes=kernel_dtypes())
     check_blocks(cache, block_size, scale)
     check_tensor("q", q, (cache.batch, None, None, cache.head_dim), dtypes=(cache.dtype,), device=cache.device)
     check_device("q", q)

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
-from ..binding import check_cache, check_step
+from ..binding import TORCH_DTYPES, check_cache, check_step
 from ..cache import KVCache
 from ..config import AttentionShape, SparseConfig
+from ..e4m3 import E4M3
 from ..launch import can_run_on
 from ..method import Stage, StepTensors, Traffic, Unsupported, register
 from ..pipeline import SparseLayer
@@ -48,6 +49,7 @@ class ResaFused(ResaChain):
     """The steps of `resa`, the same selection and the same rectification, each step one CUDA kernel."""
 
     layer_class = FusedLayer
+    reads_fp8 = False
     ranks_by = None  # quality is to be that of its own kernel, step by step
 
     @classmethod
@@ -66,7 +68,7 @@ class ResaFused(ResaChain):
             Unsupported: settings that the fused step does not serve, or rows too long for shared memory.
             TypeError, ValueError: not a cache of this method's shape, dtype and device (`check_cache`).
         """
-        check_cache(cache, self.shape, self.dtype, self.device)
+        check_cache(cache, self.shape, self.dtype, self.device, (*TORCH_DTYPES, E4M3))
         reason = refused(cache, self.shape, self.config)
         if reason:
             raise Unsupported(reason)
@@ -75,7 +77,7 @@ class ResaFused(ResaChain):
 
 def refused(cache: KVCache, shape: AttentionShape, config: SparseConfig) -> str | None:
     """Why the fused step does not serve a cache of a device that it runs on, or None."""
-    reason = unsupported(shape, config, cache.dtype) or misaligned(k_cache=(cache.k, 16), v_cache=(cache.v, 16))
+    reason = unsupported(shape, config, cache.k.dtype) or misaligned(k_cache=(cache.k, 16), v_cache=(cache.v, 16))
     if reason:
         return reason
     try:

@@ -193,7 +193,7 @@ def bind(
         TypeError, ValueError: a tensor of the wrong dtype, shape, device or stride; settings the kernel does not serve.
     """
     shape = AttentionShape(cache.batch, step.q.shape[1], cache.kv_heads, cache.head_dim)
-    reason = unsupported(shape, config, cache.dtype)
+    reason = unsupported(shape, config, cache.k.dtype)
     if reason:
         raise ValueError(reason)
     for name, tensor in (("q", step.q), ("out", step.out)):

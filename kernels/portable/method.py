@@ -18,7 +18,7 @@ from ..method import DecodeMethod, DenseLayer, StepTensors, Unsupported, registe
 from ..selectors import Following, Selector, selector_of
 from ..workspace import BlockSparseLayer, Workspace
 from .layer import TorchSparseLayer
-from .tokens import PAGED, refresh_torch, write_tokens_torch
+from .tokens import FP8, PAGED, refresh_torch, write_tokens_torch
 
 
 class TorchSparseMethod(DecodeMethod):
@@ -98,10 +98,12 @@ class TorchSparseMethod(DecodeMethod):
         """Bind to a layer's cache: summaries built, work space allocated. Waits for the device.
 
         Raises:
-            Unsupported: a paged cache.
+            Unsupported: a paged cache, or one in fp8.
             TypeError, ValueError: not a cache of this method's shape, dtype and device, or one whose lengths are out of
                 range (`check_cache`).
         """
+        if isinstance(cache, KVCache) and cache.in_fp8:
+            raise Unsupported(FP8)
         check_cache(cache, self.shape, self.dtype, self.device)
         if cache.paged:
             raise Unsupported(PAGED)
@@ -155,9 +157,11 @@ class TorchDense(DecodeMethod):
         """Bind to a layer's cache. Waits for the device.
 
         Raises:
-            Unsupported: a paged cache.
+            Unsupported: a paged cache, or one in fp8.
             TypeError, ValueError: as `check_cache` says.
         """
+        if isinstance(cache, KVCache) and cache.in_fp8:
+            raise Unsupported(FP8)
         check_cache(cache, self.shape, self.dtype, self.device)
         if cache.paged:
             raise Unsupported(PAGED)

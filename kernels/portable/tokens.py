@@ -5,11 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..attention.summaries import Summaries, rounded
+from ..attention.summaries import Summaries
 from ..cache import KVCache
 from ..checks import check_tensor
+from ..e4m3 import encoded, rounded
 
 PAGED = "cache: the portable path takes contiguous caches only, got a paged one"
+FP8 = "cache: the portable methods read keys and values of 16 or 32 bits, got fp8; it needs the Triton kernels"
 
 
 def write_tokens_torch(cache: KVCache, k_new: Tensor, v_new: Tensor, keep_before: Tensor | None = None) -> None:
@@ -25,6 +27,11 @@ def write_tokens_torch(cache: KVCache, k_new: Tensor, v_new: Tensor, keep_before
     shape = (cache.batch, None, cache.kv_heads, cache.head_dim)
     check_tensor("k_new", k_new, shape, dtypes=(cache.dtype,), device=cache.device, last_contiguous=False)
     check_tensor("v_new", v_new, k_new.shape, dtypes=(cache.dtype,), device=cache.device, last_contiguous=False)
+    if cache.scales is not None:
+        k_new, v_new = (
+            encoded(x.transpose(1, 2), scale).transpose(1, 2)
+            for x, scale in zip((k_new, v_new), cache.scales.t(), strict=True)
+        )
     kept = [0] * cache.batch if keep_before is None else keep_before.clamp(min=0).tolist()
     for b, length in enumerate(cache.lengths_on_host()):
         count = max(min(k_new.shape[1], length - kept[b]), 0)

@@ -105,6 +105,8 @@ class Selector(ABC):
     """Whether blocks are scored by the summaries that the kernels keep (attention/summaries.py)."""
     tabled: bool = False
     """Whether it keeps something else of every block (`describe`), which follows the keys."""
+    reads_fp8: bool = False
+    """Whether its kernels take caches in e4m3."""
     ranked: bool = True
     """Whether lists are the best blocks of `scores`, as many as the settings say; otherwise `choose` says."""
     choosing: tuple[bool, ...] = (True,)

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from ..attention.scores import query_slots, score_blocks
 from ..attention.selection import select_blocks
-from ..attention.summaries import DTYPES, rounded
+from ..attention.summaries import DTYPES
 from ..config import AttentionShape, SparseConfig
+from ..e4m3 import rounded
 from ..method import Stage, StepTensors
 from .base import Blocks, SelectingLayer, Selector, products, register_selector
 
@@ -58,6 +59,7 @@ class Summary(Selector):
     """The kind of summary that the settings name."""
 
     summarised = True
+    reads_fp8 = True
 
     def describe(self, keys: Tensor, valid: Tensor | None, config: SparseConfig, known: Tensor | None) -> Tensor:
         """The summaries."""

@@ -79,6 +79,7 @@ class Window(Selector):
     """A constant list of the size the others select; nothing is scored."""
 
     ranked = False
+    reads_fp8 = True
 
     def rows(self, shape: AttentionShape, config: SparseConfig) -> int:
         """One for all heads."""

@@ -117,6 +117,8 @@ def is_predictable(row: Row) -> bool:
     kind = registered().get(steps_of(row.method))
     if kind is None or row.mean_us is None or row.shared_kv is None:
         return False
+    if row.kv_dtype is not None:  # advice is for caches of 16 bits
+        return False
     selector = selectors().get(row.selector or "")
     if selector is not None and len(selector.choosing) > 1:  # its layers differ
         return False

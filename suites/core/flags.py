@@ -14,7 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from ...kernels.config import DTYPES
+from ...kernels.config import DTYPES, KV_DTYPES
 from .settings import SETTINGS, SUMMARIES
 
 K = 1024
@@ -168,6 +168,10 @@ GPU = Flag("--gpu", "whose committed rows: the name of a folder of results/", CA
 MODEL = Flag("--model", "a preset, a Hugging Face folder, a .gguf file", CASES, metavar="NAME|PATH")
 WEIGHTS = several("--weights", "default bf16, on a CPU fp32", choices=("bf16", "fp16", "fp32", "int4"))
 DTYPE = Flag("--dtype", "of activations and K/V: default bf16, on a CPU fp32", CASES, choices=tuple(DTYPES))
+KV_DTYPE = Flag(
+    "--kv-dtype", "of K and V in the cache: fp8 is e4m3 with a scale a KV head (default: as --dtype)", CASES,
+    choices=KV_DTYPES,
+)  # fmt: skip
 PROMPT_TOKENS = Flag("--prompt-tokens", "prefilled densely", CASES, kind=tokens, metavar="TOKENS")
 STEPS = Flag("--steps", "tokens decoded after the prompt", CASES, kind=tokens, metavar="TOKENS")
 PROMPT = Flag("--prompt", "what the caches hold: noise, or real text", CASES, choices=("synthetic", "text"))

@@ -67,6 +67,7 @@ class RunPart:
     """How it ran."""
 
     dtype: str | None = None
+    kv_dtype: str | None = None  # of keys and values in the cache, where it is another than `dtype`
     weight_dtype: str | None = None
     kv_layout: str | None = None
     paged: bool | None = None
@@ -239,9 +240,9 @@ class Row(
 COLUMNS = tuple(f.name for f in fields(Row))
 REQUIRED = tuple(f.name for f in fields(Row) if f.default is MISSING)
 IDENTITY = (
-    "suite", "model", "case", "method", "stage", "context", "batch", *SETTINGS, "dtype", "weight_dtype", "kv_layout",
-    "paged", "shared_kv", "selection_pattern", "cache_state", "launch", "client", "products", "metric", "step", "layer",
-    "head", "depth", "stretch", "seed",
+    "suite", "model", "case", "method", "stage", "context", "batch", *SETTINGS, "dtype", "kv_dtype", "weight_dtype",
+    "kv_layout", "paged", "shared_kv", "selection_pattern", "cache_state", "launch", "client", "products", "metric",
+    "step", "layer", "head", "depth", "stretch", "seed",
 )  # fmt: skip
 """What tells one measurement from another within a file, and pairs them between files."""
 

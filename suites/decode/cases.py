@@ -12,7 +12,7 @@ from ...kernels import SparseConfig
 from ...kernels.linear.best import OURS
 from ..core.flags import K, size_word
 from ..core.spec import PINNED, MethodSpec, joining, make_spec, other_ways
-from ..engine.case import GPU_DENSE, GPU_TEXT_DENSE, ModelCase, check_counts, check_types
+from ..engine.case import GPU_DENSE, GPU_TEXT_DENSE, ModelCase, check_counts, check_kv, check_types
 from ..engine.client import ENGINE
 from ..engine.measure import EAGER_STEPS
 from ..engine.products import KIND, PRODUCTS
@@ -39,10 +39,12 @@ class DecodeCase(ModelCase):
     seed: int = 0
     client: str = field(default=ENGINE, kw_only=True)
     products: str = field(default=OURS, kw_only=True)
+    kv_dtype: str | None = field(default=None, kw_only=True)  # of keys and values in the cache; None: as `dtype`
 
     def __post_init__(self) -> None:
         check_counts(context=self.context, batch=self.batch)
         check_types(self.weights, self.dtype)
+        check_kv(self.kv_dtype)
         if self.prompt not in ("synthetic", "text"):
             raise ValueError(f"prompt: got {self.prompt!r}, allowed are synthetic, text")
         if self.products not in PRODUCTS:
@@ -52,10 +54,11 @@ class DecodeCase(ModelCase):
 
     @property
     def slug(self) -> str:
-        """`decode-qwen2.5-7b-int4-b1-256k`, then `-shared` (one cache), `-text`, `-best`, the client, the sampling."""
+        """`decode-qwen2.5-7b-int4-b1-256k`, then `-shared` (a cache), `-text`, `-fp8kv`, `-best`, client, sampling."""
         parts = ["decode", self.config.name, self.weights, f"b{self.batch}", size_word(self.context)]
         parts += ["shared"] if self.shared_kv else []
         parts += ["text"] if self.prompt == "text" else []
+        parts += [f"{self.kv_dtype}kv"] if self.kv_dtype else []
         parts += [self.products] if self.products != OURS else []
         parts += [self.client] if self.client != ENGINE else []
         return "-".join(parts) + self.sampling.word
@@ -159,7 +162,7 @@ def default_list(
 
 def is_study(case: DecodeCase) -> bool:
     """The case of the default list that is measured in more detail."""
-    return (case.weights, case.batch, case.context) == ("int4", 1, 256 * K)
+    return (case.weights, case.batch, case.context, case.kv_dtype) == ("int4", 1, 256 * K, None)
 
 
 def study_specs(case: DecodeCase, specs: Sequence[MethodSpec], device: torch.device) -> list[MethodSpec]:

@@ -50,7 +50,9 @@ class CaseRun(MethodRun):
         history = max([TEXT_PERIODS * spec.period for spec in self.specs] + [2 * EAGER_STEPS])
         history = max([history, *(spec.window for spec in self.specs)])
         self.on_step("caches")
-        self.state = State.allocate(self.decoder, case.batch, capacity(case), history, shared_kv=case.shared_kv)
+        self.state = State.allocate(
+            self.decoder, case.batch, capacity(case), history, shared_kv=case.shared_kv, kv_dtype=case.kv_dtype
+        )
         if case.prompt == "synthetic":
             fill_synthetic(self.state, case.seed)
             pending = torch.arange(1, case.batch + 1, device=self.device)

@@ -79,7 +79,8 @@ FLAGS = (
     flags.QUICK, flags.FULL, flags.CASE, flags.CONTEXT, flags.BATCH,
     flags.MODEL.but(help=f"{', '.join((*MODELS, SMOLLM))}, a Hugging Face folder or a .gguf file (presets have random "
                     "weights)"),
-    flags.WEIGHTS, flags.DTYPE, flags.SHARED_KV, flags.PROMPT, flags.TEMPERATURE, flags.TOP_P, flags.SEED,
+    flags.WEIGHTS, flags.DTYPE, flags.KV_DTYPE, flags.SHARED_KV, flags.PROMPT, flags.TEMPERATURE, flags.TOP_P,
+    flags.SEED,
     *flags.METHOD_FLAGS, *flags.RUN_FLAGS, flags.SECONDS, flags.NO_EAGER, DRIFT, NO_BREAKDOWN,
     CLIENT, PRODUCTS, SIMULATE_RANKS, EXCHANGE_US, EXCHANGE_GBPS,
 )  # fmt: skip
@@ -126,10 +127,13 @@ def choose_cases(options: Options, device: torch.device, period: int) -> list[De
     if options.client != ENGINE:
         check_client(options)
         cases = [replace(c, client=options.client) for c in cases if c.weights == dtype and not c.shared_kv]
+        if options.kv_dtype:
+            raise ValueError(f"--kv-dtype: {options.client} keeps its own caches; leave out --client")
     if options.products != OURS:
         check_products(options, config, dtype, device)
         cases = [replace(c, products=options.products) for c in cases if c.weights == products.KIND]
-    cases = matching([replace(c, sampling=sampling) for c in cases], options.case, "decode")
+    cases = [replace(c, sampling=sampling, kv_dtype=options.kv_dtype) for c in cases]
+    cases = matching(cases, options.case, "decode")
     least = least_context(prompt, period)
     for case in cases:
         if case.context < least:
@@ -231,7 +235,7 @@ def plan(options: Options, device: torch.device) -> Plan:
     beside = cuda and not settings.names and options.client == ENGINE  # ReSA's other way
 
     def further(case: DecodeCase) -> list[MethodSpec]:
-        others = other_ways(case.shape, specs, device) if beside else []
+        others = other_ways(case.shape, specs, device) if beside and not case.kv_dtype else []
         return [*others, *(study_specs(case, specs, device) if study and is_study(case) else ())]
 
     note = f"under {tool}: stages are left out, since two tracers cannot share the GPU"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from ...kernels import AttentionShape, NotHere
-from ...kernels.config import DTYPES, ceil_div
+from ...kernels.config import DTYPES, KV_DTYPES, ceil_div
 from ...kernels.linear.best import OURS
 from ..core.ranks import Ranks
 from ..model.config import MODELS, ModelConfig
@@ -65,6 +65,12 @@ class ModelCase:
         return DTYPES[self.dtype]
 
     @property
+    def stored_kv(self) -> str | None:
+        """Element type of keys and values in the caches, where it is not that of activations."""
+        stored: str | None = getattr(self, "kv_dtype", None)
+        return stored
+
+    @property
     def one_cache(self) -> bool:
         """Whether all layers share one K/V cache."""
         return bool(getattr(self, "shared_kv", False))
@@ -84,6 +90,7 @@ class ModelCase:
             **shares(self.config),
             "model_fingerprint": fingerprint_of(self.model),
             "dtype": self.dtype,
+            "kv_dtype": self.stored_kv,
             "weight_dtype": self.weights,
             "kv_layout": "head-major",
             "paged": False,
@@ -141,6 +148,12 @@ def check_types(weights: str, dtype: str) -> None:
         raise ValueError(f"weights: got {weights!r}, allowed are {', '.join(WEIGHTS)}")
     if weights not in ("int4", dtype):
         raise ValueError(f"weights: got {weights} beside {dtype} activations, allowed int4 or {dtype}")
+
+
+def check_kv(kv_dtype: str | None) -> None:
+    """Raises ValueError for an element type that caches do not have."""
+    if kv_dtype not in (None, *KV_DTYPES):
+        raise ValueError(f"kv_dtype: got {kv_dtype!r}, allowed are {', '.join(KV_DTYPES)}")
 
 
 def check_counts(**counts: int) -> None:

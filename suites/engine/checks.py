@@ -11,6 +11,7 @@ from ...baselines.retro import RepairingLayer
 from ...kernels import ChunkTensors, KVCache, Layer, StepTensors, WindowTensors
 from ...kernels.attention.window import Ring
 from ...kernels.attention.window_decode import window_reference
+from ...kernels.cache import as_indexed
 from ...kernels.linear.chosen import ChosenWeight
 from ...kernels.linear.dispatch import linear, linear_reference
 from ..model.decoder import Decoder
@@ -153,13 +154,15 @@ def check_rectified(engine: Engine, replay: Callable[[], object] | None) -> None
     cache = engine.layers[last].cache
     spots = [_newest(cache, b, length, every) for b, length in enumerate(cache.lengths.tolist())]
 
+    both = [as_indexed(data) for data in (cache.k, cache.v)]
+
     def written() -> list[Tensor]:
-        return [data[spot].clone() for data in (cache.k, cache.v) for spot in spots]
+        return [data[spot].clone().view(cache.k.dtype).to(cache.dtype) for data in both for spot in spots]
 
     eager = written()
-    for data in (cache.k, cache.v):
+    for data in both:
         for spot in spots:
-            data[spot] = 0.0
+            data[spot] = 0
     replay()
     for replayed, expected in zip(written(), eager, strict=True):
         distance = relative_distance(replayed, expected)

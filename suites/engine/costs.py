@@ -16,8 +16,13 @@ SCRATCH_BYTES = 4_000_000_000  # context, work space, activations, graphs, the g
 
 
 def element_bytes(case: ModelCase) -> int:
-    """Bytes of one activation, key or value."""
+    """Bytes of one activation, or element of a summary."""
     return 4 if case.dtype == "fp32" else 2
+
+
+def kv_element_bytes(case: ModelCase) -> int:
+    """Bytes of one element of a key or value in the cache."""
+    return 1 if case.stored_kv else element_bytes(case)
 
 
 def weight_bytes(case: ModelCase) -> int:
@@ -48,7 +53,7 @@ def step_weights(case: ModelCase, window: int) -> Traffic:
 def kv_bytes(case: ModelCase, tokens: int) -> int:
     """K and V of `tokens` tokens a sequence in one layer."""
     config = case.config
-    return 2 * case.batch * config.kv_heads * tokens * config.head_dim * element_bytes(case)
+    return 2 * case.batch * config.kv_heads * tokens * config.head_dim * kv_element_bytes(case)
 
 
 def summary_bytes(case: ModelCase, config: SparseConfig, tokens: int) -> int:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ...kernels import ChunkTensors, DecodeMethod, KVCache, Layer, Stage, StepTensors, WindowTensors
+from ...kernels.method import layer_of
 from ...profiling.ranges import mark
 from ...profiling.replay import Replay
 from ..model.decoder import Cells, Decoder
@@ -48,14 +49,19 @@ class State:
         *,
         shared_kv: bool = False,
         page_size: int | None = None,
+        kv_dtype: str | None = None,
     ) -> State:
-        """Empty caches for `capacity` tokens a sequence, and room for `history` steps."""
+        """Empty caches for `capacity` tokens a sequence, and room for `history` steps.
+
+        Args:
+            kv_dtype: of keys and values, as `KVCache.allocate` takes it.
+        """
         config, device = decoder.config, decoder.device
 
         def cache() -> KVCache:
             empty = KVCache.allocate(
                 batch, config.kv_heads, capacity, config.head_dim,
-                dtype=decoder.dtype, device=device, page_size=page_size,
+                dtype=decoder.dtype, device=device, page_size=page_size, kv_dtype=kv_dtype,
             )  # fmt: skip
             shape = (batch, OBSERVED_QUERIES, config.q_heads, config.head_dim)
             return replace(empty, queries=torch.zeros(shape, dtype=decoder.dtype, device=device))
@@ -84,8 +90,8 @@ class State:
         def view(cache: KVCache) -> KVCache:
             queries = None if cache.queries is None else cache.queries[rows]
             if cache.block_table is not None:
-                return KVCache(cache.k, cache.v, lengths, cache.block_table[rows], queries)
-            return KVCache(cache.k[rows], cache.v[rows], lengths, queries=queries)
+                return replace(cache, lengths=lengths, block_table=cache.block_table[rows], queries=queries)
+            return replace(cache, k=cache.k[rows], v=cache.v[rows], lengths=lengths, queries=queries)
 
         caches = tuple(view(cache) for cache in self.caches)
         return State(caches, lengths, self.pending[rows], self.history[:, rows], self.count)
@@ -119,7 +125,7 @@ def bind_layers(state: State, method: DecodeMethod, dense: DecodeMethod | None, 
         key = (id(cache), place)
         if key not in bound:
             assert chosen is not None
-            bound[key] = chosen.prepare(cache)
+            bound[key] = layer_of(chosen, cache)
         layers.append(bound[key])
     return layers
 

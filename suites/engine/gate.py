@@ -13,7 +13,8 @@ from ...kernels.attention.dense import dense_reference
 from ...kernels.attention.scores import scores_reference
 from ...kernels.attention.selection import selection_reference
 from ...kernels.attention.sparse_decode import sparse_reference
-from ...kernels.attention.summaries import rounded, summaries_reference
+from ...kernels.attention.summaries import summaries_reference
+from ...kernels.e4m3 import rounded
 from ...kernels.exact import UNIT_ROUNDOFF, Exact
 from ...kernels.selectors.summary import Summary
 from ...kernels.workspace import BlockSparseLayer
@@ -80,8 +81,10 @@ def check_attended(
     for b in ends(len(lengths)) if sequences is None else sequences:
         what = f"attention{of}, sequence {b}"
         if selection is None:
-            exact = dense[b] if dense else dense_reference(cells.q[b][None], keys[b], values[b], lengths[b])
-            check = check.worst(compare(what, out[b][None], exact, out.dtype))
+            q = cells.q[b] if layer.rounds_to is None else rounded(cells.q[b], layer.rounds_to)
+            known = dense is not None and layer.rounds_to is None
+            exact = dense[b] if dense and known else dense_reference(q[None], keys[b], values[b], lengths[b])
+            check = check.worst(compare(what, out[b][None], exact, layer.rounds_to or out.dtype))
             continue
         exact = sparse_reference(
             cells.q[b], keys[b], values[b], lengths[b], selection.lists[b], block_size=selection.block_size

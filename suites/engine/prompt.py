@@ -17,12 +17,14 @@ from torch import Tensor
 
 from ...kernels import ChunkTensors, KVCache, write_tokens
 from ...kernels.attention.chunk import best_chunk_kernel
+from ...kernels.e4m3 import encoded, scales_of
 from ...kernels.portable import write_tokens_torch
 from ..model.decoder import Cells, Decoder
 from .engine import State
 from .sound import check_logits
 
 STRETCH = 64  # tokens that share a direction
+NOISE_MOST = 8.0  # that no unit noise exceeds
 PIECE_BYTES = 2**28  # noise drawn at a time
 
 
@@ -30,24 +32,29 @@ def fill_synthetic(state: State, seed: int = 0) -> None:
     """Fill every cache of the state up to its capacity; the same seed gives the same values on the same device."""
     generator = torch.Generator(state.lengths.device).manual_seed(seed)
     for cache in {id(c): c for c in state.caches}.values():
-        _fill(cache.k, generator, stretch=STRETCH)
-        _fill(cache.v, generator)
+        if cache.scales is not None:
+            cache.scales.fill_(scales_of(torch.full((1, 1, 1, 1), NOISE_MOST)).item())
+        for data, stretch in ((cache.k, STRETCH), (cache.v, None)):
+            _fill(data, generator, stretch, cache)
 
 
-def _fill(data: Tensor, generator: torch.Generator, stretch: int | None = None) -> None:
-    """Unit noise into `[P, H, S, D]`, with a part of it shared by `stretch` tokens. No copy of the cache's size."""
+def _fill(data: Tensor, generator: torch.Generator, stretch: int | None, cache: KVCache) -> None:
+    """Unit noise into the cache's K or V, with a part of it shared by `stretch` tokens. No copy of the cache's size."""
     outer, heads, tokens, dim = data.shape
-    size = max(PIECE_BYTES // (heads * dim * data.element_size()) // STRETCH, 1) * STRETCH
+    size = max(PIECE_BYTES // (heads * dim * cache.dtype.itemsize) // STRETCH, 1) * STRETCH
     for page in range(outer):
         for start in range(0, tokens, size):
-            piece = data[page, :, start : start + size]
+            place = data[page, :, start : start + size]
+            piece = place if cache.scales is None else torch.empty_like(place, dtype=cache.dtype)
             piece.normal_(generator=generator)
             if stretch:
                 count = math.ceil(piece.shape[1] / stretch)
-                common = torch.empty(heads, count, dim, dtype=data.dtype, device=data.device)
+                common = torch.empty(heads, count, dim, dtype=piece.dtype, device=data.device)
                 common.normal_(generator=generator)
                 piece += common.repeat_interleave(stretch, dim=1)[:, : piece.shape[1]]
                 piece *= 2**-0.5
+            if cache.scales is not None:
+                place.copy_(encoded(piece, cache.scales[:, 0]))
 
 
 def prefill(
@@ -59,7 +66,7 @@ def prefill(
     chunk_tokens: int = 512,
     on_tokens: Callable[[int], None] = lambda _: None,
 ) -> Tensor:
-    """Run a prompt through the model densely, filling the caches.
+    """Run a prompt through the model densely, filling the caches. Its first chunk chooses the scales of caches in fp8.
 
     Args:
         tokens: int64 `[B, T]`.
@@ -90,8 +97,10 @@ def prefill(
         state.lengths.add_(length)
         chunk = empty_chunk(decoder, batch, length)
 
-        def attend(i: int, cells: Cells, chunk: ChunkTensors = chunk) -> Tensor:
+        def attend(i: int, cells: Cells, chunk: ChunkTensors = chunk, state_is_empty: bool = not start) -> Tensor:
             cache: KVCache = state.caches[i]
+            if state_is_empty:
+                cache.calibrate(chunk.k.transpose(1, 2), chunk.v.transpose(1, 2))
             write(cache, chunk.k, chunk.v)
             if cache.queries is not None:
                 cache.queries.copy_(torch.cat((cache.queries, chunk.q), 1)[:, -cache.queries.shape[1] :])

@@ -135,7 +135,8 @@ def kernel_of(step: Row, micro: Sequence[Row]) -> Row | None:
     """The step of one layer alone with the same heads, batch, context and method, from a cold cache in a graph."""
     for row in micro:
         alike = all(
-            getattr(row, n) == getattr(step, n) for n in ("q_heads", "kv_heads", "head_dim", "batch", "context")
+            getattr(row, n) == getattr(step, n)
+            for n in ("q_heads", "kv_heads", "head_dim", "batch", "context", "kv_dtype")
         )
         way = (row.stage, row.launch, row.cache_state, row.paged) == ("total", step.launch, "cold", step.paged)
         if alike and way and row.variant == step.variant and row.dtype == step.dtype and row.speedup_vs_best_dense:

@@ -110,8 +110,8 @@ def _unfit(row: Row) -> str | None:
         return "skipped"
     if row.stage != "total":
         return "stages"
-    if row.dtype not in DTYPES:
-        return f"dtype {row.dtype}"
+    if row.dtype not in DTYPES or row.kv_dtype:
+        return f"dtype {row.kv_dtype or row.dtype}"
     if row.paged or row.selection_pattern not in (None, "random"):
         return "caches in pages, or K and V with a pattern"
     return f"{row.cache_state} steps" if row.cache_state not in (None, "cold") else None

@@ -12,6 +12,7 @@ from ...kernels import AttentionShape, SparseConfig, registered
 from ...kernels.config import DTYPES, ceil_div
 from ..core.flags import K, size_word
 from ..core.spec import MethodSpec, make_spec, other_ways, runs_by_default, unique
+from ..engine.case import check_kv
 
 QUEST_POLICIES = ("per-head", "group-sum")  # as published, and the cheapest way to share its lists
 BLOCK_SIZES = (16, 32, 64)  # of ReSA in the default list
@@ -61,6 +62,7 @@ class Case:
     pattern: str = "random"
     page_size: int | None = None
     seed: int = 0
+    kv_dtype: str | None = None  # of keys and values in the cache; None: as `dtype`
 
     def __post_init__(self) -> None:
         if self.context < 1 or self.batch < 1:
@@ -69,6 +71,7 @@ class Case:
             raise ValueError(f"page_size: got {self.page_size}, must be at least 1 token")
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype: got {self.dtype!r}, allowed are {', '.join(DTYPES)}")
+        check_kv(self.kv_dtype)
         if self.pattern not in PATTERNS:
             raise ValueError(f"pattern: got {self.pattern!r}, allowed are {', '.join(PATTERNS)}")
         if self.pattern == RAGGED and self.batch < 2:
@@ -84,12 +87,14 @@ class Case:
 
     @property
     def slug(self) -> str:
-        """`qwen2.5-7b-b1-256k`, with the pattern and page size where they are not the default."""
+        """`qwen2.5-7b-b1-256k`, with the pattern, page size and K/V type where they are not the default."""
         parts = [self.model, f"b{self.batch}", size_word(self.context)]
         if self.pattern != "random":
             parts.append(self.pattern)
         if self.page_size:
             parts.append(f"page{self.page_size}")
+        if self.kv_dtype:
+            parts.append(f"{self.kv_dtype}kv")
         return "-".join(parts)
 
     def columns(self) -> dict[str, Any]:
@@ -104,6 +109,7 @@ class Case:
             "kv_heads": self.heads.kv_heads,
             "head_dim": self.heads.head_dim,
             "dtype": self.dtype,
+            "kv_dtype": self.kv_dtype,
             "kv_layout": "head-major",
             "paged": self.page_size is not None,
             "selection_pattern": self.pattern,
@@ -117,7 +123,7 @@ class Case:
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """Of queries, keys and values."""
+        """Of queries, and of keys and values as they are given."""
         return DTYPES[self.dtype]
 
     @property
@@ -129,7 +135,7 @@ class Case:
     @property
     def kv_bytes(self) -> int:
         """Bytes of K and V."""
-        size = torch.empty(0, dtype=self.torch_dtype).element_size()
+        size = 1 if self.kv_dtype else self.torch_dtype.itemsize
         return 2 * self.batch * self.heads.kv_heads * self.capacity * self.heads.head_dim * size
 
 
@@ -168,11 +174,11 @@ def further_methods(case: Case, base: SparseConfig, device: torch.device) -> lis
         return [make_spec("resa", base, **MSA_BLOCKS)]
     if case.model != DEFAULT_MODEL or case.pattern != "random" or case.context < 32 * K:
         return []
-    wide = (4, 8) if case.batch == 1 and case.context >= 128 * K else ()
+    wide = () if case.kv_dtype else (4, 8) if case.batch == 1 and case.context >= 128 * K else ()
     halved = [make_spec("resa", base, summary_dtype="fp8")]
     return [
         *halved,
-        *other_ways(case.shape, halved, device),
+        *(() if case.kv_dtype else other_ways(case.shape, halved, device)),
         *(make_spec("retro", base, window=window) for window in wide),
     ]
 

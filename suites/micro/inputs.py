@@ -58,8 +58,9 @@ def make_inputs(case: Case, device: torch.device, chunk_tokens: int) -> Inputs:
         return torch.randn(*shape, generator=generator, device=device, dtype=dtype)
 
     cache = KVCache.allocate(
-        case.batch, heads.kv_heads, case.capacity, heads.head_dim, dtype=dtype, device=device, page_size=case.page_size
-    )
+        case.batch, heads.kv_heads, case.capacity, heads.head_dim,
+        dtype=dtype, device=device, page_size=case.page_size, kv_dtype=case.kv_dtype,
+    )  # fmt: skip
     q = draw(case.batch, heads.q_heads, heads.head_dim)
     k = draw(case.batch, heads.kv_heads, case.capacity, heads.head_dim)
     v = draw(case.batch, heads.kv_heads, case.capacity, heads.head_dim)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ...kernels import KVCache, Traffic
+from ...kernels import Traffic
 from ...kernels.config import ceil_div
 from ..engine.gate import Check
 from .cases import Case
@@ -55,20 +55,9 @@ def layers_in_rotation(case: Case, step_bytes: int, flush_bytes: int) -> int:
     return max(min(wanted, MOST_BYTES // max(case.kv_bytes, 1)), 1)
 
 
-def make_rotation(case: Case, inputs: Inputs, layers: int) -> list[Inputs]:
+def make_rotation(inputs: Inputs, layers: int) -> list[Inputs]:
     """Inputs of each layer: one step for all, and caches that hold the same; the first is the case's own."""
-
-    def copied() -> Inputs:
-        cache = inputs.cache
-        own = KVCache.allocate(
-            cache.batch, cache.kv_heads, case.capacity, cache.head_dim, dtype=cache.dtype, device=cache.device,
-            page_size=case.page_size,
-        )  # fmt: skip
-        own.store(*cache.gather())
-        own.lengths.copy_(cache.lengths)
-        return replace(inputs, cache=own)
-
-    return [inputs, *(copied() for _ in range(layers - 1))]
+    return [inputs, *(replace(inputs, cache=inputs.cache.clone()) for _ in range(layers - 1))]
 
 
 def bind_rotation(

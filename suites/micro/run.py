@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ...kernels import DecodeMethod, Layer, Stage, Traffic, get_method
+from ...kernels.method import layer_of
 from ...profiling.ceilings import Ceilings, Verdict
 from ...profiling.ranges import heard, mark
 from ...profiling.stats import Summary, summarize
@@ -71,7 +72,7 @@ def run_all(stages: Sequence[Stage]) -> Callable[[], None]:
 def prepare(spec: MethodSpec, case: Case, inputs: Inputs, exact: list[Any], device: torch.device) -> Prepared:
     """Build, bind and check a method. Raises CheckFailed, or what the method raises."""
     method = get_method(spec.name)(case.shape, spec.config, dtype=case.torch_dtype, device=device)
-    layer = method.prepare(inputs.cache)
+    layer = layer_of(method, inputs.cache)
     if layer.window > 1:
         window = make_window(inputs, layer.window, case.seed)
         check, stages = check_window(layer, window), layer.window_stages(window)
@@ -161,7 +162,7 @@ def run_case(case: Case, specs: Sequence[MethodSpec], bench: Bench, on_step: Rep
         step_bytes = min(prepared.traffic["total"].bytes for prepared in all_prepared)
         layers = layers_in_rotation(case, step_bytes, bench.timer.flush_bytes)
         try:
-            rotation = make_rotation(case, inputs, layers)
+            rotation = make_rotation(inputs, layers)
         except Exception as error:
             rotation = []
             rows += [make_row(p.spec, stage="total", cache_state=STATE, **failure(error)) for p in all_prepared]

@@ -37,6 +37,7 @@ EXAMPLES = """examples:
   resa-bench micro --quick                             two short cases
   resa-bench micro --context 64K 256K --batch 4        these cases, whatever the list
   resa-bench micro --method resa quest sdpa-cudnn      these methods only
+  resa-bench micro --kv-dtype fp8 --context 256K       K and V in e4m3, half the bytes
   resa-bench micro --q-heads 64 --kv-heads 8 --head-dim 128 --context 128K
   RESA_REFERENCE=/path/to/ReSA resa-bench micro --method resa resa-authors sdpa-cudnn
 
@@ -60,7 +61,7 @@ NO_ROTATION = flags.switch("--no-rotation", "leave out the rows of several layer
 FLAGS = (
     flags.QUICK, flags.FULL, flags.CASE, flags.CONTEXT, flags.BATCH,
     flags.MODEL.but(choices=tuple(PRESETS), metavar=None, help=f"model shape (default {DEFAULT_MODEL})"),
-    Q_HEADS, KV_HEADS, HEAD_DIM, PATTERN, flags.DTYPE, flags.PAGE_SIZE, flags.SEED,
+    Q_HEADS, KV_HEADS, HEAD_DIM, PATTERN, flags.DTYPE, flags.KV_DTYPE, flags.PAGE_SIZE, flags.SEED,
     *(flag for flag in flags.METHOD_FLAGS if flag.name != "dense_layers"),
     *flags.RUN_FLAGS, BUDGET_S, NO_WARM, NO_ROTATION, flags.NO_EAGER,
 )  # fmt: skip
@@ -98,7 +99,8 @@ def choose_cases(options: Options, device: torch.device) -> list[Case]:
     else:
         cases = default_cases(device, options.scale, model)
     pattern = {"pattern": options.pattern} if options.pattern else {}
-    cases = [replace(c, dtype=dtype, seed=options.seed, page_size=options.page_size or None, **pattern) for c in cases]
+    cache = {"page_size": options.page_size or None, "kv_dtype": options.kv_dtype}
+    cases = [replace(c, dtype=dtype, seed=options.seed, **cache, **pattern) for c in cases]
     cases = matching(cases, options.case, "micro")
     for case in cases:
         case.shape  # noqa: B018  (checks the heads)
@@ -138,7 +140,7 @@ def plan(options: Options, device: torch.device) -> Plan:
     config = next((spec.config for spec in specs if spec.name == "resa"), SparseConfig())
 
     def further(case: Case) -> list[MethodSpec]:
-        others = [] if settings.names else other_ways(case.shape, specs, device)
+        others = [] if settings.names or case.kv_dtype else other_ways(case.shape, specs, device)
         return [*others, *(further_methods(case, config, device) if plain else ())]
 
     return Plan(
@@ -154,7 +156,9 @@ def show_plan(plan: Plan, device: torch.device, console: Console) -> None:
     """Cases with the size of their caches, and methods."""
     for case in plan.cases:
         assert isinstance(case, Case)
-        console.print(f"{case.slug}  (K and V {case.kv_bytes / 1e9:.2f} GB, {case.dtype})", highlight=False)
+        console.print(
+            f"{case.slug}  (K and V {case.kv_bytes / 1e9:.2f} GB, {case.kv_dtype or case.dtype})", highlight=False
+        )
     console.print("methods: " + ", ".join(spec.label for spec in plan.specs), highlight=False, markup=False)
 
 

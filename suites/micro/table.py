@@ -80,7 +80,12 @@ def crossings(rows: Sequence[Row]) -> dict[tuple[str, ...], BreakEven]:
         if r.timed and r.stage == "total" and r.cache_state == "cold" and r.launch == launch
         and r.selection_pattern == "random" and r.block_size is not None
     ]  # fmt: skip
-    return break_even(sparse, lambda row: (row.model, str(row.batch), names[row]))
+    return break_even(sparse, lambda row: (model_of(row), str(row.batch), names[row]))
+
+
+def model_of(row: Row) -> str:
+    """The model, and how its K and V are stored where not as the queries."""
+    return f"{row.model}, K/V in {row.kv_dtype}" if row.kv_dtype else row.model
 
 
 def print_report(rows: Sequence[Row], console: Console) -> None:
