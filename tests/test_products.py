@@ -278,7 +278,7 @@ def test_what_cannot_run_is_refused_in_a_line(
         ("--context 512", "add --weights int4"),
         ("--model qwen2.5-1.5b --weights int4", "no products of qwen2.5-1.5b's sizes were measured on"),
     ):
-        given = f"decode --model {TINY.name} --products best {arguments}".split()
+        given = f"decode --device cpu --model {TINY.name} --products best {arguments}".split()
         assert main(given) == 2
         error = capsys.readouterr().err
         assert message in error
