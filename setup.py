@@ -47,7 +47,7 @@ def long_description() -> str:
 
 
 TOP = source.PACKAGES
-DATA = ["py.typed", "*.cu", "*.cuh", "*.css", "*.html", "*.j2", "*.js", "assets/*", "tasks/*", "LICENSE*"]
+DATA = ["py.typed", "*.cu", "*.cuh", "*.css", "*.html", "*.j2", "*.js", "*.json", "assets/*", "tasks/*", "LICENSE*"]
 PACKAGES = [f"resa_bench.{name}" for top in TOP for name in (top, *(f"{top}.{inner}" for inner in find_packages(top)))]
 setup(
     version=source.package_version(),

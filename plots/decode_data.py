@@ -44,7 +44,7 @@ def setting(row: Row) -> Setting:
 @figure_sets("decode", needs="whole steps of suite 'decode' with tokens_per_s")
 def decode_sets(rows: Sequence[Row]) -> list[FigureSet]:
     """Whole steps with their tokens per second, and the stages of those steps; usual selections drawn."""
-    own = [row for row in rows if not row.client]  # other software's steps are no line of ours
+    own = [row for row in rows if not (row.client or row.products)]  # steps of others' software are no line of ours
     able = [row for row in own if not row.timed or row.stage != "total" or row.tokens_per_s]
     sets = sets_of(able, "decode", lambda row: (setting(row), row.stage, row.context))
     return [without_varied(figures) for figures in sets if any(row.stage == "total" for row in figures.rows)]

@@ -29,7 +29,7 @@ COMMIT_VARIABLE = "RESA_BENCH_COMMIT"
 DISTRIBUTION = "resa-bench"
 PACKAGES = ("kernels", "baselines", "profiling", "suites", "plots", "integrations")
 """The folders at the top: packages of the import name `resa_bench`."""
-SOURCES = (".py", ".cu", ".cuh")
+SOURCES = (".py", ".cu", ".cuh", ".json")
 NO_SOURCES = ":(exclude)results"
 """What git is not asked about: a run that publishes result files does not change what it measures."""
 BUILT = "built_commit.txt"

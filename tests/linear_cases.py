@@ -9,7 +9,7 @@ import torch
 from kernel_cases import DEVICE, NAN, U32, random
 from resa_bench.kernels.exact import CONFIDENCE, UNIT_ROUNDOFF
 from resa_bench.kernels.launch import INTERPRET
-from resa_bench.kernels.linear.dispatch import Weight
+from resa_bench.kernels.linear.finish import finish
 from resa_bench.kernels.linear.fp8 import Fp8Weight
 from resa_bench.kernels.linear.fp8_linear import fp8_linear
 from resa_bench.kernels.linear.int4 import Int4Weight, count_blocks, dequantise, quantise
@@ -26,7 +26,7 @@ class Linear:
     """Inputs of one layer. What lies between and after the rows of x and of the residual is NaN."""
 
     x: Tensor
-    weight: Weight
+    weight: DenseWeight | Int4Weight
     norm: Norm | None
     residual: Tensor | None
     swiglu: bool
@@ -164,6 +164,10 @@ def run_linears(device: torch.device) -> None:
     for rows in (1, 32, 64, 256):
         for total, depth in ((4608, hidden), (2 * feed, hidden), (hidden, feed)):
             run_fp8(rows, total, depth, device)
+    wide = empty(32, 2 * feed)
+    finish(wide, swiglu=True)
+    finish(empty(32, 4608), empty(4608))
+    finish(empty(32, hidden), residual=empty(32, hidden))
     cos = torch.empty(8, 64, dtype=torch.float32, device=device)
     q, k = empty(8, 28, 128), empty(8, 4, 128)
     rope_kernel(empty(8, 36 * 128), cos, cos, q, k, k)

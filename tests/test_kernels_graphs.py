@@ -8,11 +8,10 @@ from dataclasses import replace
 import pytest
 import resa_bench.baselines  # noqa: F401  registers the rivals
 import torch
-from kernel_cases import NAN, dtype_name, make_method, random
+from kernel_cases import NAN, make_method, random
 from method_cases import make, run
 from resa_bench.kernels import Unsupported, build_summaries, chunk_kernels
 from resa_bench.suites.engine.gate import check_attended
-from resa_bench.suites.micro.cases import Case, ModelShape
 from resa_bench.suites.micro.checks import check_rectify, check_step, dense_exact
 from resa_bench.suites.micro.rotation import make_rotation
 
@@ -122,8 +121,7 @@ def test_steps_do_not_synchronise(dtype: torch.dtype) -> None:
 def test_graph_replay_of_layers_that_share_lists(selector: str, dtype: torch.dtype, stream) -> None:
     """Two layers in one graph, the second by the lists of the first: as eagerly, at every length, and within budget."""
     layer, inputs = make("resa-chain", dtype, (1000, 1000), selector=selector)
-    case = Case("tiny", ModelShape(6, 2, 64), 2, 1000, dtype_name(dtype), "clustered")
-    rotation = make_rotation(case, inputs, 2)
+    rotation = make_rotation(inputs, 2)
     method = make_method("resa-chain", layer.shape, layer.config, dtype)
     layers = [method.prepare(each.cache) for each in rotation]
     steps = [inputs.step, replace(inputs.step, out=torch.empty_like(inputs.step.out))]

@@ -20,6 +20,7 @@ from resa_bench.suites import cli
 from resa_bench.suites.core.failure import CheckFailed
 from resa_bench.suites.core.flags import options
 from resa_bench.suites.core.registry import Plan
+from resa_bench.suites.linear.ahead import Measure
 from resa_bench.suites.linear.cases import LinearCase, ProductSpec
 from resa_bench.suites.linear.run import check, exact_product, make_weight, make_x, run_case
 from resa_bench.suites.linear.suite import SUITE
@@ -152,7 +153,7 @@ def test_a_wrong_product_costs_its_own_row(monkeypatch: pytest.MonkeyPatch) -> N
     register_product("wrong")(Wrong)
     case = LinearCase("qwen2.5-1.5b", "o", "plain", 2, "fp32")
     specs = [ProductSpec(name) for name in ("ours", "wrong", "torch-scaled-mm")]
-    by_name = {row.method: row for row in run_case(case, specs, make_bench(QUICK))}
+    by_name = {row.method: row for row in run_case(case, specs, make_bench(Measure(QUICK)))}
     assert by_name["ours"].status in ("ok", "throttled")
     assert by_name["ours"].gbps is not None
     assert by_name["ours"].error_budget_used is not None

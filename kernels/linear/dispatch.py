@@ -3,6 +3,7 @@
 A decode step multiplies one to sixteen rows with every weight of the model: it is bound by the weights' bytes, so a
 small-rows kernel fuses the neighbours into one launch (`small_linear`, `int4_linear`). More rows (rectification,
 prefill) go through the library's matrix product, or, with 4-bit weights, through `int4_rows`. `linear` chooses.
+Weights that other products hold, too, go to whichever was measured to be the best (`chosen`).
 """
 
 from __future__ import annotations
@@ -10,15 +11,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn.functional import linear as torch_linear
-from torch.nn.functional import rms_norm, silu
+from torch.nn.functional import rms_norm
 
+from .chosen import ChosenWeight
+from .finish import finish, finish_reference
 from .int4 import Int4Weight, dequantise
 from .int4_linear import int4_small_linear
 from .int4_rows import int4_linear
 from .small_linear import MAX_SMALL_ROWS, small_linear
 from .weights import DenseWeight, Norm
 
-Weight = DenseWeight | Int4Weight
+Weight = DenseWeight | Int4Weight | ChosenWeight
 
 
 def linear(
@@ -39,12 +42,17 @@ def linear(
     Raises:
         TypeError, ValueError: on a GPU: a tensor's dtype, shape, device or strides.
     """
+    if isinstance(weight, ChosenWeight):
+        multiply = weight.multiply(x.shape[0])
+        if multiply is not None:
+            return finish(multiply(_normalised(x, norm)), weight.bias, residual, swiglu=swiglu)
+        weight = weight.own
     if x.is_cuda and x.dtype in (torch.bfloat16, torch.float16):
         few = x.shape[0] <= MAX_SMALL_ROWS
         if isinstance(weight, Int4Weight):
             if few:
                 return int4_small_linear(x, weight, norm=norm, residual=residual, swiglu=swiglu)
-            return _finish(int4_linear(_normalised(x, norm), weight), residual, swiglu)
+            return finish(int4_linear(_normalised(x, norm), weight), None, residual, swiglu=swiglu)
         if few:
             return small_linear(x, weight, norm=norm, residual=residual, swiglu=swiglu)
     return linear_reference(x, weight, norm=norm, residual=residual, swiglu=swiglu)
@@ -54,16 +62,10 @@ def linear_reference(
     x: Tensor, weight: Weight, *, norm: Norm | None = None, residual: Tensor | None = None, swiglu: bool = False
 ) -> Tensor:
     """`linear` in plain torch, in x's dtype; 4-bit weights are read back first."""
+    weight = weight.own if isinstance(weight, ChosenWeight) else weight
     plain = dequantise(weight, x.dtype) if isinstance(weight, Int4Weight) else weight.weight
-    return _finish(torch_linear(_normalised(x, norm), plain, weight.bias), residual, swiglu)
+    return finish_reference(torch_linear(_normalised(x, norm), plain, weight.bias), None, residual, swiglu=swiglu)
 
 
 def _normalised(x: Tensor, norm: Norm | None) -> Tensor:
     return x if norm is None else rms_norm(x, (x.shape[-1],), norm.weight, norm.eps)
-
-
-def _finish(y: Tensor, residual: Tensor | None, swiglu: bool) -> Tensor:
-    if swiglu:
-        gate, up = y.chunk(2, dim=-1)
-        y = silu(gate) * up
-    return y if residual is None else residual + y

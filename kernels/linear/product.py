@@ -10,6 +10,7 @@ from typing import ClassVar, TypeVar
 import torch
 from torch import Tensor
 
+from .chosen import Multiply
 from .dispatch import linear
 from .fp8 import Fp8Weight, fp8_reference
 from .fp8_linear import fp8_linear
@@ -38,11 +39,29 @@ class Product(ABC):
     kinds: ClassVar[tuple[str, ...]]
     libraries: ClassVar[tuple[str, ...]] = ()
     """As of methods (kernels/method.py)."""
+    serves_models: ClassVar[bool] = False
+    """Whether `hold` is there."""
+    compiles: ClassVar[bool] = False
+    """Whether its library compiles a kernel for seconds where a shape is first used."""
 
     @classmethod
     def unavailable(cls, shape: ProductShape, dtype: torch.dtype, device: torch.device) -> str | None:
         """Why it cannot run, or None."""
         return None
+
+    @classmethod
+    def ahead(cls, kind: str, shape: ProductShape, dtype: torch.dtype, device: torch.device) -> Callable[[], object]:
+        """What compiles a shape's kernel, in a thread beside others; of products whose library `compiles`."""
+        return lambda: None
+
+    @classmethod
+    def hold(cls, weight: AnyWeight, dtype: torch.dtype) -> Multiply:
+        """What multiplies any number of rows of `dtype`, for models: the weight is repacked here, once, without bias.
+
+        Raises:
+            NotImplementedError: of products that do not serve models.
+        """
+        raise NotImplementedError(f"{cls.name} holds no weights of models")
 
     @classmethod
     @abstractmethod

@@ -91,7 +91,7 @@ def _of_file(path: Path) -> list[Measured]:
     by_step: dict[tuple[object, ...], dict[str, float]] = defaultdict(dict)
     totals: list[Row] = []
     for row in read_rows(path):
-        if row.suite != "decode" or not row.timed or row.client or row.launch != "graph" or row.metric:
+        if row.suite != "decode" or not row.timed or row.client or row.products or row.launch != "graph" or row.metric:
             continue
         if row.stage == "total":
             totals.append(row)

@@ -84,6 +84,7 @@ class RunPart:
     rotation_layers: int | None = None
     launch: str | None = None
     client: str | None = None  # software that ran the steps; None: this project's engine
+    products: str | None = None  # "best": 4-bit projections by the product measured best; None: this project's kernels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +103,7 @@ class TimingPart:
     p50_us: float | None = None
     p99_us: float | None = None
     stopped_by: str | None = None  # "precision", "time" or "samples"
+    compile_s: float | None = None  # that a library's compiler took for its kernel before, beside other compilers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,8 +241,8 @@ COLUMNS = tuple(f.name for f in fields(Row))
 REQUIRED = tuple(f.name for f in fields(Row) if f.default is MISSING)
 IDENTITY = (
     "suite", "model", "case", "method", "stage", "context", "batch", *SETTINGS, "dtype", "kv_dtype", "weight_dtype",
-    "kv_layout", "paged", "shared_kv", "selection_pattern", "cache_state", "launch", "client", "metric", "step",
-    "layer", "head", "depth", "stretch", "seed",
+    "kv_layout", "paged", "shared_kv", "selection_pattern", "cache_state", "launch", "client", "products", "metric",
+    "step", "layer", "head", "depth", "stretch", "seed",
 )  # fmt: skip
 """What tells one measurement from another within a file, and pairs them between files."""
 

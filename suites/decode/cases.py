@@ -9,11 +9,14 @@ from typing import Any, ClassVar
 import torch
 
 from ...kernels import SparseConfig
+from ...kernels.linear.best import OURS
 from ..core.flags import K, size_word
 from ..core.spec import PINNED, MethodSpec, joining, make_spec, other_ways
 from ..engine.case import GPU_DENSE, GPU_TEXT_DENSE, ModelCase, check_counts, check_kv, check_types
 from ..engine.client import ENGINE
 from ..engine.measure import EAGER_STEPS
+from ..engine.products import KIND, PRODUCTS
+from ..engine.products import libraries as product_libraries
 from ..engine.sampling import Sampling
 from ..model.config import ModelConfig
 
@@ -35,6 +38,7 @@ class DecodeCase(ModelCase):
     sampling: Sampling = field(default_factory=Sampling)
     seed: int = 0
     client: str = field(default=ENGINE, kw_only=True)
+    products: str = field(default=OURS, kw_only=True)
     kv_dtype: str | None = field(default=None, kw_only=True)  # of keys and values in the cache; None: as `dtype`
 
     def __post_init__(self) -> None:
@@ -43,25 +47,37 @@ class DecodeCase(ModelCase):
         check_kv(self.kv_dtype)
         if self.prompt not in ("synthetic", "text"):
             raise ValueError(f"prompt: got {self.prompt!r}, allowed are synthetic, text")
+        if self.products not in PRODUCTS:
+            raise ValueError(f"products: got {self.products!r}, allowed are {', '.join(PRODUCTS)}")
+        if self.products != OURS and self.weights != KIND:
+            raise ValueError(f"products: {self.products} is of {KIND} weights, got {self.weights}")
 
     @property
     def slug(self) -> str:
-        """`decode-qwen2.5-7b-int4-b1-256k`, then `-shared` (one K/V cache), `-text`, `-fp8kv`, client, sampling."""
+        """`decode-qwen2.5-7b-int4-b1-256k`, then `-shared` (a cache), `-text`, `-fp8kv`, `-best`, client, sampling."""
         parts = ["decode", self.config.name, self.weights, f"b{self.batch}", size_word(self.context)]
         parts += ["shared"] if self.shared_kv else []
         parts += ["text"] if self.prompt == "text" else []
         parts += [f"{self.kv_dtype}kv"] if self.kv_dtype else []
+        parts += [self.products] if self.products != OURS else []
         parts += [self.client] if self.client != ENGINE else []
         return "-".join(parts) + self.sampling.word
 
     @property
     def libraries(self) -> tuple[str, ...]:
-        """The client's distribution."""
-        return (self.client,) if self.client != ENGINE else ()
+        """Distributions of the client, and of what the best products may be."""
+        client = (self.client,) if self.client != ENGINE else ()
+        if self.products == OURS:
+            return client
+        return client + product_libraries(self.config, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
     def columns(self) -> dict[str, Any]:
         """What a row says about its case."""
-        return ModelCase.columns(self) | {"shared_kv": self.shared_kv, "selection_pattern": self.prompt}
+        return ModelCase.columns(self) | {
+            "shared_kv": self.shared_kv,
+            "selection_pattern": self.prompt,
+            "products": None if self.products == OURS else self.products,
+        }
 
 
 TEXT_PERIODS = 3  # of warm-up and timing, which follow a text prompt

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from rich.console import Console
 
 from ...kernels import NotHere
+from ...kernels.config import DTYPES
+from ...kernels.linear.best import OURS
 from ...profiling.attached import attached
 from ...profiling.ceilings import measure_ceilings
 from ...profiling.timing import make_timer
@@ -19,14 +22,15 @@ from ..core.registry import Plan, Suite
 from ..core.report import new_table
 from ..core.spec import MethodSpec, dense_here, other_ways, resa_here, unique
 from ..core.sweep import Sweep, matching
+from ..engine import products
 from ..engine.case import config_of, default_dtype, share_of
 from ..engine.client import CLIENTS, ENGINE, load_client
-from ..engine.costs import largest_batch, memory_bytes, plan_costs
+from ..engine.costs import largest_batch, memory_bytes, plan_costs, second_bytes
 from ..engine.exchange_time import ExchangeTime, exchange_time, measured_exchange
 from ..engine.measure import EAGER_STEPS, DecodePlan
 from ..engine.sampling import Sampling
 from ..micro.cases import DEFAULT_MODEL
-from ..model.config import MODELS
+from ..model.config import MODELS, ModelConfig
 from ..model.smollm import NAME as SMOLLM
 from .cases import TEXT_PERIODS, DecodeCase, default_list, default_specs, is_study, study_specs
 from .client import run_case
@@ -48,6 +52,11 @@ EXAMPLES = f"""examples:
 A rerun goes on where the last one stopped (same device, commit and output folder); --fresh starts over."""
 
 DRIFT = flags.switch("--drift", "ReSA: what each rectification says about the steps before")
+PRODUCTS = Flag(
+    "--products",
+    "what 4-bit projections run by: ours, or for each size the product that was measured best (holds weights twice)",
+    choices=products.PRODUCTS, default=OURS, group=flags.CASES,
+)  # fmt: skip
 SIMULATE_RANKS = Flag(
     "--simulate-ranks", "what one of N GPUs does that share the model: its heads and columns, without the exchange",
     kind=whole(2, 1024), metavar="N", group=flags.CASES,
@@ -73,7 +82,7 @@ FLAGS = (
     flags.WEIGHTS, flags.DTYPE, flags.KV_DTYPE, flags.SHARED_KV, flags.PROMPT, flags.TEMPERATURE, flags.TOP_P,
     flags.SEED,
     *flags.METHOD_FLAGS, *flags.RUN_FLAGS, flags.SECONDS, flags.NO_EAGER, DRIFT, NO_BREAKDOWN,
-    CLIENT, SIMULATE_RANKS, EXCHANGE_US, EXCHANGE_GBPS,
+    CLIENT, PRODUCTS, SIMULATE_RANKS, EXCHANGE_US, EXCHANGE_GBPS,
 )  # fmt: skip
 
 
@@ -120,6 +129,9 @@ def choose_cases(options: Options, device: torch.device, period: int) -> list[De
         cases = [replace(c, client=options.client) for c in cases if c.weights == dtype and not c.shared_kv]
         if options.kv_dtype:
             raise ValueError(f"--kv-dtype: {options.client} keeps its own caches; leave out --client")
+    if options.products != OURS:
+        check_products(options, config, dtype, device)
+        cases = [replace(c, products=options.products) for c in cases if c.weights == products.KIND]
     cases = [replace(c, sampling=sampling, kv_dtype=options.kv_dtype) for c in cases]
     cases = matching(cases, options.case, "decode")
     least = least_context(prompt, period)
@@ -151,6 +163,24 @@ def check_client(options: Options) -> None:
     ):  # fmt: skip
         if given:
             raise ValueError(f"{name}: is the engine's alone; leave it out beside --client {options.client}")
+
+
+def check_products(options: Options, config: ModelConfig, dtype: str, device: torch.device) -> None:
+    """Raises ValueError where a model's projections cannot run by other products."""
+    if options.weights and products.KIND not in options.weights:
+        raise ValueError("--products best: is of 4-bit weights; give --weights int4")
+    if not options.weights and (options.context or options.batch or options.shared_kv):
+        raise ValueError("--products best: is of 4-bit weights; add --weights int4")
+    if options.client != ENGINE:
+        raise ValueError(f"--products best: is the engine's alone; leave it out beside --client {options.client}")
+    if reason := products.refusal(config, DTYPES[dtype], device):
+        raise ValueError(f"--products best: {reason}")
+
+
+def twice_notes(cases: Sequence[DecodeCase]) -> list[str]:
+    """What a person is told of memory where other products hold weights, too."""
+    more = max((second_bytes(case) for case in cases), default=0)
+    return [f"--products best: 4-bit weights may be held twice, {more / 1e9:.1f} GB more"] if more else []
 
 
 def least_context(prompt: str, period: int) -> int:
@@ -216,7 +246,7 @@ def plan(options: Options, device: torch.device) -> Plan:
         kinds=kinds,
         measure=measure,
         fresh=options.drift,
-        notes=[note] if hidden else [],
+        notes=[*([note] if hidden else []), *twice_notes(cases)],
     )
 
 

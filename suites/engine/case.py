@@ -9,6 +9,7 @@ import torch
 
 from ...kernels import AttentionShape, NotHere
 from ...kernels.config import DTYPES, KV_DTYPES, ceil_div
+from ...kernels.linear.best import OURS
 from ..core.ranks import Ranks
 from ..model.config import MODELS, ModelConfig
 from ..model.fingerprint import fingerprint
@@ -47,6 +48,11 @@ class ModelCase:
     def weights(self) -> str:
         """Of the activations' type, unless a case says otherwise."""
         return self.dtype
+
+    @property
+    def products(self) -> str:
+        """What its projections run by: this project's kernels, unless a case says otherwise."""
+        return OURS
 
     @property
     def shape(self) -> AttentionShape:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from ...kernels import AttentionShape, SparseConfig, Traffic
+from ...kernels.linear.best import OURS
 from ...kernels.selectors import selector_of
 from ..core.spec import MethodSpec
 from ..core.work import NOTHING, Work
@@ -28,6 +29,11 @@ def weight_bytes(case: ModelCase) -> int:
     """Bytes of weights that a step reads: projections in the case's weight type, the head in its activations' type."""
     config = case.config
     return int(config.linear_parameters * BITS[case.weights] / 8) + config.head_parameters * element_bytes(case)
+
+
+def second_bytes(case: ModelCase) -> int:
+    """Of the projections once more, where another product may hold them beside ours."""
+    return 0 if case.products == OURS else int(case.config.linear_parameters * BITS[case.weights] / 8)
 
 
 def weight_traffic(case: ModelCase, rows: int, *, head: bool = True) -> Traffic:
@@ -137,7 +143,7 @@ def memory_bytes(case: ModelCase, specs: list[MethodSpec]) -> int:
     beside = [ranking_bytes(case, spec, tokens) for spec in specs]  # the whole caches
     beside += [caches * kv_bytes(case, kept_tokens(spec, tokens)) for spec in specs if spec.kind.evicts]
     kept = caches * kv_bytes(case, tokens) + max(beside, default=0)
-    return weight_bytes(case) + embedding + kept + SCRATCH_BYTES
+    return weight_bytes(case) + second_bytes(case) + embedding + kept + SCRATCH_BYTES
 
 
 def ranking_bytes(case: ModelCase, spec: MethodSpec, tokens: int) -> int:
@@ -176,7 +182,8 @@ def sequence_bytes(case: ModelCase, spec: MethodSpec) -> int:
 
 def largest_batch(case: ModelCase, spec: MethodSpec, total_bytes: int) -> int:
     """Sequences of the case's context that fit a memory beside weights and work space; 0 where none does."""
-    fixed = weight_bytes(case) + case.config.embedding_parameters * element_bytes(case) + SCRATCH_BYTES
+    weights = weight_bytes(case) + second_bytes(case) + case.config.embedding_parameters * element_bytes(case)
+    fixed = weights + SCRATCH_BYTES
     return max(total_bytes - fixed, 0) // sequence_bytes(case, spec)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from ..model.load import LoadedModel, load_decoder
 from .case import ModelCase, shard_of, shares
 from .checks import check_linears
 from .engine import State
+from .products import BEST, Wanted, by_best, refusal, wanted
 from .prompt import english_text, prefill
 
 
@@ -24,8 +26,11 @@ class Loader:
         self._model: LoadedModel | None = None
         self._checked: set[int] = set()  # rows that the model's linear layers were compared at
         self._prefilled: State | None = None
+        self._best: tuple[frozenset[Wanted], LoadedModel] | None = None  # by other products
 
-    def model(self, case: ModelCase, rows: set[int], device: torch.device) -> LoadedModel:
+    def model(
+        self, case: ModelCase, rows: set[int], device: torch.device, on_step: Callable[[str], None] = lambda text: None
+    ) -> LoadedModel:
         """The case's model, its linear layers checked at these numbers of rows; it takes the place of the last one.
 
         Raises:
@@ -33,7 +38,7 @@ class Loader:
         """
         key = (case.model, case.weights, case.dtype, case.seed, *shares(case.config).values())
         if self._model is None or self._key != key:
-            self._model = self._prefilled = None
+            self._model = self._prefilled = self._best = None
             release(device)
             self._model = load_decoder(
                 case.model, dtype=case.torch_dtype, device=device, weight_dtype=case.weights, seed=case.seed,
@@ -44,7 +49,23 @@ class Loader:
             torch.manual_seed(case.seed)  # ranks sample alike
         check_linears(self._model.decoder, rows - self._checked)
         self._checked |= rows
-        return self._model
+        if case.products != BEST:
+            self._best = None  # its copies of the weights
+            return self._model
+        return self._by_best(self._model, rows, on_step)
+
+    def _by_best(self, loaded: LoadedModel, rows: set[int], on_step: Callable[[str], None]) -> LoadedModel:
+        decoder = loaded.decoder
+        if reason := refusal(decoder.config, decoder.dtype, decoder.device):
+            raise Unsupported(f"products best: {reason}")
+        needs = frozenset(wanted(decoder.config, rows, decoder.device))
+        if self._best is None or self._best[0] != needs:
+            self._best = None
+            release(decoder.device)
+            self._best = needs, replace(loaded, decoder=by_best(decoder, needs, on_step))
+            check_linears(self._best[1].decoder, rows)
+            release(decoder.device)
+        return self._best[1]
 
     def prefilled(self, loaded: LoadedModel, tokens: int, on_step: Callable[[str], None]) -> State:
         """A state whose caches hold at least `tokens` tokens of the text prompt, at batch 1."""

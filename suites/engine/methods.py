@@ -52,7 +52,7 @@ class MethodRun(ABC):
         """
         self.on_step("model")
         rows = {count for size in (*sizes,) or (self.case.batch,) for count in chunk_rows(size, self.specs)}
-        self.loaded = loader.model(self.case, rows, self.device)
+        self.loaded = loader.model(self.case, rows, self.device, self.on_step)
 
     def prefill_texts(self, beyond: int, capacity: int, history: int, texts: Sequence[Sequence[int]] = ()) -> Tensor:
         """Prefill the first tokens of stretches of text, one after another, into a new `state`.

@@ -109,7 +109,7 @@ def waterfalls(rows: Sequence[Row], method: str | None = None) -> list[Waterfall
     """
     runs: dict[tuple[object, ...], list[Row]] = defaultdict(list)
     for row in rows:
-        if row.timed and not row.client and not row.metric:
+        if row.timed and not row.client and not row.products and not row.metric:
             runs[row.case, row.commit, row.started_at].append(row)
     falls = []
     for run in runs.values():

@@ -10,6 +10,7 @@ import torch
 from ...kernels.config import DTYPES
 from ...kernels.linear.product import KINDS, Product, ProductShape, products
 from ..core.spec import Variant
+from ..engine.products import shapes
 from ..model.config import MODELS, ModelConfig
 
 PROJECTIONS = ("qkv", "o", "gate_up", "down")
@@ -55,15 +56,7 @@ class LinearCase:
     @property
     def shape(self) -> ProductShape:
         """Rows, N and K; q, k and v are one product, and so are gate and up."""
-        config = self.config
-        heads = config.q_heads * config.head_dim
-        columns, depth = {
-            "qkv": (config.qkv_width, config.hidden),
-            "o": (config.hidden, heads),
-            "gate_up": (2 * config.ffn, config.hidden),
-            "down": (config.hidden, config.ffn),
-        }[self.projection]
-        return ProductShape(self.rows, columns, depth)
+        return ProductShape(self.rows, *shapes(self.config)[self.projection])
 
     @property
     def torch_dtype(self) -> torch.dtype:

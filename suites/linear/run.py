@@ -22,6 +22,7 @@ from ..core.failure import CheckFailed, failure, unavailable
 from ..core.rows import Row, digits
 from ..core.work import Work
 from ..engine.gate import Check
+from .ahead import Compiled
 from .cases import GROUP, LinearCase, ProductSpec
 
 ROUNDOFFS = 3.0
@@ -93,6 +94,8 @@ def run_case(
             rows.append(make_row(spec, status="skipped", reason=reason))
         else:
             able.append(spec)
+    compiled = bench.held(Compiled)
+    compiled.all_of(bench.plan.ahead, device, on_step)
     with torch.inference_mode():
         on_step("inputs")
         try:
@@ -115,7 +118,7 @@ def run_case(
                 checks.pop(spec, None)
                 rows.append(make_row(spec, **failure(error)))
         with Conditions(device) as conditions:
-            samples = measure(ops, bench.timer, bench.plan, on_round=lambda number: on_step(f"round {number}"))
+            samples = measure(ops, bench.timer, bench.plan.timing, on_round=lambda number: on_step(f"round {number}"))
     work, clocks = Work(traffic(case, x, weight)), conditions.columns()
     launch = "graph" if device.type == "cuda" else "eager"
     ceilings = bench.ceilings
@@ -123,7 +126,8 @@ def run_case(
         ceilings = replace(ceilings, matrix_tflops=2 * ceilings.matrix_tflops)
     for spec, taken in samples.items():
         summary = summarize(taken.times_us)
-        common = {"launch": launch, "cache_state": "cold", **clocks}
+        taken_s = compiled.seconds(case, spec.name)
+        common = {"launch": launch, "cache_state": "cold", "compile_s": taken_s and digits(taken_s, 3), **clocks}
         bound_by = ceilings.bound(work.total.bytes, work.total.flops)
         verdict = ceilings.verdict(work.floor_us(ceilings), summary.median_us, bound_by)
         if verdict.kind == "impossible" and device.type == "cuda" and bound_by == "read":

@@ -16,6 +16,7 @@ from ..core.reference import Part
 from ..core.registry import Plan, Suite
 from ..core.sweep import matching
 from ..model.config import MODELS
+from .ahead import Measure, compilable
 from .cases import CPU_MODEL, GPU_MODEL, LinearCase, ProductSpec, default_cases
 from .run import run_case
 from .table import print_report
@@ -64,7 +65,7 @@ def plan(options: Options, device: torch.device) -> Plan:
         cases,  # type: ignore[arg-type]
         always,  # type: ignore[arg-type]
         further={case.slug: _serving(case, chosen, always) for case in cases},
-        measure=timing,
+        measure=Measure(timing, compilable(cases, chosen)),
     )
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 
 from ...kernels import Traffic
+from ...kernels.linear.best import OURS
 from ...profiling.ceilings import measure_ceilings
 from ...profiling.device import describe
 from ...profiling.stats import summarize
@@ -21,6 +22,7 @@ from ..decode.run import CaseRun
 from ..engine.case import WEIGHTS, config_of, default_dtype
 from ..engine.loader import Loader
 from ..engine.measure import DecodePlan, time_period
+from ..engine.products import BEST
 from ..micro.cases import PATTERNS, PRESETS, Case
 from ..micro.checks import dense_exact
 from ..micro.inputs import make_inputs
@@ -70,12 +72,12 @@ class Workload:
 def parse_case(name: str, device: torch.device, seed: int = 0) -> AnyCase:
     """The case of a slug: `qwen2.5-7b-b1-256k[-clustered][-page64]`, `decode-qwen2.5-7b-int4-b1-256k[-shared][-text]`.
 
-    It need not be on any list. Raises ValueError for anything else.
+    A whole model's may end in `-best` (products), too. It need not be on any list. Raises ValueError for anything else.
     """
     dtype = default_dtype(device)
     tail = r"-b(?P<batch>\d+)-(?P<context>\d+k?)"
     whole = re.fullmatch(
-        rf"decode-(?P<model>.+)-(?P<weights>{'|'.join(WEIGHTS)}){tail}(?P<flags>(-shared|-text)*)", name
+        rf"decode-(?P<model>.+)-(?P<weights>{'|'.join(WEIGHTS)}){tail}(?P<flags>(-shared|-text|-best)*)", name
     )
     if whole:
         model = whole["model"]
@@ -86,6 +88,7 @@ def parse_case(name: str, device: torch.device, seed: int = 0) -> AnyCase:
             model, config_of(model), int(whole["batch"]), tokens(whole["context"]), weights,
             weights if weights != "int4" else dtype, "-shared" in whole["flags"],
             "text" if "-text" in whole["flags"] else "synthetic", seed=seed,
+            products=BEST if "-best" in whole["flags"] else OURS,
         )  # fmt: skip
     layer = re.fullmatch(rf"(?P<model>.+?){tail}(-(?P<pattern>{'|'.join(PATTERNS)}))?(-page(?P<page>\d+))?", name)
     if layer is None:

@@ -1,0 +1,116 @@
+"""A model's 4-bit projections by the product that was measured to be the best for their size and number of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from copy import copy
+from dataclasses import dataclass, replace
+
+import torch
+
+from ... import baselines  # noqa: F401  (registers the rivals)
+from ...kernels import Unsupported
+from ...kernels.linear.best import OURS, Best, best_of
+from ...kernels.linear.chosen import ChosenWeight, Multiply
+from ...kernels.linear.int4 import Int4Weight
+from ...kernels.linear.product import ProductShape, products
+from ...profiling.device import device_name
+from ..core.ahead import compile_ahead
+from ..core.bench import Report
+from ..model.config import ModelConfig
+from ..model.decoder import Decoder
+
+BEST = "best"
+PRODUCTS = (OURS, BEST)
+KIND = "int4"
+MEASURE = "resa-bench linear --weights int4, then python -m resa_bench.suites.linear.choose"
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """One kernel of another product: a projection at a number of rows."""
+
+    product: str
+    shape: ProductShape
+
+
+def shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
+    """N and K of each projection of a layer."""
+    return {
+        "qkv": (config.qkv_width, config.hidden),
+        "o": (config.hidden, config.q_heads * config.head_dim),
+        "gate_up": (2 * config.ffn, config.hidden),
+        "down": (config.hidden, config.ffn),
+    }
+
+
+def measured(config: ModelConfig, device: torch.device) -> dict[tuple[int, int], Best]:
+    """The best products of a model's projections, by N and K, those that were measured on such a device."""
+    name = device_name(device)
+    entries = {shape: best_of(name, KIND, *shape) for shape in shapes(config).values()}
+    return {shape: best for shape, best in entries.items() if best is not None}
+
+
+def refusal(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> str | None:
+    """Why a model cannot run by the best products here, in one line; None if it can."""
+    table = measured(config, device)
+    if not table:
+        return f"no products of {config.name}'s sizes were measured on {device_name(device)}; run {MEASURE}"
+    for (columns, depth), best in table.items():
+        for rows, name in best.measured:
+            if name == OURS:
+                continue
+            if name not in products():
+                return f"{name}: no such product; run {MEASURE}"
+            reason = products()[name].unavailable(ProductShape(rows, columns, depth), dtype, device)
+            if reason:
+                return f"{name}: {reason}"
+    return None
+
+
+def libraries(config: ModelConfig, device: torch.device) -> tuple[str, ...]:
+    """Distributions of the products that the best ones of a model may be."""
+    names = {name for best in measured(config, device).values() for _, name in best.measured} - {OURS}
+    return tuple(sorted({library for n in names if n in products() for library in products()[n].libraries}))
+
+
+def wanted(config: ModelConfig, rows: Iterable[int], device: torch.device) -> list[Wanted]:
+    """What a model needs of other products at these numbers of rows."""
+    pairs = ((count, shape, best) for count in rows for shape, best in measured(config, device).items())
+    return [
+        Wanted(best.product(count), ProductShape(count, *shape))
+        for count, shape, best in pairs
+        if best.product(count) != OURS
+    ]
+
+
+def by_best(decoder: Decoder, needs: Collection[Wanted], on_step: Report) -> Decoder:
+    """The decoder with its projections held by the products of `needs`, too; kernels are compiled before.
+
+    Raises:
+        Unsupported: the model is run by another library.
+    """
+    if not decoder.own_linears:
+        raise Unsupported("products: the model's linear layers are another library's")
+    table, held = measured(decoder.config, decoder.device), {(n.product, n.shape.columns, n.shape.depth) for n in needs}
+    kinds = {need: products()[need.product] for need in needs}
+    ahead = {n: kind.ahead(KIND, n.shape, decoder.dtype, decoder.device) for n, kind in kinds.items() if kind.compiles}
+    compile_ahead(ahead, on_step)
+
+    def chosen(weight: object) -> object:
+        if not isinstance(weight, Int4Weight) or weight.shape not in table:
+            return weight
+        hold: dict[str, Multiply] = {
+            name: products()[name].hold(weight, decoder.dtype)
+            for name, columns, depth in sorted(held)
+            if (columns, depth) == weight.shape
+        }
+        return ChosenWeight(weight, table[weight.shape], hold) if hold else weight
+
+    out = copy(decoder)
+    out.layers = []
+    for i, layer in enumerate(decoder.layers):
+        on_step(f"weights for other products, layer {i + 1} of {len(decoder.layers)}")
+        own = {name: chosen(getattr(layer, name)) for name in shapes(decoder.config)}
+        out.layers.append(replace(layer, **own))  # type: ignore[arg-type]
+    return out
