@@ -335,7 +335,7 @@ def test_sweeps() -> None:
         return choose_specs(options(FLAGS, given), CPU)
 
     full = specs(scale="full")
-    assert {s.config.active_ratio for s in full} == {0.05, 0.1, 0.2}
+    assert {s.config.active_ratio for s in full if s.name != "resa-plus"} == {0.05, 0.1, 0.2}
     assert {s.config.gqa_policy for s in full if s.name == "quest"} == set(GQA_POLICIES)
     assert {s.config.rectify_every for s in full if s.name == "resa-torch"} == {1, 16, 32, 64, 128}
     assert len({s.config.spread_weight for s in full if s.config.summary_kind == "meanstd"}) > 2
