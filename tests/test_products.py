@@ -142,9 +142,9 @@ def test_the_file_follows_from_the_published_rows(tmp_path: Path, capsys: pytest
     rows = Path(__file__).parent.parent / "results/h200/linear.jsonl.gz"
     out = tmp_path / "best.json"
     out.write_text(json.dumps({"another": {}}))
-    assert choose.main([str(rows)], out) == 0
+    assert choose.write_choice([str(rows)], out) == 0
     assert json.loads(out.read_text()) == {"another": {}} | json.loads(FILE.read_text())
-    assert choose.main([], out) == 2
+    assert choose.write_choice([], out) == 2
     assert "no files" in capsys.readouterr().err
 
 

@@ -65,7 +65,7 @@ def whole_us(row: Row) -> float:
     return (row.median_us or 0.0) + (0.0 if fused else LAUNCHES[projection(row)] * LAUNCH_US)
 
 
-def main(arguments: Sequence[str], file: Path = FILE) -> int:
+def write_choice(arguments: Sequence[str], file: Path = FILE) -> int:
     """Write the file; 2 for wrong arguments."""
     try:
         if not arguments:
@@ -81,4 +81,4 @@ def main(arguments: Sequence[str], file: Path = FILE) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))
+    raise SystemExit(write_choice(sys.argv[1:]))
