@@ -13,7 +13,7 @@ from kernel_cases import DEVICE, NAN, dtype_name, random
 from method_cases import CONFIG, make, run
 from resa_bench.kernels import AttentionShape, KVCache, SparseConfig, build_summaries, get_method
 from resa_bench.kernels.fused import compiler
-from resa_bench.kernels.fused.step import Plan, bind, cluster_size, constants, lay_out, unsupported
+from resa_bench.kernels.fused.step import Plan, arrangement, bind, constants, lay_out, unsupported
 from resa_bench.profiling.resources import read_cubin
 from resa_bench.suites.micro.cases import Case, ModelShape
 from resa_bench.suites.micro.checks import check_step, dense_exact
@@ -79,7 +79,7 @@ def test_compiler_says_what_is_wrong() -> None:
 )
 def test_cluster_size(rows: int, cluster: int) -> None:
     """As large as all rows fit at once."""
-    assert cluster_size(rows, lambda size: H100_CLUSTERS.get(size, 0)) == cluster
+    assert arrangement(rows, 0, lambda size: H100_CLUSTERS.get(size, 0)) == (cluster, 1)
 
 
 def test_layout_shares_the_blocks() -> None:

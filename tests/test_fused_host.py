@@ -59,6 +59,27 @@ def test_clusters(largest: int) -> None:
     gate((777, 48), FP16, heads=ModelShape(7, 1, 128))
 
 
+SHARED_ROWS = [
+    ((2, 3), (777, 48, 1), ModelShape(7, 1, 128), {}),
+    ((4, 2), (203, 1030), ModelShape(6, 2, 64), {"page_size": 128}),
+    ((1, 5), (900,), ModelShape(16, 1, 64), {"block_size": 8, "summary_kind": "meanstd"}),
+    ((3, 2), (530, 16), ModelShape(7, 1, 256), {"summary_dtype": "fp8", "pinned_blocks": 2}),
+    ((2, 2), (640,), ModelShape(7, 1, 64), {"active_ratio": 1.0}),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arrangement", "lengths", "heads", "changes"), SHARED_ROWS, ids=[f"{c}x{n}" for (c, n), *_ in SHARED_ROWS]
+)
+def test_clusters_that_share_a_row(
+    arrangement: tuple[int, int], lengths: tuple, heads: ModelShape, changes: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scores and results go through global memory; some clusters have no block, or nothing to attend to."""
+    monkeypatch.setattr(fused_step, "arrangement", lambda *_: arrangement)
+    gate(lengths, FP16, heads=heads, **changes)
+
+
 @pytest.mark.thinned(2)
 @pytest.mark.slow
 @pytest.mark.parametrize("largest", [2], indirect=True)

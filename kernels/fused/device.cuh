@@ -100,6 +100,27 @@ __device__ __forceinline__ void copy4(u32* to, const char* from) {
 }
 __device__ __forceinline__ void await_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
+// ---- words that clusters publish in the L2, each beside the number of its step: one access of 8 bytes holds both, so
+// nothing has to be ordered, and nothing to be cleared for the next step
+
+__device__ __forceinline__ void publish(u64* to, u32 x, u32 step) {
+  asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(to), "l"(u64(step) << 32 | x) : "memory");
+}
+
+// All words of this step, asked for together, and again until the last one is there.
+template <int N>
+__device__ __forceinline__ void await_published(const u64* const (&at)[N], u32 (&x)[N], u32 step) {
+  bool all;
+  do {
+    u64 words[N];
+#pragma unroll
+    for (int i = 0; i < N; i++) asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(words[i]) : "l"(at[i]) : "memory");
+    all = true;
+#pragma unroll
+    for (int i = 0; i < N; i++) all &= words[i] >> 32 == step, x[i] = u32(words[i]);
+  } while (!all);
+}
+
 // ---- pairs of 16-bit or 8-bit floats in a word
 
 __device__ __forceinline__ float2 unpack(u32 x) {

@@ -6,9 +6,14 @@
 // CTA goes through their shared memory, and a barrier in the receiver's counts its bytes: no round through the L2, no
 // other kernel to launch. step.py says which settings it serves, docs/notes/speed.md what it gave.
 //
-// Constants from step.py: HEAD_DIM, GROUP, BLOCK, CLUSTER, RESIDENT (CTAs that share a multiprocessor), SPLIT (warps
-// that share the dims), LOADS (under way in a lane while scoring), PAGE_BLOCKS, SHARED_BYTES (of `Shared`), and 0 or 1
-// for MINMAX, GROUP_SUM, FP8, FP16, PAGED, WIDE (rows of more blocks than 16 bits count).
+// Several clusters may share a row (CLUSTERS). Each scores a part of it and publishes its scores in the L2;
+// then each searches the whole row, and attends to its part of what is kept. The first one merges their results, which
+// go through the L2, too. All clusters of a row must run at the same time.
+//
+// Constants from step.py: HEAD_DIM, GROUP, BLOCK, CLUSTER (CTAs), CLUSTERS (of a row), RESIDENT (CTAs that share a
+// multiprocessor), SPLIT (warps that share the dims), LOADS (under way in a lane while scoring), PAGE_BLOCKS,
+// SHARED_BYTES (of `Shared`), and 0 or 1 for MINMAX, GROUP_SUM, FP8, FP16, PAGED, WIDE (rows of more blocks than 16 bits
+// count).
 
 constexpr int THREADS = 256, WARPS = THREADS / 32;
 constexpr int SLOT_BYTES = FP8 ? 1 : 2;                   // of an element of a summary
@@ -33,6 +38,8 @@ constexpr int NEWEST_TOKENS = BLOCK < UNIT ? BLOCK : UNIT;  // of the newest blo
 constexpr int NEWEST_WARPS = BLOCK / NEWEST_TOKENS;
 constexpr int PARTS = UNIT / NEWEST_TOKENS;               // blocks that share a unit: 2 of 8 tokens, or 1
 constexpr int UNITS_A_BLOCK = NEWEST_WARPS;               // of blocks that do not share one
+constexpr int MEMBERS = CLUSTER * CLUSTERS;               // CTAs of a row
+constexpr int POLLED = 8;                                 // words that a thread asks the L2 for at once
 constexpr int BINS = 256, PASSES = 4;                     // of the radix search: 8 bits a pass
 #if WIDE
 using Counts = u64;                                       // two counts of blocks in a word: lower bits, upper bits
@@ -57,9 +64,11 @@ struct Arguments {
   const char* k_new;    // [B, Hkv, D]
   const char* v_new;    // the same strides
   char* out;            // [B, Hq, D], contiguous
+  u64* exchange;            // [B * Hkv, exchange_row]: what its clusters publish: scores, then results
+  u32* epochs;          // [B * Hkv, MEMBERS]: steps that a CTA has done
   // Strides in elements, all of 64 bits, for a cache may hold more than 2^31: a product with one is of 64 bits, too.
   i64 q_batch, q_head, summary_outer, summary_head, score_batch, score_row, list_batch, list_row, table_batch;
-  i64 cache_outer, cache_head, cache_token, new_batch, new_head;
+  i64 cache_outer, cache_head, cache_token, new_batch, new_head, exchange_row;
   int kv_heads, local_blocks, first_blocks, ratio_numerator, ratio_denominator, floor_blocks;
   int list_capacity, key_capacity;  // N; blocks that a CTA scores at most
   int token_capacity, pages;        // tokens a sequence has room for; P
@@ -87,11 +96,13 @@ struct __align__(16) Shared {
   __align__(16) float merged[CLUSTER][SLICE];
 };
 static_assert(sizeof(Shared) == SHARED_BYTES, "step.py lays out shared memory");
-// After it: keys [key_capacity], list [ceil(list_capacity / CLUSTER)], partials [TEAMS][PARTIAL], each from a multiple
+// After it: keys [key_capacity], list [ceil(list_capacity / MEMBERS)], partials [TEAMS][PARTIAL], each from a multiple
 // of 16 bytes on. Where warps share a unit, what they tell each other follows.
 __device__ __forceinline__ int round16(int bytes) { return (bytes + 15) / 16 * 16; }
 
-__device__ __forceinline__ int share_start(int total, int i) { return static_cast<int>(i64(total) * i / CLUSTER); }
+__device__ __forceinline__ int share_start(int total, int i, int shares) {
+  return static_cast<int>(i64(total) * i / shares);
+}
 
 __device__ __forceinline__ int part_of(int word) { return PART == PARTIAL ? 0 : word / PART; }
 
@@ -132,13 +143,15 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
   u32* keys = reinterpret_cast<u32*>(memory + sizeof(Shared));
   int* list = reinterpret_cast<int*>(memory + sizeof(Shared) + round16(4 * a.key_capacity));
   float* partials = reinterpret_cast<float*>(
-      reinterpret_cast<char*>(list) + round16((a.list_capacity + CLUSTER - 1) / CLUSTER * 4));
+      reinterpret_cast<char*>(list) + round16((a.list_capacity + MEMBERS - 1) / MEMBERS * 4));
   const int tid = threadIdx.x, warp = tid / 32, lane = tid % 32, rank = cluster_rank();
-  const int row = blockIdx.x / CLUSTER, batch = row / a.kv_heads, head = row % a.kv_heads;
+  const int row = blockIdx.x / MEMBERS, batch = row / a.kv_heads, head = row % a.kv_heads;
+  const int part = blockIdx.x / CLUSTER % CLUSTERS, member = part * CLUSTER + rank;  // of the row's clusters, and CTAs
   const u32 barriers = shared_address(s.barriers);
 
   // ---- what does not wait for the length: the queries and the new token
   const int given = load4(a.lengths + batch);
+  const u32 epoch = CLUSTERS > 1 ? load4(a.epochs + blockIdx.x) + 1 : 0;  // marks what is published in this step
   const char* q = a.q + 2 * (batch * a.q_batch + i64(head) * GROUP * a.q_head);
   u32 query[HEADS], k_new[ROW_WORDS], v_new[ROW_WORDS];
   if (tid < HEAD_DIM / 2)
@@ -161,18 +174,20 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
   int* out_list = a.lists + batch * a.list_batch + head * a.list_row;
   u16* out = reinterpret_cast<u16*>(a.out) + i64(row) * GROUP * HEAD_DIM;
   if (blocks <= 0) {
-    for (int i = rank * THREADS + tid; i < GROUP * HEAD_DIM; i += CLUSTER * THREADS) out[i] = 0;
-    for (int i = rank * THREADS + tid; i < a.list_capacity; i += CLUSTER * THREADS) out_list[i] = -1;
-    if (rank == 0 && tid == 0) a.counts[row] = 0;
+    for (int i = member * THREADS + tid; i < GROUP * HEAD_DIM; i += MEMBERS * THREADS) out[i] = 0;
+    for (int i = member * THREADS + tid; i < a.list_capacity; i += MEMBERS * THREADS) out_list[i] = -1;
+    if (member == 0 && tid == 0) a.counts[row] = 0;
     return;
   }
   const int n = min(blocks, max(a.floor_blocks, (blocks * a.ratio_numerator + a.ratio_denominator - 1) /
                                                     a.ratio_denominator));
-  const int share = (n - rank + CLUSTER - 1) / CLUSTER;  // CTA p % CLUSTER attends to entry p of the list
-  const bool has_newest = rank == (n - 1) % CLUSTER;
+  const int share = (n - member + MEMBERS - 1) / MEMBERS;  // CTA p % MEMBERS attends to entry p of the list
+  const bool has_newest = member == (n - 1) % MEMBERS;
   const int tiles = (blocks + TILE - 1) / TILE;
-  const int first_tile = share_start(tiles, rank), end_tile = share_start(tiles, rank + 1);
-  const int first = first_tile * TILE, own = min(end_tile * TILE, blocks) - first;  // blocks scored here; may be none
+  const int share_first = share_start(tiles, rank, CLUSTER), share_end = share_start(tiles, rank + 1, CLUSTER);
+  const int first = share_first * TILE, own = min(share_end * TILE, blocks) - first;  // blocks searched here; may be none
+  const int first_tile = share_first + share_start(share_end - share_first, part, CLUSTERS);  // of them scored here
+  const int end_tile = share_first + share_start(share_end - share_first, part + 1, CLUSTERS);
 
   if (tid == 0) {
     for (int i = 0; i < BARRIERS; i++) barrier_init(barriers + 8 * i);
@@ -288,11 +303,17 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
         }
       }
     }
-    least = __reduce_min_sync(WARP, least);
-    most = __reduce_max_sync(WARP, most);
-    if (lane == 0) atomicMin(&s.own_extremes[0], least), atomicMax(&s.own_extremes[1], most);
+    if (CLUSTERS == 1) {
+      least = __reduce_min_sync(WARP, least);
+      most = __reduce_max_sync(WARP, most);
+      if (lane == 0) atomicMin(&s.own_extremes[0], least), atomicMax(&s.own_extremes[1], most);
+    }
   }
   __syncthreads();
+  u64* exchange = a.exchange + row * a.exchange_row;
+  if (CLUSTERS > 1)
+    for (int i = (first_tile - share_first) * TILE + tid; i < min((end_tile - share_first) * TILE, own); i += THREADS)
+      publish(exchange + first + i, keys[i], epoch);
 
   // ---- the newest block's older keys under way to where partial results will be, for its summary
   u32* rows = reinterpret_cast<u32*>(partials) + lane;
@@ -305,6 +326,26 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
       for (int w = 0; w < ROW_WORDS; w++)
         copy4(row_at(warp * NEWEST_TOKENS + t, w),
               a.k_cache + newest + 2 * min(warp * NEWEST_TOKENS + t, older - 1) * a.cache_token + 128 * w);
+
+  // ---- the scores of the row's other clusters, for the blocks that are searched here
+  if (CLUSTERS > 1) {
+    for (int start = tid; start < own; start += POLLED * THREADS) {
+      const u64* at[POLLED];
+      u32 word[POLLED];
+#pragma unroll
+      for (int i = 0; i < POLLED; i++) at[i] = exchange + first + min(start + i * THREADS, own - 1);
+      await_published(at, word, epoch);
+#pragma unroll
+      for (int i = 0; i < POLLED; i++) {
+        if (start + i * THREADS < own) keys[start + i * THREADS] = word[i];
+        least = min(least, word[i]), most = max(most, word[i] + 0x00800000u);
+      }
+    }
+    least = __reduce_min_sync(WARP, least);
+    most = __reduce_max_sync(WARP, most);
+    if (lane == 0) atomicMin(&s.own_extremes[0], least), atomicMax(&s.own_extremes[1], most);
+    __syncthreads();
+  }
 
   // ---- the n-th largest key. From the least key to one over the largest finite one, where +inf goes, as distances
   // from the least, shifted so that the top bit is used.
@@ -411,13 +452,15 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
     const int tie_number = ties + __popc(tied_lanes & below);
     if (over || (tie && tie_number < missing)) {
       const int place = overs + __popc(over_lanes & below) + min(tie_number, missing), to = place % CLUSTER;
-      send(in_cta(shared_address(&list[place / CLUSTER]), to), first + i + lane, in_cta(barriers + 8 * LIST, to));
-      out_list[place] = first + i + lane;
+      if (CLUSTERS == 1 || place % MEMBERS / CLUSTER == part) {
+        send(in_cta(shared_address(&list[place / MEMBERS]), to), first + i + lane, in_cta(barriers + 8 * LIST, to));
+        out_list[place] = first + i + lane;
+      }
     }
     overs += __popc(over_lanes), ties += __popc(tied_lanes);
   }
-  for (int i = n + rank * THREADS + tid; i < a.list_capacity; i += CLUSTER * THREADS) out_list[i] = -1;
-  if (rank == 0 && tid == 0) a.counts[row] = n;
+  for (int i = n + member * THREADS + tid; i < a.list_capacity; i += MEMBERS * THREADS) out_list[i] = -1;
+  if (member == 0 && tid == 0) a.counts[row] = n;
 
   // ---- the newest block's summary, which this step does not read
   if (writes && warp == 0) {
@@ -460,7 +503,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
   // Tokens of a unit are rows r and r + 8. Blocks of 8 share one: each has 8 rows, and its own place and visible tokens.
   // In a team of several warps each has its share of the dims, and the logits are the sums of what they have.
   const int units = (share * UNITS_A_BLOCK + PARTS - 1) / PARTS, r = lane / 4, t = lane % 4;
-  const int team = warp / SPLIT, member = warp % SPLIT;
+  const int team = warp / SPLIT, piece = warp % SPLIT;
   float acc[HEAD_TILES][OUT_TILES][4] = {};
   float max0[HEAD_TILES], max1[HEAD_TILES], sum0[HEAD_TILES] = {}, sum1[HEAD_TILES] = {};  // of heads 2t and 2t + 1
 #pragma unroll
@@ -479,7 +522,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
       if (valid[i] <= 0) offset = 0;  // nothing visible: any rows that exist
       const i64 outer = PAGED ? page(block / PAGE_BLOCKS) : batch;
       const i64 inside = i64(PAGED ? block % PAGE_BLOCKS : block) * BLOCK + offset;
-      base[i] = 2 * (outer * a.cache_outer + head * a.cache_head + inside * a.cache_token + member * WARP_DIM);
+      base[i] = 2 * (outer * a.cache_outer + head * a.cache_head + inside * a.cache_token + piece * WARP_DIM);
     }
   };
   auto unit_row = [&](int eight, int i) {  // where row i of the unit's first or second 8 rows is
@@ -508,7 +551,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
     const int upper = valid[0], lower = valid[PARTS - 1];  // visible tokens of the parts that rows r and r + 8 lie in
     float c[HEAD_TILES][4] = {};  // logits of tokens r and r + 8, heads 2t and 2t + 1
     const char* query_chunks =
-        reinterpret_cast<const char*>(s.queries) + 2 * (HEAD_DIM * r + WARP_DIM * member) + 16 * t;
+        reinterpret_cast<const char*>(s.queries) + 2 * (HEAD_DIM * r + WARP_DIM * piece) + 16 * t;
 #pragma unroll
     for (int j = 0; j < KEY_CHUNKS; j++)
 #pragma unroll
@@ -594,8 +637,8 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
     for (int i = 0; i < OUT_TILES; i++)
 #pragma unroll
       for (int j = 0; j < 4; j++)
-        partials[team * PARTIAL + (member * HEAD_TILES + h) * PART + (4 * i + j) * 32 + lane] = acc[h][i][j];
-  if (r == 0 && member == 0) {
+        partials[team * PARTIAL + (piece * HEAD_TILES + h) * PART + (4 * i + j) * 32 + lane] = acc[h][i][j];
+  if (r == 0 && piece == 0) {
 #pragma unroll
     for (int h = 0; h < HEAD_TILES; h++) {
       s.team_max[team][8 * h + 2 * t] = max0[h], s.team_max[team][8 * h + 2 * t + 1] = max1[h];
@@ -628,6 +671,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
     send(in_cta(shared_address(&s.merged[rank][f % SLICE]), f / SLICE), words, in_cta(barriers + 8 * MERGE, f / SLICE));
   }
   await_bytes(barriers + 8 * MERGE);
+  u64* results = exchange + CLUSTER * a.key_capacity;  // of the row's other clusters: maximum, sum, output
   for (int i = tid; i < SLICE; i += THREADS) {
     const int f = rank * SLICE + i, j = f / 32 % 4, g = 8 * (part_of(f) % HEAD_TILES) + 2 * (f % 4) + j % 2;
     if (f >= PARTIAL || g >= GROUP) continue;
@@ -639,8 +683,32 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
       const float factor = exp2_fast(s.cta_softmax[c][g][0] - top);
       sum += factor * s.cta_softmax[c][g][1], value += factor * s.merged[c][i];
     }
+#if CLUSTERS > 1
+    auto slot = [&](int cluster, int word) { return results + ((cluster * CLUSTER + rank) * 3 + word) * SLICE + i; };
+    if (part > 0) {
+      publish(slot(part, 0), __float_as_uint(top), epoch);
+      publish(slot(part, 1), __float_as_uint(sum), epoch);
+      publish(slot(part, 2), __float_as_uint(value), epoch);
+      continue;
+    }
+    const u64* at[3 * (CLUSTERS - 1)];
+    u32 word[3 * (CLUSTERS - 1)];
+#pragma unroll
+    for (int k = 0; k < 3 * (CLUSTERS - 1); k++) at[k] = slot(1 + k / 3, k % 3);
+    await_published(at, word, epoch);
+    const float own_top = top;
+#pragma unroll
+    for (int c = 0; c < CLUSTERS - 1; c++) top = fmaxf(top, __uint_as_float(word[3 * c]));
+    const float factor = exp2_fast(own_top - top);
+    sum *= factor, value *= factor;
+#pragma unroll
+    for (int c = 0; c < CLUSTERS - 1; c++) {
+      const float factor = exp2_fast(__uint_as_float(word[3 * c]) - top);
+      sum += factor * __uint_as_float(word[3 * c + 1]), value += factor * __uint_as_float(word[3 * c + 2]);
+    }
+#endif
     const int dim = part_of(f) / HEAD_TILES * WARP_DIM + 8 * (f % 32 / 4) + (f - part_of(f) * PART) / 128 +
                     (VALUE_CHUNKS == 2 ? 64 : 4) * (j / 2);
     out[g * HEAD_DIM + dim] = static_cast<u16>(pack(value / sum, 0));
-  }
+  }  if (CLUSTERS > 1 && tid == 0) a.epochs[blockIdx.x] = epoch;
 }

@@ -19,6 +19,7 @@ from ..workspace import Workspace
 from . import compiler
 
 THREADS, WARPS, BINS, PASSES = 256, 8, 256, 4  # as in step.cu
+MIN_SHARING_CLUSTER, MAX_CLUSTERS = 4, 8  # CTAs of the clusters that share a row, and how many of them do, at most
 OUT_WORDS = 2048  # of the output, that a warp keeps in registers; half where two CTAs share a multiprocessor
 LOADS = {1: 16, 2: 8}  # under way in a lane while scoring, by CTAs that share a multiprocessor and its registers
 MIN_CAPABILITY = (9, 0)
@@ -54,7 +55,8 @@ class Plan:
     """How a step is laid out.
 
     Attributes:
-        cluster: CTAs that serve one sequence and KV head.
+        cluster: CTAs of a cluster.
+        clusters: of them, that share one sequence and KV head.
         resident: CTAs that share a multiprocessor, 1 or 2.
         split: warps that share a tile of tokens: each has its dims, and they tell each other their logits.
         keys: blocks that one of them scores at most.
@@ -63,6 +65,7 @@ class Plan:
     """
 
     cluster: int
+    clusters: int
     resident: int
     split: int
     keys: int
@@ -70,12 +73,24 @@ class Plan:
     shared_bytes: int
 
 
+def tile_blocks(config: SparseConfig, head_dim: int, element: int, resident: int = 1) -> int:
+    """Blocks that a warp scores together."""
+    return LOADS[resident] * 32 * 16 // config.summary_bytes(head_dim, element)
+
+
 def lay_out(
-    config: SparseConfig, head_dim: int, group: int, capacity: int, element: int, cluster: int, resident: int = 1
+    config: SparseConfig,
+    head_dim: int,
+    group: int,
+    capacity: int,
+    element: int,
+    cluster: int,
+    resident: int = 1,
+    clusters: int = 1,
 ) -> Plan:
     """The layout for caches of `capacity` tokens and elements of so many bytes."""
     blocks, chosen = config.blocks(capacity), config.selected(capacity)
-    tile = LOADS[resident] * 32 * 16 // config.summary_bytes(head_dim, element)
+    tile = tile_blocks(config, head_dim, element, resident)
     keys = ceil_div(ceil_div(blocks, tile), cluster) * tile
     heads = ceil_div(group, 8) * 8
     partial = heads * head_dim
@@ -89,8 +104,8 @@ def lay_out(
     )  # fmt: skip
     logits = 2 * WARPS * heads * 16 * 4 if split > 1 else 0
     last = max(teams * partial * 4 + logits, config.block_size * head_dim * 2)  # or the newest block's keys, before
-    whole = shared + _aligned(4 * keys, 4 * ceil_div(chosen, cluster), last)
-    return Plan(cluster, resident, split, keys, shared, whole)
+    whole = shared + _aligned(4 * keys, 4 * ceil_div(chosen, cluster * clusters), last)
+    return Plan(cluster, clusters, resident, split, keys, shared, whole)
 
 
 def _aligned(*parts: int) -> int:
@@ -98,12 +113,27 @@ def _aligned(*parts: int) -> int:
     return sum(ceil_div(part, 16) * 16 for part in parts)
 
 
-def cluster_size(rows: int, at_once: Callable[[int], int], largest: int = compiler.MAX_CLUSTER) -> int:
-    """The largest clusters of which `rows` run at the same time; 0 if not even single CTAs do.
+def arrangement(
+    rows: int, tiles: int, at_once: Callable[[int], int], largest: int = compiler.MAX_CLUSTER
+) -> tuple[int, int]:
+    """CTAs of a cluster, and clusters of a row, that all run at the same time; (0, 1) if not even single CTAs do.
 
-    Fewer multiprocessors than there are may be in use, since a cluster stays within one of the chip's groups of them.
+    A cluster stays within one of the chip's groups of multiprocessors, so large clusters leave some of them idle. A row
+    is shared by several where they keep more multiprocessors busy, each warp with a tile of summaries at least.
+
+    Args:
+        rows: sequences times KV heads.
+        tiles: of summaries in a row, one for a warp at a time.
+        at_once: how many clusters of so many CTAs run at the same time.
+        largest: CTAs of a cluster at most.
     """
-    return next((size for size in range(largest, 0, -1) if at_once(size) >= rows), 0)
+    whole = next((size for size in range(largest, 0, -1) if at_once(size) >= rows), 0)
+    choices = [(whole, 1)]
+    for size in range(largest, MIN_SHARING_CLUSTER - 1, -1):
+        shared = min(at_once(size) // rows, tiles // (WARPS * size), MAX_CLUSTERS)
+        if shared > 1:
+            choices.append((size, shared))
+    return max(choices, key=lambda choice: (choice[0] * choice[1], choice[0]))
 
 
 class _Arguments(ctypes.Structure):
@@ -112,11 +142,12 @@ class _Arguments(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_void_p) for name in (
             "q", "summaries", "scores", "lists", "counts", "lengths", "table", "k_cache", "v_cache", "k_new", "v_new",
-            "out",
+            "out", "exchange", "epochs",
         )),
         *((name, ctypes.c_longlong) for name in (
             "q_batch", "q_head", "summary_outer", "summary_head", "score_batch", "score_row", "list_batch", "list_row",
             "table_batch", "cache_outer", "cache_head", "cache_token", "new_batch", "new_head",
+            "exchange_row",
         )),
         *((name, ctypes.c_int) for name in (
             "kv_heads", "local_blocks", "first_blocks", "ratio_numerator", "ratio_denominator", "floor_blocks",
@@ -141,11 +172,12 @@ def plan(cache: KVCache, group: int, config: SparseConfig) -> Plan:
         ValueError: a row that needs more shared memory than there is.
     """
     blocks = config.blocks(cache.capacity)
-    rows = cache.batch * cache.kv_heads
-    size = cluster_size(rows, lambda cluster: compiler.clusters_at_once(cache.device, cluster))
+    rows, element = cache.batch * cache.kv_heads, cache.k.element_size()
+    tiles = blocks // tile_blocks(config, cache.head_dim, element)
+    size, clusters = arrangement(rows, tiles, lambda cluster: compiler.clusters_at_once(cache.device, cluster))
     room = shared_memory()
     layouts = [
-        lay_out(config, cache.head_dim, group, cache.capacity, cache.k.element_size(), size or 1, resident)
+        lay_out(config, cache.head_dim, group, cache.capacity, element, size or 1, resident, clusters)
         for resident in ((1,) if size else (2, 1))
     ]
     for layout in layouts:
@@ -164,6 +196,7 @@ def constants(cache: KVCache, group: int, config: SparseConfig, layout: Plan) ->
         "GROUP": group,
         "BLOCK": config.block_size,
         "CLUSTER": layout.cluster,
+        "CLUSTERS": layout.clusters,
         "RESIDENT": layout.resident,
         "SPLIT": layout.split,
         "LOADS": LOADS[layout.resident],
@@ -209,6 +242,7 @@ def bind(
     if reason:
         raise ValueError(reason)
     layout = plan(cache, shape.group, config)
+    exchange, epochs = _exchange(cache, shape.group, layout)
     table = cache.block_table if cache.block_table is not None else cache.lengths
     arguments = _Arguments(
         q=step.q.data_ptr(),
@@ -223,6 +257,8 @@ def bind(
         k_new=step.k.data_ptr(),
         v_new=step.v.data_ptr(),
         out=step.out.data_ptr(),
+        exchange=exchange.data_ptr(),
+        epochs=epochs.data_ptr(),
         q_batch=step.q.stride(0),
         q_head=step.q.stride(1),
         summary_outer=summaries.data.stride(0),
@@ -237,6 +273,7 @@ def bind(
         cache_token=cache.k.stride(2),
         new_batch=step.k.stride(0),
         new_head=step.k.stride(1),
+        exchange_row=exchange.shape[1],
         kv_heads=cache.kv_heads,
         local_blocks=config.local_blocks,
         first_blocks=config.always[1],
@@ -251,15 +288,29 @@ def bind(
         scale_log2=cache.head_dim**-0.5 * LOG2_E,
     )
     settings = constants(cache, shape.group, config, layout)
-    kernel = compiler.kernel(cache.device, settings, layout.cluster, THREADS, layout.shared_bytes)
+    ctas = layout.cluster * layout.clusters
+    kernel = compiler.kernel(cache.device, settings, ctas, THREADS, layout.shared_bytes, layout.clusters > 1)
     parameters = compiler.pointers(arguments)
-    address, clusters = ctypes.addressof(parameters), cache.batch * cache.kv_heads
-    held: tuple[object, ...] = (arguments, parameters, step, cache, summaries, work)  # as long as the call
+    address, rows = ctypes.addressof(parameters), cache.batch * cache.kv_heads
+    held: tuple[object, ...] = (arguments, parameters, step, cache, summaries, work, exchange, epochs)
 
-    def run(_: tuple[object, ...] = held) -> None:
-        kernel.launch(clusters, address)
+    def run(_: tuple[object, ...] = held) -> None:  # held as long as the call
+        kernel.launch(rows, address)
 
     return run
+
+
+def _exchange(cache: KVCache, group: int, layout: Plan) -> tuple[Tensor, Tensor]:
+    """What clusters of a row publish, `[rows, words]` of 64 bits, and how many steps their CTAs have done; zeros."""
+    rows, members = cache.batch * cache.kv_heads, layout.cluster * layout.clusters
+    if layout.clusters == 1:
+        rows = members = 0
+    part = ceil_div(ceil_div(group, 8) * 8 * cache.head_dim // 4, layout.cluster) * 4  # words that a CTA finishes
+    words = layout.cluster * layout.keys + 3 * members * part
+    return (
+        torch.zeros((rows, words), dtype=torch.int64, device=cache.device),
+        torch.zeros((rows, members), dtype=torch.int32, device=cache.device),
+    )
 
 
 def _check_work(cache: KVCache, summaries: Summaries, work: Workspace, config: SparseConfig) -> None:
