@@ -78,8 +78,29 @@ def test_compiler_says_what_is_wrong() -> None:
     ("rows", "cluster"), [(1, 16), (4, 16), (8, 8), (16, 6), (17, 6), (18, 4), (32, 3), (66, 2), (132, 1), (133, 0)]
 )
 def test_cluster_size(rows: int, cluster: int) -> None:
-    """As large as all rows fit at once."""
-    assert arrangement(rows, 0, lambda size: H100_CLUSTERS.get(size, 0)) == (cluster, 1)
+    """As large as all rows fit at once, where rows are short."""
+    assert arrangement(rows, 1000, 16, lambda size: H100_CLUSTERS.get(size, 0)) == (cluster, 1)
+
+
+@pytest.mark.parametrize(
+    ("rows", "blocks", "chip", "expected"),
+    [
+        pytest.param(4, 512, {}, (16, 1), id="8K"),
+        pytest.param(4, 2048, {}, (16, 1), id="32K"),
+        pytest.param(4, 8192, {}, (8, 3), id="128K"),
+        pytest.param(4, 16384, {}, (8, 3), id="256K"),
+        pytest.param(4, 16384, {8: 11, 16: 3}, (4, 7), id="256K-smaller-groups"),
+        pytest.param(16, 8192, {}, (6, 1), id="four-sequences"),
+        pytest.param(1, 8192, {}, (16, 7), id="one-KV-head"),
+    ],
+)
+def test_rows_are_shared_where_it_pays(
+    rows: int, blocks: int, chip: dict[int, int], expected: tuple[int, int]
+) -> None:
+    """As an H200 measured it, blocks of 16, 10 % of them read; a chip of smaller groups takes smaller clusters."""
+    at_once = H100_CLUSTERS | chip
+    row_bytes = blocks * 512 + blocks // 10 * 8192
+    assert arrangement(rows, row_bytes, blocks, lambda size: at_once.get(size, 0)) == expected
 
 
 def test_layout_shares_the_blocks() -> None:

@@ -98,13 +98,26 @@ class Kernel:
 
     def launch(self, rows: int, parameters: int) -> None:
         """Start it; `parameters` is the address of the array of its arguments' addresses."""
-        size = rows * self.ctas, 1, 1, self.threads, 1, 1, self.shared_bytes
         with torch.cuda.device(self.device):
             stream = torch.cuda.current_stream().cuda_stream
-            if self.cooperative:
-                _driver("cuLaunchCooperativeKernel", self.function, *size, stream, parameters)
-            else:
-                _driver("cuLaunchKernel", self.function, *size, stream, parameters, 0)
+            config = self._config(rows, stream)
+            _driver("cuLaunchKernelEx", config, self.function, parameters, 0)
+
+    def _config(self, rows: int, stream: int) -> Any:
+        """Its grid. It may start before the kernel before it has ended, for which it waits (`await_previous`)."""
+        from cuda.bindings.driver import CUlaunchAttribute, CUlaunchConfig
+        from cuda.bindings.driver import CUlaunchAttributeID as ID
+
+        config, overlaps, together = CUlaunchConfig(), CUlaunchAttribute(), CUlaunchAttribute()
+        config.gridDimX, config.gridDimY, config.gridDimZ = rows * self.ctas, 1, 1
+        config.blockDimX, config.blockDimY, config.blockDimZ = self.threads, 1, 1
+        config.sharedMemBytes, config.hStream = self.shared_bytes, stream
+        overlaps.id = ID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+        overlaps.value.programmaticStreamSerializationAllowed = 1
+        together.id, together.value.cooperative = ID.CU_LAUNCH_ATTRIBUTE_COOPERATIVE, 1
+        attributes = [overlaps, together] if self.cooperative else [overlaps]
+        config.attrs, config.numAttrs = attributes, len(attributes)
+        return config
 
 
 def load(device: torch.device, cubin: bytes, name: str, shared_bytes: int) -> Any:

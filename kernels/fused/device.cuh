@@ -78,6 +78,13 @@ __device__ __forceinline__ void sync_threads_of(int barrier, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
 }
 
+// ---- launches that overlap (programmatic dependent launch): a step may start before the kernel before it has ended
+
+// Until all that the kernel before wrote is there; at once where there is none that may overlap.
+__device__ __forceinline__ void await_previous() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+// The next kernel may start as soon as all CTAs have said so, and multiprocessors have room.
+__device__ __forceinline__ void release_next() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
+
 // ---- loads that are issued where they stand
 
 __device__ __forceinline__ uint4 load16(const char* p) {

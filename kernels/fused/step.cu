@@ -149,6 +149,8 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
   const int part = blockIdx.x / CLUSTER % CLUSTERS, member = part * CLUSTER + rank;  // of the row's clusters, and CTAs
   const u32 barriers = shared_address(s.barriers);
 
+  await_previous();
+
   // ---- what does not wait for the length: the queries and the new token
   const int given = load4(a.lengths + batch);
   const u32 epoch = CLUSTERS > 1 ? load4(a.epochs + blockIdx.x) + 1 : 0;  // marks what is published in this step
@@ -629,6 +631,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
       sum1[h] += __shfl_xor_sync(WARP, sum1[h], distance);
     }
 
+  if (CLUSTERS > 1) release_next();  // where clusters are few, the next step's would land unevenly
   // ---- merge the teams, then the CTAs. A partial result has a part for each warp of a team and 8 heads: its word f is
   // acc[f / 128][f / 32 % 4] of lane f % 32.
 #pragma unroll

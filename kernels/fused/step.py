@@ -19,7 +19,8 @@ from ..workspace import Workspace
 from . import compiler
 
 THREADS, WARPS, BINS, PASSES = 256, 8, 256, 4  # as in step.cu
-MIN_SHARING_CLUSTER, MAX_CLUSTERS = 4, 8  # CTAs of the clusters that share a row, and how many of them do, at most
+MIN_SHARING_CLUSTER, MAX_CLUSTERS = 4, 8  # CTAs of the clusters that share a row at least, and how many do at most
+CTA_BYTES_A_US, EXCHANGE_US, SEARCH_US = 66_000, 1.6, 0.001  # on an H200: `arrangement`
 OUT_WORDS = 2048  # of the output, that a warp keeps in registers; half where two CTAs share a multiprocessor
 LOADS = {1: 16, 2: 8}  # under way in a lane while scoring, by CTAs that share a multiprocessor and its registers
 MIN_CAPABILITY = (9, 0)
@@ -73,11 +74,6 @@ class Plan:
     shared_bytes: int
 
 
-def tile_blocks(config: SparseConfig, head_dim: int, element: int, resident: int = 1) -> int:
-    """Blocks that a warp scores together."""
-    return LOADS[resident] * 32 * 16 // config.summary_bytes(head_dim, element)
-
-
 def lay_out(
     config: SparseConfig,
     head_dim: int,
@@ -90,7 +86,7 @@ def lay_out(
 ) -> Plan:
     """The layout for caches of `capacity` tokens and elements of so many bytes."""
     blocks, chosen = config.blocks(capacity), config.selected(capacity)
-    tile = tile_blocks(config, head_dim, element, resident)
+    tile = LOADS[resident] * 32 * 16 // config.summary_bytes(head_dim, element)  # blocks that a warp scores together
     keys = ceil_div(ceil_div(blocks, tile), cluster) * tile
     heads = ceil_div(group, 8) * 8
     partial = heads * head_dim
@@ -114,26 +110,37 @@ def _aligned(*parts: int) -> int:
 
 
 def arrangement(
-    rows: int, tiles: int, at_once: Callable[[int], int], largest: int = compiler.MAX_CLUSTER
+    rows: int, row_bytes: int, blocks: int, at_once: Callable[[int], int], largest: int = compiler.MAX_CLUSTER
 ) -> tuple[int, int]:
     """CTAs of a cluster, and clusters of a row, that all run at the same time; (0, 1) if not even single CTAs do.
 
-    A cluster stays within one of the chip's groups of multiprocessors, so large clusters leave some of them idle. A row
-    is shared by several where they keep more multiprocessors busy, each warp with a tile of summaries at least.
+    A cluster stays within one of the chip's groups of multiprocessors, so large clusters leave some of them idle, and a
+    few rows most of them. Several clusters share a row where that is expected to be faster, by what an H200 gave
+    (docs/notes/speed.md): what a multiprocessor reads in a microsecond, what the exchange through the L2 takes, and
+    what each block takes that a CTA searches.
 
     Args:
         rows: sequences times KV heads.
-        tiles: of summaries in a row, one for a warp at a time.
+        row_bytes: that a step reads of a row.
+        blocks: of a row.
         at_once: how many clusters of so many CTAs run at the same time.
         largest: CTAs of a cluster at most.
     """
     whole = next((size for size in range(largest, 0, -1) if at_once(size) >= rows), 0)
-    choices = [(whole, 1)]
-    for size in range(largest, MIN_SHARING_CLUSTER - 1, -1):
-        shared = min(at_once(size) // rows, tiles // (WARPS * size), MAX_CLUSTERS)
-        if shared > 1:
-            choices.append((size, shared))
-    return max(choices, key=lambda choice: (choice[0] * choice[1], choice[0]))
+    if not whole:
+        return 0, 1
+
+    def expected_us(choice: tuple[int, int]) -> float:
+        size, clusters = choice
+        reading = row_bytes / (size * clusters * CTA_BYTES_A_US)
+        return reading + (EXCHANGE_US if clusters > 1 else 0) + blocks / size * SEARCH_US
+
+    shared = [
+        (size, clusters)
+        for size in range(largest, MIN_SHARING_CLUSTER - 1, -1)
+        for clusters in range(2, min(at_once(size) // rows, MAX_CLUSTERS) + 1)
+    ]
+    return min([(whole, 1), *shared], key=expected_us)
 
 
 class _Arguments(ctypes.Structure):
@@ -165,16 +172,19 @@ RESERVED_BYTES = 1024  # of a multiprocessor's shared memory, that the system ta
 def plan(cache: KVCache, group: int, config: SparseConfig) -> Plan:
     """The layout of steps on this cache and device.
 
-    Rows that all run at once take clusters as large as can be. More rows take single CTAs, two to a multiprocessor, so
-    that one loads while the other searches; what does not fit at once follows.
+    Rows that all run at once take clusters as large as can be, or several each (`arrangement`). More rows take single
+    CTAs, two to a multiprocessor, so that one loads while the other searches; what does not fit at once follows.
 
     Raises:
         ValueError: a row that needs more shared memory than there is.
     """
     blocks = config.blocks(cache.capacity)
     rows, element = cache.batch * cache.kv_heads, cache.k.element_size()
-    tiles = blocks // tile_blocks(config, cache.head_dim, element)
-    size, clusters = arrangement(rows, tiles, lambda cluster: compiler.clusters_at_once(cache.device, cluster))
+    tokens = config.selected(cache.capacity) * config.block_size
+    row_bytes = blocks * config.summary_bytes(cache.head_dim, element) + tokens * 2 * cache.head_dim * element
+    size, clusters = arrangement(
+        rows, row_bytes, blocks, lambda cluster: compiler.clusters_at_once(cache.device, cluster)
+    )
     room = shared_memory()
     layouts = [
         lay_out(config, cache.head_dim, group, cache.capacity, element, size or 1, resident, clusters)
