@@ -64,7 +64,7 @@ struct Arguments {
   const char* k_new;    // [B, Hkv, D]
   const char* v_new;    // the same strides
   char* out;            // [B, Hq, D], contiguous
-  u64* exchange;            // [B * Hkv, exchange_row]: what its clusters publish: scores, then results
+  u64* exchange;        // [B * Hkv, exchange_row]: what its clusters publish: scores, extremes, results
   u32* epochs;          // [B * Hkv, MEMBERS]: steps that a CTA has done
   // Strides in elements, all of 64 bits, for a cache may hold more than 2^31: a product with one is of 64 bits, too.
   i64 q_batch, q_head, summary_outer, summary_head, score_batch, score_row, list_batch, list_row, table_batch;
@@ -194,7 +194,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
   if (tid == 0) {
     for (int i = 0; i < BARRIERS; i++) barrier_init(barriers + 8 * i);
     publish_barriers();
-    expect_bytes(barriers + 8 * EXTREMES, CLUSTER * 8);
+    if (CLUSTERS == 1) expect_bytes(barriers + 8 * EXTREMES, CLUSTER * 8);
     for (int i = 0; i < PASSES; i++) expect_bytes(barriers + 8 * (HISTOGRAM + i), CLUSTER * BINS * 2);
     expect_bytes(barriers + 8 * LIST, share * 4);
     expect_bytes(barriers + 8 * MERGE, CLUSTER * (4 * max(min(SLICE, PARTIAL - rank * SLICE), 0) + 8 * HEADS));
@@ -305,17 +305,18 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
         }
       }
     }
-    if (CLUSTERS == 1) {
-      least = __reduce_min_sync(WARP, least);
-      most = __reduce_max_sync(WARP, most);
-      if (lane == 0) atomicMin(&s.own_extremes[0], least), atomicMax(&s.own_extremes[1], most);
-    }
+    least = __reduce_min_sync(WARP, least);
+    most = __reduce_max_sync(WARP, most);
+    if (lane == 0) atomicMin(&s.own_extremes[0], least), atomicMax(&s.own_extremes[1], most);
   }
   __syncthreads();
   u64* exchange = a.exchange + row * a.exchange_row;
-  if (CLUSTERS > 1)
+  u64* extremes = exchange + CLUSTER * a.key_capacity;  // of all CTAs
+  if (CLUSTERS > 1) {
+    if (tid < 2) publish(extremes + 2 * member + tid, s.own_extremes[tid], epoch);
     for (int i = (first_tile - share_first) * TILE + tid; i < min((end_tile - share_first) * TILE, own); i += THREADS)
       publish(exchange + first + i, keys[i], epoch);
+  }
 
   // ---- the newest block's older keys under way to where partial results will be, for its summary
   u32* rows = reinterpret_cast<u32*>(partials) + lane;
@@ -329,35 +330,41 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
         copy4(row_at(warp * NEWEST_TOKENS + t, w),
               a.k_cache + newest + 2 * min(warp * NEWEST_TOKENS + t, older - 1) * a.cache_token + 128 * w);
 
-  // ---- the scores of the row's other clusters, for the blocks that are searched here
+  // ---- the scores of the row's other clusters, for the blocks that are searched here, and the extremes of all CTAs
   if (CLUSTERS > 1) {
-    for (int start = tid; start < own; start += POLLED * THREADS) {
-      const u64* at[POLLED];
-      u32 word[POLLED];
+    static_assert(CLUSTERS == 1 || 2 * MEMBERS <= THREADS, "a thread for each word");
+    int start = tid;
+    do {
+      const u64* at[POLLED + 1];
+      u32 word[POLLED + 1];
+      at[POLLED] = extremes + min(tid, 2 * MEMBERS - 1);
 #pragma unroll
-      for (int i = 0; i < POLLED; i++) at[i] = exchange + first + min(start + i * THREADS, own - 1);
+      for (int i = 0; i < POLLED; i++)
+        at[i] = own > 0 ? exchange + first + min(start + i * THREADS, own - 1) : at[POLLED];
       await_published(at, word, epoch);
 #pragma unroll
-      for (int i = 0; i < POLLED; i++) {
+      for (int i = 0; i < POLLED; i++)
         if (start + i * THREADS < own) keys[start + i * THREADS] = word[i];
-        least = min(least, word[i]), most = max(most, word[i] + 0x00800000u);
+      if (start == tid && tid < 2 * MEMBERS) {
+        if (tid % 2) atomicMax(&s.own_extremes[1], word[POLLED]);
+        else atomicMin(&s.own_extremes[0], word[POLLED]);
       }
-    }
-    least = __reduce_min_sync(WARP, least);
-    most = __reduce_max_sync(WARP, most);
-    if (lane == 0) atomicMin(&s.own_extremes[0], least), atomicMax(&s.own_extremes[1], most);
+      start += POLLED * THREADS;
+    } while (start < own);
     __syncthreads();
   }
 
   // ---- the n-th largest key. From the least key to one over the largest finite one, where +inf goes, as distances
   // from the least, shifted so that the top bit is used.
   cluster_wait();
-  if (tid < CLUSTER)
-    send(in_cta(shared_address(s.extremes[rank]), tid), s.own_extremes[0], s.own_extremes[1],
-         in_cta(barriers + 8 * EXTREMES, tid));
-  await_bytes(barriers + 8 * EXTREMES);
-  least = __reduce_min_sync(WARP, s.extremes[lane % CLUSTER][0]);
-  most = __reduce_max_sync(WARP, s.extremes[lane % CLUSTER][1]) - 0x007fffffu;
+  if (CLUSTERS == 1) {
+    if (tid < CLUSTER)
+      send(in_cta(shared_address(s.extremes[rank]), tid), s.own_extremes[0], s.own_extremes[1],
+           in_cta(barriers + 8 * EXTREMES, tid));
+    await_bytes(barriers + 8 * EXTREMES);
+  }
+  least = CLUSTERS > 1 ? s.own_extremes[0] : __reduce_min_sync(WARP, s.extremes[lane % CLUSTER][0]);
+  most = (CLUSTERS > 1 ? s.own_extremes[1] : __reduce_max_sync(WARP, s.extremes[lane % CLUSTER][1])) - 0x007fffffu;
   const int unused = most == least ? 31 : __clz(most - least);
   u32 threshold = 0;            // its settled bits
   int sure = 0, kept = blocks;  // keys over the settled bits, and these with those that share them
@@ -674,7 +681,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
     send(in_cta(shared_address(&s.merged[rank][f % SLICE]), f / SLICE), words, in_cta(barriers + 8 * MERGE, f / SLICE));
   }
   await_bytes(barriers + 8 * MERGE);
-  u64* results = exchange + CLUSTER * a.key_capacity;  // of the row's other clusters: maximum, sum, output
+  u64* results = extremes + 2 * MEMBERS;  // of the row's other clusters: maximum, sum, output
   for (int i = tid; i < SLICE; i += THREADS) {
     const int f = rank * SLICE + i, j = f / 32 % 4, g = 8 * (part_of(f) % HEAD_TILES) + 2 * (f % 4) + j % 2;
     if (f >= PARTIAL || g >= GROUP) continue;

@@ -316,7 +316,7 @@ def _exchange(cache: KVCache, group: int, layout: Plan) -> tuple[Tensor, Tensor]
     if layout.clusters == 1:
         rows = members = 0
     part = ceil_div(ceil_div(group, 8) * 8 * cache.head_dim // 4, layout.cluster) * 4  # words that a CTA finishes
-    words = layout.cluster * layout.keys + 3 * members * part
+    words = layout.cluster * layout.keys + 2 * members + 3 * members * part
     return (
         torch.zeros((rows, words), dtype=torch.int64, device=cache.device),
         torch.zeros((rows, members), dtype=torch.int32, device=cache.device),
