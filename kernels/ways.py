@@ -9,6 +9,7 @@ from .method import register
 from .pipeline import SparseLayer
 from .resa import ResaChain
 
+
 def way(cache: KVCache, shape: AttentionShape, config: SparseConfig) -> str:
     """How `resa` runs a step on this cache: `fused` (one kernel) or `chain` (a kernel a stage).
 

@@ -94,9 +94,7 @@ def test_cluster_size(rows: int, cluster: int) -> None:
         pytest.param(1, 8192, {}, (16, 7), id="one-KV-head"),
     ],
 )
-def test_rows_are_shared_where_it_pays(
-    rows: int, blocks: int, chip: dict[int, int], expected: tuple[int, int]
-) -> None:
+def test_rows_are_shared_where_it_pays(rows: int, blocks: int, chip: dict[int, int], expected: tuple[int, int]) -> None:
     """As an H200 measured it, blocks of 16, 10 % of them read; a chip of smaller groups takes smaller clusters."""
     at_once = H100_CLUSTERS | chip
     row_bytes = blocks * 512 + blocks // 10 * 8192

@@ -80,6 +80,19 @@ def test_clusters_that_share_a_row(
     gate(lengths, FP16, heads=heads, **changes)
 
 
+def test_what_clusters_published_before_is_not_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bound step that runs again, on other queries, gives what a newly bound one gives."""
+    monkeypatch.setattr(fused_step, "arrangement", lambda *_: (1, 3))
+    layer, inputs = make("resa-fused", FP16, (200,), heads=ModelShape(2, 1, 64))
+    (stage,) = layer.stages(inputs.step)
+    for _ in range(3):
+        inputs.step.q.normal_()
+        stage.run()
+        out, lists = inputs.step.out.clone(), layer.work.lists.clone()
+        assert torch.equal(out, run(layer, inputs.step))
+        assert torch.equal(lists, layer.work.lists)
+
+
 @pytest.mark.thinned(2)
 @pytest.mark.slow
 @pytest.mark.parametrize("largest", [2], indirect=True)
