@@ -174,6 +174,15 @@ def test_step(lengths: Sequence[int], changes: dict, page_size: int | None, dtyp
 
 
 @pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.parametrize("page_size", [None, 128], ids=["contiguous", "paged"])
+@pytest.mark.parametrize("changes", SETTINGS, ids=named)
+@pytest.mark.parametrize("heads", [ModelShape(7, 1, 128), ModelShape(32, 2, 128), ModelShape(8, 4, 256)], ids=str)
+def test_keys_and_values_in_fp8(heads: ModelShape, changes: dict, page_size: int | None, dtype: torch.dtype) -> None:
+    gate((5000, 999, 16, 1), dtype, heads=heads, page_size=page_size, kv_dtype="fp8", **changes)
+
+
+@pytest.mark.gpu
 @pytest.mark.sanitizer
 @pytest.mark.parametrize("page_size", [None, 128], ids=["contiguous", "paged"])
 @pytest.mark.parametrize("heads", HEADS, ids=str)

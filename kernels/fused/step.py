@@ -27,15 +27,16 @@ MIN_CAPABILITY = (9, 0)
 MAX_GROUP = 16  # two operands of the matrix units, which have room for 8 heads each
 NARROW_BLOCKS = 65535  # of a row, that the search counts in 16 bits
 HEAD_DIMS = (64, 128, 256)
+FP8_HEAD_DIMS = (128, 256)  # beside keys and values in e4m3: a warp reads 128 dims of them at least
 BLOCK_SIZES = (8, 16, 32, 64, 128)
 POLICIES = ("group-mean", "group-sum")
 DTYPES = (torch.bfloat16, torch.float16)
 
 
-def unsupported(shape: AttentionShape, config: SparseConfig, dtype: torch.dtype) -> str | None:
-    """Which setting the kernel does not serve, or None."""
+def unsupported(shape: AttentionShape, config: SparseConfig, dtype: torch.dtype, in_fp8: bool = False) -> str | None:
+    """Which setting the kernel does not serve, or None; `in_fp8`: beside keys and values in e4m3."""
     for name, value, allowed in (
-        ("head_dim", shape.head_dim, HEAD_DIMS),
+        ("head_dim", shape.head_dim, FP8_HEAD_DIMS if in_fp8 else HEAD_DIMS),
         ("block_size", config.block_size, BLOCK_SIZES),
         ("gqa_policy", config.gqa_policy, POLICIES),
         ("dtype", dtype, DTYPES),
@@ -149,7 +150,7 @@ class _Arguments(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_void_p) for name in (
             "q", "summaries", "scores", "lists", "counts", "lengths", "table", "k_cache", "v_cache", "k_new", "v_new",
-            "out", "exchange", "epochs",
+            "scales", "out", "exchange", "epochs",
         )),
         *((name, ctypes.c_longlong) for name in (
             "q_batch", "q_head", "summary_outer", "summary_head", "score_batch", "score_row", "list_batch", "list_row",
@@ -179,9 +180,11 @@ def plan(cache: KVCache, group: int, config: SparseConfig) -> Plan:
         ValueError: a row that needs more shared memory than there is.
     """
     blocks = config.blocks(cache.capacity)
-    rows, element = cache.batch * cache.kv_heads, cache.k.element_size()
+    rows, element = cache.batch * cache.kv_heads, cache.dtype.itemsize
     tokens = config.selected(cache.capacity) * config.block_size
-    row_bytes = blocks * config.summary_bytes(cache.head_dim, element) + tokens * 2 * cache.head_dim * element
+    row_bytes = (
+        blocks * config.summary_bytes(cache.head_dim, element) + tokens * 2 * cache.head_dim * cache.k.element_size()
+    )
     size, clusters = arrangement(
         rows, row_bytes, blocks, lambda cluster: compiler.clusters_at_once(cache.device, cluster)
     )
@@ -191,6 +194,8 @@ def plan(cache: KVCache, group: int, config: SparseConfig) -> Plan:
         for resident in ((1,) if size else (2, 1))
     ]
     for layout in layouts:
+        if cache.in_fp8 and cache.head_dim // layout.split < FP8_HEAD_DIMS[0]:
+            continue
         if layout.resident * (layout.shared_bytes + RESERVED_BYTES) <= room + RESERVED_BYTES:
             return layout
     raise ValueError(
@@ -215,6 +220,7 @@ def constants(cache: KVCache, group: int, config: SparseConfig, layout: Plan) ->
         "MINMAX": int(config.summary_kind == "minmax"),
         "GROUP_SUM": int(config.gqa_policy == "group-sum"),
         "FP8": int(config.summary_dtype == "fp8"),
+        "KV8": int(cache.in_fp8),
         "FP16": int(cache.dtype == torch.float16),
         "PAGED": int(cache.paged),
         "WIDE": int(config.blocks(cache.capacity) > NARROW_BLOCKS),
@@ -236,7 +242,7 @@ def bind(
         TypeError, ValueError: a tensor of the wrong dtype, shape, device or stride; settings the kernel does not serve.
     """
     shape = AttentionShape(cache.batch, step.q.shape[1], cache.kv_heads, cache.head_dim)
-    reason = unsupported(shape, config, cache.k.dtype)
+    reason = unsupported(shape, config, cache.dtype, cache.in_fp8)
     if reason:
         raise ValueError(reason)
     for name, tensor in (("q", step.q), ("out", step.out)):
@@ -266,6 +272,7 @@ def bind(
         v_cache=cache.v.data_ptr(),
         k_new=step.k.data_ptr(),
         v_new=step.v.data_ptr(),
+        scales=cache.scales_or_any.data_ptr(),
         out=step.out.data_ptr(),
         exchange=exchange.data_ptr(),
         epochs=epochs.data_ptr(),
