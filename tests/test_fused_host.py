@@ -6,9 +6,10 @@ import fused_host
 import pytest
 import torch
 from kernel_cases import DEVICE, NAN, random
-from method_cases import make, run
+from method_cases import make, run, written
 from resa_bench.kernels import build_summaries, get_method, pipeline
 from resa_bench.kernels.fused import compiler
+from resa_bench.kernels.fused import dense as fused_dense
 from resa_bench.kernels.fused import step as fused_step
 from resa_bench.suites.micro.cases import ModelShape
 from resa_bench.suites.micro.checks import check_step, dense_exact
@@ -34,7 +35,8 @@ def host(monkeypatch: pytest.MonkeyPatch, largest: int) -> None:
     monkeypatch.setattr(compiler, "kernel", fused_host.kernel)
     monkeypatch.setattr(compiler, "clusters_at_once", lambda device, size: at_once.get(size, 0))
     monkeypatch.setattr(fused_step, "shared_memory", lambda: 227 * 1024)
-    monkeypatch.setattr(get_method("resa-fused"), "unavailable", classmethod(lambda *_: None))
+    for name in ("resa-fused", "cuda-dense"):
+        monkeypatch.setattr(get_method(name), "unavailable", classmethod(lambda *_: None))
 
 
 @pytest.mark.slow
@@ -118,6 +120,38 @@ def test_a_new_token_in_fp8_is_written_as_the_chain_writes_it(kind: str) -> None
         made.append((*inputs.cache.gather(), summaries[0, :, :9], summaries[1, :, :1], layer.work.lists))
     for chain, fused in zip(*made, strict=True):
         assert torch.allclose(chain.float(), fused.float(), rtol=1e-3, atol=1e-5)
+
+
+DENSE = [
+    ((2, 1), (300, 17, 1), ModelShape(7, 1, 128), {}),
+    ((1, 3), (410, 90), ModelShape(6, 2, 64), {"page_size": 128}),
+    ((1, 2), (203, 64), ModelShape(16, 1, 256), {"kv_dtype": "fp8"}),
+    ((3, 1), (330,), ModelShape(9, 1, 128), {"page_size": 32, "kv_dtype": "fp8"}),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arranged", "lengths", "heads", "cache"),
+    DENSE,
+    ids=[f"{heads.q_heads}x{heads.head_dim}" for _, _, heads, _ in DENSE],
+)
+def test_dense(
+    arranged: tuple[int, int], lengths: tuple, heads: ModelShape, cache: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All blocks, nothing scored: one token, partial blocks, CTAs with nothing to read."""
+    monkeypatch.setattr(fused_dense, "arrangement", lambda *_: arranged)
+    layer, inputs = make("cuda-dense", FP16, lengths, heads=heads, **cache)
+    check_step(layer, inputs, written(layer, inputs))
+
+
+def test_dense_writes_the_new_token_first() -> None:
+    layer, inputs = make("cuda-dense", FP16, (50, 0, 33))
+    inputs.step.k.normal_()
+    out = run(layer, inputs.step)
+    assert bool((out[1] == 0).all())
+    assert torch.equal(inputs.cache.gather()[0][0, :, 49], inputs.step.k[0])
+    check_step(layer, inputs, written(layer, inputs))
 
 
 def test_what_clusters_published_before_is_not_read_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,9 +10,11 @@
 // then each searches the whole row, and attends to its part of what is kept. The first one merges their results, which
 // go through the L2, too. All clusters of a row must run at the same time.
 //
+// With DENSE every block is attended to, and nothing is scored or searched: dense.py.
+//
 // Constants from step.py: HEAD_DIM, GROUP, BLOCK, CLUSTER (CTAs), CLUSTERS (of a row), RESIDENT (CTAs that share a
 // multiprocessor), SPLIT (warps that share the dims), LOADS (under way in a lane while scoring), PAGE_BLOCKS,
-// SHARED_BYTES (of `Shared`), and 0 or 1 for MINMAX, GROUP_SUM, FP8 (summaries), KV8 (keys and values in e4m3), FP16,
+// SHARED_BYTES (of `Shared`), and 0 or 1 for DENSE, MINMAX, GROUP_SUM, FP8 (summaries), KV8 (keys and values in e4m3), FP16,
 // PAGED, WIDE (rows of more blocks than 16 bits count).
 
 constexpr int THREADS = 256, WARPS = THREADS / 32;
@@ -205,16 +207,17 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
   const bool fits = given <= a.token_capacity;
   const float scale_log2 = fits ? a.scale_log2 * k_scale : __uint_as_float(WARP);
   const int blocks = (length + BLOCK - 1) / BLOCK;
-  int* out_list = a.lists + batch * a.list_batch + head * a.list_row;
+  int* out_list = DENSE ? nullptr : a.lists + batch * a.list_batch + head * a.list_row;
   u16* out = reinterpret_cast<u16*>(a.out) + i64(row) * GROUP * HEAD_DIM;
   if (blocks <= 0) {
     for (int i = member * THREADS + tid; i < GROUP * HEAD_DIM; i += MEMBERS * THREADS) out[i] = 0;
     for (int i = member * THREADS + tid; i < a.list_capacity; i += MEMBERS * THREADS) out_list[i] = -1;
-    if (member == 0 && tid == 0) a.counts[row] = 0;
+    if (!DENSE && member == 0 && tid == 0) a.counts[row] = 0;
     return;
   }
-  const int n = min(blocks, max(a.floor_blocks, (blocks * a.ratio_numerator + a.ratio_denominator - 1) /
-                                                    a.ratio_denominator));
+  const int n = DENSE ? blocks
+                      : min(blocks, max(a.floor_blocks, (blocks * a.ratio_numerator + a.ratio_denominator - 1) /
+                                                            a.ratio_denominator));
   const int share = (n - member + MEMBERS - 1) / MEMBERS;  // CTA p % MEMBERS attends to entry p of the list
   const bool has_newest = member == (n - 1) % MEMBERS;
   const int tiles = (blocks + TILE - 1) / TILE;
@@ -254,10 +257,12 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
     s.asked[HEAD_DIM + 2 * tid] = two.x, s.asked[HEAD_DIM + 2 * tid + 1] = two.y;
   }
 
-  // ---- the first summaries under way
   const int* table = a.table + batch * a.table_batch;
   // For an entry that is no page of the cache, the nearest page: what is read there means nothing, but it lies in the cache.
   auto page = [&](int i) { return i64(min(max(table[i], 0), a.pages - 1)); };
+
+  // ---- the first summaries under way
+#if !DENSE
   auto summary = [&](int tile, int i) {
     const int block = min(tile * TILE + i / LOADS_A_BLOCK * BLOCKS_A_LOAD + lane / BLOCK_LANES, blocks - 1);
     const i64 outer = PAGED ? page(block / PAGE_BLOCKS) : batch;
@@ -269,6 +274,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
   if (first_tile + warp < end_tile)
 #pragma unroll
     for (int i = 0; i < LOADS; i++) loaded[i] = load16(summary(first_tile + warp, i));
+#endif
   __syncthreads();
   cluster_arrive();  // its barriers are ready; waited for before anything is sent
 
@@ -292,6 +298,11 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
       }
     }
 
+  u64* exchange = a.exchange + row * a.exchange_row;
+  u64* extremes = exchange + CLUSTER * a.key_capacity;  // of all CTAs
+#if DENSE
+  __syncthreads();  // the new token, for whoever reads its block
+#else
   // ---- scores
   u32 least = WARP, most = 0;
   {
@@ -347,8 +358,6 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
     if (lane == 0) atomicMin(&s.own_extremes[0], least), atomicMax(&s.own_extremes[1], most);
   }
   __syncthreads();
-  u64* exchange = a.exchange + row * a.exchange_row;
-  u64* extremes = exchange + CLUSTER * a.key_capacity;  // of all CTAs
   if (CLUSTERS > 1) {
     if (tid < 2) publish(extremes + 2 * member + tid, s.own_extremes[tid], epoch);
     for (int i = (first_tile - share_first) * TILE + tid; i < min((end_tile - share_first) * TILE, own); i += THREADS)
@@ -544,6 +553,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
     }
   }
   await_bytes(barriers + 8 * LIST);
+#endif
 
   // ---- attention over this CTA's share of the list, 16 tokens a warp at a time. Keys are the left operand, so that the
   // 16 rows of the matrix units are tokens and no row is wasted on padding a group of heads; the sum over dims takes them
@@ -564,7 +574,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
     for (int i = 0; i < PARTS; i++) {
       const int entry = unit * PARTS / UNITS_A_BLOCK + i;
       const bool none = PARTS > 1 && entry >= share;  // the last unit of an odd share: the last block's rows, unseen
-      const int block = list[none ? entry - 1 : entry];
+      const int seen = none ? entry - 1 : entry, block = DENSE ? seen * MEMBERS + member : list[seen];
       int offset = unit % UNITS_A_BLOCK * UNIT;
       valid[d][i] = none ? 0 : length - block * BLOCK - offset;
       if (valid[d][i] <= 0) offset = 0;  // nothing visible: any rows that exist
@@ -698,6 +708,8 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
     }
 
   if (CLUSTERS > 1) release_next();  // where clusters are few, the next step's would land unevenly
+  if (DENSE) cluster_wait();
+
   // ---- merge the teams, then the CTAs. A partial result has a part for each warp of a team and 8 heads: its word f is
   // acc[f / 128][f / 32 % 4] of lane f % 32.
 #pragma unroll
