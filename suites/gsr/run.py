@@ -17,7 +17,7 @@ from ..core.rows import Row, digits
 from ..core.spec import MethodSpec
 from ..core.speedups import with_speedups
 from ..engine.bind import Bound, Place, bind, layers_of
-from ..engine.costs import SCRATCH_BYTES, element_bytes, kv_bytes, too_large, weight_bytes
+from ..engine.costs import SCRATCH_BYTES, element_bytes, kv_bytes, second_bytes, too_large, weight_bytes
 from ..engine.engine import State
 from ..engine.gate import Check
 from ..engine.loader import Loader, prompt_ids, release
@@ -288,7 +288,7 @@ def memory_bytes(case: GsrCase) -> int:
     embedding = config.embedding_parameters * element_bytes(case)
     candidates = 2 * kv_bytes(case, case.prompt + max(case.lengths))
     answer = kv_bytes(case, case.refine + case.answer) // case.batch
-    return weight_bytes(case) + embedding + config.layers * (candidates + answer) + SCRATCH_BYTES
+    return weight_bytes(case) + second_bytes(case) + embedding + config.layers * (candidates + answer) + SCRATCH_BYTES
 
 
 def run_case(case: GsrCase, specs: Sequence[MethodSpec], bench: Bench, on_step: Report = lambda _: None) -> list[Row]:
