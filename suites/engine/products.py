@@ -90,7 +90,7 @@ def check_flag(config: ModelConfig, dtype: str, device: torch.device, weights: C
         weights: weight types of the cases; 4-bit ones are to be among them.
     """
     if KIND not in weights:
-        raise ValueError("--products best: is of 4-bit weights; add --weights int4")
+        raise ValueError("--products best: is of 4-bit weights; give --weights int4")
     if reason := refusal(config, DTYPES[dtype], device):
         raise ValueError(f"--products best: {reason}")
 

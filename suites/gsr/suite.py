@@ -57,6 +57,7 @@ FLAGS = (
     Flag("--run", "decode every token, or time steps at points and integrate", choices=RUNS),
     Flag("--points", "contexts timed in each stretch of a sampled run (default 3)", kind=flags.whole(1, 1024),
          default=POINTS),
+    flags.switch("--always-sparse", "sparse steps also in phases for which dense ones are predicted to be as fast"),
     flags.SECONDS.but(default=0.5, help="decode at least that long at each point (default 0.5)"),
     flags.DEVICE, flags.OUTPUT, flags.FRESH, flags.PLAN,
 )  # fmt: skip
@@ -83,6 +84,7 @@ def choose_case(options: Options, device: torch.device) -> GsrCase:
         model, config, lengths, options.prompt_tokens, options.summary_tokens or summary,
         options.answer or answer, options.weights or dtype, dtype, options.run or ("sampled" if cuda else "full"),
         options.points, page or None, seed=options.seed, products=options.products,
+        always_sparse=options.always_sparse,
     )  # fmt: skip
 
 
