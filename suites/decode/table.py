@@ -26,11 +26,17 @@ from ..core.report import (
 from ..core.rows import FAILED, Row
 from ..core.spec import Names, steps_of
 from ..core.stages import WHOLE_STEPS, heading, place
+from ..engine.case import RAGGED, SHORTEST
 
 COLUMNS = (
     "method", "tokens/s", "ms a token", "p50", "p99", "of floor", "vs best dense", "floor allows", "J a token",
     "peak GB", "largest batch",
 )  # fmt: skip
+HELD = {  # in the caches, by a row's pattern
+    "synthetic": "synthetic context",
+    "text": "text prompt",
+    RAGGED: f"synthetic contexts of a {SHORTEST}th of the longest up to it",
+}
 EXCHANGED = ("exchange ms", "tokens/s with it", "vs best dense with it")  # modelled, of simulated ranks
 
 
@@ -45,11 +51,11 @@ def case_table(case: str, rows: Sequence[Row], names: Names | None = None) -> Ta
     of_case = [r for r in rows if r.case == case]
     first, launch = of_case[0], main_launch(of_case)
     cache = ", one K/V cache shared by all layers" if first.shared_kv else ""
-    prompt = "synthetic context" if first.selection_pattern == "synthetic" else "text prompt"
+    held = HELD.get(first.selection_pattern or "", first.selection_pattern)
     idle = f"; the idle GPU takes {first.idle_watts:.0f} W" if first.idle_watts else ""
     modelled = next((r.exchange_model for r in of_case if r.modelled_tokens_per_s), None)
     columns = COLUMNS if modelled is None else (*COLUMNS, *EXCHANGED)
-    title = f"{case}: decoding with {first.weight_dtype} weights, {prompt}{cache}{shared(first)}{idle}"
+    title = f"{case}: decoding with {first.weight_dtype} weights, {held}{cache}{shared(first)}{idle}"
     table = new_table(title if modelled is None else f"{title}\nexchange: {modelled}", columns)
     for row in sorted(steps(of_case), key=lambda r: -(r.tokens_per_s or 0)):
         notes = [row.client] if row.client else []
@@ -137,9 +143,13 @@ def drift_table(rows: Sequence[Row], names: Names) -> Table:
 
 
 def crossings(rows: Sequence[Row]) -> dict[tuple[str, ...], BreakEven]:
-    """By model, weights, batch and method: the context from which it decodes faster than the best dense one."""
+    """By model, weights, batch and method: the context from which it decodes faster than the best dense one.
+
+    (A ragged batch is at no one context.)
+    """
     names, launch = Names(rows), main_launch(rows)
-    sparse = [r for r in steps(rows) if r.block_size is not None and r.launch == launch and not r.client]
+    able = (r for r in steps(rows) if r.launch == launch and not r.client and r.selection_pattern != RAGGED)
+    sparse = [r for r in able if r.block_size is not None]
 
     def curve(row: Row) -> tuple[str, ...]:
         batch = f"{row.batch}, shared K/V" if row.shared_kv else str(row.batch)

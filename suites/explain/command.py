@@ -19,6 +19,7 @@ from ..core.results import read_rows
 from ..core.rows import Row
 from ..core.spec import Names, make_spec, steps_of
 from ..core.waterfall import Waterfall, waterfall
+from ..engine.case import RAGGED
 
 EXAMPLES = """examples:
   resa-bench explain decode-qwen2.5-7b-int4-b1-256k          a case of the committed results
@@ -132,14 +133,15 @@ def stages_us(run: Sequence[Row], step: Row) -> dict[str, float]:
 
 
 def kernel_of(step: Row, micro: Sequence[Row]) -> Row | None:
-    """The step of one layer alone with the same heads, batch, context and method, from a cold cache in a graph."""
+    """The step of one layer alone with the same heads, batch, lengths and method, from a cold cache in a graph."""
+
+    def place(row: Row) -> tuple[object, ...]:
+        lengths = row.context, row.selection_pattern == RAGGED
+        return row.q_heads, row.kv_heads, row.head_dim, row.batch, *lengths, row.kv_dtype, row.dtype, row.variant
+
     for row in micro:
-        alike = all(
-            getattr(row, n) == getattr(step, n)
-            for n in ("q_heads", "kv_heads", "head_dim", "batch", "context", "kv_dtype")
-        )
         way = (row.stage, row.launch, row.cache_state, row.paged) == ("total", step.launch, "cold", step.paged)
-        if alike and way and row.variant == step.variant and row.dtype == step.dtype and row.speedup_vs_best_dense:
+        if way and place(row) == place(step) and row.speedup_vs_best_dense:
             return row
     return None
 
