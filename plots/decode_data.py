@@ -29,8 +29,8 @@ class Setting:
     def __str__(self) -> str:
         parts = [f"{self.weights} weights, batch {self.batch}"]
         parts += ["shared K/V"] if self.shared_kv else []
+        parts += ["ragged"] if self.prompt == "ragged" else []
         parts += ["text prompt"] if self.prompt == "text" else []
-        parts += ["lengths up to the context"] if self.prompt == "ragged" else []
         parts += [f"sampled ({self.sampling})"] if self.sampling else []
         return ", ".join(parts)
 

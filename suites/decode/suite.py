@@ -153,10 +153,8 @@ def choose_cases(options: Options, device: torch.device, period: int) -> list[De
     least = least_context(prompt, period)
     for case in cases:
         if (shortest := min(case.sequence_tokens)) < least:
-            of = f"--context {case.context}: " + (
-                f"the shortest sequence has {shortest} tokens; " if case.pattern else ""
-            )
-            raise ValueError(f"{of}periods of {period} tokens need a context of {least} at least")
+            given = f"{shortest} for the shortest sequence of {case.context}" if case.pattern else str(shortest)
+            raise ValueError(f"--context {given}: periods of {period} tokens need a context of {least} at least")
         if prompt == "text" and case.context > config.context:
             raise ValueError(
                 f"--context {case.context}: {config.name} handles texts of at most {config.context} tokens"

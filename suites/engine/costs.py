@@ -74,8 +74,7 @@ def dense_attention(case: ModelCase) -> Traffic:
 
 def planned_attention(case: ModelCase, spec: MethodSpec) -> Traffic:
     """All layers' attention of a step, before anything ran: lists shared by each GQA group (per head, it is more)."""
-    layers, config = case.config.layers, spec.config
-    dense = dense_attention(case)
+    layers, dense = case.config.layers, dense_attention(case)
     if spec.is_dense:
         return Traffic(layers * dense.bytes, layers * dense.flops)
     first, rest = spec.dense_layers or 0, sparse_layers(case, spec)

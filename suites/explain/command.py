@@ -110,7 +110,7 @@ def waterfalls(rows: Sequence[Row], method: str | None = None) -> list[Waterfall
     """
     runs: dict[tuple[object, ...], list[Row]] = defaultdict(list)
     for row in rows:
-        if row.timed and not row.client and not row.products and not row.metric:
+        if row.timed and not row.client and not row.metric:
             runs[row.case, row.commit, row.started_at].append(row)
     falls = []
     for run in runs.values():
@@ -133,15 +133,15 @@ def stages_us(run: Sequence[Row], step: Row) -> dict[str, float]:
 
 
 def kernel_of(step: Row, micro: Sequence[Row]) -> Row | None:
-    """The step of one layer alone with the same heads, batch, lengths and method, from a cold cache in a graph."""
-
-    def place(row: Row) -> tuple[object, ...]:
-        lengths = row.context, row.selection_pattern == RAGGED
-        return row.q_heads, row.kv_heads, row.head_dim, row.batch, *lengths, row.kv_dtype, row.dtype, row.variant
-
+    """The step of one layer alone with the same heads, batch, context and method, from a cold cache in a graph."""
     for row in micro:
+        alike = all(
+            getattr(row, n) == getattr(step, n)
+            for n in ("q_heads", "kv_heads", "head_dim", "batch", "context", "kv_dtype")
+        )
+        alike = alike and (row.selection_pattern == RAGGED) == (step.selection_pattern == RAGGED)
         way = (row.stage, row.launch, row.cache_state, row.paged) == ("total", step.launch, "cold", step.paged)
-        if way and place(row) == place(step) and row.speedup_vs_best_dense:
+        if alike and way and row.variant == step.variant and row.dtype == step.dtype and row.speedup_vs_best_dense:
             return row
     return None
 

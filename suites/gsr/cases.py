@@ -176,7 +176,7 @@ def script(candidates: int) -> tuple[int, ...]:
     """
     if candidates % len(LENGTHS):
         raise ValueError(
-            f"--candidates {candidates}: the default lengths are of {len(LENGTHS)}, 8, 12 ... candidates; give --lengths"
+            f"--candidates {candidates}: default lengths are of a multiple of {len(LENGTHS)} candidates; give --lengths"
         )
     return LENGTHS * (candidates // len(LENGTHS))
 
