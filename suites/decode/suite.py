@@ -64,11 +64,10 @@ EXAMPLES = f"""examples:
 A rerun goes on where the last one stopped (same device, commit and output folder); --fresh starts over."""
 
 DRIFT = flags.switch("--drift", "ReSA: what each rectification says about the steps before")
-PATTERN = Flag(
-    "--pattern",
-    f"{RAGGED}: sequences of many lengths, in even steps up to the context (default {RAGGED_BATCH} of 2K to 32K), and "
-    "beside them the uniform batch of as many tokens",
-    flags.CASES, choices=(RAGGED,),
+PATTERN = flags.PATTERN.but(
+    help=f"{flags.PATTERN.help}, in even steps up to the context (default {RAGGED_BATCH} of 2K to 32K), and beside "
+         "them the uniform batch of as many tokens",
+    choices=(RAGGED,),
 )  # fmt: skip
 SIMULATE_RANKS = Flag(
     "--simulate-ranks", "what one of N GPUs does that share the model: its heads and columns, without the exchange",
@@ -146,7 +145,7 @@ def choose_cases(options: Options, device: torch.device, period: int) -> list[De
         if options.kv_dtype:
             raise ValueError(f"--kv-dtype: {options.client} keeps its own caches; leave out --client")
     if options.products != OURS:
-        check_products(options, config, dtype, device, [case.weights for case in cases])
+        check_products(options, config, dtype, device, options.weights or [case.weights for case in cases])
         cases = [replace(c, products=options.products) for c in cases if c.weights == products.KIND]
     cases = [replace(c, sampling=sampling, kv_dtype=options.kv_dtype) for c in cases]
     cases = matching(cases, options.case, "decode")
