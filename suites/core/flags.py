@@ -179,6 +179,7 @@ KV_DTYPE = Flag(
 PROMPT_TOKENS = Flag("--prompt-tokens", "prefilled densely", CASES, kind=tokens, metavar="TOKENS")
 STEPS = Flag("--steps", "tokens decoded after the prompt", CASES, kind=tokens, metavar="TOKENS")
 PROMPT = Flag("--prompt", "what the caches hold: noise, or real text", CASES, choices=("synthetic", "text"))
+PATTERN = Flag("--pattern", "ragged: sequences of many lengths", CASES)
 PAGE_SIZE = Flag("--page-size", "paged caches; 0: contiguous", CASES, kind=whole(0, 1 << 20), metavar="TOKENS")
 SHARED_KV = switch("--shared-kv", "one K/V cache for all layers (speed only, not text)", CASES)
 SEED = Flag("--seed", "of random inputs", CASES, kind=whole(0, 2**63 - 1), default=0)
