@@ -327,8 +327,21 @@ def test_committed_rows_choose_dense_steps_below_break_even(candidates: int, wei
     assert "results/h100/" in second.reason
 
 
-def test_a_gpu_without_committed_rows_has_no_break_even() -> None:
+def test_the_plan_says_how_each_phase_will_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(suite, "device_name", lambda device: H100)
+    case = GsrCase("qwen2.5-7b", MODELS["qwen2.5-7b"], script(16), summary=360)
+    first, second = suite.planned_steps(case, [make_spec("resa")], torch.device("cuda"))
+    assert first.startswith("resa b16, candidates: sparse steps, since sparse ones are predicted 1.")
+    assert second.startswith("resa b16, answer: dense steps, since sparse ones are predicted 0.")
+    assert not suite.planned_steps(replace(case, always_sparse=True), [make_spec("resa")], torch.device("cuda"))
+    assert not suite.planned_steps(case, [make_spec("resa-fused")], torch.device("cuda"))
+
+
+def test_what_has_no_committed_rows_has_no_break_even() -> None:
     assert model_of("a GPU that nobody measured") is None
+    model, case = model_of(H100), GsrCase("qwen2.5-7b", MODELS["qwen2.5-7b"], LENGTHS, weights="fp8")
+    assert model is not None
+    assert predict(model, case, make_spec("resa"), make_spec("triton-dense"), 256, segments(LENGTHS)) is None
 
 
 @pytest.mark.parametrize(
