@@ -15,10 +15,11 @@ from ..core.spec import PINNED, MethodSpec, joining, make_spec, other_ways
 from ..engine.case import GPU_DENSE, GPU_TEXT_DENSE, ModelCase, check_counts, check_kv, check_types
 from ..engine.client import ENGINE
 from ..engine.measure import EAGER_STEPS
-from ..engine.products import KIND, PRODUCTS
+from ..engine.products import KINDS, PRODUCTS
 from ..engine.products import libraries as product_libraries
 from ..engine.sampling import Sampling
 from ..model.config import ModelConfig
+from ..model.weights import QUANTISED
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +50,8 @@ class DecodeCase(ModelCase):
             raise ValueError(f"prompt: got {self.prompt!r}, allowed are synthetic, text")
         if self.products not in PRODUCTS:
             raise ValueError(f"products: got {self.products!r}, allowed are {', '.join(PRODUCTS)}")
-        if self.products != OURS and self.weights != KIND:
-            raise ValueError(f"products: {self.products} is of {KIND} weights, got {self.weights}")
+        if self.products != OURS and self.weights not in KINDS:
+            raise ValueError(f"products: {self.products} is of {' or '.join(KINDS)} weights, got {self.weights}")
 
     @property
     def slug(self) -> str:
@@ -69,7 +70,8 @@ class DecodeCase(ModelCase):
         client = (self.client,) if self.client != ENGINE else ()
         if self.products == OURS:
             return client
-        return client + product_libraries(self.config, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return client + product_libraries(self.config, self.weights, device)
 
     def columns(self) -> dict[str, Any]:
         """What a row says about its case."""
@@ -153,7 +155,7 @@ def default_list(
     lists = GPU_LISTS if device.type == "cuda" else CPU_LISTS
     cases = []
     for entry in lists[scale]:
-        weights = "int4" if entry.weights == "int4" else dtype
+        weights = entry.weights if entry.weights in QUANTISED else dtype
         for context_k in entry.contexts_k:
             case = DecodeCase(model, config, entry.batch, context_k * K, weights, dtype, entry.shared_kv, prompt)
             cases.append(replace(case, seed=seed))

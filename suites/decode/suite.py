@@ -30,8 +30,9 @@ from ..engine.exchange_time import ExchangeTime, exchange_time, measured_exchang
 from ..engine.measure import EAGER_STEPS, DecodePlan
 from ..engine.sampling import Sampling
 from ..micro.cases import DEFAULT_MODEL
-from ..model.config import MODELS, ModelConfig
+from ..model.config import MODELS
 from ..model.smollm import NAME as SMOLLM
+from ..model.weights import QUANTISED
 from .cases import TEXT_PERIODS, DecodeCase, default_list, default_specs, is_study, study_specs
 from .client import run_case
 from .table import print_report
@@ -54,7 +55,7 @@ A rerun goes on where the last one stopped (same device, commit and output folde
 DRIFT = flags.switch("--drift", "ReSA: what each rectification says about the steps before")
 PRODUCTS = Flag(
     "--products",
-    "what 4-bit projections run by: ours, or for each size the product that was measured best (holds weights twice)",
+    "what 4- and 8-bit projections run by: ours, or for each size the product measured best (holds weights twice)",
     choices=products.PRODUCTS, default=OURS, group=flags.CASES,
 )  # fmt: skip
 SIMULATE_RANKS = Flag(
@@ -130,8 +131,11 @@ def choose_cases(options: Options, device: torch.device, period: int) -> list[De
         if options.kv_dtype:
             raise ValueError(f"--kv-dtype: {options.client} keeps its own caches; leave out --client")
     if options.products != OURS:
-        check_products(options, config, dtype, device)
-        cases = [replace(c, products=options.products) for c in cases if c.weights == products.KIND]
+        check_products(options)
+        cases = [replace(c, products=options.products) for c in cases if c.weights in products.KINDS]
+        for kind in sorted({*(c.weights for c in cases), *options.weights} & set(products.KINDS)):
+            if reason := products.refusal(config, kind, DTYPES[dtype], device):
+                raise ValueError(f"--products best: {reason}")
     cases = [replace(c, sampling=sampling, kv_dtype=options.kv_dtype) for c in cases]
     cases = matching(cases, options.case, "decode")
     least = least_context(prompt, period)
@@ -158,29 +162,28 @@ def choose_exchange(options: Options) -> tuple[float, float] | None:
 def check_client(options: Options) -> None:
     """Raises ValueError for options that a client does not serve."""
     for name, given in (
-        ("--weights int4", "int4" in options.weights), ("--shared-kv", options.shared_kv),
+        *((f"--weights {kind}", kind in options.weights) for kind in QUANTISED), ("--shared-kv", options.shared_kv),
         ("--temperature", options.temperature > 0), ("--drift", options.drift),
     ):  # fmt: skip
         if given:
             raise ValueError(f"{name}: is the engine's alone; leave it out beside --client {options.client}")
 
 
-def check_products(options: Options, config: ModelConfig, dtype: str, device: torch.device) -> None:
-    """Raises ValueError where a model's projections cannot run by other products."""
-    if options.weights and products.KIND not in options.weights:
-        raise ValueError("--products best: is of 4-bit weights; give --weights int4")
+def check_products(options: Options) -> None:
+    """Raises ValueError where no projections can run by other products."""
+    kinds = " or ".join(products.KINDS)
+    if options.weights and not set(products.KINDS) & set(options.weights):
+        raise ValueError(f"--products best: is of 4-bit and 8-bit weights; give --weights {kinds}")
     if not options.weights and (options.context or options.batch or options.shared_kv):
-        raise ValueError("--products best: is of 4-bit weights; add --weights int4")
+        raise ValueError(f"--products best: is of 4-bit and 8-bit weights; add --weights {kinds}")
     if options.client != ENGINE:
         raise ValueError(f"--products best: is the engine's alone; leave it out beside --client {options.client}")
-    if reason := products.refusal(config, DTYPES[dtype], device):
-        raise ValueError(f"--products best: {reason}")
 
 
 def twice_notes(cases: Sequence[DecodeCase]) -> list[str]:
     """What a person is told of memory where other products hold weights, too."""
     more = max((second_bytes(case) for case in cases), default=0)
-    return [f"--products best: 4-bit weights may be held twice, {more / 1e9:.1f} GB more"] if more else []
+    return [f"--products best: weights may be held twice, {more / 1e9:.1f} GB more"] if more else []
 
 
 def least_context(prompt: str, period: int) -> int:
