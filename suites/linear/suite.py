@@ -26,7 +26,7 @@ from .table import print_report
 EXAMPLES = f"""examples:
   resa-bench linear                                    the default list: on a GPU {GPU_MODEL}, 1 to 2048 rows
   resa-bench linear --rows 16 32 64 --weights int4 fp8
-  resa-bench linear --model llama-3.1-70b --kernel ours torch-int4pack humming
+  resa-bench linear --model llama-3.1-70b --kernel ours torch humming
   resa-bench linear --full                             every preset, 1 to 2048 rows
   resa-bench linear --choose runs/h200/linear.jsonl    what --products best takes from now on
 
@@ -42,7 +42,9 @@ MODEL = flags.MODEL.but(
 ROWS = flags.several("--rows", "rows of x: sequences of a step, or tokens of a rectification", CASES,
                      kind=flags.whole(1, 1 << 16), metavar="M")  # fmt: skip
 WEIGHTS = flags.WEIGHTS.but(help="plain: of the activations' type; fp8-a8: x in fp8, too", choices=KINDS)
-KERNEL = flags.several("--kernel", "products by name (default: all of a kind)", METHODS, metavar="NAME")
+KERNEL = flags.several(
+    "--kernel", "products by name; torch: all of its own (default: all of a kind)", METHODS, metavar="NAME"
+)
 CHOOSE = flags.several(
     "--choose", "from these rows, write which product is the best of each size (decode --products best), and stop",
     flags.RUN, kind=flags.path, metavar="FILE",
@@ -55,17 +57,14 @@ FLAGS = (
 
 def plan(options: Options, device: torch.device) -> Plan:
     """What `resa-bench linear` measures. Raises ValueError."""
-    known = products()
-    for name in options.kernel:
-        if name not in known:
-            raise ValueError(f"--kernel {name[:60]}: unknown; known are {', '.join(known)}")
+    known = list(dict.fromkeys(name for asked in options.kernel or products() for name in named(asked)))
     cuda = device.type == "cuda"
     dtype = options.dtype or ("bf16" if cuda else "fp32")
     if cuda and dtype == "fp32":
         raise ValueError("--dtype fp32: on a GPU products are of 16 bits; give bf16 or fp16")
     cases = default_cases(device, options.scale, options.model, options.weights, options.rows, dtype, options.seed)
     cases = matching(cases, options.case, "linear")  # type: ignore[type-var]
-    chosen = [ProductSpec(name) for name in options.kernel or known]
+    chosen = [ProductSpec(name) for name in known]
     always = [spec for spec in chosen if set(spec.kind.kinds) == set(KINDS)]
     timing = TimingPlan(precision=0.01, budget_s=0.5 if cuda else 2.0, min_samples=15 if cuda else 5)
     return Plan(
@@ -74,6 +73,15 @@ def plan(options: Options, device: torch.device) -> Plan:
         further={case.slug: _serving(case, chosen, always) for case in cases},
         measure=Measure(timing, compilable(cases, chosen)),
     )
+
+
+def named(word: str) -> list[str]:
+    """Products of a name, or those of a library by its first word (`torch`). Raises ValueError where there are none."""
+    known = products()
+    names = [word] if word in known else [name for name in known if name.startswith(f"{word}-")]
+    if not names:
+        raise ValueError(f"--kernel {word[:60]}: unknown; known are {', '.join(known)}")
+    return names
 
 
 def _serving(case: LinearCase, chosen: list[ProductSpec], always: list[ProductSpec]) -> Any:
