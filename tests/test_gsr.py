@@ -391,7 +391,7 @@ def test_sixteen_candidates() -> None:
     assert best.columns()["products"] == "best"
     assert memory_bytes(best) - memory_bytes(replace(best, products="ours")) == second_bytes(best) > 3e9
     assert memory_bytes(best) < 60e9
-    with pytest.raises(ValueError, match="products: best is of int4 weights, got bf16"):
+    with pytest.raises(ValueError, match="products: best is of int4 or fp8 weights, got bf16"):
         replace(case, products="best")
 
 
@@ -399,7 +399,7 @@ def test_sixteen_candidates() -> None:
     ("arguments", "message"),
     [
         (["--candidates", "6"], "--candidates 6: default lengths are of a multiple of 4 candidates; give --lengths"),
-        (["--products", "best"], "--products best: is of 4-bit weights; give --weights int4"),
+        (["--products", "best"], "--products best: is of 4-bit and 8-bit weights; give --weights int4 or fp8"),
         (["--lengths", "100", "9000"], "lengths: 9256 tokens, over the 8192"),
         (["--lengths", "100", "-5"], "--lengths: got -5, must be 1 to"),
         (["--lengths", "100", "200", "--candidates", "3"], "2 lengths for 3 candidates"),
