@@ -10,7 +10,7 @@ from itertools import product
 import pytest
 import torch
 from kernel_cases import DEVICE, NAN, dtype_name, random
-from method_cases import CONFIG, make, run
+from method_cases import CONFIG, make, run, written
 from resa_bench.kernels import AttentionShape, KVCache, SparseConfig, build_summaries, get_method
 from resa_bench.kernels.fused import compiler
 from resa_bench.kernels.fused.step import Plan, arrangement, bind, constants, lay_out, unsupported
@@ -171,6 +171,28 @@ def gate(lengths: Sequence[int], dtype: torch.dtype, **more: object) -> None:
 @pytest.mark.slow
 def test_step(lengths: Sequence[int], changes: dict, page_size: int | None, dtype: torch.dtype) -> None:
     gate(lengths, dtype, heads=HEADS[0], page_size=page_size, **changes)
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.parametrize("page_size", [None, 128], ids=["contiguous", "paged"])
+@pytest.mark.parametrize("changes", SETTINGS, ids=named)
+@pytest.mark.parametrize("heads", [ModelShape(7, 1, 128), ModelShape(32, 2, 128), ModelShape(8, 4, 256)], ids=str)
+def test_keys_and_values_in_fp8(heads: ModelShape, changes: dict, page_size: int | None, dtype: torch.dtype) -> None:
+    gate((5000, 999, 16, 1), dtype, heads=heads, page_size=page_size, kv_dtype="fp8", **changes)
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.parametrize("kv_dtype", [None, "fp8"])
+@pytest.mark.parametrize("page_size", [None, 128], ids=["contiguous", "paged"])
+@pytest.mark.parametrize("heads", [ModelShape(7, 1, 128), ModelShape(32, 2, 128), ModelShape(8, 4, 256)], ids=str)
+@pytest.mark.parametrize("lengths", LENGTHS, ids=lambda x: "-".join(map(str, x)))
+def test_dense(
+    lengths: Sequence[int], heads: ModelShape, page_size: int | None, kv_dtype: str | None, dtype: torch.dtype
+) -> None:
+    layer, inputs = make("cuda-dense", dtype, lengths, heads=heads, page_size=page_size, kv_dtype=kv_dtype)
+    check_step(layer, inputs, written(layer, inputs))
 
 
 @pytest.mark.gpu

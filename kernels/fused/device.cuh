@@ -10,6 +10,11 @@ using i64 = long long;
 #else
 #define ELEMENT "bf16"
 #endif
+#if FP16 || KV8
+#define OPERAND "f16"  // of the matrix units: e4m3 fits fp16
+#else
+#define OPERAND "bf16"
+#endif
 
 constexpr u32 WARP = 0xffffffffu;
 
@@ -146,10 +151,21 @@ __device__ __forceinline__ u32 pack(float low, float high) {
   return x;
 }
 
-__device__ __forceinline__ float2 unpack_e4m3(u16 x) {
+__device__ __forceinline__ u32 pack_operand(float low, float high) {
+  u32 x;
+  asm("cvt.rn." OPERAND "x2.f32 %0, %1, %2;" : "=r"(x) : "f"(high), "f"(low));
+  return x;
+}
+
+__device__ __forceinline__ u32 widen_e4m3(u16 x) {  // to fp16
   u32 half;
-  float2 f;
   asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(half) : "h"(x));
+  return half;
+}
+
+__device__ __forceinline__ float2 unpack_e4m3(u16 x) {
+  const u32 half = widen_e4m3(x);
+  float2 f;
   asm("{.reg .b16 l, h;\nmov.b32 {l, h}, %2;\ncvt.f32.f16 %0, l;\ncvt.f32.f16 %1, h;}"
       : "=f"(f.x), "=f"(f.y)
       : "r"(half));
@@ -173,7 +189,7 @@ __device__ __forceinline__ float exp2_fast(float x) {
 // eight further; c holds row r at columns 2t and 2t + 1, then row r + 8.
 
 __device__ __forceinline__ void multiply(float (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." ELEMENT "." ELEMENT
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." OPERAND "." OPERAND
                ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
                : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
                : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));

@@ -344,6 +344,15 @@ inline float2 unpack_e4m3(u16 x) { return {widen(x & 255, 4, 3), widen(x >> 8, 4
 inline u16 pack_e4m3(float low, float high) {
   return u16(narrow(low, 4, 3, 448.0f, true) | narrow(high, 4, 3, 448.0f, true) << 8);
 }
+#if FP16 || KV8  // operands of the matrix units
+inline float operand(u32 x) { return widen(x & 0xffff, 5, 10); }
+inline u32 to_operand(float x) { return narrow(x, 5, 10, 65504.0f, false); }
+#else
+inline float operand(u32 x) { return element(x); }
+inline u32 to_operand(float x) { return to_element(x); }
+#endif
+inline u32 pack_operand(float low, float high) { return to_operand(low) | to_operand(high) << 16; }
+inline u32 widen_e4m3(u16 x) { return pack_operand(widen(x & 255, 4, 3), widen(x >> 8, 4, 3)); }
 inline float exp2_fast(float x) { return std::exp2(x); }
 
 inline void multiply(float (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
@@ -357,8 +366,8 @@ inline void multiply(float (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 
     float sum = 0;
     for (int k = 0; k < 16; k++) {
       const int pair = k % 8 / 2, upper = k / 8;
-      const float2 x = unpack(a[4 * r + pair][2 * upper + i / 2]), y = unpack(right[4 * column + pair][upper]);
-      sum += k % 2 ? x.y * y.y : x.x * y.x;
+      const u32 x = a[4 * r + pair][2 * upper + i / 2], y = right[4 * column + pair][upper];
+      sum += operand(x >> 16 * (k % 2) & 0xffff) * operand(y >> 16 * (k % 2) & 0xffff);
     }
     c[i] += sum;
   }
