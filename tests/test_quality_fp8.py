@@ -13,7 +13,7 @@ from resa_bench.suites.core.analysis import error_over_texts, mean_of
 from resa_bench.suites.core.flags import options
 from resa_bench.suites.core.metrics import step_metrics
 from resa_bench.suites.core.rows import Row, identity
-from resa_bench.suites.core.spec import make_spec
+from resa_bench.suites.core.spec import MethodSpec, make_spec
 from resa_bench.suites.engine.engine import Engine, State, bind_layers
 from resa_bench.suites.engine.loader import Loader
 from resa_bench.suites.engine.prompt import prefill
@@ -38,10 +38,10 @@ def models() -> Loader:
     return keep(Loader(), tiny_decoder())
 
 
-def measure(models: Loader, case: QualityCase) -> list[Row]:
+def measure(models: Loader, case: QualityCase, *specs: MethodSpec) -> list[Row]:
     bench = make_bench()
     bench._held[Loader] = models
-    return run_case(case, [RESA, WHOLE], bench)
+    return run_case(case, specs or (RESA, WHOLE), bench)
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +85,7 @@ def test_caches_of_16_bits_change_nothing() -> None:
     assert torch.equal(cells.k, kept)
 
 
+@pytest.mark.slow
 def test_dense_at_once_is_the_model_on_caches_in_fp8() -> None:
     """A prefill of everything on such a cache: keys and values as it holds them, logits after its last token."""
     decoder = tiny_decoder()
@@ -147,6 +148,17 @@ def test_methods_in_fp8_are_compared_with_16_bits(rows: dict[str | None, list[Ro
     rounded, exact = (value(rows[kind], "resa-torch", "kl", 0.15) for kind in ("fp8", None))
     assert rounded != exact
     assert rounded == pytest.approx(exact, rel=0.5)
+
+
+def test_step_by_step_a_method_must_read_fp8(models: Loader) -> None:
+    """In plain torch ReSA does not; dense decoding's rows are there all the same."""
+    case = QualityCase("tiny", TINY, prompt=40, steps=4, stepwise=True, kv_dtype="fp8")
+    stepping = measure(models, case, RESA)
+    assert [(r.status, r.reason) for r in stepping if r.method == "resa-torch"] == [
+        ("skipped", "cache: resa-torch reads no keys and values in fp8")
+    ]
+    assert value(stepping, "torch-dense", "kl") > 0
+    assert {r.case for r in stepping} == {"quality-tiny-b2-40-4-text-fp8kv-stepwise"}
 
 
 def test_names_and_flags() -> None:
