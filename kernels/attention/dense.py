@@ -20,7 +20,16 @@ from ..exact import Exact, assign, empty_rows, exact_attention
 from ..launch import INTERPRET, await_previous, launch, plan_splits, shared_memory
 from .addressing import checked_scale, held_tokens, locate, strided, tile_range
 from .merge import Partials
-from .softmax import LIFT, attend_columns, attend_tile, multipliable, query_columns, query_parts, store_partial
+from .softmax import (
+    LIFT,
+    as_columns,
+    attend_columns,
+    attend_tile,
+    multipliable,
+    query_columns,
+    query_parts,
+    store_partial,
+)
 
 
 @triton.jit
@@ -150,16 +159,11 @@ def _dense_kernel(
     store_partial(partial, partial_lse, out_row, row_valid, split, splits, m, total, acc, D)
 
 
-def _as_columns(rows: int, head_dim: int, in_fp8: bool) -> bool:
-    """Whether queries are the right operand, for `rows` = T * G rows: few rows beside keys in e4m3."""
-    return in_fp8 and rows <= 16 and head_dim >= 32
-
-
 def _tiles(rows: int, head_dim: int, in_fp8: bool = False) -> tuple[int, int, int, int, int]:
     """Rows and tokens of a tile, warps, pipeline stages, programs per multiprocessor for `rows` = T * G rows."""
     if INTERPRET:
-        return 8 if rows <= 8 and _as_columns(rows, head_dim, in_fp8) else 16, 32, 4, 1, 1
-    if _as_columns(rows, head_dim, in_fp8):
+        return 8 if rows <= 8 and as_columns(rows, head_dim, in_fp8) else 16, 32, 4, 1, 1
+    if as_columns(rows, head_dim, in_fp8):
         return 8 if rows <= 8 else 16, 64, 4, 2 if head_dim > 128 else 3, 3
     wide = head_dim > 128
     if rows <= 16:
@@ -212,7 +216,7 @@ def dense_attention(
         cache.check_values()
     count = tokens * shape.group
     rows, tile, warps, stages, _ = _tiles(count, dim, cache.in_fp8)
-    columns = _as_columns(count, dim, cache.in_fp8)
+    columns = as_columns(count, dim, cache.in_fp8)
     table = cache.block_table if cache.block_table is not None else cache.lengths
     launch(
         _dense_kernel,

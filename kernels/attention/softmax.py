@@ -66,6 +66,11 @@ def attend_tile(q, k, v, visible, scale_log2, m, total, acc, MASKED: tl.constexp
     return m_next, total, acc
 
 
+def as_columns(rows: int, head_dim: int, in_fp8: bool) -> bool:
+    """Whether a program's queries are the right operand (`attend_columns`): few rows beside keys in e4m3."""
+    return in_fp8 and rows <= 16 and head_dim >= 32
+
+
 def query_parts(dtype: torch.dtype) -> int:
     """In how many parts a query of a type is multiplied with keys in e4m3 (`query_columns`): two hold bf16 exactly."""
     return 1 if dtype == torch.float16 else 2
