@@ -82,8 +82,8 @@ def query_columns(
 ):  # fmt: skip
     """A query as the right operand beside keys in e4m3: `[D, PARTS * ROWS]`, and a factor of its logits, `[ROWS]`.
 
-    In two parts e4m3 holds a query in bf16 exactly: the nearest number, then what is left of it (numbers below 2^-10
-    of the row's largest to 2^-19 of that). A row is divided by a power of two, its factor, so that its largest has
+    In two parts e4m3 holds a query in bf16 exactly: the nearest number, then what is left of it (numbers below 2^-9
+    of the row's largest to 2^-17 of that). A row is divided by a power of two, its factor, so that its largest has
     room. One part is fp16, whose factor is 1.
 
     rows `[ROWS]`: offsets of the rows in `q`.
