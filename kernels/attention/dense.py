@@ -136,7 +136,7 @@ def _dense_kernel(
     whole = tl.minimum(tl.maximum(keys_of_all // TILE, start), end)
 
     m = tl.full([ROWS], float("-inf"), dtype=tl.float32)
-    total = tl.zeros([ROWS], dtype=tl.float32)
+    total = tl.zeros([TILE, ROWS] if PARTS else [ROWS], dtype=tl.float32)
     acc = tl.zeros([D, ROWS] if PARTS else [ROWS, D], dtype=tl.float32)
     head_offset = strided(kv_head, cache_head_stride)
     m, total, acc = _attend_tiles(
@@ -150,7 +150,7 @@ def _dense_kernel(
         D, TILE, PAGE, PAGED, True, PARTS, CAST_FP32, 1,
     )  # fmt: skip
     if PARTS:
-        acc = tl.trans(acc)
+        total, acc = tl.sum(total, axis=0), tl.trans(acc)
 
     if k_cache.dtype.element_ty == tl.float8e4nv:
         m, acc = m - LIFT, acc * tl.load(scales + 2 * kv_head + 1)

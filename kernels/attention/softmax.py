@@ -110,8 +110,9 @@ def attend_columns(
     """`attend_tile` the other way round, of keys and values in e4m3: tokens are the left operand's rows.
 
     So the matrix unit reads keys from shared memory as they are, no query is padded to 16, and values are converted
-    once a tile. query `[D, PARTS * rows]` (`query_columns`); visible `[tokens, rows]`; scale_log2, m, total `[rows]`;
-    acc `[D, rows]`.
+    once a tile. query `[D, PARTS * rows]` (`query_columns`); visible `[tokens, rows]`; scale_log2, m `[rows]`; total
+    `[tokens, rows]`, whose sum over tokens the caller takes at the end: here it would cost a barrier a tile; acc
+    `[D, rows]`.
     """
     ROWS: tl.constexpr = m.shape[0]
     TILE: tl.constexpr = k.shape[0]
@@ -130,7 +131,7 @@ def attend_columns(
         base = tl.where(m_next == float("-inf"), 0.0, m_next)
     p = tl.exp2(logits * scale_log2[None, :] - (base - LIFT)[None, :])
     carry = tl.exp2(m - base)
-    total = total * carry + tl.sum(p, axis=0)
+    total = total * carry[None, :] + p
     if not CAST_FP32:
         p = p.to(v.dtype)
     acc = tl.dot(tl.trans(v), p, acc * carry[None, :], input_precision="ieee")

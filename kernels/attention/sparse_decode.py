@@ -131,7 +131,7 @@ def _sparse_decode_kernel(
     start, end = tile_range(count, split, splits)
     lane = tl.arange(0, TILE)
     m = tl.full([ROWS], float("-inf"), dtype=tl.float32)
-    total = tl.zeros([ROWS], dtype=tl.float32)
+    total = tl.zeros([TILE, ROWS] if PARTS else [ROWS], dtype=tl.float32)
     acc = tl.zeros([D, ROWS] if PARTS else [ROWS, D], dtype=tl.float32)
 
     if APPEND:
@@ -171,7 +171,7 @@ def _sparse_decode_kernel(
     if k_cache.dtype.element_ty == tl.float8e4nv:
         m, acc = m - LIFT, acc * v_scale
     if PARTS:
-        acc = tl.trans(acc)
+        total, acc = tl.sum(total, axis=0), tl.trans(acc)
     rows = strided(batch, programs * HEADS) + first_head + row
     store_partial(partial, partial_lse, rows, row_valid, split, splits, m, total, acc, D)
 
