@@ -163,9 +163,9 @@ def _tiles(rows: int, head_dim: int, in_fp8: bool = False) -> tuple[int, int, in
     """Rows and tokens of a tile, warps, pipeline stages, programs per multiprocessor for `rows` = T * G rows."""
     if INTERPRET:
         return 8 if rows <= 8 and as_columns(rows, head_dim, in_fp8) else 16, 32, 4, 1, 1
-    if as_columns(rows, head_dim, in_fp8):
-        return 8 if rows <= 8 else 16, 64, 4, 2 if head_dim > 128 else 3, 3
     wide = head_dim > 128
+    if as_columns(rows, head_dim, in_fp8):
+        return 8 if rows <= 8 else 16, 64, 4, 2 if wide else 3, 2 if wide else 3
     if rows <= 16:
         return 16, 64, 4, 2 if wide else 3, 2
     if rows <= 64:
