@@ -211,27 +211,12 @@ class KVCache:
             return k, v
         return decoded(k, self.scales[:, 0], self.dtype), decoded(v, self.scales[:, 1], self.dtype)
 
-    def held(self, tokens: slice) -> tuple[Tensor, Tensor]:
-        """K and V of some tokens of every sequence, `[B, Hkv, tokens, D]` of `dtype`; of contiguous caches."""
-        k, v = self.k[:, :, tokens], self.v[:, :, tokens]
-        if self.scales is None:
-            return k, v
-        return decoded(k, self.scales[:, 0], self.dtype), decoded(v, self.scales[:, 1], self.dtype)
-
     def read(self, sequence: int, length: int) -> tuple[Tensor, Tensor]:
         """K and V of a sequence's first tokens, `[1, Hkv, length, D]` of `dtype`; of contiguous caches."""
         k, v = (x[sequence, None, :, :length] for x in (self.k, self.v))
         if self.scales is None:
             return k, v
         return decoded(k, self.scales[:, 0], self.dtype), decoded(v, self.scales[:, 1], self.dtype)
-
-    def as_held(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """What K and V `[B, Hkv, T, D]` of `dtype` stand for once written: themselves, unless in e4m3."""
-        if self.scales is None:
-            return k, v
-        pairs = zip((k, v), self.scales.t(), strict=True)
-        key, value = (decoded(encoded(x, scale), scale, self.dtype) for x, scale in pairs)
-        return key, value
 
     def calibrate(self, k: Tensor, v: Tensor) -> None:
         """Choose the scales by the first tokens, `[B, Hkv, T, D]`; nothing to do unless in e4m3. Does not wait."""

@@ -78,9 +78,9 @@ class Bench:
             logits.append(head(x))
             return logits[-1]
 
-        def keep_written(new: Any, exact: Any, exchange: Any) -> torch.Tensor:
-            written.extend(x.permute(2, 0, 1, 3).clone() for x in new)  # [T, B, Hkv, D]
-            return compare(new, exact, exchange)
+        def keep_written(cells: Any, exact: Any, exchange: Any) -> torch.Tensor:
+            written.extend(x.transpose(0, 1).clone() for x in (cells.k, cells.v))  # [T, B, Hkv, D]
+            return compare(cells, exact, exchange)
 
         monkeypatch.setattr(self.decoder, "logits", keep_logits)
         monkeypatch.setattr(parallel, "kv_errors", keep_written)
@@ -232,8 +232,8 @@ def test_tiles_end_with_long_periods() -> None:
 
 def test_a_method_without_a_parallel_form_is_refused(bench: Bench) -> None:
     reference: Reference = bench.at_once
-    with pytest.raises(ValueError, match="retro: has no form for all steps at once"):
-        run_parallel(bench.decoder, bench.state, make_spec("retro"), PROMPT, reference)
+    with pytest.raises(ValueError, match="torch-dense: has no form for all steps at once"):
+        run_parallel(bench.decoder, bench.state, make_spec("torch-dense"), PROMPT, reference)
     parallel_forms = {name for name, kind in registered().items() if kind.ranks_by is not None}
     assert {"resa", "resa-torch", "sparse", "quest", "oracle", "sink-window"} <= parallel_forms
     assert parallel_forms.isdisjoint({"resa-fused", "retro", "retro-cached", "resa-authors"})

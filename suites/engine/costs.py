@@ -104,8 +104,6 @@ def read_share(case: ModelCase, spec: MethodSpec, length: int, tokens: float | N
         length: tokens that the step sees.
         tokens: read for each KV head, where they were counted; None: as the settings say, lists shared by each group.
     """
-    if spec.is_dense:
-        return 1.0
     config, layers, first = spec.config, case.config.layers, spec.dense_layers or 0
     shape, size = case.config.attention(1), 2
     token = 2 * shape.kv_heads * shape.head_dim * size

@@ -70,14 +70,12 @@ class MethodRun(ABC):
             text = torch.tensor(texts, device=self.device)
         else:
             text = prompt_ids(self.loaded, case.batch * length).view(case.batch, length)
-        self.state = self.prefilled(text[:, : case.prompt], capacity, history)
+        self.state = State.allocate(self.decoder, case.batch, capacity, history)
+        total = f"of {case.prompt}"
+        prefill(
+            self.decoder, self.state, text[:, : case.prompt], on_tokens=lambda n: self.on_step(f"prefill {n} {total}")
+        )
         return text
-
-    def prefilled(self, tokens: Tensor, capacity: int, history: int, kv_dtype: str | None = None) -> State:
-        """A new state whose caches hold the prompts `tokens`, int64 `[B, T]`; `kv_dtype` as `State.allocate` has it."""
-        state, total = State.allocate(self.decoder, len(tokens), capacity, history, kv_dtype=kv_dtype), tokens.shape[1]
-        prefill(self.decoder, state, tokens, on_tokens=lambda n: self.on_step(f"prefill {n} of {total}"))
-        return state
 
 
 def run_methods(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -12,7 +12,7 @@ from ...kernels import SparseConfig
 from ..core.analysis import LEVEL
 from ..core.flags import size_word
 from ..core.spec import DEFAULTS, PINNED, MethodSpec, joining, make_spec, resa_here
-from ..engine.case import ModelCase, check_context, check_counts, check_kv, check_types
+from ..engine.case import ModelCase, check_context, check_counts, check_types
 from ..engine.texts import SEVERAL, TEXTS
 from ..model.config import ModelConfig
 
@@ -30,8 +30,6 @@ class QualityCase(ModelCase):
         texts: names of the texts that they are cut from, in turn.
         stepwise: every method decodes step by step, on a GPU with its kernels; otherwise those that can are evaluated
             for all steps at once (`parallel.py`).
-        kv_dtype: of keys and values in the methods' caches, dense decoding's too; None: as `dtype`. What they are
-            compared with is dense decoding from caches of `dtype` all the same.
     """
 
     suite: ClassVar[str] = "quality"
@@ -47,12 +45,10 @@ class QualityCase(ModelCase):
     seed: int = 0
     stepwise: bool = False
     texts: tuple[str, ...] = SEVERAL[:1]
-    kv_dtype: str | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         check_counts(prompt=self.prompt, steps=self.steps, batch=self.batch)
         check_types(self.weights, self.dtype)
-        check_kv(self.kv_dtype)
         if self.source not in SOURCES:
             raise ValueError(f"source: got {self.source!r}, allowed are {', '.join(SOURCES)}")
         if not self.texts or not set(self.texts) <= set(TEXTS) or len(set(self.texts)) < len(self.texts):
@@ -66,9 +62,8 @@ class QualityCase(ModelCase):
 
     @property
     def slug(self) -> str:
-        """`quality-smollm2-135m-b8-4k-192-text-4texts`: batch, prompt, steps, source, texts.
+        """`quality-smollm2-135m-b8-4k-192-text-4texts`: batch, prompt, steps, source, texts; `-stepwise` if asked.
 
-        Then `-fp8kv` and `-stepwise`, where asked for.
         Texts are named where they are not the usual ones; one alone, the first, is not.
         """
         name = (
@@ -79,7 +74,6 @@ class QualityCase(ModelCase):
             name += f"-{len(self.texts)}texts" if in_order else f"-{'-'.join(self.texts)}"
         elif self.texts != SEVERAL[:1]:
             name += f"-{self.texts[0]}"
-        name += f"-{self.kv_dtype}kv" if self.kv_dtype else ""
         return f"{name}-stepwise" if self.stepwise else name
 
     @property

@@ -3,9 +3,6 @@
 What a token is fed is known beforehand, so its keys and values depend on earlier layers alone, and a layer's attention
 can be computed for all tokens as soon as their hidden states are there. That is one pass of T rows a method in place
 of T passes of one, and equals decoding step by step up to the order of sums (tests/test_quality_parallel.py).
-
-Of caches in fp8 the new tokens' keys and values are rounded as the kernels round them (kernels/e4m3.py), by the scales
-that the prompt chose; what rectification restores is what dense decoding leaves in such caches.
 """
 
 from __future__ import annotations
@@ -15,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ...kernels import ChunkTensors, KVCache
+from ...kernels import ChunkTensors
 from ...kernels.selectors import selector_of
 from ..core.bench import Report
 from ..core.spec import MethodSpec
@@ -55,26 +52,27 @@ def _pass(decoder: Decoder, tokens: Tensor, prompt: int, attend: Callable[[int, 
     return x.view(batch, steps, -1).transpose(0, 1)
 
 
-def _written(cells: ChunkTensors, cache: KVCache) -> Tensor:
-    """Keys and values of all tokens as the cache would hold them, `[2, B, Hkv, T, D]`."""
-    return torch.stack(cache.as_held(cells.k.transpose(1, 2), cells.v.transpose(1, 2)))
+def _written(cells: ChunkTensors) -> Tensor:
+    """Keys and values of all tokens, `[2, B, Hkv, T, D]`."""
+    return torch.stack((cells.k, cells.v)).transpose(2, 3)
 
 
 def _attend(
-    attention: ForcedAttention, cache: KVCache, prompt: int, cells: ChunkTensors, new: Tensor,
-    exact: Tensor | None = None,
-) -> Tensor:  # fmt: skip
-    """Fill the cells' output with attention of a layer to the cache's prompt and the cells' own tokens.
+    attention: ForcedAttention, state: State, i: int, prompt: int, cells: ChunkTensors, exact: Tensor | None = None
+) -> Tensor:
+    """Fill the cells' output with attention of layer i to the cache's prompt and the cells' own tokens.
 
     Args:
-        new: `[2, B, Hkv, T, D]`, the cells' own keys and values as the cache would hold them.
         exact: `[2, B, Hkv, T, D]`, what rectification restores.
 
     Returns:
         The share of the exact attention mass that lies in the blocks read, float32 `[B, T, Hq]`.
     """
-    batch = len(cells.q)
-    keys, values = (torch.cat(parts, 2).flatten(0, 1) for parts in zip(cache.held(slice(prompt)), new, strict=True))
+    cache, batch = state.caches[i], len(cells.q)
+    keys, values = (
+        torch.cat((old[:, :, :prompt], new), 2).flatten(0, 1)
+        for old, new in zip((cache.k, cache.v), _written(cells), strict=True)
+    )
     queries = cells.q.transpose(0, 1).flatten(1, 2)  # [T, B Hq, D]
     exact_keys, exact_values = (None, None) if exact is None else exact.flatten(1, 2)
     out, share = attention(Sequences(queries, keys, values, exact_keys, exact_values, batch))
@@ -96,8 +94,8 @@ def dense_parallel(
 
     def attend(i: int, cells: ChunkTensors) -> Tensor:
         on_step(f"dense, layer {i + 1} of {decoder.config.layers}")
-        kv.append(_written(cells, state.caches[i]))
-        _attend(dense, state.caches[i], prompt, cells, kv[-1])
+        _attend(dense, state, i, prompt, cells)
+        kv.append(_written(cells))
         return cells.out
 
     x = _pass(decoder, tokens[:, :-1], prompt, attend)
@@ -107,30 +105,25 @@ def dense_parallel(
 
 def run_parallel(
     decoder: Decoder, state: State, spec: MethodSpec, prompt: int, reference: Reference,
-    on_step: Report = lambda _: None, restored: Tensor | None = None,
+    on_step: Report = lambda _: None,
 ) -> Forced:  # fmt: skip
     """Feed the reference's tokens to a method that stands after the same prompt; `forced.run_forced` at once.
 
     Args:
         state: its caches hold the prompt; they are only read.
-        restored: `[layers, 2, B, Hkv, T, D]`, what rectification restores; by default the reference's.
 
     Raises:
         ValueError: the method has no parallel form.
     """
     batch = len(reference.tokens)
-    dense = attention_of(None, decoder.device, batch)
-    sparse = dense if spec.is_dense else attention_of(spec, decoder.device, batch)
-    kv = reference.kv if restored is None else restored
+    sparse, dense = (attention_of(which, decoder.device, batch) for which in (spec, None))
     errors, recall = list[Tensor](), list[Tensor]()  # of each layer: [T, B]; [Hq]
 
     def attend(i: int, cells: ChunkTensors) -> Tensor:
         on_step(f"{spec.label}, layer {i + 1} of {decoder.config.layers}")
-        attention, cache = dense if i < (spec.dense_layers or 0) else sparse, state.caches[i]
-        new = _written(cells, cache)
-        share = _attend(attention, cache, prompt, cells, new, kv[i] if sparse.every else None)
-        recall.append(share.mean((0, 1)))
-        errors.append(kv_errors(new, reference.kv[i], decoder.exchange))
+        attention, exact = dense if i < (spec.dense_layers or 0) else sparse, reference.kv[i]
+        recall.append(_attend(attention, state, i, prompt, cells, exact if sparse.every else None).mean((0, 1)))
+        errors.append(kv_errors(cells, exact, decoder.exchange))
         return cells.out
 
     x = _pass(decoder, reference.tokens[:, :-1], prompt, attend)
@@ -142,7 +135,7 @@ def run_parallel(
     return Forced.of(torch.cat(compared, 1), by_layer, recall=torch.stack(recall), tokens_read=sparse.tokens_read)
 
 
-def kv_errors(new: Tensor, exact: Tensor, exchange: Exchange | None = None) -> Tensor:
-    """Relative error of every token's key and value, `[T, B]`; both `[2, B, Hkv, T, D]`."""
-    error = relative_error(new.transpose(2, 3), exact.transpose(2, 3), exchange)  # [2, B, T]
+def kv_errors(cells: ChunkTensors, exact: Tensor, exchange: Exchange | None = None) -> Tensor:
+    """Relative error of every token's key and value, `[T, B]`; `exact` `[2, B, Hkv, T, D]`."""
+    error = relative_error(_written(cells).transpose(2, 3), exact.transpose(2, 3), exchange)  # [2, B, T]
     return error.mean(0).t()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,7 +16,6 @@ from ..core.spec import MethodSpec, dense_here, make_spec
 from ..engine.bind import Bound, Place, bind
 from ..engine.case import capacity
 from ..engine.costs import read_share
-from ..engine.engine import State
 from ..engine.loader import Loader
 from ..engine.methods import MethodRun, run_methods
 from ..engine.sampling import Sampling
@@ -41,15 +39,6 @@ class QualityRun(MethodRun):
 
     case: QualityCase
     stage = "forced"
-    sources: list[str]
-    prompts: Tensor  # int64 [B, prompt]
-    tokens: Tensor  # int64 [B, steps + 1], fed after it, and the one that follows
-    state: State  # that dense decoding starts from, which methods are compared with
-    stored: State  # that methods start from: another one where their caches are in fp8
-    restored: Tensor | None  # keys and values that rectification restores, where they are not the reference's
-    references: dict[bool, Reference]  # by whether it was recorded step by step
-    dense_launch: dict[bool, str]
-    sampled: Reference | None  # dense's own continuation, recorded step by step
 
     def __init__(self, case: QualityCase, bench: Bench, on_step: Report = lambda _: None) -> None:
         super().__init__(case, (), bench, on_step)
@@ -58,43 +47,27 @@ class QualityRun(MethodRun):
     def prepare(self, loader: Loader) -> None:
         """Load the model, prefill the texts, settle which tokens are fed after them; the last two once a case."""
         case, in_hand = self.case, self.bench.held(InHand)
-        before, in_hand.run = in_hand.run, None
+        if in_hand.run is not self:
+            in_hand.run = None  # another case's state and references
         self.load(loader)
-        if before is not self:
-            if before is not None and replace(before.case, kv_dtype=case.kv_dtype) == case:
-                self.take_over(before)
-            else:
-                del before  # another case's state and references
-                self.prepare_reference()
-            self.stored, self.restored = self.state, None
-            if case.kv_dtype:
-                self.stored = self.prefilled(self.prompts, capacity(case), case.steps + 1, case.kv_dtype)
-        in_hand.run = self
-
-    def take_over(self, before: QualityRun) -> None:
-        """What a case that has another element type of keys and values alone prepared already."""
-        for name in ("sources", "prompts", "tokens", "state", "references", "dense_launch", "sampled"):
-            setattr(self, name, getattr(before, name))
-
-    def prepare_reference(self) -> None:
-        """Prefill the texts, and settle which tokens are fed after them."""
-        case = self.case
+        if in_hand.run is self:
+            return
         length = case.context + 1
         stretches = text_stretches(text_tokenizer(self.loaded), case.texts, case.batch, length)
         self.sources = [source for source, _ in stretches]
         texts = [ids for _, ids in stretches]
-        ids = self.prefill_texts(case.steps + 1, capacity(case), case.steps + 1, texts)
-        self.prompts, self.tokens = ids[:, : case.prompt], ids[:, case.prompt :]
-        self.references = {}
+        self.tokens = self.prefill_texts(case.steps + 1, capacity(case), case.steps + 1, texts)[:, case.prompt :]
+        self.references: dict[bool, Reference] = {}  # by whether it was recorded step by step
         self.dense_launch = {False: "parallel"}
-        self.sampled = None
+        self.sampled: Reference | None = None  # dense's own continuation, recorded step by step
         if case.source == "own":
             self.sampled = self.record(self.tokens[:, 0], None)
             self.tokens = self.sampled.tokens
+        in_hand.run = self
 
     def is_stepwise(self, spec: MethodSpec) -> bool:
         """Whether a method decodes step by step here: it was asked for, or the method has no other form."""
-        return self.case.stepwise or (spec.kind.ranks_by is None and not spec.is_dense)
+        return self.case.stepwise or spec.kind.ranks_by is None
 
     def reference(self, stepwise: bool) -> Reference:
         """What dense decoding says to the fed tokens, computed as the method is that it is compared with."""
@@ -110,7 +83,7 @@ class QualityRun(MethodRun):
     def record(self, first: Tensor, tokens: Tensor | None) -> Reference:
         """Dense decoding step by step, fed `tokens`, or what it samples itself."""
         case = self.case
-        bound = self.bind(self.dense, self.state, Sampling() if tokens is not None else OWN)
+        bound = self.bind(self.dense, Sampling() if tokens is not None else OWN)
         self.dense_launch[True] = bound.launch
         torch.manual_seed(case.seed)
         return record_dense(
@@ -118,10 +91,10 @@ class QualityRun(MethodRun):
             lambda n: self.on_step(f"dense, step {n} of {case.steps}"),
         )  # fmt: skip
 
-    def bind(self, spec: MethodSpec, state: State, sampling: Sampling | None = None) -> Bound:
-        """A method on prefilled caches, checked; graphs on a GPU. Raises CheckFailed, Unsupported."""
+    def bind(self, spec: MethodSpec, sampling: Sampling | None = None) -> Bound:
+        """A method on the prefilled caches, checked; graphs on a GPU. Raises CheckFailed, Unsupported."""
         first = torch.ones(self.case.batch, dtype=torch.int64, device=self.device)
-        place = Place(state, self.case.prompt, first, ahead=True)
+        place = Place(self.state, self.case.prompt, first, ahead=True)
         return bind(self.decoder, place, spec, sampling=sampling, longest_period=self.case.steps)
 
     def force(self, spec: MethodSpec) -> tuple[Forced, str]:
@@ -129,13 +102,8 @@ class QualityRun(MethodRun):
         case, stepwise = self.case, self.is_stepwise(spec)
         reference = self.reference(stepwise)
         if not stepwise:
-            if case.kv_dtype and self.restored is None:
-                self.restored = dense_parallel(self.decoder, self.stored, case.prompt, self.tokens, self.on_step).kv
-            forced = run_parallel(
-                self.decoder, self.stored, spec, case.prompt, reference, self.on_step, self.restored
-            )  # fmt: skip
-            return forced, "parallel"
-        bound = self.bind(spec, self.stored)
+            return run_parallel(self.decoder, self.state, spec, case.prompt, reference, self.on_step), "parallel"
+        bound = self.bind(spec)
         self.row.took(spec, bound.engine.layers)
         forced = run_forced(
             bound.engine, bound.step, bound.rectify, case.prompt, reference,
@@ -190,12 +158,7 @@ class QualityRun(MethodRun):
             yield row(name, value)
 
     def dense_rows(self) -> Iterator[Row]:
-        """What dense decoding itself scores: its loss on the tokens that it was fed.
-
-        In a case with keys and values in fp8, dense decoding from such caches is a method, and has its rows.
-        """
-        if self.case.kv_dtype:
-            return
+        """What dense decoding itself scores: its loss on the tokens that it was fed."""
         for stepwise, reference in self.references.items():
             following = reference.tokens[:, 1:].t()  # [steps, B]
             for span, columns in self.stretches():

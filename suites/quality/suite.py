@@ -16,7 +16,7 @@ from ..core.flags import Options
 from ..core.reference import Part
 from ..core.registry import Plan, Suite
 from ..core.settings import SETTINGS
-from ..core.spec import PINNED, MethodSpec, dense_here, make_spec, unique
+from ..core.spec import PINNED, MethodSpec, unique
 from ..core.sweep import Sweep
 from ..engine.case import default_dtype, model_notes, real_model, share_of
 from ..engine.texts import SEVERAL, TEXTS
@@ -32,7 +32,6 @@ EXAMPLES = """examples:
   resa-bench quality --steps 1024 --rectify-every 1 32 128 --method sparse resa-torch
   resa-bench quality --ratio 0.05 0.1 0.2 --source text own    on text, and on dense's own continuation of it
   resa-bench quality --method sparse oracle --summary minmax meanstd --spread-weight 0.2 1 4
-  resa-bench quality --kv-dtype fp8                    K and V in e4m3, and as usual beside it
   resa-bench quality --compare-selectors               bytes read against KL: every selector, and rivals
   resa-bench quality --model ./checkpoint              a Hugging Face folder or a .gguf file
   resa-bench quality --stepwise --method resa          token by token: on a GPU with the kernels, as graphs
@@ -46,9 +45,6 @@ WHICH_TEXTS = flags.several(
     "--texts", f"that stretches are cut from, in turn (default {' '.join(SEVERAL)}; essays are fetched once)",
     choices=tuple(TEXTS), default=SEVERAL,
 )  # fmt: skip
-KV_DTYPE = flags.KV_DTYPE.but(
-    help="also K and V in fp8: e4m3 with a scale a KV head, dense decoding too; then the short list of methods"
-)
 STEPWISE = flags.switch("--stepwise", "decode token by token, on a GPU with the kernels; no recall")
 COMPARE = flags.switch("--compare-selectors", "every selector and rival, in place of the default list")
 GRID: dict[str, tuple[Any, ...]] = {
@@ -71,12 +67,10 @@ FLAGS = (
     flags.PROMPT_TOKENS.but(help="prefilled densely (default 4K, quick 1K)"),
     flags.STEPS.but(help="fed after that (default 512, on a CPU 192; quick 64, full 1K)"),
     flags.BATCH.but(many=False, default=None, help="stretches of text (default 8, quick 2)"),
-    SOURCE, WHICH_TEXTS, flags.DTYPE, KV_DTYPE, flags.SEED, COMPARE, *flags.method_flags(GRID), STEPWISE,
-    *flags.RUN_FLAGS,
+    SOURCE, WHICH_TEXTS, flags.DTYPE, flags.SEED, COMPARE, *flags.method_flags(GRID), STEPWISE, *flags.RUN_FLAGS,
 )  # fmt: skip
 
 
-SHORT_PERIODS = (LEVEL, 32)  # of the short list
 GPU_STEPS, CPU_STEPS = 512, 192  # of the default list
 
 
@@ -92,18 +86,14 @@ class Scale:
 
 
 SCALES = {
-    "quick": Scale(prompt=1024, steps=64, batch=2, grid=GRID | {"rectify_every": SHORT_PERIODS}),
+    "quick": Scale(prompt=1024, steps=64, batch=2, grid=GRID | {"rectify_every": (LEVEL, 32)}),
     "default": Scale(),
     "full": Scale(steps=1024, sources=SOURCES, grid=FULL_GRID),
 }
 
 
 def choose_cases(options: Options, device: torch.device, specs: Sequence[MethodSpec]) -> list[QualityCase]:
-    """A case for each source, and beside it one with keys and values in fp8 where that was asked for.
-
-    Raises:
-        ValueError: a model without text, or a text over its context.
-    """
+    """A case for each source. Raises ValueError for a model without text, or a text over its context."""
     scale, model = SCALES[options.scale], options.model
     config = share_of(real_model(model, "random weights say nothing about quality"))
     if Path(model).is_dir() and not (Path(model) / "tokenizer.json").exists():
@@ -115,12 +105,10 @@ def choose_cases(options: Options, device: torch.device, specs: Sequence[MethodS
     dtype, prompt = options.dtype or default_dtype(device), options.prompt_tokens or scale.prompt
     batch = options.batch or scale.batch
     texts = options.texts[:batch]
-    cases = [
+    return [
         QualityCase(model, config, prompt, steps, source, batch, dtype, options.seed, options.stepwise, texts)
         for source in options.source or scale.sources
     ]
-    stored = (None, options.kv_dtype) if options.kv_dtype else (None,)
-    return [replace(case, kv_dtype=kv_dtype) for case in cases for kv_dtype in stored]
 
 
 def choose_specs(options: Options, device: torch.device) -> list[MethodSpec]:
@@ -140,15 +128,13 @@ def choose_specs(options: Options, device: torch.device) -> list[MethodSpec]:
         return [spec for base in sweep.bases() for spec in rival_specs(device, base)]
     if sweep.names:
         return specs
-    listed, short = SCALES[options.scale].grid, options.scale == "quick" or bool(options.kv_dtype)
-    if options.kv_dtype:
-        listed = listed | {"rectify_every": SHORT_PERIODS}
+    listed = SCALES[options.scale].grid
     grid = {name: sweep.values(name, *values) for name, values in listed.items()}
     for shared in sweep.bases(apart=listed):
         for ratio in grid.get("active_ratio", (shared.active_ratio,)):
             for spread in grid["spread_weight"] if shared.summary_kind == "meanstd" else (shared.spread_weight,):
                 base = replace(shared, active_ratio=ratio, spread_weight=spread)
-                specs += default_specs(device, base, grid, quick=short)
+                specs += default_specs(device, base, grid, quick=options.scale == "quick")
     return unique(specs)
 
 
@@ -156,9 +142,7 @@ def plan(options: Options, device: torch.device) -> Plan:
     """What `resa-bench quality` measures. Raises ValueError."""
     specs = choose_specs(options, device)
     cases = choose_cases(options, device, specs)
-    dense = [make_spec(dense_here(device))]  # in caches of 16 bits it is what the others are compared with
-    further = {case.slug: dense for case in cases if case.kv_dtype}
-    return Plan(cases, specs, further, notes=model_notes(options.model))
+    return Plan(cases, specs, notes=model_notes(options.model))
 
 
 LONG = "--steps 1K --source text own --rectify-every 1 16 32 128 --pinned-blocks 0 1 --method sparse resa oracle"
