@@ -77,7 +77,7 @@ class RunPart:
     kv_replicas: int | None = None  # ranks that hold the same KV heads
     selection_pattern: str | None = None
     chunk_kernel: str | None = None  # that attended in rectification; tells nothing apart
-    way: str | None = None  # of a block-sparse step on the kernels: "chain" or "fused"; tells nothing apart
+    way: str | None = None  # of a block-sparse step: "chain" or "fused"; "dense" below break-even; tells nothing apart
     accepted_length: float | None = None
     fixed_length: bool | None = None  # a captured step attends to the case's context, whatever the length
     cache_state: str | None = None  # "cold", "warm", or "rotation": the layers' steps back to back, a cache each

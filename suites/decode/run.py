@@ -56,7 +56,8 @@ class CaseRun(MethodRun):
         if case.prompt == "synthetic":
             fill_synthetic(self.state, case.seed)
             pending = torch.arange(1, case.batch + 1, device=self.device)
-            self.place = Place(self.state, case.context, pending)
+            lengths = torch.tensor(case.sequence_tokens, dtype=torch.int32, device=self.device)
+            self.place = Place(self.state, lengths if case.pattern else case.context, pending)
             return
         copy_tokens(loader.prefilled(self.loaded, self.prompt, self.on_step), self.state, self.prompt)
         pending = prompt_ids(self.loaded, self.prompt + 1)[-1:].repeat(case.batch)
@@ -69,7 +70,7 @@ class CaseRun(MethodRun):
     def work(self, bound: Bound) -> Work:
         """A step's work at the lists that the last step selected."""
         case, engine = self.case, bound.engine
-        self.state.lengths.fill_(case.context)
+        self.state.lengths.copy_(torch.tensor(case.sequence_tokens, dtype=torch.int32))
         attention = sum((layer.traffic()["total"] for layer in engine.layers), NOTHING)
         weights = replace(step_weights(case, engine.window), bytes=self.decoder.weight_bytes)
         return model_work(case, bound.spec, weights + attention, engine.rectify_every is not None)

@@ -17,10 +17,13 @@ from ..model.load import FOREIGN, foreign, model_config
 from ..model.parallel.shard import Shard
 from ..model.smollm import CONFIG as SMOLLM_CONFIG
 from ..model.smollm import NAME as SMOLLM
+from ..model.weights import QUANTISED
 
-WEIGHTS = ("bf16", "fp16", "fp32", "int4")
+WEIGHTS = ("bf16", "fp16", "fp32", *QUANTISED)
 GPU_DENSE = ("sdpa-cudnn", "triton-dense")  # the best two of the micro suite; the second follows the length
 GPU_TEXT_DENSE = ("triton-dense", "flash-attn-3", "flash-attn-2")  # that follow the length of a growing text
+RAGGED = "ragged"  # sequences of many lengths
+SHORTEST = 16  # times shorter than the longest sequence of a ragged batch
 
 
 class ModelCase:
@@ -53,6 +56,11 @@ class ModelCase:
     def products(self) -> str:
         """What its projections run by: this project's kernels, unless a case says otherwise."""
         return OURS
+
+    @property
+    def sequence_tokens(self) -> list[int]:
+        """Tokens of each sequence at the end of what is timed: of all the context, unless a case is ragged."""
+        return [self.context] * self.batch
 
     @property
     def shape(self) -> AttentionShape:
@@ -98,6 +106,20 @@ class ModelCase:
         }
 
 
+def ragged_tokens(context: int, batch: int) -> list[int]:
+    """Tokens of each sequence of a ragged batch: in even steps from a sixteenth of the context up to it.
+
+    16 sequences up to 32K are 2K, 4K, ... 32K: as many tokens as 16 of 17K.
+
+    Raises:
+        ValueError: fewer than two sequences.
+    """
+    if batch < 2:
+        raise ValueError(f"pattern: {RAGGED} batches have two sequences at least; give --batch")
+    shortest = ceil_div(context, SHORTEST)
+    return [shortest + (context - shortest) * i // (batch - 1) for i in range(batch)]
+
+
 def shares(config: ModelConfig) -> dict[str, Any]:
     """What a row says of ranks that share a model; heads beside it are one rank's."""
     if config.ranks == 1:
@@ -141,13 +163,14 @@ def fingerprint_of(model: str) -> str | None:
 
 
 def check_types(weights: str, dtype: str) -> None:
-    """Raises ValueError for weights that are neither 4-bit nor of the activations' type."""
+    """Raises ValueError for weights that are neither quantised nor of the activations' type."""
     if dtype not in DTYPES:
         raise ValueError(f"dtype: got {dtype!r}, allowed are {', '.join(DTYPES)}")
     if weights not in WEIGHTS:
         raise ValueError(f"weights: got {weights!r}, allowed are {', '.join(WEIGHTS)}")
-    if weights not in ("int4", dtype):
-        raise ValueError(f"weights: got {weights} beside {dtype} activations, allowed int4 or {dtype}")
+    if weights not in (*QUANTISED, dtype):
+        allowed = ", ".join((*QUANTISED, dtype))
+        raise ValueError(f"weights: got {weights} beside {dtype} activations, allowed are {allowed}")
 
 
 def check_kv(kv_dtype: str | None) -> None:

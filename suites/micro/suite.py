@@ -44,11 +44,8 @@ EXAMPLES = """examples:
 A rerun goes on where the last one stopped (same device, commit and output folder); --fresh starts over."""
 
 HEADS: dict[str, Any] = dict(kind=flags.whole(1, 4096), metavar="N")
-PATTERN = Flag(
-    "--pattern",
-    "where the blocks lie that queries are drawn to; ragged: sequences of many lengths",
-    CASES,
-    choices=PATTERNS,
+PATTERN = flags.PATTERN.but(
+    help=f"where the blocks lie that queries are drawn to; {flags.PATTERN.help}", choices=PATTERNS
 )
 Q_HEADS = Flag("--q-heads", "with --kv-heads and --head-dim: a shape of your own", CASES, **HEADS)
 KV_HEADS = Flag("--kv-heads", "of that shape", CASES, **HEADS)
