@@ -22,8 +22,9 @@ from .fill import Fill, Part, int4_group
 from .parallel.exchange import exchange_of
 from .parallel.shard import Shard, check_groups
 
-QUANTISED = ("int4", "fp8")
 _STD = 0.02
+QUANTISED = ("int4", "fp8")
+"""What the layers' projections may be rounded to; the head stays in the activations' type."""
 
 
 def random_decoder(
@@ -34,7 +35,8 @@ def random_decoder(
 
     Args:
         dtype: of activations, embedding, norms and head.
-        weight_dtype: `"int4"` and `"fp8"` quantise the layers' projections; else `dtype`'s name, which None stands for.
+        weight_dtype: `"int4"` or `"fp8"` (e4m3) quantises the layers' projections; else `dtype`'s name, which None
+            stands for.
         shard: this rank's share of the model; what it draws is what it has of the whole model of that seed.
 
     Raises:
@@ -58,9 +60,7 @@ def assemble(
     Raises:
         ValueError: as `random_decoder`; RuntimeError: the ranks that share it have not met.
     """
-    kind = _quantised(dtype, weight_dtype)
-    if kind == "fp8" and shard is not None:
-        raise ValueError("weight dtype: fp8 has a scale a row, which ranks would share; take int4 or 16 bits")
+    kind = _quantised_kind(dtype, weight_dtype)
     config, exchange = whole, None
     if shard is not None:
         config, fill, exchange = shard.config(whole), shard.fill(whole, fill), exchange_of(shard)
@@ -130,16 +130,14 @@ def _rows(config: ModelConfig, name: str) -> int:
     return rows.get(part, config.hidden)
 
 
-def _quantised(dtype: torch.dtype, weight_dtype: str | None) -> str | None:
-    """Of QUANTISED, or None for weights of the activations' own type."""
+def _quantised_kind(dtype: torch.dtype, weight_dtype: str | None) -> str | None:
+    """Of QUANTISED, or None. Raises ValueError for what is neither one of them nor `dtype`'s own name."""
     own = next((name for name, value in DTYPES.items() if value == dtype), None)
     if own is None:
         raise ValueError(f"dtype: got {dtype}, allowed are {', '.join(map(str, DTYPES.values()))}")
     if weight_dtype not in (None, own, *QUANTISED):
-        raise ValueError(
-            f"weight dtype: got {weight_dtype!r} with activations of {own}, allowed are {own} (as they are) and "
-            f"{', '.join(QUANTISED)}"
-        )
+        allowed = f"{own} (as they are), {', '.join(QUANTISED)}"
+        raise ValueError(f"weight dtype: got {weight_dtype!r} with activations of {own}, allowed are {allowed}")
     return weight_dtype if weight_dtype in QUANTISED else None
 
 
