@@ -35,7 +35,7 @@ from .method import (
 from .portable import ResaTorch, TorchDense
 from .resa import ResaChain, SparseOnly
 from .triton_dense import TritonDense
-from .ways import Resa, fused_is_faster, way
+from .ways import Resa, way
 
 __all__ = [
     "AttentionShape",
@@ -67,7 +67,6 @@ __all__ = [
     "chunk_kernels",
     "dense_attention",
     "dense_splits",
-    "fused_is_faster",
     "get_method",
     "merge_partials",
     "merge_window",

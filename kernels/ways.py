@@ -9,27 +9,18 @@ from .method import register
 from .pipeline import SparseLayer
 from .resa import ResaChain
 
-FUSED_FROM_ROWS = 4
-"""Rows (sequences times KV heads) from which the fused step was the faster one on H100s (docs/notes/speed.md)."""
-
-
-def fused_is_faster(shape: AttentionShape) -> bool:
-    """Whether measured rows say so: each row has one cluster, and few rows leave most of the GPU idle."""
-    return shape.batch * shape.kv_heads >= FUSED_FROM_ROWS
-
 
 def way(cache: KVCache, shape: AttentionShape, config: SparseConfig) -> str:
     """How `resa` runs a step on this cache: `fused` (one kernel) or `chain` (a kernel a stage).
 
     Fused where all of these hold, else the chain; nothing is timed to find out:
 
-    1. `batch * kv_heads` is FUSED_FROM_ROWS at least.
-    2. The device has thread-block clusters, and something to compile with (`ResaFused.unavailable`).
-    3. The fused step serves head dim, block size, the cache's dtype, group, selector and policy (`step.unsupported`),
+    1. The device has thread-block clusters, and something to compile with (`ResaFused.unavailable`).
+    2. The fused step serves head dim, block size, the cache's dtype, group, selector and policy (`step.unsupported`),
        and the cache's rows start at multiples of 16 bytes (`step.misaligned`).
-    4. A row of this capacity fits the shared memory of its cluster (`step.plan`).
+    3. A row of this capacity fits the shared memory of its cluster (`step.plan`).
     """
-    if not fused_is_faster(shape) or ResaFused.unavailable(shape, cache.dtype, cache.device):
+    if ResaFused.unavailable(shape, cache.dtype, cache.device):
         return ResaChain.layer_class.way
     return ResaChain.layer_class.way if refused(cache, shape, config) else FusedLayer.way
 

@@ -29,6 +29,7 @@ class Setting:
     def __str__(self) -> str:
         parts = [f"{self.weights} weights, batch {self.batch}"]
         parts += ["shared K/V"] if self.shared_kv else []
+        parts += ["ragged"] if self.prompt == "ragged" else []
         parts += ["text prompt"] if self.prompt == "text" else []
         parts += [f"sampled ({self.sampling})"] if self.sampling else []
         return ", ".join(parts)

@@ -29,6 +29,7 @@ from .core.results import check_folder
 from .core.terminal import console_for, leave_closed_streams, prepare_streams
 from .core.verdict import TOLERANCE
 from .decode.suite import FLAGS as DECODE_FLAGS
+from .decode.suite import PATTERN as DECODE_PATTERN
 from .decode.suite import least_context
 from .explain.command import EXAMPLES as EXPLAIN_EXAMPLES
 from .explain.command import FLAGS as EXPLAIN_FLAGS
@@ -192,13 +193,15 @@ def write_page(paths: list[Path], output: Path, console: Console) -> None:
 
 
 def concerns(half: str, given: Given, device: torch.device) -> bool:
-    """Whether a half knows every flag that says which cases are wanted."""
+    """Whether a half knows every flag that says which cases are wanted, and the pattern."""
     own = {flag.name for flag in suites()[half].flags}
     cases = {flag.name for flag in bench_flags() if flag.group == flags.CASES}
     if half == "decode" and device.type == "cpu" and given.get("model"):
         return False  # a model too large
     if half == "micro" and given.get("model", DEFAULT_MODEL) not in PRESETS:
         return False  # a checkpoint
+    if given.get("pattern") and half == "decode" and given["pattern"] not in DECODE_PATTERN.choices:
+        return False
     one_half_only = {"case", "dtype"} if half == "decode" else set()  # names of kernels' cases
     return not (cases & set(given)) - own and not one_half_only & set(given)
 

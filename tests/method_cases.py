@@ -27,6 +27,7 @@ def make(
     *,
     heads: ModelShape = ModelShape(6, 2, 64),
     page_size: int | None = None,
+    kv_dtype: str | None = None,
     **changes: Any,
 ) -> tuple[Layer, Inputs]:
     """A prepared layer and its inputs. Skips methods that cannot run here."""
@@ -34,7 +35,7 @@ def make(
     reason = get_method(name).unavailable(shape, dtype, DEVICE)
     if reason:
         pytest.skip(f"{name} {reason}")
-    case = Case("tiny", heads, len(lengths), max(lengths), dtype_name(dtype), "clustered", page_size)
+    case = Case("tiny", heads, len(lengths), max(lengths), dtype_name(dtype), "clustered", page_size, kv_dtype=kv_dtype)
     inputs = make_inputs(case, DEVICE, CHUNK)
     inputs.cache.lengths.copy_(torch.tensor(lengths, dtype=torch.int32))
     layer = make_method(name, shape, replace(CONFIG, **changes), dtype).prepare(inputs.cache)

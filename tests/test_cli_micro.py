@@ -136,6 +136,7 @@ def test_the_main_job_runs_both_halves(monkeypatch: pytest.MonkeyPatch) -> None:
     for arguments, halves in (
         (["--q-heads", "4", "--kv-heads", "2", "--head-dim", "16"], ["micro"]),
         (["--pattern", "recent"], ["micro"]),
+        (["--pattern", "ragged"], ["micro", "decode"]),
         (["--only", "decode"], ["decode"]),
         (["--only", "micro"], ["micro"]),
         (["--context", "64K"], ["micro"]),  # longer than SmolLM2's texts

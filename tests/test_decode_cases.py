@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,15 @@ from resa_bench.kernels.config import ceil_div
 from resa_bench.profiling.ceilings import Ceilings
 from resa_bench.suites.core.flags import K
 from resa_bench.suites.core.spec import MethodSpec, make_spec
-from resa_bench.suites.decode.cases import DecodeCase, default_list, default_specs, is_study, prompt_tokens, study_specs
+from resa_bench.suites.decode.cases import (
+    DecodeCase,
+    default_list,
+    default_specs,
+    is_study,
+    prompt_tokens,
+    ragged_pair,
+    study_specs,
+)
 from resa_bench.suites.engine.case import capacity
 from resa_bench.suites.engine.costs import memory_bytes, plan_costs
 from resa_bench.suites.engine.measure import Timing, time_decoding, time_period
@@ -56,6 +65,29 @@ def test_memory_of_known_cases() -> None:
     assert memory_bytes(eight, specs) > 130e9
     shared = DecodeCase("qwen2.5-7b", config, 8, 256 * K, shared_kv=True)
     assert memory_bytes(shared, specs) / 1e9 == pytest.approx(15.2 + 8 * 0.57 + 4, rel=0.02)
+
+
+def test_batch_64_of_8k_fits_a_gpu_of_80_gb() -> None:
+    """30 GB of K and V, 4-bit weights that are held twice, and work space."""
+    case = DecodeCase("qwen2.5-7b", MODELS["qwen2.5-7b"], 64, 8 * K, "int4", products="best")
+    need = memory_bytes(case, [MethodSpec("resa"), MethodSpec("triton-dense")])
+    assert 64 * 8 * K * 57344 < need < 50e9
+
+
+def test_a_ragged_batch_is_planned_by_its_tokens() -> None:
+    """Its floors are those of as many tokens; its memory is that of rows as long as the longest."""
+    config, methods = MODELS["qwen2.5-7b"], [MethodSpec("triton-dense"), make_spec("resa")]
+    ragged, uniform = ragged_pair(DecodeCase("qwen2.5-7b", config, 16, 32 * K, "int4"))
+    assert ragged.sequence_tokens == [2 * K * i for i in range(1, 17)]
+    assert (uniform.context, uniform.pattern) == (17 * K, None)
+    longest = replace(uniform, context=32 * K)
+    dense, resa = ([plan_costs(case, spec) for case in (ragged, uniform, longest)] for spec in methods)
+    assert dense[0] == dense[1]
+    assert dense[0].step.bytes < 0.8 * dense[2].step.bytes
+    assert resa[0].step.bytes == pytest.approx(resa[1].step.bytes, rel=0.01)
+    assert memory_bytes(ragged, methods) == memory_bytes(longest, methods)
+    full = default_list(CUDA, "full", "qwen2.5-7b", config, dtype="bf16", prompt="synthetic", seed=0)
+    assert {ragged, uniform} <= set(full)
 
 
 def test_layers_that_follow_rank_nothing_and_keep_nothing() -> None:
@@ -135,6 +167,9 @@ def test_slugs() -> None:
         ({"weights": "int3"}, "weights: got 'int3', allowed are bf16, fp16, fp32, int4, fp8"),
         ({"dtype": "fp8"}, "dtype: got 'fp8'"),
         ({"weights": "fp16"}, "weights: got fp16 beside bf16 activations"),
+        ({"pattern": "ragged"}, "ragged batches have two sequences at least; give --batch"),
+        ({"pattern": "ragged", "batch": 2, "prompt": "text"}, "pattern: ragged batches hold noise"),
+        ({"pattern": "clustered"}, "pattern: got 'clustered', allowed is ragged"),
         ({"prompt": "zeros"}, "prompt: got 'zeros', allowed are synthetic, text"),
     ],
 )

@@ -19,11 +19,12 @@ from resa_bench.suites.core.spec import MethodSpec, Names
 from resa_bench.suites.core.speedups import with_speedups
 from resa_bench.suites.decode import run as decode_run
 from resa_bench.suites.decode import suite
-from resa_bench.suites.decode.cases import DecodeCase
+from resa_bench.suites.decode.cases import DecodeCase, ragged_pair
 from resa_bench.suites.decode.run import CaseRun, run_case, step_us
-from resa_bench.suites.decode.table import breakdown_table, crossings, print_report, texts
+from resa_bench.suites.decode.table import breakdown_table, crossings, print_report, ragged_table, texts
 from resa_bench.suites.engine import bind, loader
-from resa_bench.suites.engine.engine import Engine
+from resa_bench.suites.engine.bind import Place
+from resa_bench.suites.engine.engine import Engine, State, generate
 from resa_bench.suites.engine.loader import Loader
 from resa_bench.suites.engine.measure import DecodePlan
 from resa_bench.suites.model import config as model_config
@@ -78,6 +79,62 @@ def test_rows_of_a_case(tiny: str) -> None:
     assert resa.rectify_every == 4
     assert {"rectify", "rectify+project+ffn"} <= {r.stage for r in rows if r.method == "resa-torch"}
     assert breakdown_table(case.slug, rows) is not None
+
+
+def test_a_ragged_batch_says_what_each_sequence_says_alone(tiny: str) -> None:
+    """Steps and rectifications of a whole case: positions, appended tokens, lists and repairs of each length's own."""
+    case = DecodeCase(tiny, TINY, 3, 256, "fp32", "fp32", pattern="ragged")
+    assert case.sequence_tokens == [16, 136, 256]
+    bench = bench_on_cpu()
+    for spec in SPECS:
+        run = CaseRun(case, [spec], bench, lambda text: None)
+        with torch.inference_mode():
+            run.prepare(Loader())
+            bound = run.contend(spec)
+            tokens = 2 * spec.period
+            run.place.before(tokens)
+            assert run.state.lengths.tolist() == [n - tokens for n in case.sequence_tokens]
+            kept = [(cache.k.clone(), cache.v.clone()) for cache in run.state.caches]
+            generate(bound.step, bound.rectify, spec.period, tokens)
+            assert run.state.lengths.tolist() == case.sequence_tokens
+            together, logits = run.state.history[:tokens].clone(), bound.engine.logits.clone()
+            for b, length in enumerate(case.sequence_tokens):
+                alone = State.allocate(run.decoder, 1, run.state.capacity, tokens + 1)
+                for cache, (k, v) in zip(alone.caches, kept, strict=True):
+                    cache.k.copy_(k[b : b + 1])
+                    cache.v.copy_(v[b : b + 1])
+                Place(alone, length, run.place.pending[b : b + 1]).before(tokens)
+                single = engine_of(run.decoder, alone, spec)
+                generate(single.step, single.rectify if spec.rectifies else None, spec.period, tokens)
+                assert torch.equal(alone.history[:tokens, 0], together[:, b])
+                torch.testing.assert_close(single.logits[0], logits[b], rtol=1e-4, atol=1e-4)
+        assert len(set(map(tuple, together.t().tolist()))) == 3, "sequences that say the same would hide a wrong length"
+
+
+def engine_of(decoder: Any, state: State, spec: MethodSpec) -> Engine:
+    """A method on a state, as `bind` makes it, without its gates."""
+    every = spec.config.rectify_every if spec.rectifies else None
+    return Engine(decoder, state, bind.layers_of(decoder, state, spec), rectify_every=every)
+
+
+@pytest.mark.slow
+def test_rows_of_a_ragged_batch_beside_the_uniform_one(tiny: str) -> None:
+    pair = ragged_pair(DecodeCase(tiny, TINY, 4, 512, "fp32", "fp32"))
+    assert [case.slug for case in pair] == [f"decode-{tiny}-fp32-b4-512-ragged", f"decode-{tiny}-fp32-b4-272"]
+    rows = [row for case in pair for row in run_case(case, SPECS, bench_on_cpu(periods=1, breakdown=False))]
+    assert {r.status for r in rows} == {"ok"}, [r.reason for r in rows]
+    ragged, uniform = ({r.method: r for r in rows if r.case == case.slug} for case in pair)
+    assert {r.selection_pattern for r in ragged.values()} == {"ragged"}
+    dense = ragged["torch-dense"], uniform["torch-dense"]
+    assert (dense[0].bytes, dense[0].flops) == (dense[1].bytes, dense[1].flops), "as many tokens, the same work"
+    table = ragged_table(rows)
+    assert table is not None
+    assert table.row_count == len(SPECS)
+    assert ragged_table([r for r in rows if r.case == pair[0].slug]) is None
+    console = Console(width=200, record=True)
+    print_report(rows, console)
+    assert "synthetic contexts of many lengths" in console.export_text()
+    assert not crossings([*ragged.values(), *uniform.values()]), "a longest sequence is no context of a curve"
 
 
 @pytest.mark.parametrize("shared", [False, True], ids=["apart", "shared"])

@@ -64,7 +64,7 @@ def test_a_method_that_knows_no_scales_is_refused_by_name() -> None:
     import resa_bench.baselines  # noqa: F401  registers the rivals
 
     cache = KVCache.allocate(1, 2, 64, 64, dtype=torch.float16, device=DEVICE, kv_dtype="fp8")
-    for name in ("snapkv", "sdpa-cudnn", "resa-fused", "retro"):
+    for name in ("snapkv", "sdpa-cudnn", "retro"):
         method = get_method(name)(AttentionShape(1, 4, 2, 64), SparseConfig(), dtype=torch.float16, device=DEVICE)
         with pytest.raises(Unsupported, match=f"cache: {name} reads no keys and values in fp8"):
             layer_of(method, cache)

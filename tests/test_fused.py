@@ -10,10 +10,10 @@ from itertools import product
 import pytest
 import torch
 from kernel_cases import DEVICE, NAN, dtype_name, random
-from method_cases import CONFIG, make, run
+from method_cases import CONFIG, make, run, written
 from resa_bench.kernels import AttentionShape, KVCache, SparseConfig, build_summaries, get_method
 from resa_bench.kernels.fused import compiler
-from resa_bench.kernels.fused.step import Plan, bind, cluster_size, constants, lay_out, unsupported
+from resa_bench.kernels.fused.step import Plan, arrangement, bind, constants, lay_out, unsupported
 from resa_bench.profiling.resources import read_cubin
 from resa_bench.suites.micro.cases import Case, ModelShape
 from resa_bench.suites.micro.checks import check_step, dense_exact
@@ -31,19 +31,19 @@ def layout(
 
 
 COMPILED = [
-    *product((64, 128), (7,), (16, 64), ("minmax", "meanstd"), (None, "fp8"), (False, True)),
+    (256, 16, 16, "minmax", "fp8", True),
+    (64, 9, 8, "meanstd", "fp8", True),
     (128, 7, 128, "minmax", None, False),
     (128, 7, 32, "minmax", None, False),
     (128, 7, 8, "minmax", None, False),
-    (64, 7, 8, "meanstd", "fp8", True),
     (128, 16, 16, "minmax", None, False),
-    (64, 9, 8, "meanstd", "fp8", True),
+    (64, 7, 8, "meanstd", "fp8", True),
     (256, 8, 16, "minmax", None, False),
-    (256, 16, 16, "minmax", "fp8", True),
+    *product((64, 128), (7,), (16, 64), ("minmax", "meanstd"), (None, "fp8"), (False, True)),
 ]
 
 
-@pytest.mark.thinned(3)
+@pytest.mark.thinned(5)
 @pytest.mark.parametrize(("head_dim", "group", "block", "kind", "dtype", "paged"), COMPILED)
 @pytest.mark.slow
 def test_compiles_without_spills(
@@ -78,8 +78,27 @@ def test_compiler_says_what_is_wrong() -> None:
     ("rows", "cluster"), [(1, 16), (4, 16), (8, 8), (16, 6), (17, 6), (18, 4), (32, 3), (66, 2), (132, 1), (133, 0)]
 )
 def test_cluster_size(rows: int, cluster: int) -> None:
-    """As large as all rows fit at once."""
-    assert cluster_size(rows, lambda size: H100_CLUSTERS.get(size, 0)) == cluster
+    """As large as all rows fit at once, where rows are short."""
+    assert arrangement(rows, 1000, 16, lambda size: H100_CLUSTERS.get(size, 0)) == (cluster, 1)
+
+
+@pytest.mark.parametrize(
+    ("rows", "blocks", "chip", "expected"),
+    [
+        pytest.param(4, 512, {}, (16, 1), id="8K"),
+        pytest.param(4, 2048, {}, (16, 1), id="32K"),
+        pytest.param(4, 8192, {}, (8, 3), id="128K"),
+        pytest.param(4, 16384, {}, (8, 3), id="256K"),
+        pytest.param(4, 16384, {8: 11, 16: 3}, (4, 7), id="256K-smaller-groups"),
+        pytest.param(16, 8192, {}, (6, 1), id="four-sequences"),
+        pytest.param(1, 8192, {}, (16, 7), id="one-KV-head"),
+    ],
+)
+def test_rows_are_shared_where_it_pays(rows: int, blocks: int, chip: dict[int, int], expected: tuple[int, int]) -> None:
+    """As an H200 measured it, blocks of 16, 10 % of them read; a chip of smaller groups takes smaller clusters."""
+    at_once = H100_CLUSTERS | chip
+    row_bytes = blocks * 512 + blocks // 10 * 8192
+    assert arrangement(rows, row_bytes, blocks, lambda size: at_once.get(size, 0)) == expected
 
 
 def test_layout_shares_the_blocks() -> None:
@@ -152,6 +171,28 @@ def gate(lengths: Sequence[int], dtype: torch.dtype, **more: object) -> None:
 @pytest.mark.slow
 def test_step(lengths: Sequence[int], changes: dict, page_size: int | None, dtype: torch.dtype) -> None:
     gate(lengths, dtype, heads=HEADS[0], page_size=page_size, **changes)
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.parametrize("page_size", [None, 128], ids=["contiguous", "paged"])
+@pytest.mark.parametrize("changes", SETTINGS, ids=named)
+@pytest.mark.parametrize("heads", [ModelShape(7, 1, 128), ModelShape(32, 2, 128), ModelShape(8, 4, 256)], ids=str)
+def test_keys_and_values_in_fp8(heads: ModelShape, changes: dict, page_size: int | None, dtype: torch.dtype) -> None:
+    gate((5000, 999, 16, 1), dtype, heads=heads, page_size=page_size, kv_dtype="fp8", **changes)
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.parametrize("kv_dtype", [None, "fp8"])
+@pytest.mark.parametrize("page_size", [None, 128], ids=["contiguous", "paged"])
+@pytest.mark.parametrize("heads", [ModelShape(7, 1, 128), ModelShape(32, 2, 128), ModelShape(8, 4, 256)], ids=str)
+@pytest.mark.parametrize("lengths", LENGTHS, ids=lambda x: "-".join(map(str, x)))
+def test_dense(
+    lengths: Sequence[int], heads: ModelShape, page_size: int | None, kv_dtype: str | None, dtype: torch.dtype
+) -> None:
+    layer, inputs = make("cuda-dense", dtype, lengths, heads=heads, page_size=page_size, kv_dtype=kv_dtype)
+    check_step(layer, inputs, written(layer, inputs))
 
 
 @pytest.mark.gpu

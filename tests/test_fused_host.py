@@ -5,10 +5,11 @@ from __future__ import annotations
 import fused_host
 import pytest
 import torch
-from kernel_cases import DEVICE, NAN
-from method_cases import make, run
+from kernel_cases import DEVICE, NAN, random
+from method_cases import make, run, written
 from resa_bench.kernels import build_summaries, get_method, pipeline
 from resa_bench.kernels.fused import compiler
+from resa_bench.kernels.fused import dense as fused_dense
 from resa_bench.kernels.fused import step as fused_step
 from resa_bench.suites.micro.cases import ModelShape
 from resa_bench.suites.micro.checks import check_step, dense_exact
@@ -34,7 +35,8 @@ def host(monkeypatch: pytest.MonkeyPatch, largest: int) -> None:
     monkeypatch.setattr(compiler, "kernel", fused_host.kernel)
     monkeypatch.setattr(compiler, "clusters_at_once", lambda device, size: at_once.get(size, 0))
     monkeypatch.setattr(fused_step, "shared_memory", lambda: 227 * 1024)
-    monkeypatch.setattr(get_method("resa-fused"), "unavailable", classmethod(lambda *_: None))
+    for name in ("resa-fused", "cuda-dense"):
+        monkeypatch.setattr(get_method(name), "unavailable", classmethod(lambda *_: None))
 
 
 @pytest.mark.slow
@@ -57,6 +59,112 @@ def test_blocks_that_share_a_unit(page_size: int | None, kind: str) -> None:
 def test_clusters(largest: int) -> None:
     """From single CTAs, two to a multiprocessor, to the largest clusters."""
     gate((777, 48), FP16, heads=ModelShape(7, 1, 128))
+
+
+SHARED_ROWS = [
+    ((2, 3), (777, 48, 1), ModelShape(7, 1, 128), {}),
+    ((4, 2), (203, 1030), ModelShape(6, 2, 64), {"page_size": 128}),
+    ((1, 5), (900,), ModelShape(16, 1, 64), {"block_size": 8, "summary_kind": "meanstd"}),
+    ((3, 2), (530, 16), ModelShape(7, 1, 256), {"summary_dtype": "fp8", "pinned_blocks": 2}),
+    ((2, 2), (640,), ModelShape(7, 1, 64), {"active_ratio": 1.0}),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arrangement", "lengths", "heads", "changes"), SHARED_ROWS, ids=[f"{c}x{n}" for (c, n), *_ in SHARED_ROWS]
+)
+def test_clusters_that_share_a_row(
+    arrangement: tuple[int, int], lengths: tuple, heads: ModelShape, changes: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scores and results go through global memory; some clusters have no block, or nothing to attend to."""
+    monkeypatch.setattr(fused_step, "arrangement", lambda *_: arrangement)
+    gate(lengths, FP16, heads=heads, **changes)
+
+
+KV_FP8 = [
+    ((2, 1), (300, 17, 1), ModelShape(7, 1, 128), {}),
+    ((2, 2), (410, 90), ModelShape(6, 2, 128), {"page_size": 128, "summary_kind": "meanstd"}),
+    ((1, 1), (203, 64), ModelShape(16, 1, 256), {"block_size": 8, "summary_dtype": "fp8"}),
+    ((3, 1), (330,), ModelShape(9, 1, 128), {"block_size": 64, "gqa_policy": "group-sum"}),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arrangement", "lengths", "heads", "changes"),
+    KV_FP8,
+    ids=[f"{heads.q_heads}x{heads.head_dim}" for _, _, heads, _ in KV_FP8],
+)
+def test_keys_and_values_in_fp8(
+    arrangement: tuple[int, int], lengths: tuple, heads: ModelShape, changes: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The new token is written over the scales, its block summarised as it is read back, attention that of both."""
+    monkeypatch.setattr(fused_step, "arrangement", lambda *_: arrangement)
+    gate(lengths, FP16, heads=heads, kv_dtype="fp8", **changes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["minmax", "meanstd"])
+def test_a_new_token_in_fp8_is_written_as_the_chain_writes_it(kind: str) -> None:
+    """Keys of any size, values larger than their scale allows."""
+    made = []
+    for name in ("resa-chain", "resa-fused"):
+        layer, inputs = make(
+            name, FP16, (70, 1), heads=ModelShape(2, 1, 128), kv_dtype="fp8", summary_kind=kind, block_size=8
+        )
+        inputs.step.k.copy_(random(2, 1, 128, dtype=FP16, seed=3))
+        inputs.step.v.copy_(random(2, 1, 128, dtype=FP16, seed=4) * 1000)
+        run(layer, inputs.step)
+        summaries = layer.summaries.data.float()
+        made.append((*inputs.cache.gather(), summaries[0, :, :9], summaries[1, :, :1], layer.work.lists))
+    for chain, fused in zip(*made, strict=True):
+        assert torch.allclose(chain.float(), fused.float(), rtol=1e-3, atol=1e-5)
+
+
+DENSE = [
+    ((2, 1), (300, 17, 1), ModelShape(7, 1, 128), {}),
+    ((1, 3), (410, 90), ModelShape(6, 2, 64), {"page_size": 128}),
+    ((1, 2), (203, 64), ModelShape(16, 1, 256), {"kv_dtype": "fp8"}),
+    ((3, 1), (330,), ModelShape(9, 1, 128), {"page_size": 32, "kv_dtype": "fp8"}),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arranged", "lengths", "heads", "cache"),
+    DENSE,
+    ids=[f"{heads.q_heads}x{heads.head_dim}" for _, _, heads, _ in DENSE],
+)
+def test_dense(
+    arranged: tuple[int, int], lengths: tuple, heads: ModelShape, cache: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All blocks, nothing scored: one token, partial blocks, CTAs with nothing to read."""
+    monkeypatch.setattr(fused_dense, "arrangement", lambda *_: arranged)
+    layer, inputs = make("cuda-dense", FP16, lengths, heads=heads, **cache)
+    check_step(layer, inputs, written(layer, inputs))
+
+
+def test_dense_writes_the_new_token_first() -> None:
+    layer, inputs = make("cuda-dense", FP16, (50, 0, 33))
+    inputs.step.k.normal_()
+    out = run(layer, inputs.step)
+    assert bool((out[1] == 0).all())
+    assert torch.equal(inputs.cache.gather()[0][0, :, 49], inputs.step.k[0])
+    check_step(layer, inputs, written(layer, inputs))
+
+
+def test_what_clusters_published_before_is_not_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bound step that runs again, on other queries, gives what a newly bound one gives."""
+    monkeypatch.setattr(fused_step, "arrangement", lambda *_: (1, 3))
+    layer, inputs = make("resa-fused", FP16, (200,), heads=ModelShape(2, 1, 64))
+    (stage,) = layer.stages(inputs.step)
+    for _ in range(3):
+        inputs.step.q.normal_()
+        stage.run()
+        out, lists = inputs.step.out.clone(), layer.work.lists.clone()
+        assert torch.equal(out, run(layer, inputs.step))
+        assert torch.equal(lists, layer.work.lists)
 
 
 @pytest.mark.thinned(2)

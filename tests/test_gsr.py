@@ -21,17 +21,31 @@ from resa_bench.suites.core.results import read_rows
 from resa_bench.suites.core.rows import Row
 from resa_bench.suites.core.spec import MethodSpec, Names, make_spec
 from resa_bench.suites.engine.checks import _newest
+from resa_bench.suites.engine.costs import second_bytes
 from resa_bench.suites.engine.engine import Engine, State, bind_layers, generate
 from resa_bench.suites.engine.loader import Loader
 from resa_bench.suites.engine.measure import DecodePlan
 from resa_bench.suites.engine.prompt import prefill
 from resa_bench.suites.engine.sampling import Sampling
+from resa_bench.suites.gsr import run as gsr_run
 from resa_bench.suites.gsr import suite
-from resa_bench.suites.gsr.cases import INSTRUCTION, LENGTHS, GsrCase, Segment, scaled, segments
+from resa_bench.suites.gsr import table as gsr_table
+from resa_bench.suites.gsr.break_even import Predicted, model_of, predict
+from resa_bench.suites.gsr.cases import (
+    INSTRUCTION,
+    LENGTHS,
+    GsrCase,
+    Segment,
+    scaled,
+    script,
+    segments,
+    summary_tokens,
+)
 from resa_bench.suites.gsr.phase import Launch, Point, contexts, integrate, run_in_full
-from resa_bench.suites.gsr.run import STAGES, GsrRun, run_case
+from resa_bench.suites.gsr.run import STAGES, GsrRun, memory_bytes, run_case
 from resa_bench.suites.gsr.shared import allocate
 from resa_bench.suites.gsr.table import case_table, choice_line, choose, steps_table
+from resa_bench.suites.model.config import MODELS
 from rich.console import Console
 from tiny_model import TINY, keep, tiny_decoder
 
@@ -291,9 +305,101 @@ def test_what_fixes_its_length_is_not_run_in_full(bench: Bench, monkeypatch: pyt
     assert row_of(rows, "torch-dense", "answer").status == "ok"
 
 
+H100 = "NVIDIA H100 80GB HBM3"
+
+
+@pytest.mark.parametrize(
+    ("candidates", "weights", "sparse"), [(4, "bf16", False), (16, "bf16", True), (16, "int4", True)]
+)
+def test_committed_rows_choose_dense_steps_below_break_even(candidates: int, weights: str, sparse: bool) -> None:
+    """Four candidates were 0.99x by sparse steps; an answer alone of 4K to 12K tokens 0.98x."""
+    model, lengths = model_of(H100), script(candidates)
+    assert model is not None
+    summary = min(960, summary_tokens(candidates, 256))
+    case = GsrCase("qwen2.5-7b", MODELS["qwen2.5-7b"], lengths, summary=summary, weights=weights)
+    resa, dense = make_spec("resa"), make_spec("triton-dense")
+    first = predict(model, case, resa, dense, case.prompt, segments(lengths))
+    second = predict(model, case, resa, dense, case.refine, [Segment(1, 0, case.answer)])
+    assert first is not None
+    assert second is not None
+    assert (first.pays, second.pays) == (sparse, False)
+    assert f"predicted {second.ratio:.2f}x" in second.reason
+    assert "results/h100/" in second.reason
+
+
+def test_the_plan_says_how_each_phase_will_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(suite, "device_name", lambda device: H100)
+    case = GsrCase("qwen2.5-7b", MODELS["qwen2.5-7b"], script(16), summary=360)
+    first, second = suite.planned_steps(case, [make_spec("resa")], torch.device("cuda"))
+    assert first.startswith("resa b16, candidates: sparse steps, since sparse ones are predicted 1.")
+    assert second.startswith("resa b16, answer: dense steps, since sparse ones are predicted 0.")
+    assert not suite.planned_steps(replace(case, always_sparse=True), [make_spec("resa")], torch.device("cuda"))
+    assert not suite.planned_steps(case, [make_spec("resa-fused")], torch.device("cuda"))
+
+
+def test_what_has_no_committed_rows_has_no_break_even() -> None:
+    assert model_of("a GPU that nobody measured") is None
+    model, case = model_of(H100), GsrCase("qwen2.5-7b", MODELS["qwen2.5-7b"], LENGTHS, weights="fp8")
+    assert model is not None
+    assert predict(model, case, make_spec("resa"), make_spec("triton-dense"), 256, segments(LENGTHS)) is None
+
+
+@pytest.mark.parametrize(
+    ("ratios", "always", "ways"),
+    [
+        pytest.param((0.97, 1.5), False, ("dense", None), id="candidates-dense"),
+        pytest.param((1.5, 1.01), False, (None, "dense"), id="answer-dense"),
+        pytest.param((0.9, 0.9), True, (None, None), id="forced"),
+    ],
+)
+def test_a_phase_below_its_break_even_runs_dense_steps(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, ratios: tuple[float, float], always: bool,
+    ways: tuple[str | None, str | None],
+) -> None:  # fmt: skip
+    """The rows say so and why; the engine has no rectification then."""
+    case = replace(CASE, lengths=(8, 9), answer=9, run="sampled", points=1, always_sparse=always)
+    monkeypatch.setattr(gsr_run, "CHOOSES", "resa-torch")
+    monkeypatch.setattr(gsr_run, "model_of", lambda device: device)
+    of_prompt = {case.prompt: ratios[0], case.refine: ratios[1]}
+    monkeypatch.setattr(gsr_run, "predict", lambda *given: Predicted(of_prompt[given[4]], "a row"))
+    bound: list[Any] = []
+    monkeypatch.setattr(GsrRun, "bind", recorded(GsrRun.bind, bound))
+    rows = run_case(case, [RESA], bench)
+    assert {r.status for r in rows} == {"ok"}, [r.reason for r in rows]
+    phases = [row_of(rows, "resa-torch", stage) for stage in STAGES[:2]]
+    assert tuple(row.way for row in phases) == ways
+    for row in phases:
+        assert ("dense below break-even" in (row.reason or "")) is (row.way == "dense")
+    assert all((b.engine.rectify_every is None) == b.spec.is_dense for b in bound)
+    assert row_of(rows, "resa-torch", "answer").way == ("dense" if "dense" in ways else None)
+    assert ("sparse" in case.further_words) is always
+    console = Console(width=300, record=True)
+    gsr_table.print_report(rows, console)
+    text = console.export_text()
+    assert text.count("dense below break-even: sparse steps are predicted") == ways.count("dense")
+
+
+def test_sixteen_candidates() -> None:
+    given = {"candidates": 16, "model": "qwen2.5-7b", "size": 1.0, "run": "sampled", "page_size": 256, "dtype": "bf16"}
+    case = suite.choose_case(options(suite.FLAGS, given), CPU)
+    assert sorted(case.lengths) == sorted(LENGTHS * 4)
+    assert [part.active for part in segments(case.lengths)] == [16, 12, 8, 4]
+    assert case.refine == 6144
+    assert case.slug == "gsr-qwen2.5-7b-bf16-n16-p256-a208000-m18000-r6144-b8192-sampled"
+    best = replace(case, weights="int4", products="best", always_sparse=True)
+    assert best.slug.endswith("-sampled-best-sparse")
+    assert best.columns()["products"] == "best"
+    assert memory_bytes(best) - memory_bytes(replace(best, products="ours")) == second_bytes(best) > 3e9
+    assert memory_bytes(best) < 60e9
+    with pytest.raises(ValueError, match="products: best is of int4 or fp8 weights, got bf16"):
+        replace(case, products="best")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--candidates", "6"], "--candidates 6: default lengths are of a multiple of 4 candidates; give --lengths"),
+        (["--products", "best"], "--products best: is of 4-bit and 8-bit weights; give --weights int4 or fp8"),
         (["--lengths", "100", "9000"], "lengths: 9256 tokens, over the 8192"),
         (["--lengths", "100", "-5"], "--lengths: got -5, must be 1 to"),
         (["--lengths", "100", "200", "--candidates", "3"], "2 lengths for 3 candidates"),

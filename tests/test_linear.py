@@ -168,6 +168,7 @@ def test_a_wrong_product_costs_its_own_row(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("plugins")
 def test_the_quick_list_runs_on_a_cpu(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     status, out, _ = run(capsys, "--quick", "--weights", "int4", "--output", str(tmp_path))
     rows = [json.loads(line) for line in (tmp_path / "linear.jsonl").read_text().splitlines()]

@@ -287,7 +287,7 @@ def test_what_cannot_run_is_refused_in_a_line(
     for arguments, message in (
         ("--weights int4", "slow: slow_library cannot be imported"),
         ("--weights fp32", "give --weights int4 or fp8"),
-        ("--context 512", "add --weights int4 or fp8"),
+        ("--context 512", "give --weights int4 or fp8"),
         ("--model qwen2.5-1.5b --weights int4", "no products of qwen2.5-1.5b's sizes were measured on"),
     ):
         given = f"decode --device cpu --model {TINY.name} --products best {arguments}".split()

@@ -10,7 +10,7 @@ import pytest
 import torch
 from kernel_cases import DTYPES
 from method_cases import make
-from resa_bench.kernels import AttentionShape, ResaFused, fused_is_faster
+from resa_bench.kernels import AttentionShape, ResaFused
 from resa_bench.kernels.fused import compiler
 from resa_bench.kernels.fused.method import FusedLayer
 from resa_bench.kernels.pipeline import SparseLayer
@@ -37,8 +37,7 @@ def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         pytest.param((100,), ModelShape(28, 4, 128), {}, True, id="four-rows"),
         pytest.param((100, 90), ModelShape(14, 2, 64), {}, True, id="two-by-two"),
-        pytest.param((100,), ModelShape(12, 2, 128), {}, False, id="two-rows"),
-        pytest.param((100,), ModelShape(8, 1, 128), {}, False, id="one-row"),
+        pytest.param((100,), ModelShape(8, 1, 128), {}, True, id="one-row"),
         pytest.param((100,), ModelShape(4, 4, 32), {}, False, id="head-dim"),
         pytest.param((100,), ModelShape(68, 4, 128), {}, False, id="seventeen-heads"),
         pytest.param((100,), ModelShape(28, 4, 128), {"block_size": 8}, True, id="blocks-of-8"),
@@ -76,29 +75,22 @@ def test_the_names_of_the_ways_are_what_they_say() -> None:
 
 
 def test_measured_rows_bear_the_rule_out() -> None:
-    """In every case of the published runs the way that the rule takes is the faster one."""
+    """In the published runs one kernel is the faster way wherever a row had as many clusters then as it has now."""
     cases: dict[tuple[Any, ...], dict[str, Any]] = defaultdict(dict)
     for row in (row for path in H100 for row in read_rows(path)):
         is_step = (row.stage, row.launch, row.cache_state) == ("total", "graph", "cold")
-        if is_step and row.timed and row.method in ("resa-chain", "resa-fused"):
+        if is_step and row.timed and row.method in ("resa-chain", "resa-fused") and row.batch * row.kv_heads >= 4:
             cases[row.case, row.commit, row.variant.settings][str(row.way)] = row
     both = [rows for rows in cases.values() if len(rows) == 2]
     assert len(both) > 50
-    assert {fused_is_faster(_shape(rows["chain"])) for rows in both} == {True, False}
-    for measured in both:
-        chain, fused = measured["chain"], measured["fused"]
-        assert (fused.median_us < chain.median_us) == fused_is_faster(_shape(chain)), chain.case
+    slower = [rows["chain"].case for rows in both if rows["fused"].median_us >= rows["chain"].median_us]
+    assert not slower
 
 
-def _shape(row: Any) -> AttentionShape:
-    return AttentionShape(row.batch, row.q_heads, row.kv_heads, row.head_dim)
-
-
-@pytest.mark.parametrize(("kv_heads", "other"), [(4, "resa-chain"), (2, "resa-fused")])
-def test_lists_time_the_other_way_beside(kv_heads: int, other: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    shape, specs = AttentionShape(1, 28, kv_heads, 128), [make_spec("triton-dense"), make_spec("resa", block_size=32)]
+def test_lists_time_the_other_way_beside(monkeypatch: pytest.MonkeyPatch) -> None:
+    shape, specs = AttentionShape(1, 28, 4, 128), [make_spec("triton-dense"), make_spec("resa", block_size=32)]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert other_ways(shape, specs, torch.device("cuda")) == [make_spec(other, block_size=32)]
+    assert other_ways(shape, specs, torch.device("cuda")) == [make_spec("resa-chain", block_size=32)]
     assert other_ways(shape, specs, torch.device("cpu")) == []
 
 

@@ -5,6 +5,7 @@ boundaries between kernels cost. Triton has no way to let programs of one kernel
 memory, so this kernel is CUDA C++, compiled at first use by NVRTC (docs/notes/speed.md).
 """
 
+from .dense import CudaDense
 from .method import ResaFused
 
-__all__ = ["ResaFused"]
+__all__ = ["CudaDense", "ResaFused"]

@@ -91,16 +91,33 @@ class Kernel:
 
     function: Any
     device: torch.device
-    cluster: int  # CTAs
+    ctas: int  # of a row
     threads: int
     shared_bytes: int
+    cooperative: bool  # all CTAs run at the same time, or the launch fails
 
-    def launch(self, clusters: int, parameters: int) -> None:
+    def launch(self, rows: int, parameters: int) -> None:
         """Start it; `parameters` is the address of the array of its arguments' addresses."""
-        size = clusters * self.cluster, 1, 1, self.threads, 1, 1, self.shared_bytes
         with torch.cuda.device(self.device):
             stream = torch.cuda.current_stream().cuda_stream
-            _driver("cuLaunchKernel", self.function, *size, stream, parameters, 0)
+            config = self._config(rows, stream)
+            _driver("cuLaunchKernelEx", config, self.function, parameters, 0)
+
+    def _config(self, rows: int, stream: int) -> Any:
+        """Its grid. It may start before the kernel before it has ended, for which it waits (`await_previous`)."""
+        from cuda.bindings.driver import CUlaunchAttribute, CUlaunchConfig
+        from cuda.bindings.driver import CUlaunchAttributeID as ID
+
+        config, overlaps, together = CUlaunchConfig(), CUlaunchAttribute(), CUlaunchAttribute()
+        config.gridDimX, config.gridDimY, config.gridDimZ = rows * self.ctas, 1, 1
+        config.blockDimX, config.blockDimY, config.blockDimZ = self.threads, 1, 1
+        config.sharedMemBytes, config.hStream = self.shared_bytes, stream
+        overlaps.id = ID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+        overlaps.value.programmaticStreamSerializationAllowed = 1
+        together.id, together.value.cooperative = ID.CU_LAUNCH_ATTRIBUTE_COOPERATIVE, 1
+        attributes = [overlaps, together] if self.cooperative else [overlaps]
+        config.attrs, config.numAttrs = attributes, len(attributes)
+        return config
 
 
 def load(device: torch.device, cubin: bytes, name: str, shared_bytes: int) -> Any:
@@ -148,12 +165,20 @@ def _probe(device: torch.device) -> Any:
 _loaded: dict[tuple[Any, ...], Kernel] = {}
 
 
-def kernel(device: torch.device, constants: Mapping[str, int], cluster: int, threads: int, shared_bytes: int) -> Kernel:
+def kernel(
+    device: torch.device,
+    constants: Mapping[str, int],
+    ctas: int,
+    threads: int,
+    shared_bytes: int,
+    cooperative: bool = False,
+) -> Kernel:
     """The step compiled with `constants` and loaded on `device`; compiled once, in a second or two."""
     key = (device, tuple(sorted(constants.items())), shared_bytes)
     if key not in _loaded:
         cubin = compile_cubin(source(), constants, torch.cuda.get_device_capability(device))
-        _loaded[key] = Kernel(load(device, cubin, KERNEL, shared_bytes), device, cluster, threads, shared_bytes)
+        function = load(device, cubin, KERNEL, shared_bytes)
+        _loaded[key] = Kernel(function, device, ctas, threads, shared_bytes, cooperative)
     return _loaded[key]
 
 

@@ -10,6 +10,11 @@ using i64 = long long;
 #else
 #define ELEMENT "bf16"
 #endif
+#if FP16 || KV8
+#define OPERAND "f16"  // of the matrix units: e4m3 fits fp16
+#else
+#define OPERAND "bf16"
+#endif
 
 constexpr u32 WARP = 0xffffffffu;
 
@@ -78,6 +83,13 @@ __device__ __forceinline__ void sync_threads_of(int barrier, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
 }
 
+// ---- launches that overlap (programmatic dependent launch): a step may start before the kernel before it has ended
+
+// Until all that the kernel before wrote is there; at once where there is none that may overlap.
+__device__ __forceinline__ void await_previous() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+// The next kernel may start as soon as all CTAs have said so, and multiprocessors have room.
+__device__ __forceinline__ void release_next() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
+
 // ---- loads that are issued where they stand
 
 __device__ __forceinline__ uint4 load16(const char* p) {
@@ -100,6 +112,27 @@ __device__ __forceinline__ void copy4(u32* to, const char* from) {
 }
 __device__ __forceinline__ void await_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
+// ---- words that clusters publish in the L2, each beside the number of its step: one access of 8 bytes holds both, so
+// nothing has to be ordered, and nothing to be cleared for the next step
+
+__device__ __forceinline__ void publish(u64* to, u32 x, u32 step) {
+  asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(to), "l"(u64(step) << 32 | x) : "memory");
+}
+
+// All words of this step, asked for together, and again until the last one is there.
+template <int N>
+__device__ __forceinline__ void await_published(const u64* const (&at)[N], u32 (&x)[N], u32 step) {
+  bool all;
+  do {
+    u64 words[N];
+#pragma unroll
+    for (int i = 0; i < N; i++) asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(words[i]) : "l"(at[i]) : "memory");
+    all = true;
+#pragma unroll
+    for (int i = 0; i < N; i++) all &= words[i] >> 32 == step, x[i] = u32(words[i]);
+  } while (!all);
+}
+
 // ---- pairs of 16-bit or 8-bit floats in a word
 
 __device__ __forceinline__ float2 unpack(u32 x) {
@@ -118,10 +151,21 @@ __device__ __forceinline__ u32 pack(float low, float high) {
   return x;
 }
 
-__device__ __forceinline__ float2 unpack_e4m3(u16 x) {
+__device__ __forceinline__ u32 pack_operand(float low, float high) {
+  u32 x;
+  asm("cvt.rn." OPERAND "x2.f32 %0, %1, %2;" : "=r"(x) : "f"(high), "f"(low));
+  return x;
+}
+
+__device__ __forceinline__ u32 widen_e4m3(u16 x) {  // to fp16
   u32 half;
-  float2 f;
   asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(half) : "h"(x));
+  return half;
+}
+
+__device__ __forceinline__ float2 unpack_e4m3(u16 x) {
+  const u32 half = widen_e4m3(x);
+  float2 f;
   asm("{.reg .b16 l, h;\nmov.b32 {l, h}, %2;\ncvt.f32.f16 %0, l;\ncvt.f32.f16 %1, h;}"
       : "=f"(f.x), "=f"(f.y)
       : "r"(half));
@@ -145,7 +189,7 @@ __device__ __forceinline__ float exp2_fast(float x) {
 // eight further; c holds row r at columns 2t and 2t + 1, then row r + 8.
 
 __device__ __forceinline__ void multiply(float (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." ELEMENT "." ELEMENT
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." OPERAND "." OPERAND
                ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
                : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
                : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));

@@ -49,7 +49,6 @@ class ResaFused(ResaChain):
     """The steps of `resa`, the same selection and the same rectification, each step one CUDA kernel."""
 
     layer_class = FusedLayer
-    reads_fp8 = False
     ranks_by = None  # quality is to be that of its own kernel, step by step
 
     @classmethod
@@ -77,7 +76,8 @@ class ResaFused(ResaChain):
 
 def refused(cache: KVCache, shape: AttentionShape, config: SparseConfig) -> str | None:
     """Why the fused step does not serve a cache of a device that it runs on, or None."""
-    reason = unsupported(shape, config, cache.k.dtype) or misaligned(k_cache=(cache.k, 16), v_cache=(cache.v, 16))
+    reason = unsupported(shape, config, cache.dtype, cache.in_fp8)
+    reason = reason or misaligned(k_cache=(cache.k, 16), v_cache=(cache.v, 16))
     if reason:
         return reason
     try:

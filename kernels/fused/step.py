@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,21 +19,24 @@ from ..workspace import Workspace
 from . import compiler
 
 THREADS, WARPS, BINS, PASSES = 256, 8, 256, 4  # as in step.cu
+MIN_SHARING_CLUSTER, MAX_CLUSTERS = 4, 8  # CTAs of the clusters that share a row at least, and how many do at most
+CTA_BYTES_A_US, EXCHANGE_US, SEARCH_US = 66_000, 1.6, 0.001  # on an H200: `arrangement`
 OUT_WORDS = 2048  # of the output, that a warp keeps in registers; half where two CTAs share a multiprocessor
 LOADS = {1: 16, 2: 8}  # under way in a lane while scoring, by CTAs that share a multiprocessor and its registers
 MIN_CAPABILITY = (9, 0)
 MAX_GROUP = 16  # two operands of the matrix units, which have room for 8 heads each
 NARROW_BLOCKS = 65535  # of a row, that the search counts in 16 bits
 HEAD_DIMS = (64, 128, 256)
+FP8_HEAD_DIMS = (128, 256)  # beside keys and values in e4m3: a warp reads 128 dims of them at least
 BLOCK_SIZES = (8, 16, 32, 64, 128)
 POLICIES = ("group-mean", "group-sum")
 DTYPES = (torch.bfloat16, torch.float16)
 
 
-def unsupported(shape: AttentionShape, config: SparseConfig, dtype: torch.dtype) -> str | None:
-    """Which setting the kernel does not serve, or None."""
+def unsupported(shape: AttentionShape, config: SparseConfig, dtype: torch.dtype, in_fp8: bool = False) -> str | None:
+    """Which setting the kernel does not serve, or None; `in_fp8`: beside keys and values in e4m3."""
     for name, value, allowed in (
-        ("head_dim", shape.head_dim, HEAD_DIMS),
+        ("head_dim", shape.head_dim, FP8_HEAD_DIMS if in_fp8 else HEAD_DIMS),
         ("block_size", config.block_size, BLOCK_SIZES),
         ("gqa_policy", config.gqa_policy, POLICIES),
         ("dtype", dtype, DTYPES),
@@ -54,7 +57,8 @@ class Plan:
     """How a step is laid out.
 
     Attributes:
-        cluster: CTAs that serve one sequence and KV head.
+        cluster: CTAs of a cluster.
+        clusters: of them, that share one sequence and KV head.
         resident: CTAs that share a multiprocessor, 1 or 2.
         split: warps that share a tile of tokens: each has its dims, and they tell each other their logits.
         keys: blocks that one of them scores at most.
@@ -63,6 +67,7 @@ class Plan:
     """
 
     cluster: int
+    clusters: int
     resident: int
     split: int
     keys: int
@@ -71,12 +76,20 @@ class Plan:
 
 
 def lay_out(
-    config: SparseConfig, head_dim: int, group: int, capacity: int, element: int, cluster: int, resident: int = 1
+    config: SparseConfig,
+    head_dim: int,
+    group: int,
+    capacity: int,
+    element: int,
+    cluster: int,
+    resident: int = 1,
+    clusters: int = 1,
+    searches: bool = True,
 ) -> Plan:
-    """The layout for caches of `capacity` tokens and elements of so many bytes."""
+    """The layout for caches of `capacity` tokens and elements of so many bytes; `searches`: not all blocks are read."""
     blocks, chosen = config.blocks(capacity), config.selected(capacity)
-    tile = LOADS[resident] * 32 * 16 // config.summary_bytes(head_dim, element)
-    keys = ceil_div(ceil_div(blocks, tile), cluster) * tile
+    tile = LOADS[resident] * 32 * 16 // config.summary_bytes(head_dim, element)  # blocks that a warp scores together
+    keys = ceil_div(ceil_div(blocks, tile), cluster) * tile if searches else 0
     heads = ceil_div(group, 8) * 8
     partial = heads * head_dim
     wide = blocks > NARROW_BLOCKS
@@ -89,8 +102,8 @@ def lay_out(
     )  # fmt: skip
     logits = 2 * WARPS * heads * 16 * 4 if split > 1 else 0
     last = max(teams * partial * 4 + logits, config.block_size * head_dim * 2)  # or the newest block's keys, before
-    whole = shared + _aligned(4 * keys, 4 * ceil_div(chosen, cluster), last)
-    return Plan(cluster, resident, split, keys, shared, whole)
+    whole = shared + _aligned(4 * keys, 4 * ceil_div(chosen, cluster * clusters) * searches, last)
+    return Plan(cluster, clusters, resident, split, keys, shared, whole)
 
 
 def _aligned(*parts: int) -> int:
@@ -98,12 +111,38 @@ def _aligned(*parts: int) -> int:
     return sum(ceil_div(part, 16) * 16 for part in parts)
 
 
-def cluster_size(rows: int, at_once: Callable[[int], int], largest: int = compiler.MAX_CLUSTER) -> int:
-    """The largest clusters of which `rows` run at the same time; 0 if not even single CTAs do.
+def arrangement(
+    rows: int, row_bytes: int, blocks: int, at_once: Callable[[int], int], largest: int = compiler.MAX_CLUSTER
+) -> tuple[int, int]:
+    """CTAs of a cluster, and clusters of a row, that all run at the same time; (0, 1) if not even single CTAs do.
 
-    Fewer multiprocessors than there are may be in use, since a cluster stays within one of the chip's groups of them.
+    A cluster stays within one of the chip's groups of multiprocessors, so large clusters leave some of them idle, and a
+    few rows most of them. Several clusters share a row where that is expected to be faster, by what an H200 gave
+    (docs/notes/speed.md): what a multiprocessor reads in a microsecond, what the exchange through the L2 takes, and
+    what each block takes that a CTA searches.
+
+    Args:
+        rows: sequences times KV heads.
+        row_bytes: that a step reads of a row.
+        blocks: of a row.
+        at_once: how many clusters of so many CTAs run at the same time.
+        largest: CTAs of a cluster at most.
     """
-    return next((size for size in range(largest, 0, -1) if at_once(size) >= rows), 0)
+    whole = next((size for size in range(largest, 0, -1) if at_once(size) >= rows), 0)
+    if not whole:
+        return 0, 1
+
+    def expected_us(choice: tuple[int, int]) -> float:
+        size, clusters = choice
+        reading = row_bytes / (size * clusters * CTA_BYTES_A_US)
+        return reading + (EXCHANGE_US if clusters > 1 else 0) + blocks / size * SEARCH_US
+
+    shared = [
+        (size, clusters)
+        for size in range(largest, MIN_SHARING_CLUSTER - 1, -1)
+        for clusters in range(2, min(at_once(size) // rows, MAX_CLUSTERS) + 1)
+    ]
+    return min([(whole, 1), *shared], key=expected_us)
 
 
 class _Arguments(ctypes.Structure):
@@ -112,11 +151,12 @@ class _Arguments(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_void_p) for name in (
             "q", "summaries", "scores", "lists", "counts", "lengths", "table", "k_cache", "v_cache", "k_new", "v_new",
-            "out",
+            "scales", "out", "exchange", "epochs",
         )),
         *((name, ctypes.c_longlong) for name in (
             "q_batch", "q_head", "summary_outer", "summary_head", "score_batch", "score_row", "list_batch", "list_row",
             "table_batch", "cache_outer", "cache_head", "cache_token", "new_batch", "new_head",
+            "exchange_row",
         )),
         *((name, ctypes.c_int) for name in (
             "kv_heads", "local_blocks", "first_blocks", "ratio_numerator", "ratio_denominator", "floor_blocks",
@@ -134,26 +174,43 @@ RESERVED_BYTES = 1024  # of a multiprocessor's shared memory, that the system ta
 def plan(cache: KVCache, group: int, config: SparseConfig) -> Plan:
     """The layout of steps on this cache and device.
 
-    Rows that all run at once take clusters as large as can be. More rows take single CTAs, two to a multiprocessor, so
-    that one loads while the other searches; what does not fit at once follows.
+    Rows that all run at once take clusters as large as can be, or several each (`arrangement`). More rows take single
+    CTAs, two to a multiprocessor, so that one loads while the other searches; what does not fit at once follows.
 
     Raises:
         ValueError: a row that needs more shared memory than there is.
     """
     blocks = config.blocks(cache.capacity)
-    rows = cache.batch * cache.kv_heads
-    size = cluster_size(rows, lambda cluster: compiler.clusters_at_once(cache.device, cluster))
-    room = shared_memory()
+    rows, element = cache.batch * cache.kv_heads, cache.dtype.itemsize
+    tokens = config.selected(cache.capacity) * config.block_size
+    row_bytes = (
+        blocks * config.summary_bytes(cache.head_dim, element) + tokens * 2 * cache.head_dim * cache.k.element_size()
+    )
+    size, clusters = arrangement(
+        rows, row_bytes, blocks, lambda cluster: compiler.clusters_at_once(cache.device, cluster)
+    )
     layouts = [
-        lay_out(config, cache.head_dim, group, cache.capacity, cache.k.element_size(), size or 1, resident)
+        lay_out(config, cache.head_dim, group, cache.capacity, element, size or 1, resident, clusters)
         for resident in ((1,) if size else (2, 1))
     ]
+    return fitting(cache, layouts)
+
+
+def fitting(cache: KVCache, layouts: Sequence[Plan]) -> Plan:
+    """The first layout that shared memory has room for.
+
+    Raises:
+        ValueError: none has.
+    """
+    room = shared_memory()
     for layout in layouts:
+        if cache.in_fp8 and cache.head_dim // layout.split < FP8_HEAD_DIMS[0]:
+            continue
         if layout.resident * (layout.shared_bytes + RESERVED_BYTES) <= room + RESERVED_BYTES:
             return layout
     raise ValueError(
-        f"cache: its rows of {blocks} blocks need {layouts[-1].shared_bytes} bytes of shared "
-        f"memory in the fused step, there are {room}"
+        f"cache: its rows of {cache.capacity} tokens need {layouts[-1].shared_bytes} bytes of shared memory in the "
+        f"fused step, there are {room}"
     )
 
 
@@ -163,7 +220,9 @@ def constants(cache: KVCache, group: int, config: SparseConfig, layout: Plan) ->
         "HEAD_DIM": cache.head_dim,
         "GROUP": group,
         "BLOCK": config.block_size,
+        "DENSE": 0,
         "CLUSTER": layout.cluster,
+        "CLUSTERS": layout.clusters,
         "RESIDENT": layout.resident,
         "SPLIT": layout.split,
         "LOADS": LOADS[layout.resident],
@@ -172,6 +231,7 @@ def constants(cache: KVCache, group: int, config: SparseConfig, layout: Plan) ->
         "MINMAX": int(config.summary_kind == "minmax"),
         "GROUP_SUM": int(config.gqa_policy == "group-sum"),
         "FP8": int(config.summary_dtype == "fp8"),
+        "KV8": int(cache.in_fp8),
         "FP16": int(cache.dtype == torch.float16),
         "PAGED": int(cache.paged),
         "WIDE": int(config.blocks(cache.capacity) > NARROW_BLOCKS),
@@ -193,73 +253,123 @@ def bind(
         TypeError, ValueError: a tensor of the wrong dtype, shape, device or stride; settings the kernel does not serve.
     """
     shape = AttentionShape(cache.batch, step.q.shape[1], cache.kv_heads, cache.head_dim)
-    reason = unsupported(shape, config, cache.k.dtype)
+    reason = unsupported(shape, config, cache.dtype, cache.in_fp8)
+    reason = reason or misaligned(summaries=(summaries.data, 16))
     if reason:
         raise ValueError(reason)
-    for name, tensor in (("q", step.q), ("out", step.out)):
-        check_tensor(
-            name, tensor, (cache.batch, shape.q_heads, cache.head_dim), dtypes=(cache.dtype,), device=cache.device
-        )
-    check_new(cache, step.k, step.v, (cache.batch, cache.kv_heads, cache.head_dim))
-    if not step.out.is_contiguous():
-        raise ValueError("out: must be contiguous")
     _check_work(cache, summaries, work, config)
-    reason = misaligned(k_cache=(cache.k, 16), v_cache=(cache.v, 16), summaries=(summaries.data, 16), q=(step.q, 4),
-                        k=(step.k, 4), v=(step.v, 4))  # fmt: skip
-    if reason:
-        raise ValueError(reason)
     layout = plan(cache, shape.group, config)
-    table = cache.block_table if cache.block_table is not None else cache.lengths
-    arguments = _Arguments(
-        q=step.q.data_ptr(),
+    return enqueued(
+        step,
+        cache,
+        layout,
+        constants(cache, shape.group, config, layout),
+        held=(summaries, work),
         summaries=summaries.data.data_ptr(),
         scores=work.scores.data_ptr(),
         lists=work.lists.data_ptr(),
         counts=work.counts.data_ptr(),
-        lengths=cache.lengths.data_ptr(),
-        table=table.data_ptr(),
-        k_cache=cache.k.data_ptr(),
-        v_cache=cache.v.data_ptr(),
-        k_new=step.k.data_ptr(),
-        v_new=step.v.data_ptr(),
-        out=step.out.data_ptr(),
-        q_batch=step.q.stride(0),
-        q_head=step.q.stride(1),
         summary_outer=summaries.data.stride(0),
         summary_head=summaries.data.stride(1),
         score_batch=work.scores.stride(0),
         score_row=work.scores.stride(1),
         list_batch=work.lists.stride(0),
         list_row=work.lists.stride(1),
-        table_batch=table.stride(0),
-        cache_outer=cache.k.stride(0),
-        cache_head=cache.k.stride(1),
-        cache_token=cache.k.stride(2),
-        new_batch=step.k.stride(0),
-        new_head=step.k.stride(1),
-        kv_heads=cache.kv_heads,
         local_blocks=config.local_blocks,
         first_blocks=config.always[1],
         ratio_numerator=config.ratio.numerator,
         ratio_denominator=config.ratio.denominator,
         floor_blocks=config.floor_blocks,
         list_capacity=work.lists.shape[2],
+        spread_weight=config.spread_weight,
+    )
+
+
+def enqueued(
+    step: StepTensors,
+    cache: KVCache,
+    layout: Plan,
+    settings: dict[str, int],
+    *,
+    held: tuple[object, ...] = (),
+    **searched: float,
+) -> Callable[[], None]:
+    """A call that enqueues the kernel of these settings; `searched` are the arguments of a step that searches.
+
+    Args:
+        held: what has to live as long as the call.
+
+    Raises:
+        TypeError, ValueError: a tensor of the wrong dtype, shape, device or stride.
+    """
+    group = step.q.shape[1] // cache.kv_heads
+    for name, tensor in (("q", step.q), ("out", step.out)):
+        check_tensor(
+            name,
+            tensor,
+            (cache.batch, group * cache.kv_heads, cache.head_dim),
+            dtypes=(cache.dtype,),
+            device=cache.device,
+        )
+    check_new(cache, step.k, step.v, (cache.batch, cache.kv_heads, cache.head_dim))
+    if not step.out.is_contiguous():
+        raise ValueError("out: must be contiguous")
+    reason = misaligned(k_cache=(cache.k, 16), v_cache=(cache.v, 16), q=(step.q, 4), k=(step.k, 4), v=(step.v, 4))
+    if reason:
+        raise ValueError(reason)
+    exchange, epochs = _exchange(cache, group, layout)
+    table = cache.block_table if cache.block_table is not None else cache.lengths
+    arguments = _Arguments(
+        q=step.q.data_ptr(),
+        lengths=cache.lengths.data_ptr(),
+        table=table.data_ptr(),
+        k_cache=cache.k.data_ptr(),
+        v_cache=cache.v.data_ptr(),
+        k_new=step.k.data_ptr(),
+        v_new=step.v.data_ptr(),
+        scales=cache.scales_or_any.data_ptr(),
+        out=step.out.data_ptr(),
+        exchange=exchange.data_ptr(),
+        epochs=epochs.data_ptr(),
+        q_batch=step.q.stride(0),
+        q_head=step.q.stride(1),
+        table_batch=table.stride(0),
+        cache_outer=cache.k.stride(0),
+        cache_head=cache.k.stride(1),
+        cache_token=cache.k.stride(2),
+        new_batch=step.k.stride(0),
+        new_head=step.k.stride(1),
+        exchange_row=exchange.shape[1],
+        kv_heads=cache.kv_heads,
         key_capacity=layout.keys,
         token_capacity=cache.capacity,
         pages=cache.k.shape[0],
-        spread_weight=config.spread_weight,
         scale_log2=cache.head_dim**-0.5 * LOG2_E,
+        **searched,
     )
-    settings = constants(cache, shape.group, config, layout)
-    kernel = compiler.kernel(cache.device, settings, layout.cluster, THREADS, layout.shared_bytes)
+    ctas = layout.cluster * layout.clusters
+    kernel = compiler.kernel(cache.device, settings, ctas, THREADS, layout.shared_bytes, layout.clusters > 1)
     parameters = compiler.pointers(arguments)
-    address, clusters = ctypes.addressof(parameters), cache.batch * cache.kv_heads
-    held: tuple[object, ...] = (arguments, parameters, step, cache, summaries, work)  # as long as the call
+    address, rows = ctypes.addressof(parameters), cache.batch * cache.kv_heads
+    held = (*held, arguments, parameters, step, cache, exchange, epochs)
 
     def run(_: tuple[object, ...] = held) -> None:
-        kernel.launch(clusters, address)
+        kernel.launch(rows, address)
 
     return run
+
+
+def _exchange(cache: KVCache, group: int, layout: Plan) -> tuple[Tensor, Tensor]:
+    """What clusters of a row publish, `[rows, words]` of 64 bits, and how many steps their CTAs have done; zeros."""
+    rows, members = cache.batch * cache.kv_heads, layout.cluster * layout.clusters
+    if layout.clusters == 1:
+        rows = members = 0
+    part = ceil_div(ceil_div(group, 8) * 8 * cache.head_dim // 4, layout.cluster) * 4  # words that a CTA finishes
+    words = layout.cluster * layout.keys + 2 * members + 3 * members * part
+    return (
+        torch.zeros((rows, words), dtype=torch.int64, device=cache.device),
+        torch.zeros((rows, members), dtype=torch.int32, device=cache.device),
+    )
 
 
 def _check_work(cache: KVCache, summaries: Summaries, work: Workspace, config: SparseConfig) -> None:

@@ -18,7 +18,7 @@ from .chosen import ChosenWeight
 from .finish import finish, finish_reference
 from .fp8 import Fp8Weight, dequantise_fp8
 from .fp8_rows import fp8_many_linear
-from .fp8_small import MAX_FP8_ROWS, fp8_small_linear
+from .fp8_small import fp8_small_linear, one_launch
 from .int4 import Int4Weight, dequantise
 from .int4_linear import int4_small_linear
 from .int4_rows import int4_linear
@@ -53,7 +53,7 @@ def linear(
         weight = weight.own
     if x.is_cuda and x.dtype in (torch.bfloat16, torch.float16):
         if isinstance(weight, Fp8Weight):
-            if x.shape[0] <= MAX_FP8_ROWS:
+            if one_launch(x.shape[0], weight.shape[0]):
                 return fp8_small_linear(x, weight, norm=norm, residual=residual, swiglu=swiglu)
             return finish(fp8_many_linear(_normalised(x, norm), weight), weight.bias, residual, swiglu=swiglu)
         few = x.shape[0] <= MAX_SMALL_ROWS

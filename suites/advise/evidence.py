@@ -14,6 +14,7 @@ from ..core.results import read_rows
 from ..core.rows import Row
 from ..core.spec import MethodSpec, make_spec, steps_of
 from ..decode.cases import DecodeCase
+from ..engine.case import RAGGED
 from ..model.config import MODELS, ModelConfig
 from ..model.parallel.shard import Shard
 
@@ -116,6 +117,8 @@ def is_predictable(row: Row) -> bool:
     """
     kind = registered().get(steps_of(row.method))
     if kind is None or row.mean_us is None or row.shared_kv is None:
+        return False
+    if row.selection_pattern == RAGGED:  # its context is the longest sequence's alone
         return False
     if row.kv_dtype is not None:  # advice is for caches of 16 bits
         return False

@@ -92,8 +92,7 @@ class RowMaker:
 
     def __call__(self, spec: MethodSpec, **columns: Any) -> Row:
         """A row of a method; `columns` over what it has in common with others."""
-        way = {"way": "+".join(self._ways.get(spec, ())) or None}
-        return Row(**(self._of(spec) | way | spec.columns() | columns))
+        return Row(**(self._of(spec) | {"way": self.way(spec)} | spec.columns() | columns))
 
     def took(self, spec: MethodSpec, layers: Sequence[Layer]) -> None:
         """Note how a method's steps run, for its rows from now on: as its last layer (the first may be dense).
@@ -103,6 +102,10 @@ class RowMaker:
         way, ways = layers[-1].way, self._ways.setdefault(spec, [])
         if way is not None and way not in ways:
             ways.append(way)
+
+    def way(self, spec: MethodSpec) -> str | None:
+        """How a method's steps ran, as far as `took` was told."""
+        return "+".join(self._ways.get(spec, ())) or None
 
     def bare(self, spec: MethodSpec, **columns: Any) -> Row:
         """A row that says nothing of settings: dense decoding's own, beside which methods are judged."""

@@ -166,7 +166,11 @@ CONTEXT = several("--context", "e.g. 4K 262144", kind=tokens, metavar="TOKENS")
 BATCH = several("--batch", "sequences at once", kind=whole(1, 4096), metavar="B")
 GPU = Flag("--gpu", "whose committed rows: the name of a folder of results/", CASES, default="h100", metavar="NAME")
 MODEL = Flag("--model", "a preset, a Hugging Face folder, a .gguf file", CASES, metavar="NAME|PATH")
-WEIGHTS = several("--weights", "default bf16, on a CPU fp32", choices=("bf16", "fp16", "fp32", "fp8", "int4"))
+WEIGHTS = several(
+    "--weights",
+    "of the layers' projections: int4 in groups, fp8 (e4m3) with a scale a row; default bf16, on a CPU fp32",
+    choices=("bf16", "fp16", "fp32", "int4", "fp8"),
+)
 DTYPE = Flag("--dtype", "of activations and K/V: default bf16, on a CPU fp32", CASES, choices=tuple(DTYPES))
 KV_DTYPE = Flag(
     "--kv-dtype", "of K and V in the cache: fp8 is e4m3 with a scale a KV head (default: as --dtype)", CASES,
@@ -175,6 +179,7 @@ KV_DTYPE = Flag(
 PROMPT_TOKENS = Flag("--prompt-tokens", "prefilled densely", CASES, kind=tokens, metavar="TOKENS")
 STEPS = Flag("--steps", "tokens decoded after the prompt", CASES, kind=tokens, metavar="TOKENS")
 PROMPT = Flag("--prompt", "what the caches hold: noise, or real text", CASES, choices=("synthetic", "text"))
+PATTERN = Flag("--pattern", "ragged: sequences of many lengths", CASES)
 PAGE_SIZE = Flag("--page-size", "paged caches; 0: contiguous", CASES, kind=whole(0, 1 << 20), metavar="TOKENS")
 SHARED_KV = switch("--shared-kv", "one K/V cache for all layers (speed only, not text)", CASES)
 SEED = Flag("--seed", "of random inputs", CASES, kind=whole(0, 2**63 - 1), default=0)

@@ -50,6 +50,7 @@ LOOKS = {
     "flash-attn-3": Look(DARK_GREY, "s", DASHED, "FlashAttention 3"),
     "flashinfer": Look(DARK_GREY, "D", DASHDOT, "FlashInfer"),
     "triton-dense": Look("#999999", "P", DOTTED, "Triton dense"),
+    "cuda-dense": Look("#666666", "X", DOTTED, "CUDA dense"),
     "torch-dense": Look(GREY, "d", DOTTED, "torch dense"),
 }
 TITLES = {method: look.title for method, look in LOOKS.items()}

@@ -77,7 +77,7 @@ class RunPart:
     kv_replicas: int | None = None  # ranks that hold the same KV heads
     selection_pattern: str | None = None
     chunk_kernel: str | None = None  # that attended in rectification; tells nothing apart
-    way: str | None = None  # of a block-sparse step on the kernels: "chain" or "fused"; tells nothing apart
+    way: str | None = None  # of a block-sparse step: "chain" or "fused"; "dense" below break-even; tells nothing apart
     accepted_length: float | None = None
     fixed_length: bool | None = None  # a captured step attends to the case's context, whatever the length
     cache_state: str | None = None  # "cold", "warm", or "rotation": the layers' steps back to back, a cache each
@@ -279,9 +279,9 @@ def from_record(record: Mapping[str, Any]) -> tuple[Row, list[str]]:
         raise ValueError(f"columns are missing: {', '.join(missing)}")
     if broken := not_finite(record):
         raise ValueError(f"not a finite number: {', '.join(broken)}")
-    for name, kind in _KINDS.items():
-        value = record.get(name)
-        if value is None:
+    for name, value in record.items():
+        kind = _KINDS.get(name)
+        if kind is None or value is None:
             continue
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             raise ValueError(f"{name}: got {str(value)[:60]!r}, expected {_WORDS[kind]}")

@@ -13,7 +13,6 @@ from ...kernels import (
     DecodeMethod,
     ResaFused,
     SparseConfig,
-    fused_is_faster,
     get_method,
     registered,
 )
@@ -165,7 +164,7 @@ def other_ways(shape: AttentionShape, specs: Iterable[MethodSpec], device: torch
     if device.type != "cuda":
         return []
     able = not torch.cuda.is_available() or ResaFused.unavailable(shape, torch.bfloat16, device) is None
-    other = "resa-chain" if able and fused_is_faster(shape) else "resa-fused"
+    other = "resa-chain" if able else "resa-fused"
     return [replace(spec, name=other) for spec in specs if spec.name == "resa"]
 
 

@@ -9,13 +9,23 @@ from typing import Any, ClassVar
 import torch
 
 from ...kernels import SparseConfig
+from ...kernels.config import ceil_div
 from ...kernels.linear.best import OURS
 from ..core.flags import K, size_word
 from ..core.spec import PINNED, MethodSpec, joining, make_spec, other_ways
-from ..engine.case import GPU_DENSE, GPU_TEXT_DENSE, ModelCase, check_counts, check_kv, check_types
+from ..engine.case import (
+    GPU_DENSE,
+    GPU_TEXT_DENSE,
+    RAGGED,
+    ModelCase,
+    check_counts,
+    check_kv,
+    check_types,
+    ragged_tokens,
+)
 from ..engine.client import ENGINE
 from ..engine.measure import EAGER_STEPS
-from ..engine.products import KINDS, PRODUCTS
+from ..engine.products import check_products
 from ..engine.products import libraries as product_libraries
 from ..engine.sampling import Sampling
 from ..model.config import ModelConfig
@@ -31,7 +41,7 @@ class DecodeCase(ModelCase):
     model: str  # a preset, `smollm2-135m`, or the path of a checkpoint
     config: ModelConfig
     batch: int
-    context: int  # tokens that the timed decoding ends at
+    context: int  # tokens that the timed decoding ends at; of a ragged batch the longest sequence's
     weights: str = "bf16"
     dtype: str = "bf16"  # of activations and K/V
     shared_kv: bool = False
@@ -41,6 +51,7 @@ class DecodeCase(ModelCase):
     client: str = field(default=ENGINE, kw_only=True)
     products: str = field(default=OURS, kw_only=True)
     kv_dtype: str | None = field(default=None, kw_only=True)  # of keys and values in the cache; None: as `dtype`
+    pattern: str | None = field(default=None, kw_only=True)  # RAGGED: sequences of many lengths; None: of one
 
     def __post_init__(self) -> None:
         check_counts(context=self.context, batch=self.batch)
@@ -48,15 +59,20 @@ class DecodeCase(ModelCase):
         check_kv(self.kv_dtype)
         if self.prompt not in ("synthetic", "text"):
             raise ValueError(f"prompt: got {self.prompt!r}, allowed are synthetic, text")
-        if self.products not in PRODUCTS:
-            raise ValueError(f"products: got {self.products!r}, allowed are {', '.join(PRODUCTS)}")
-        if self.products != OURS and self.weights not in KINDS:
-            raise ValueError(f"products: {self.products} is of {' or '.join(KINDS)} weights, got {self.weights}")
+        if self.pattern not in (None, RAGGED):
+            raise ValueError(f"pattern: got {self.pattern!r}, allowed is {RAGGED}")
+        if self.pattern == RAGGED:
+            ragged_tokens(self.context, self.batch)
+            if self.prompt != "synthetic":
+                raise ValueError(f"pattern: {RAGGED} batches hold noise; take the prompt synthetic, not {self.prompt}")
+        check_products(self.products, self.weights)
 
     @property
     def slug(self) -> str:
-        """`decode-qwen2.5-7b-int4-b1-256k`, then `-shared` (a cache), `-text`, `-fp8kv`, `-best`, client, sampling."""
+        """`decode-qwen2.5-7b-int4-b1-256k`, then `-ragged`, `-shared` (a cache), `-text`, `-fp8kv`, `-best`, the
+        client, sampling."""
         parts = ["decode", self.config.name, self.weights, f"b{self.batch}", size_word(self.context)]
+        parts += [self.pattern] if self.pattern else []
         parts += ["shared"] if self.shared_kv else []
         parts += ["text"] if self.prompt == "text" else []
         parts += [f"{self.kv_dtype}kv"] if self.kv_dtype else []
@@ -65,21 +81,36 @@ class DecodeCase(ModelCase):
         return "-".join(parts) + self.sampling.word
 
     @property
+    def sequence_tokens(self) -> list[int]:
+        """Tokens of each sequence: all the context, or in a ragged batch in even steps up to it."""
+        return ragged_tokens(self.context, self.batch) if self.pattern == RAGGED else [self.context] * self.batch
+
+    @property
     def libraries(self) -> tuple[str, ...]:
         """Distributions of the client, and of what the best products may be."""
         client = (self.client,) if self.client != ENGINE else ()
         if self.products == OURS:
             return client
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return client + product_libraries(self.config, self.weights, device)
+        return client + product_libraries(self.config, self.weights)
 
     def columns(self) -> dict[str, Any]:
         """What a row says about its case."""
         return ModelCase.columns(self) | {
             "shared_kv": self.shared_kv,
-            "selection_pattern": self.prompt,
+            "selection_pattern": self.pattern or self.prompt,
             "products": None if self.products == OURS else self.products,
         }
+
+
+def beside_ragged(case: DecodeCase) -> DecodeCase:
+    """The uniform batch of as many tokens (rounded up to a whole token a sequence)."""
+    return replace(case, context=ceil_div(sum(case.sequence_tokens), case.batch), pattern=None)
+
+
+def ragged_pair(case: DecodeCase) -> list[DecodeCase]:
+    """A batch as a ragged one, and the uniform one of as many tokens."""
+    ragged = replace(case, pattern=RAGGED)
+    return [ragged, beside_ragged(ragged)]
 
 
 TEXT_PERIODS = 3  # of warm-up and timing, which follow a text prompt
@@ -114,6 +145,15 @@ def default_specs(
     return [*listed, *joining("decode", device, listed, first)]
 
 
+def following_specs(specs: Sequence[MethodSpec], base: SparseConfig, device: torch.device) -> list[MethodSpec]:
+    """What a ragged batch adds to the default methods: the dense ones that follow each sequence's length.
+
+    (SDPA takes one length, and is skipped.) The uniform batch beside runs them, too.
+    """
+    names = {spec.name for spec in specs}
+    return [make_spec(name, base) for name in GPU_TEXT_DENSE if device.type == "cuda" and name not in names]
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One line of a list: weights, batch, contexts, whether layers share one cache."""
@@ -141,6 +181,7 @@ GPU_LISTS = {
     )
     + tuple(Entry("int4", batch, (8, 16, 32)) for batch in (16, 32, 64)),
 }
+RAGGED_BATCH, RAGGED_LONGEST = 16, 32 * K  # 2K, 4K, ... 32K, as in the micro suite; beside it 16 of 17K
 CPU_LISTS = {
     "quick": (Entry("fp32", 1, (1,)),),
     "default": (Entry("fp32", 1, (1, 8)),),
@@ -159,6 +200,8 @@ def default_list(
         for context_k in entry.contexts_k:
             case = DecodeCase(model, config, entry.batch, context_k * K, weights, dtype, entry.shared_kv, prompt)
             cases.append(replace(case, seed=seed))
+    if device.type == "cuda" and scale == "full" and prompt == "synthetic":
+        cases += ragged_pair(DecodeCase(model, config, RAGGED_BATCH, RAGGED_LONGEST, "int4", dtype, seed=seed))
     return cases
 
 

@@ -107,7 +107,9 @@ class ClientRun(CaseRun):
 
     def before(self, steps: int) -> int:
         """Tokens that the caches hold where so many steps follow."""
-        return self.place.length if self.place.ahead else self.place.length - steps
+        length = self.place.length
+        assert isinstance(length, int), "ragged batches are the engine's alone"
+        return length if self.place.ahead else length - steps
 
     def rectification_us(self, contender: Contender, spec: MethodSpec) -> float:
         """A token's share of one rectification, timed apart."""

@@ -56,7 +56,8 @@ class CaseRun(MethodRun):
         if case.prompt == "synthetic":
             fill_synthetic(self.state, case.seed)
             pending = torch.arange(1, case.batch + 1, device=self.device)
-            self.place = Place(self.state, case.context, pending)
+            lengths = torch.tensor(case.sequence_tokens, dtype=torch.int32, device=self.device)
+            self.place = Place(self.state, lengths if case.pattern else case.context, pending)
             return
         copy_tokens(loader.prefilled(self.loaded, self.prompt, self.on_step), self.state, self.prompt)
         pending = prompt_ids(self.loaded, self.prompt + 1)[-1:].repeat(case.batch)
@@ -69,7 +70,7 @@ class CaseRun(MethodRun):
     def work(self, bound: Bound) -> Work:
         """A step's work at the lists that the last step selected."""
         case, engine = self.case, bound.engine
-        self.state.lengths.fill_(case.context)
+        self.state.lengths.copy_(torch.tensor(case.sequence_tokens, dtype=torch.int32))
         attention = sum((layer.traffic()["total"] for layer in engine.layers), NOTHING)
         weights = replace(step_weights(case, engine.window), bytes=self.decoder.weight_bytes)
         return model_work(case, bound.spec, weights + attention, engine.rectify_every is not None)
@@ -88,11 +89,12 @@ class CaseRun(MethodRun):
         text = case.prompt == "text"
         self.on_step(f"time {spec.label}")
         watch = Watch(device)
+        looked = bound.watched(watch)
         self.place.before(tokens)
-        time_decoding(bound.watched(watch), bound.rectify, tokens, device, periods=1, ranks=bench.ranks)  # warm-up
+        time_decoding(looked, bound.rectify, tokens, device, periods=1, ranks=bench.ranks)  # warm-up
         with Conditions(device) as conditions:
             timing = time_decoding(
-                bound.step,
+                bound.step if cuda else looked,  # the look is a thousandth of a CPU's step
                 bound.rectify,
                 tokens,
                 device,
@@ -104,9 +106,9 @@ class CaseRun(MethodRun):
                 ranks=bench.ranks,
             )
         written = self.text() if text else None
-        if text:  # other contexts stay as the warm-up had them; a text went on
+        if text and cuda:  # other contexts stay as the warm-up had them; a text went on, and nobody looked
             self.place.before(tokens)
-            generate(bound.watched(watch), bound.rectify, tokens, TEXT_PERIODS * tokens)
+            generate(looked, bound.rectify, tokens, TEXT_PERIODS * tokens)
         watch.check()
         clocks = conditions.columns()
         work = self.work(bound)

@@ -9,7 +9,6 @@ import torch
 from rich.console import Console
 
 from ...kernels import NotHere
-from ...kernels.config import DTYPES
 from ...kernels.linear.best import OURS
 from ...profiling.attached import attached
 from ...profiling.ceilings import measure_ceilings
@@ -23,17 +22,29 @@ from ..core.report import new_table
 from ..core.spec import MethodSpec, dense_here, other_ways, resa_here, unique
 from ..core.sweep import Sweep, matching
 from ..engine import products
-from ..engine.case import config_of, default_dtype, share_of
+from ..engine.case import RAGGED, config_of, default_dtype, share_of
 from ..engine.client import CLIENTS, ENGINE, load_client
 from ..engine.costs import largest_batch, memory_bytes, plan_costs, second_bytes
 from ..engine.exchange_time import ExchangeTime, exchange_time, measured_exchange
 from ..engine.measure import EAGER_STEPS, DecodePlan
 from ..engine.sampling import Sampling
 from ..micro.cases import DEFAULT_MODEL
-from ..model.config import MODELS
+from ..model.config import MODELS, ModelConfig
 from ..model.smollm import NAME as SMOLLM
 from ..model.weights import QUANTISED
-from .cases import TEXT_PERIODS, DecodeCase, default_list, default_specs, is_study, study_specs
+from .cases import (
+    RAGGED_BATCH,
+    RAGGED_LONGEST,
+    TEXT_PERIODS,
+    DecodeCase,
+    beside_ragged,
+    default_list,
+    default_specs,
+    following_specs,
+    is_study,
+    ragged_pair,
+    study_specs,
+)
 from .client import run_case
 from .table import print_report
 
@@ -47,16 +58,17 @@ EXAMPLES = f"""examples:
   resa-bench decode --batch 8 --context 256K --shared-kv               one K/V cache for all layers, as in the paper
   torchrun --nproc-per-node 2 -m resa_bench.suites decode --model qwen2.5-32b --context 128K     two GPUs, one model
   resa-bench decode --model llama-3.1-70b --simulate-ranks 8 --context 128K --weights int4    one of 8 GPUs, alone
+  resa-bench decode --pattern ragged --weights int4                    16 sequences of 2K to 32K, and 16 of 17K
   resa-bench decode --client transformers --context 128K --batch 1     our methods inside transformers, beside its own
   resa-bench decode --rectify-every 16 32 64 128 --method resa triton-dense --context 256K
 
 A rerun goes on where the last one stopped (same device, commit and output folder); --fresh starts over."""
 
 DRIFT = flags.switch("--drift", "ReSA: what each rectification says about the steps before")
-PRODUCTS = Flag(
-    "--products",
-    "what 4- and 8-bit projections run by: ours, or for each size the product measured best (holds weights twice)",
-    choices=products.PRODUCTS, default=OURS, group=flags.CASES,
+PATTERN = flags.PATTERN.but(
+    help=f"{flags.PATTERN.help}, in even steps up to the context (default {RAGGED_BATCH} of 2K to 32K), and beside "
+         "them the uniform batch of as many tokens",
+    choices=(RAGGED,),
 )  # fmt: skip
 SIMULATE_RANKS = Flag(
     "--simulate-ranks", "what one of N GPUs does that share the model: its heads and columns, without the exchange",
@@ -80,10 +92,10 @@ FLAGS = (
     flags.QUICK, flags.FULL, flags.CASE, flags.CONTEXT, flags.BATCH,
     flags.MODEL.but(help=f"{', '.join((*MODELS, SMOLLM))}, a Hugging Face folder or a .gguf file (presets have random "
                     "weights)"),
-    flags.WEIGHTS, flags.DTYPE, flags.KV_DTYPE, flags.SHARED_KV, flags.PROMPT, flags.TEMPERATURE, flags.TOP_P,
+    flags.WEIGHTS, flags.DTYPE, flags.KV_DTYPE, flags.SHARED_KV, flags.PROMPT, PATTERN, flags.TEMPERATURE, flags.TOP_P,
     flags.SEED,
     *flags.METHOD_FLAGS, *flags.RUN_FLAGS, flags.SECONDS, flags.NO_EAGER, DRIFT, NO_BREAKDOWN,
-    CLIENT, PRODUCTS, SIMULATE_RANKS, EXCHANGE_US, EXCHANGE_GBPS,
+    CLIENT, products.FLAG, SIMULATE_RANKS, EXCHANGE_US, EXCHANGE_GBPS,
 )  # fmt: skip
 
 
@@ -93,8 +105,9 @@ def choose_model(options: Options, device: torch.device) -> str:
 
 
 def choose_prompt(options: Options, device: torch.device) -> str:
-    """What the caches hold: text where the model can read it, unless it was said."""
-    return options.prompt or ("synthetic" if choose_model(options, device) in MODELS else "text")
+    """What the caches hold: text where the model can read it, unless it was said, or the batch is ragged."""
+    noise = options.pattern or choose_model(options, device) in MODELS
+    return options.prompt or ("synthetic" if noise else "text")
 
 
 def choose_cases(options: Options, device: torch.device, period: int) -> list[DecodeCase]:
@@ -115,14 +128,16 @@ def choose_cases(options: Options, device: torch.device, period: int) -> list[De
         raise ValueError("--shared-kv: layers that share a cache overwrite each other's text; use --prompt synthetic")
     sampling = Sampling(options.temperature, options.top_p)
     listed = default_list(device, options.scale, model, config, dtype=dtype, prompt=prompt, seed=options.seed)
-    if options.context or options.batch or options.shared_kv:
-        contexts = options.context or sorted({c.context for c in listed})
+    ragged = bool(options.pattern)
+    if options.context or options.batch or options.shared_kv or ragged:
+        contexts = options.context or ([RAGGED_LONGEST] if ragged else sorted({c.context for c in listed}))
         cases = [
             DecodeCase(model, config, b, c, w, dtype, options.shared_kv, prompt, seed=options.seed)
             for w in options.weights or [dtype]
-            for b in options.batch or [1]
+            for b in options.batch or [RAGGED_BATCH if ragged else 1]
             for c in contexts
         ]
+        cases = [pair for case in cases for pair in ragged_pair(case)] if ragged else cases
     else:
         cases = [c for c in listed if not options.weights or c.weights in options.weights]
     if options.client != ENGINE:
@@ -131,17 +146,15 @@ def choose_cases(options: Options, device: torch.device, period: int) -> list[De
         if options.kv_dtype:
             raise ValueError(f"--kv-dtype: {options.client} keeps its own caches; leave out --client")
     if options.products != OURS:
-        check_products(options)
+        check_products(options, config, dtype, device, options.weights or [case.weights for case in cases])
         cases = [replace(c, products=options.products) for c in cases if c.weights in products.KINDS]
-        for kind in sorted({*(c.weights for c in cases), *options.weights} & set(products.KINDS)):
-            if reason := products.refusal(config, kind, DTYPES[dtype], device):
-                raise ValueError(f"--products best: {reason}")
     cases = [replace(c, sampling=sampling, kv_dtype=options.kv_dtype) for c in cases]
     cases = matching(cases, options.case, "decode")
     least = least_context(prompt, period)
     for case in cases:
-        if case.context < least:
-            raise ValueError(f"--context {case.context}: periods of {period} tokens need a context of {least} at least")
+        if (shortest := min(case.sequence_tokens)) < least:
+            given = f"{shortest} for the shortest sequence of {case.context}" if case.pattern else str(shortest)
+            raise ValueError(f"--context {given}: periods of {period} tokens need a context of {least} at least")
         if prompt == "text" and case.context > config.context:
             raise ValueError(
                 f"--context {case.context}: {config.name} handles texts of at most {config.context} tokens"
@@ -163,21 +176,20 @@ def check_client(options: Options) -> None:
     """Raises ValueError for options that a client does not serve."""
     for name, given in (
         *((f"--weights {kind}", kind in options.weights) for kind in QUANTISED), ("--shared-kv", options.shared_kv),
+        ("--pattern", options.pattern),
         ("--temperature", options.temperature > 0), ("--drift", options.drift),
     ):  # fmt: skip
         if given:
             raise ValueError(f"{name}: is the engine's alone; leave it out beside --client {options.client}")
 
 
-def check_products(options: Options) -> None:
-    """Raises ValueError where no projections can run by other products."""
-    kinds = " or ".join(products.KINDS)
-    if options.weights and not set(products.KINDS) & set(options.weights):
-        raise ValueError(f"--products best: is of 4-bit and 8-bit weights; give --weights {kinds}")
-    if not options.weights and (options.context or options.batch or options.shared_kv):
-        raise ValueError(f"--products best: is of 4-bit and 8-bit weights; add --weights {kinds}")
+def check_products(
+    options: Options, config: ModelConfig, dtype: str, device: torch.device, weights: Sequence[str]
+) -> None:
+    """Raises ValueError where a model's projections, of cases with these weights, cannot run by other products."""
     if options.client != ENGINE:
         raise ValueError(f"--products best: is the engine's alone; leave it out beside --client {options.client}")
+    products.check_flag(config, dtype, device, weights)
 
 
 def twice_notes(cases: Sequence[DecodeCase]) -> list[str]:
@@ -232,14 +244,19 @@ def plan(options: Options, device: torch.device) -> Plan:
         exchange=choose_exchange(options), drift=options.drift,
     )  # fmt: skip
     kinds = [*(["eager"] if measure.eager and cuda else []), *(["gap"] if measure.breakdown else [])]
-    narrowed = options.context or options.batch or options.weights or options.shared_kv  # --case picks from the list
+    asked = options.context or options.batch or options.weights or options.pattern  # --case picks from the list
+    narrowed = asked or options.shared_kv
     settings = Sweep.of(options)
     study = cuda and options.scale == "default" and not narrowed and settings.plain
     beside = cuda and not settings.names and options.client == ENGINE  # ReSA's other way
 
+    ragged = [case for case in cases if case.pattern]
+    paired = {*ragged, *map(beside_ragged, ragged)}
+
     def further(case: DecodeCase) -> list[MethodSpec]:
         others = other_ways(case.shape, specs, device) if beside and not case.kv_dtype else []
-        return [*others, *(study_specs(case, specs, device) if study and is_study(case) else ())]
+        following = following_specs(specs, specs[0].config, device) if beside and case in paired else []
+        return [*others, *following, *(study_specs(case, specs, device) if study and is_study(case) else ())]
 
     note = f"under {tool}: stages are left out, since two tracers cannot share the GPU"
     return Plan(

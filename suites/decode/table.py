@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
+from ...kernels.config import ceil_div
 from ..core.report import (
     BreakEven,
     break_even,
@@ -26,12 +27,17 @@ from ..core.report import (
 from ..core.rows import FAILED, Row
 from ..core.spec import Names, steps_of
 from ..core.stages import WHOLE_STEPS, heading, place
+from ..engine.case import RAGGED, ragged_tokens
 
 COLUMNS = (
     "method", "tokens/s", "ms a token", "p50", "p99", "of floor", "vs best dense", "floor allows", "J a token",
     "peak GB", "largest batch",
 )  # fmt: skip
+ALIKE = ("model", "batch", "weight_dtype", "dtype", "kv_dtype", "products", "shared_kv", "ranks", "launch", "commit")
 EXCHANGED = ("exchange ms", "tokens/s with it", "vs best dense with it")  # modelled, of simulated ranks
+
+
+PROMPTS = {"synthetic": "synthetic context", RAGGED: "synthetic contexts of many lengths"}
 
 
 def steps(rows: Sequence[Row]) -> list[Row]:
@@ -45,7 +51,7 @@ def case_table(case: str, rows: Sequence[Row], names: Names | None = None) -> Ta
     of_case = [r for r in rows if r.case == case]
     first, launch = of_case[0], main_launch(of_case)
     cache = ", one K/V cache shared by all layers" if first.shared_kv else ""
-    prompt = "synthetic context" if first.selection_pattern == "synthetic" else "text prompt"
+    prompt = PROMPTS.get(first.selection_pattern or "", "text prompt")
     idle = f"; the idle GPU takes {first.idle_watts:.0f} W" if first.idle_watts else ""
     modelled = next((r.exchange_model for r in of_case if r.modelled_tokens_per_s), None)
     columns = COLUMNS if modelled is None else (*COLUMNS, *EXCHANGED)
@@ -107,6 +113,29 @@ def breakdown_table(case: str, rows: Sequence[Row], names: Names | None = None) 
     return table
 
 
+def ragged_table(rows: Sequence[Row], names: Names | None = None) -> Table | None:
+    """Ragged batches beside the uniform ones of as many tokens, which are as much work."""
+    names = names or Names(rows)
+    columns = ("case", "method", "tokens/s ragged", "tokens/s uniform", "of uniform", "vs best dense", "uniform's")
+    table = new_table("ragged batches beside uniform ones of as many tokens", columns, columns[:2])
+    totals = steps(rows)
+    for row in (r for r in totals if r.selection_pattern == RAGGED):
+        tokens = sum(ragged_tokens(row.context, row.batch))
+        for other in totals:
+            same = all(getattr(row, name) == getattr(other, name) for name in ALIKE) and row.variant == other.variant
+            if same and other.selection_pattern == "synthetic" and other.context == ceil_div(tokens, row.batch):
+                table.add_row(
+                    row.case,
+                    escape(names[row]),
+                    number(row.tokens_per_s, ".1f"),
+                    number(other.tokens_per_s, ".1f"),
+                    share((row.tokens_per_s or 0.0) / (other.tokens_per_s or 1.0)),
+                    speedup(row.speedup_vs_best_dense),
+                    speedup(other.speedup_vs_best_dense),
+                )
+    return table if table.rows else None
+
+
 def texts(rows: Sequence[Row], names: Names) -> list[Panel]:
     """What the dense method and ReSA wrote after the longest prompt, to be set side by side."""
     written = [r for r in rows if r.text]
@@ -139,7 +168,8 @@ def drift_table(rows: Sequence[Row], names: Names) -> Table:
 def crossings(rows: Sequence[Row]) -> dict[tuple[str, ...], BreakEven]:
     """By model, weights, batch and method: the context from which it decodes faster than the best dense one."""
     names, launch = Names(rows), main_launch(rows)
-    sparse = [r for r in steps(rows) if r.block_size is not None and r.launch == launch and not r.client]
+    uniform = (r for r in steps(rows) if r.selection_pattern != RAGGED and not r.client)
+    sparse = [r for r in uniform if r.block_size is not None and r.launch == launch]
 
     def curve(row: Row) -> tuple[str, ...]:
         batch = f"{row.batch}, shared K/V" if row.shared_kv else str(row.batch)
@@ -158,6 +188,9 @@ def print_report(rows: Sequence[Row], console: Console) -> None:
             parts = breakdown_table(case, rows, names)
             if parts is not None:
                 console.print(parts)
+    ragged = ragged_table(rows, names)
+    if ragged is not None:
+        console.print(ragged)
     title = "break-even context (whole steps, against the best dense method)"
     print_break_even(title, ("model", "weights", "batch", "method"), crossings(rows), console)
     if any(r.metric for r in rows):

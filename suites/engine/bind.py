@@ -23,13 +23,13 @@ class Place:
     """Where a state stands while a method is bound to it.
 
     Attributes:
-        length: tokens in the caches.
+        length: tokens in the caches, of every sequence; of a ragged batch int32 `[B]`.
         pending: int64 `[B]`, fed next.
         ahead: whether steps go beyond `length` (a text goes on), or end there (a synthetic context stays as long).
     """
 
     state: State
-    length: int
+    length: int | Tensor
     pending: Tensor
     ahead: bool = False
 

@@ -19,9 +19,11 @@ from ..model.smollm import CONFIG as SMOLLM_CONFIG
 from ..model.smollm import NAME as SMOLLM
 from ..model.weights import QUANTISED
 
-WEIGHTS = (*DTYPES, *QUANTISED)
+WEIGHTS = ("bf16", "fp16", "fp32", *QUANTISED)
 GPU_DENSE = ("sdpa-cudnn", "triton-dense")  # the best two of the micro suite; the second follows the length
 GPU_TEXT_DENSE = ("triton-dense", "flash-attn-3", "flash-attn-2")  # that follow the length of a growing text
+RAGGED = "ragged"  # sequences of many lengths
+SHORTEST = 16  # times shorter than the longest sequence of a ragged batch
 
 
 class ModelCase:
@@ -54,6 +56,11 @@ class ModelCase:
     def products(self) -> str:
         """What its projections run by: this project's kernels, unless a case says otherwise."""
         return OURS
+
+    @property
+    def sequence_tokens(self) -> list[int]:
+        """Tokens of each sequence at the end of what is timed: of all the context, unless a case is ragged."""
+        return [self.context] * self.batch
 
     @property
     def shape(self) -> AttentionShape:
@@ -97,6 +104,20 @@ class ModelCase:
             "paged": False,
             "seed": self.seed,
         }
+
+
+def ragged_tokens(context: int, batch: int) -> list[int]:
+    """Tokens of each sequence of a ragged batch: in even steps from a sixteenth of the context up to it.
+
+    16 sequences up to 32K are 2K, 4K, ... 32K: as many tokens as 16 of 17K.
+
+    Raises:
+        ValueError: fewer than two sequences.
+    """
+    if batch < 2:
+        raise ValueError(f"pattern: {RAGGED} batches have two sequences at least; give --batch")
+    shortest = ceil_div(context, SHORTEST)
+    return [shortest + (context - shortest) * i // (batch - 1) for i in range(batch)]
 
 
 def shares(config: ModelConfig) -> dict[str, Any]:

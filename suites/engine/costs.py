@@ -11,8 +11,8 @@ from ..core.spec import MethodSpec
 from ..core.work import NOTHING, Work
 from .case import ModelCase, capacity
 
-BITS = {"bf16": 16, "fp16": 16, "fp32": 32, "fp8": 8, "int4": 4.25}
-"""int4: a scale and a zero point in half per 128 weights; fp8: a scale a row, which counts for nothing."""
+BITS = {"bf16": 16, "fp16": 16, "fp32": 32, "int4": 4.25, "fp8": 8}
+"""Of a weight. int4: a scale and a zero point in half per 128 weights; fp8: its scales, one a row, do not count."""
 SCRATCH_BYTES = 4_000_000_000  # context, work space, activations, graphs, the gate's fp64 references
 
 
@@ -51,10 +51,14 @@ def step_weights(case: ModelCase, window: int) -> Traffic:
     return weight_traffic(case, case.batch) + Traffic(0, 2 * older)
 
 
+def token_bytes(case: ModelCase) -> int:
+    """K and V of one token in one layer."""
+    return 2 * case.config.kv_heads * case.config.head_dim * kv_element_bytes(case)
+
+
 def kv_bytes(case: ModelCase, tokens: int) -> int:
     """K and V of `tokens` tokens a sequence in one layer."""
-    config = case.config
-    return 2 * case.batch * config.kv_heads * tokens * config.head_dim * kv_element_bytes(case)
+    return case.batch * tokens * token_bytes(case)
 
 
 def summary_bytes(case: ModelCase, config: SparseConfig, tokens: int) -> int:
@@ -64,23 +68,22 @@ def summary_bytes(case: ModelCase, config: SparseConfig, tokens: int) -> int:
 
 
 def dense_attention(case: ModelCase) -> Traffic:
-    """Of a step in one layer: K and V once, two products."""
-    shape = case.shape
-    return Traffic(kv_bytes(case, case.context), 4 * case.batch * case.context * shape.q_heads * shape.head_dim)
+    """Of a step in one layer: K and V of all sequences' tokens once, two products."""
+    shape, tokens = case.shape, sum(case.sequence_tokens)
+    return Traffic(tokens * token_bytes(case), 4 * tokens * shape.q_heads * shape.head_dim)
 
 
 def planned_attention(case: ModelCase, spec: MethodSpec) -> Traffic:
     """All layers' attention of a step, before anything ran: lists shared by each GQA group (per head, it is more)."""
-    layers, config = case.config.layers, spec.config
-    dense = dense_attention(case)
+    layers, dense = case.config.layers, dense_attention(case)
     if spec.is_dense:
         return Traffic(layers * dense.bytes, layers * dense.flops)
-    chosen = min(config.selected(case.context) * config.block_size, case.context)
-    first = spec.dense_layers or 0
-    rest = sparse_layers(case, spec)
-    scored = case.batch * scored_bytes(spec, case.shape, element_bytes(case), case.context, rest)
-    flops = 4 * case.batch * spec.window * chosen * case.shape.q_heads * case.shape.head_dim
-    return Traffic(first * dense.bytes + rest * kv_bytes(case, chosen) + scored, first * dense.flops + rest * flops)
+    first, rest = spec.dense_layers or 0, sparse_layers(case, spec)
+    chosen = sum(kept_tokens(spec, tokens) for tokens in case.sequence_tokens)
+    scored = sum(scored_bytes(spec, case.shape, element_bytes(case), tokens, rest) for tokens in case.sequence_tokens)
+    flops = 4 * spec.window * chosen * case.shape.q_heads * case.shape.head_dim
+    read = first * dense.bytes + rest * chosen * token_bytes(case) + scored
+    return Traffic(read, first * dense.flops + rest * flops)
 
 
 def scored_bytes(spec: MethodSpec, shape: AttentionShape, element: int, tokens: int, layers: int) -> int:
@@ -167,7 +170,7 @@ def sparse_layers(case: ModelCase, spec: MethodSpec) -> int:
 
 
 def kept_tokens(spec: MethodSpec, tokens: int) -> int:
-    """Of so many, those that a method keeps that evicts."""
+    """Of a sequence of so many, those on its lists: what a method keeps that evicts."""
     return min(spec.config.selected(tokens) * spec.config.block_size, tokens)
 
 

@@ -10,6 +10,7 @@ import torch
 
 from ... import baselines  # noqa: F401  (registers the rivals)
 from ...kernels import Unsupported
+from ...kernels.config import DTYPES
 from ...kernels.linear.best import OURS, Best, best_of
 from ...kernels.linear.chosen import ChosenWeight, Multiply
 from ...kernels.linear.fp8 import Fp8Weight
@@ -18,6 +19,7 @@ from ...kernels.linear.product import ProductShape, products
 from ...profiling.device import device_name
 from ..core.ahead import compile_ahead
 from ..core.bench import Report
+from ..core.flags import CASES, Flag
 from ..model.config import ModelConfig
 from ..model.decoder import Decoder
 from ..model.weights import QUANTISED
@@ -26,6 +28,11 @@ BEST = "best"
 PRODUCTS = (OURS, BEST)
 KINDS = QUANTISED
 """Of weights that other products may hold."""
+FLAG = Flag(
+    "--products",
+    "what 4- and 8-bit projections run by: ours, or for each size the product measured best (holds weights twice)",
+    choices=PRODUCTS, default=OURS, group=CASES,
+)  # fmt: skip
 MEASURE = "resa-bench linear --weights {kind}, then resa-bench linear --choose FILE"
 
 
@@ -71,8 +78,31 @@ def refusal(config: ModelConfig, kind: str, dtype: torch.dtype, device: torch.de
     return None
 
 
-def libraries(config: ModelConfig, kind: str, device: torch.device) -> tuple[str, ...]:
-    """Distributions of the products that the best ones of a model may be."""
+def check_products(name: str, weights: str) -> None:
+    """Raises ValueError for products that no case runs by, or that hold other weights."""
+    if name not in PRODUCTS:
+        raise ValueError(f"products: got {name!r}, allowed are {', '.join(PRODUCTS)}")
+    if name != OURS and weights not in KINDS:
+        raise ValueError(f"products: {name} is of {' or '.join(KINDS)} weights, got {weights}")
+
+
+def check_flag(config: ModelConfig, dtype: str, device: torch.device, weights: Collection[str]) -> None:
+    """Raises ValueError where `--products best` was asked for and a model cannot run by them.
+
+    Args:
+        weights: weight types of the cases; 4-bit or 8-bit ones are to be among them.
+    """
+    kinds = sorted(set(weights) & set(KINDS))
+    if not kinds:
+        raise ValueError(f"--products best: is of 4-bit and 8-bit weights; give --weights {' or '.join(KINDS)}")
+    for kind in kinds:
+        if reason := refusal(config, kind, DTYPES[dtype], device):
+            raise ValueError(f"--products best: {reason}")
+
+
+def libraries(config: ModelConfig, kind: str, device: torch.device | None = None) -> tuple[str, ...]:
+    """Distributions of the products that the best ones of a model may be; by default on a GPU, if there is one."""
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     names = {name for best in measured(config, kind, device).values() for _, name in best.measured} - {OURS}
     return tuple(sorted({library for n in names if n in products() for library in products()[n].libraries}))
 

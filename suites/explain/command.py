@@ -19,6 +19,7 @@ from ..core.results import read_rows
 from ..core.rows import Row
 from ..core.spec import Names, make_spec, steps_of
 from ..core.waterfall import Waterfall, waterfall
+from ..engine.case import RAGGED
 
 EXAMPLES = """examples:
   resa-bench explain decode-qwen2.5-7b-int4-b1-256k          a case of the committed results
@@ -109,7 +110,7 @@ def waterfalls(rows: Sequence[Row], method: str | None = None) -> list[Waterfall
     """
     runs: dict[tuple[object, ...], list[Row]] = defaultdict(list)
     for row in rows:
-        if row.timed and not row.client and not row.products and not row.metric:
+        if row.timed and not row.client and not row.metric:
             runs[row.case, row.commit, row.started_at].append(row)
     falls = []
     for run in runs.values():
@@ -138,6 +139,7 @@ def kernel_of(step: Row, micro: Sequence[Row]) -> Row | None:
             getattr(row, n) == getattr(step, n)
             for n in ("q_heads", "kv_heads", "head_dim", "batch", "context", "kv_dtype")
         )
+        alike = alike and (row.selection_pattern == RAGGED) == (step.selection_pattern == RAGGED)
         way = (row.stage, row.launch, row.cache_state, row.paged) == ("total", step.launch, "cold", step.paged)
         if alike and way and row.variant == step.variant and row.dtype == step.dtype and row.speedup_vs_best_dense:
             return row

@@ -14,8 +14,11 @@ from typing import Any, ClassVar
 
 import torch
 
+from ...kernels.linear.best import OURS
 from ..core.spec import resa_here
 from ..engine.case import ModelCase, check_context, check_counts, check_types
+from ..engine.products import check_products
+from ..engine.products import libraries as product_libraries
 from ..engine.sampling import Sampling
 from ..model.config import ModelConfig
 
@@ -41,6 +44,8 @@ class GsrCase(ModelCase):
             candidates are at work, on synthetic caches, and integrates.
         page_size: of phase A's caches, whose candidates share the prompt's pages where the method reads pages; None
             for contiguous caches, each with its copy.
+        products: what 4-bit projections run by.
+        always_sparse: whether sparse methods run sparse steps also where dense ones are predicted to be faster.
     """
 
     suite: ClassVar[str] = "gsr"
@@ -58,6 +63,8 @@ class GsrCase(ModelCase):
     page_size: int | None = PAGE_SIZE
     sampling: Sampling = field(default_factory=lambda: SAMPLING)
     seed: int = 0
+    products: str = field(default=OURS, kw_only=True)
+    always_sparse: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         if not self.lengths or min(self.lengths) < 1:
@@ -66,6 +73,7 @@ class GsrCase(ModelCase):
         if self.run not in RUNS:
             raise ValueError(f"run: got {self.run!r}, allowed are {', '.join(RUNS)}")
         check_types(self.weights, self.dtype)
+        check_products(self.products, self.weights)
         if self.page_size is not None and (self.page_size < 64 or self.page_size % 64):
             raise ValueError(f"page size: got {self.page_size}, must be a multiple of 64 tokens")
         if self.run == "full" and self.summary > min(self.lengths):
@@ -104,13 +112,18 @@ class GsrCase(ModelCase):
 
     @property
     def further_words(self) -> list[str]:
-        """What the name says of a case that is not the default one: `l3fa2c1-points5-page64`.
+        """What the name says of a case that is not the default one: `l3fa2c1-best-sparse-points5-page64`.
 
-        A hash of lengths that are no script's at any scale; the points of a sampled run; the size of pages.
+        A hash of lengths that are no script's at any scale; other products; sparse steps whatever is predicted; the
+        points of a sampled run; the size of pages.
         """
         words = []
         if self.batch > 2 and not is_script(self.lengths):
             words.append("l" + sha256(repr(sorted(self.lengths)).encode()).hexdigest()[:6])
+        if self.products != OURS:
+            words.append(self.products)
+        if self.always_sparse:
+            words.append("sparse")
         if self.run == "sampled" and self.points != POINTS:
             words.append(f"points{self.points}")
         if self.page_size != (PAGE_SIZE if self.run == "sampled" else None):
@@ -119,7 +132,15 @@ class GsrCase(ModelCase):
 
     def columns(self) -> dict[str, Any]:
         """What a row says about its case."""
-        return ModelCase.columns(self) | {"selection_pattern": "prompt" if self.run == "full" else "synthetic"}
+        return ModelCase.columns(self) | {
+            "selection_pattern": "prompt" if self.run == "full" else "synthetic",
+            "products": None if self.products == OURS else self.products,
+        }
+
+    @property
+    def libraries(self) -> tuple[str, ...]:
+        """Distributions of what the best products may be."""
+        return () if self.products == OURS else product_libraries(self.config, self.weights)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,11 +168,31 @@ def segments(lengths: Sequence[int]) -> list[Segment]:
     return [Segment(sum(length >= end for length in lengths), first, end) for first, end in pairs]
 
 
+def script(candidates: int) -> tuple[int, ...]:
+    """The default lengths for so many candidates: those of four, again and again, so that four end at a time.
+
+    Raises:
+        ValueError: a number that is no multiple of four.
+    """
+    if candidates % len(LENGTHS):
+        raise ValueError(
+            f"--candidates {candidates}: default lengths are of a multiple of {len(LENGTHS)} candidates; give --lengths"
+        )
+    return LENGTHS * (candidates // len(LENGTHS))
+
+
+def summary_tokens(candidates: int, prompt: int) -> int:
+    """The most that each of so many summaries may have in a refine prompt."""
+    return max((REFINE_MOST - INSTRUCTION - prompt) // candidates, 1)
+
+
 def is_script(lengths: Sequence[int]) -> bool:
     """Whether these are the default lengths at some scale: then their sum and their longest say which."""
-    pairs = list(zip(sorted(lengths), LENGTHS, strict=False))
+    if len(lengths) % len(LENGTHS):
+        return False
+    pairs = list(zip(sorted(lengths), sorted(script(len(lengths))), strict=True))
     least, most = max((n - 0.5) / full for n, full in pairs), min((n + 0.5) / full for n, full in pairs)
-    return len(lengths) == len(LENGTHS) and least <= most
+    return least <= most
 
 
 def scaled(lengths: Sequence[int], scale: float) -> tuple[int, ...]:

@@ -14,10 +14,10 @@ from ...kernels import Layer, Unsupported
 from ...kernels.config import ceil_div
 from ..core.bench import Bench, Conditions, Report
 from ..core.rows import Row, digits
-from ..core.spec import MethodSpec
+from ..core.spec import MethodSpec, dense_here, make_spec
 from ..core.speedups import with_speedups
 from ..engine.bind import Bound, Place, bind, layers_of
-from ..engine.costs import SCRATCH_BYTES, element_bytes, kv_bytes, too_large, weight_bytes
+from ..engine.costs import SCRATCH_BYTES, element_bytes, kv_bytes, second_bytes, too_large, weight_bytes
 from ..engine.engine import State
 from ..engine.gate import Check
 from ..engine.loader import Loader, prompt_ids, release
@@ -25,6 +25,7 @@ from ..engine.measure import time_decoding, wall_seconds
 from ..engine.methods import MethodRun, run_methods
 from ..engine.prompt import fill_synthetic, prefill
 from ..engine.sound import Watch
+from .break_even import CHOOSES, DENSE, model_of, predict
 from .cases import INSTRUCTION, GsrCase, Segment, segments
 from .phase import Launch, Point, contexts, integrate, run_in_full
 from .shared import allocate, share_summaries, spread_prompt
@@ -224,6 +225,21 @@ class GsrRun(MethodRun):
         watch.check()
         return Timed(seconds, script[-1].last, _tokens(script), len(points), launch, check, tuple(points))
 
+    def chosen(self, spec: MethodSpec, prompt: int, script: Sequence[Segment]) -> tuple[MethodSpec, str | None]:
+        """What runs a phase: the method, or below its break-even the dense one that follows lengths, and why."""
+        if spec.name != CHOOSES or self.case.always_sparse:
+            return spec, None
+        model = model_of(self.bench.environment.device)
+        dense = make_spec(dense_here(self.device), spec.config)
+        predicted = predict(model, self.case, spec, dense, prompt, script) if model is not None else None
+        return (spec, None) if predicted is None or predicted.pays else (dense, predicted.reason)
+
+    def took(self, spec: MethodSpec, ran: MethodSpec, why: str | None, clocks: dict[str, Any]) -> dict[str, Any]:
+        """What a phase's rows say of how its steps ran."""
+        if ran is spec:
+            return {"way": self.row.way(spec)}
+        return {"way": DENSE, "reason": "; ".join(filter(None, (clocks["reason"], why)))}
+
     def refine_prompt(self, state: State) -> Tensor:
         """Instruction, problem, and what each candidate wrote last: its summary; the longest one first."""
         case = self.case
@@ -235,36 +251,41 @@ class GsrRun(MethodRun):
         """Rows of one method: each phase, the prefills, the whole way to the answer; points where they were timed."""
         case = self.case
         self.on_step(f"check {spec.label}")
-        paged = self.layout(spec)
+        one = [Segment(1, 0, case.answer)]
+        ran_a, why_a = self.chosen(spec, case.prompt, self.script)
+        ran_b, why_b = self.chosen(spec, case.refine, one)
+        paged = self.layout(ran_a)
         state = self.candidates(paged)
         decode = self.full if case.run == "full" else self.sampled
         with Conditions(self.device) as conditions:
-            first = decode(spec, "candidates", state, case.prompt, self.script)
+            first = decode(ran_a, "candidates", state, case.prompt, self.script)
             if case.run == "full":
                 self.store(self.answering, self.refine_prompt(state))
             release(self.device)
-            second = decode(spec, "answer", self.answering, case.refine, [Segment(1, 0, case.answer)])
+            second = decode(ran_b, "answer", self.answering, case.refine, one)
         clocks = conditions.columns()
+        took_a, took_b = (self.took(spec, ran, why, clocks) for ran, why in ((ran_a, why_a), (ran_b, why_b)))
         a = {"context": case.prompt + max(case.lengths), "paged": paged}
         b = {"context": case.refine + case.answer, "paged": False, "batch": 1}
-        yield self.timed_row(spec, "candidates", first, **clocks, **a)
-        yield self.timed_row(spec, "refine", second, **clocks, **b)
+        yield self.timed_row(spec, "candidates", first, **(clocks | took_a | a))
+        yield self.timed_row(spec, "refine", second, **(clocks | took_b | b))
         whole = Timed(
             self.prompt_seconds + first.seconds + self.refine_seconds + second.seconds, first.steps + second.steps,
             first.tokens + second.tokens, first.samples + second.samples, first.launch,
             first.check.worst(second.check),
         )  # fmt: skip
-        yield self.timed_row(spec, "answer", whole, **clocks, paged=paged)
+        ways = dict.fromkeys(way for took in (took_a, took_b) if (way := took["way"]))
+        yield self.timed_row(spec, "answer", whole, **clocks, paged=paged, way="+".join(ways) or None)
         for tokens, seconds in ((case.prompt, self.prompt_seconds), (case.refine, self.refine_seconds)):
             yield self.row(
                 spec, stage="prefill", context=tokens, batch=1, metric="seconds", value=digits(seconds), status="ok"
             )
-        for timed, stage, pages in ((first, "candidates", paged), (second, "refine", False)):
+        for timed, stage, pages, took in ((first, "candidates", paged, took_a), (second, "refine", False, took_b)):
             for point in timed.points:
                 yield self.row(
                     spec, stage=f"{stage}_step", context=point.context, batch=point.active, paged=pages,
                     median_us=digits(point.step_us), mean_us=digits(point.step_us), launch=timed.launch,
-                    tokens_per_s=digits(point.active / point.step_us * 1e6), status="ok",
+                    tokens_per_s=digits(point.active / point.step_us * 1e6), status="ok", way=took["way"],
                 )  # fmt: skip
 
     def timed_row(self, spec: MethodSpec, stage: str, timed: Timed, **columns: Any) -> Row:
@@ -288,7 +309,7 @@ def memory_bytes(case: GsrCase) -> int:
     embedding = config.embedding_parameters * element_bytes(case)
     candidates = 2 * kv_bytes(case, case.prompt + max(case.lengths))
     answer = kv_bytes(case, case.refine + case.answer) // case.batch
-    return weight_bytes(case) + embedding + config.layers * (candidates + answer) + SCRATCH_BYTES
+    return weight_bytes(case) + second_bytes(case) + embedding + config.layers * (candidates + answer) + SCRATCH_BYTES
 
 
 def run_case(case: GsrCase, specs: Sequence[MethodSpec], bench: Bench, on_step: Report = lambda _: None) -> list[Row]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -11,10 +11,10 @@ from rich.table import Table
 
 from ..core.report import failed_lines, new_table, number, print_untimed, speedup, titled
 from ..core.rows import Row
-from ..core.spec import Names
+from ..core.spec import Names, Variant
+from .break_even import DENSE, PAYS
 
 PHASES = {"candidates": "for the candidates", "refine": "for the answer"}
-PAYS = 0.02  # of a phase's time, that a sparse method must save: less is within what two runs differ
 STEPS = ("candidates_step", "refine_step")
 COLUMNS = (
     "method", "prompt", "A tokens/s", "A s", "vs dense", "B ms a token", "B s", "vs dense", "answer s", "vs dense",
@@ -38,7 +38,7 @@ def case_table(case: str, rows: Sequence[Row], names: Names | None = None) -> Ta
     for row in sorted(answers, key=lambda r: r.value or 0.0):
         a, b = (timed.get((row.variant, stage)) for stage in ("candidates", "refine"))
         table.add_row(
-            titled(row, names),
+            titled(row, names, [f"{phase} dense" for phase in phases_kept_dense(row, timed)]),
             "shared" if row.paged else "copied",
             number(a.tokens_per_s if a else None, ".1f"),
             number(a.value if a else None, ".1f"),
@@ -51,6 +51,18 @@ def case_table(case: str, rows: Sequence[Row], names: Names | None = None) -> Ta
         )
     failed_lines(table, of_case, names)
     return table
+
+
+def phases_kept_dense(answer: Row, timed: Mapping[tuple[Variant, str], Row]) -> list[str]:
+    """The phases (A, B) that a sparse method ran by dense steps, since these were predicted to be as fast."""
+    letters = zip("AB", PHASES, strict=True)
+    return [letter for letter, phase in letters if timed[answer.variant, phase].way == DENSE]
+
+
+def dense_lines(rows: Sequence[Row], names: Names) -> list[str]:
+    """Why a sparse method ran a phase by dense steps, a line each."""
+    kept = (r for r in rows if r.timed and r.stage in PHASES and r.way == DENSE)
+    return [f"{r.case}: {names[r]} {PHASES[r.stage]}: {r.reason}" for r in kept]
 
 
 def steps_table(case: str, rows: Sequence[Row], names: Names | None = None) -> Table | None:
@@ -113,9 +125,10 @@ def choice_line(rows: Sequence[Row], names: Names) -> str | None:
     chosen = choose(rows)
     if chosen is None:
         return None
+    kept = {r.stage for r in rows if r.variant == chosen.rival.variant and r.way == DENSE}
     ways = [
         f"{name} {names[chosen.rival] if phase in chosen.sparse else names[chosen.dense]} "
-        f"({names[chosen.rival]} is {chosen.ratios[phase]:.2f}x)"
+        f"({'dense steps of ' if phase in kept else ''}{names[chosen.rival]}: {chosen.ratios[phase]:.2f}x)"
         for phase, name in PHASES.items()
     ]
     gain = f"{chosen.dense_seconds / chosen.seconds:.2f}x as early as all dense" if chosen.sparse else "all dense"
@@ -131,6 +144,8 @@ def print_report(rows: Sequence[Row], console: Console) -> None:
         steps = steps_table(case, rows, names)
         if steps is not None:
             console.print(steps)
+        for reason in dense_lines([row for row in rows if row.case == case], names):
+            console.print(reason, highlight=False, markup=False, soft_wrap=True)
         line = choice_line([row for row in rows if row.case == case], names)
         if line is not None:
             console.print(line, highlight=False, markup=False, soft_wrap=True)

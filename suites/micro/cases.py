@@ -12,14 +12,12 @@ from ...kernels import AttentionShape, SparseConfig, registered
 from ...kernels.config import DTYPES, ceil_div
 from ..core.flags import K, size_word
 from ..core.spec import MethodSpec, make_spec, other_ways, runs_by_default, unique
-from ..engine.case import check_kv
+from ..engine.case import RAGGED, check_kv, ragged_tokens
 
 QUEST_POLICIES = ("per-head", "group-sum")  # as published, and the cheapest way to share its lists
 BLOCK_SIZES = (16, 32, 64)  # of ReSA in the default list
-RAGGED = "ragged"  # random data, sequences of many lengths
 DATA = ("random", "clustered", "recent")  # where the blocks lie that queries are drawn to
-PATTERNS = (*DATA, RAGGED)
-SHORTEST = 16  # times shorter than the longest sequence of a ragged batch
+PATTERNS = (*DATA, RAGGED)  # the last: random data, sequences of many lengths
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,16 +72,13 @@ class Case:
         check_kv(self.kv_dtype)
         if self.pattern not in PATTERNS:
             raise ValueError(f"pattern: got {self.pattern!r}, allowed are {', '.join(PATTERNS)}")
-        if self.pattern == RAGGED and self.batch < 2:
-            raise ValueError(f"pattern: {RAGGED} batches have two sequences at least; give --batch")
+        if self.pattern == RAGGED:
+            ragged_tokens(self.context, self.batch)
 
     @property
     def lengths(self) -> list[int]:
         """Tokens of each sequence: all the context, or in a ragged batch in even steps up to it."""
-        if self.pattern != RAGGED:
-            return [self.context] * self.batch
-        shortest = ceil_div(self.context, SHORTEST)
-        return [shortest + (self.context - shortest) * i // (self.batch - 1) for i in range(self.batch)]
+        return ragged_tokens(self.context, self.batch) if self.pattern == RAGGED else [self.context] * self.batch
 
     @property
     def slug(self) -> str:
@@ -191,7 +186,7 @@ def default_cases(device: torch.device, scale: str, model: str = DEFAULT_MODEL) 
     """
     heads = PRESETS[model]
     if device.type != "cuda":
-        contexts = {"quick": [4, 16], "default": [4, 8, 16, 32, 64], "full": [4, 8, 16, 32, 64, 128, 256]}[scale]
+        contexts = {"quick": [4, 16], "default": [4, 16, 64], "full": [4, 8, 16, 32, 64, 128, 256]}[scale]
         batches = [1, 4] if scale == "full" else [1]
         return [Case(model, heads, b, c * K, dtype="fp32") for b in batches for c in contexts]
     if scale == "quick":

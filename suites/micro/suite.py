@@ -44,11 +44,8 @@ EXAMPLES = """examples:
 A rerun goes on where the last one stopped (same device, commit and output folder); --fresh starts over."""
 
 HEADS: dict[str, Any] = dict(kind=flags.whole(1, 4096), metavar="N")
-PATTERN = Flag(
-    "--pattern",
-    "where the blocks lie that queries are drawn to; ragged: sequences of many lengths",
-    CASES,
-    choices=PATTERNS,
+PATTERN = flags.PATTERN.but(
+    help=f"where the blocks lie that queries are drawn to; {flags.PATTERN.help}", choices=PATTERNS
 )
 Q_HEADS = Flag("--q-heads", "with --kv-heads and --head-dim: a shape of your own", CASES, **HEADS)
 KV_HEADS = Flag("--kv-heads", "of that shape", CASES, **HEADS)
@@ -128,7 +125,7 @@ def plan(options: Options, device: torch.device) -> Plan:
     cuda = device.type == "cuda"
     timing = TimingPlan(
         precision=0.005 if cuda else 0.02,
-        budget_s=options.budget_s or (6.0 if cuda else 5.0 if options.scale == "quick" else 25.0),
+        budget_s=options.budget_s or (6.0 if cuda else {"quick": 5.0, "full": 25.0}.get(options.scale, 15.0)),
         min_samples=20 if cuda else 7,
     )
     left_out = {

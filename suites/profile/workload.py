@@ -19,7 +19,7 @@ from ..core.flags import tokens
 from ..core.spec import MethodSpec
 from ..decode.cases import DecodeCase
 from ..decode.run import CaseRun
-from ..engine.case import WEIGHTS, config_of, default_dtype
+from ..engine.case import RAGGED, WEIGHTS, config_of, default_dtype
 from ..engine.loader import Loader
 from ..engine.measure import DecodePlan, time_period
 from ..engine.products import BEST
@@ -73,12 +73,15 @@ class Workload:
 def parse_case(name: str, device: torch.device, seed: int = 0) -> AnyCase:
     """The case of a slug: `qwen2.5-7b-b1-256k[-clustered][-page64]`, `decode-qwen2.5-7b-int4-b1-256k[-shared][-text]`.
 
-    A whole model's may end in `-best` (products), too. It need not be on any list. Raises ValueError for anything else.
+    A whole model's may hold `-ragged` and end in `-best` (products), too. It need not be on any list.
+
+    Raises:
+        ValueError: anything else.
     """
     dtype = default_dtype(device)
     tail = r"-b(?P<batch>\d+)-(?P<context>\d+k?)"
     whole = re.fullmatch(
-        rf"decode-(?P<model>.+)-(?P<weights>{'|'.join(WEIGHTS)}){tail}(?P<flags>(-shared|-text|-best)*)", name
+        rf"decode-(?P<model>.+)-(?P<weights>{'|'.join(WEIGHTS)}){tail}(?P<flags>(-ragged|-shared|-text|-best)*)", name
     )
     if whole:
         model = whole["model"]
@@ -90,6 +93,7 @@ def parse_case(name: str, device: torch.device, seed: int = 0) -> AnyCase:
             dtype if weights in QUANTISED else weights, "-shared" in whole["flags"],
             "text" if "-text" in whole["flags"] else "synthetic", seed=seed,
             products=BEST if "-best" in whole["flags"] else OURS,
+            pattern=RAGGED if "-ragged" in whole["flags"] else None,
         )  # fmt: skip
     layer = re.fullmatch(rf"(?P<model>.+?){tail}(-(?P<pattern>{'|'.join(PATTERNS)}))?(-page(?P<page>\d+))?", name)
     if layer is None:

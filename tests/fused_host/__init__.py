@@ -33,15 +33,20 @@ class HostKernel:
     shared_bytes: int
     seed: int = 0
 
-    def launch(self, clusters: int, parameters: int) -> None:
-        """Run all clusters, one after another."""
+    def launch(self, rows: int, parameters: int) -> None:
+        """Run all rows, one after another."""
         arguments = ctypes.cast(parameters, ctypes.POINTER(ctypes.c_void_p))[0]
-        stuck = self.library.emulate(ctypes.c_void_p(arguments), clusters, self.shared_bytes, self.seed)
-        assert not stuck, f"cluster {stuck - 1} waits for bytes that nobody sends"
+        stuck = self.library.emulate(ctypes.c_void_p(arguments), rows, self.shared_bytes, self.seed)
+        assert not stuck, f"row {stuck - 1} waits for what nobody sends"
 
 
 def kernel(
-    device: torch.device, constants: Mapping[str, int], cluster: int, threads: int, shared_bytes: int
+    device: torch.device,
+    constants: Mapping[str, int],
+    ctas: int,
+    threads: int,
+    shared_bytes: int,
+    cooperative: bool = False,
 ) -> HostKernel:
     """Takes the place of `compiler.kernel`: the same source, compiled by g++ once."""
     texts = [path.read_bytes() for path in (HERE / "emulator.hpp", HERE / "main.cpp", SOURCE / "step.cu")]

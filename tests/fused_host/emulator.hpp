@@ -2,7 +2,8 @@
 //
 // A CUDA thread is a coroutine; it runs until it waits for others (a barrier, a collective of its warp, bytes from
 // another CTA). Which one runs next is drawn from a seed. What is sent to another CTA arrives late, in any order: a
-// thread that reads before its barrier has counted the bytes reads the poison that shared memory is filled with.
+// thread that reads before its barrier has counted the bytes reads the poison that shared memory is filled with. What a
+// cluster publishes arrives late, too. All clusters of a row run side by side.
 
 #include <ucontext.h>
 
@@ -63,21 +64,27 @@ struct Cta {
 
 struct Message { u32 to, barrier; int bytes; u32 words[4]; };
 
+struct Cluster;
+
 struct Thread {
   ucontext_t context;
   std::unique_ptr<char[]> stack;
+  Cluster* cluster;
   int cta, tid;
   bool done = false;
+  std::vector<std::pair<u32*, u32>> copies;  // on their way into shared memory
 };
 
 struct Cluster {
   std::vector<Cta> ctas;
-  std::vector<Thread> threads;
   std::vector<Message> under_way;
-  int arrived = 0, index = 0;
-  i64 steps = 0;  // changes whenever somebody got on
+  int arrived = 0, index = 0, threads = 0;
 };
 
+struct Published { u64* to; u64 word; };
+
+inline std::vector<Published> published;  // under way
+inline i64 steps;                         // changes whenever somebody got on
 inline Cluster* cluster;
 inline Thread* running;
 inline ucontext_t scheduler;
@@ -88,7 +95,7 @@ inline Cta& cta() { return cluster->ctas[running->cta]; }
 template <class Ready>
 void wait_for(Ready ready) {
   while (!ready()) swapcontext(&running->context, &scheduler);
-  cluster->steps++;
+  steps++;
 }
 
 inline char* at(u32 shared) { return cluster->ctas[shared / CTA_SPAN].memory.data() + shared % CTA_SPAN; }
@@ -105,59 +112,79 @@ inline const u32 (*exchange(u32 a, u32 b = 0, u32 c = 0, u32 d = 0))[4] {
   return warp.words[generation % 2];
 }
 
-inline void deliver(size_t i) {
-  const Message m = cluster->under_way[i];
-  cluster->under_way[i] = cluster->under_way.back();
-  cluster->under_way.pop_back();
+template <class T>
+T take(std::vector<T>& from, size_t i) {
+  const T x = from[i];
+  from[i] = from.back();
+  from.pop_back();
+  steps++;
+  return x;
+}
+
+inline void deliver(Cluster& to, size_t i) {
+  const Message m = take(to.under_way, i);
+  cluster = &to;
   std::memcpy(at(m.to), m.words, m.bytes);
   barrier_at(m.barrier).received += m.bytes;
-  cluster->steps++;
+}
+
+inline void publish_word(size_t i) {
+  const Published p = take(published, i);
+  *p.to = p.word;
 }
 
 inline void enter() {
   (*body)();
   running->done = true;
-  cluster->steps++;
+  steps++;
   swapcontext(&running->context, &scheduler);
 }
 
-// Run one cluster to its end. Returns false if all threads wait and nothing is under way.
-inline bool run(int index, int ctas, int threads, int shared_bytes, u32 seed, std::function<void()> kernel) {
-  Cluster here;
-  cluster = &here, body = &kernel;
-  here.index = index;
-  here.ctas.resize(ctas);
-  for (Cta& c : here.ctas) {
-    c.memory.assign(shared_bytes, char(0xff));  // NaN as floats, far out of range as integers
-    c.warps.resize(threads / LANES);
-    c.barriers.resize(shared_bytes / 8 + 1);
+// Run the clusters of one row to their end. Returns false if all threads wait and nothing is under way.
+inline bool run(int row, int clusters, int ctas, int threads, int shared_bytes, u32 seed, std::function<void()> kernel) {
+  std::vector<Cluster> here(clusters);
+  std::vector<Thread> every(size_t(clusters) * ctas * threads);
+  body = &kernel;
+  published.clear();
+  for (int i = 0; i < clusters; i++) {
+    here[i].index = row * clusters + i, here[i].threads = ctas * threads;
+    here[i].ctas.resize(ctas);
+    for (Cta& c : here[i].ctas) {
+      c.memory.assign(shared_bytes, char(0xff));  // NaN as floats, far out of range as integers
+      c.warps.resize(threads / LANES);
+      c.barriers.resize(shared_bytes / 8 + 1);
+    }
   }
-  here.threads.resize(size_t(ctas) * threads);
-  for (size_t i = 0; i < here.threads.size(); i++) {
-    Thread& t = here.threads[i];
-    t.cta = int(i) / threads, t.tid = int(i) % threads;
+  for (size_t i = 0; i < every.size(); i++) {
+    Thread& t = every[i];
+    t.cluster = &here[i / (ctas * threads)];
+    t.cta = int(i) / threads % ctas, t.tid = int(i) % threads;
     t.stack.reset(new char[STACK_BYTES]);
     getcontext(&t.context);
     t.context.uc_stack.ss_sp = t.stack.get(), t.context.uc_stack.ss_size = STACK_BYTES, t.context.uc_link = nullptr;
     makecontext(&t.context, reinterpret_cast<void (*)()>(enter), 0);
   }
   std::mt19937 random(seed);
-  std::vector<int> order(here.threads.size());
+  std::vector<int> order(every.size());
   for (size_t i = 0; i < order.size(); i++) order[i] = int(i);
   while (!order.empty()) {
     std::shuffle(order.begin(), order.end(), random);
-    const i64 before = here.steps;
+    const i64 before = steps;
     for (int i : order) {
-      running = &here.threads[i];
+      running = &every[i], cluster = running->cluster;
       swapcontext(&scheduler, &running->context);
     }
-    std::erase_if(order, [&](int i) { return here.threads[i].done; });
-    for (size_t due = here.under_way.size() / 2; due > 0; due--) deliver(random() % here.under_way.size());
-    if (here.steps == before) {
-      if (here.under_way.empty()) return false;
-      deliver(random() % here.under_way.size());
-    }
+    std::erase_if(order, [&](int i) { return every[i].done; });
+    const bool stands = steps == before;  // nobody got on: something has to arrive
+    bool arrives = false;
+    for (Cluster& c : here)
+      for (size_t due = (c.under_way.size() + stands) / 2; due > 0; due--, arrives = true)
+        deliver(c, random() % c.under_way.size());
+    for (size_t due = (published.size() + stands) / 2; due > 0; due--, arrives = true)
+      publish_word(random() % published.size());
+    if (stands && !arrives) return false;
   }
+  while (!published.empty()) publish_word(0);
   return true;
 }
 
@@ -246,7 +273,7 @@ inline void send(u32 to, uint4 x, u32 barrier) {
 }
 inline void cluster_arrive() { emulator::cluster->arrived++; }
 inline void cluster_wait() {
-  emulator::wait_for([] { return emulator::cluster->arrived == int(emulator::cluster->threads.size()); });
+  emulator::wait_for([] { return emulator::cluster->arrived == emulator::cluster->threads; });
 }
 
 inline uint4 load16(const char* p) {
@@ -260,12 +287,23 @@ inline u32 load4(const void* p) {
   return x;
 }
 
-inline std::vector<std::pair<u32*, u32>> copies[1 << 12];
-inline int thread_here() { return emulator::running->cta * int(emulator::cta().warps.size()) * 32 + emulator::running->tid; }
-inline void copy4(u32* to, const char* from) { copies[thread_here()].push_back({to, load4(from)}); }
+inline void copy4(u32* to, const char* from) { emulator::running->copies.push_back({to, load4(from)}); }
 inline void await_copies() {
-  for (const auto& [to, word] : copies[thread_here()]) *to = word;
-  copies[thread_here()].clear();
+  for (const auto& [to, word] : emulator::running->copies) *to = word;
+  emulator::running->copies.clear();
+}
+
+inline void await_previous() {}
+inline void release_next() {}
+
+inline void publish(u64* to, u32 x, u32 step) { emulator::published.push_back({to, u64(step) << 32 | x}); }
+template <int N>
+void await_published(const u64* const (&at)[N], u32 (&x)[N], u32 step) {
+  emulator::wait_for([&] {
+    bool all = true;
+    for (int i = 0; i < N; i++) all &= *at[i] >> 32 == step, x[i] = u32(*at[i]);
+    return all;
+  });
 }
 
 // A float of few bits to fp32 and back, rounded to the nearest even; overflow goes to infinity, or saturates.
@@ -306,6 +344,15 @@ inline float2 unpack_e4m3(u16 x) { return {widen(x & 255, 4, 3), widen(x >> 8, 4
 inline u16 pack_e4m3(float low, float high) {
   return u16(narrow(low, 4, 3, 448.0f, true) | narrow(high, 4, 3, 448.0f, true) << 8);
 }
+#if FP16 || KV8  // operands of the matrix units
+inline float operand(u32 x) { return widen(x & 0xffff, 5, 10); }
+inline u32 to_operand(float x) { return narrow(x, 5, 10, 65504.0f, false); }
+#else
+inline float operand(u32 x) { return element(x); }
+inline u32 to_operand(float x) { return to_element(x); }
+#endif
+inline u32 pack_operand(float low, float high) { return to_operand(low) | to_operand(high) << 16; }
+inline u32 widen_e4m3(u16 x) { return pack_operand(widen(x & 255, 4, 3), widen(x >> 8, 4, 3)); }
 inline float exp2_fast(float x) { return std::exp2(x); }
 
 inline void multiply(float (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
@@ -319,8 +366,8 @@ inline void multiply(float (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 
     float sum = 0;
     for (int k = 0; k < 16; k++) {
       const int pair = k % 8 / 2, upper = k / 8;
-      const float2 x = unpack(a[4 * r + pair][2 * upper + i / 2]), y = unpack(right[4 * column + pair][upper]);
-      sum += k % 2 ? x.y * y.y : x.x * y.x;
+      const u32 x = a[4 * r + pair][2 * upper + i / 2], y = right[4 * column + pair][upper];
+      sum += operand(x >> 16 * (k % 2) & 0xffff) * operand(y >> 16 * (k % 2) & 0xffff);
     }
     c[i] += sum;
   }
