@@ -10,7 +10,7 @@ from kernel_cases import DEVICE, NAN, U32, random
 from resa_bench.kernels.exact import CONFIDENCE, UNIT_ROUNDOFF
 from resa_bench.kernels.launch import INTERPRET
 from resa_bench.kernels.linear.finish import finish
-from resa_bench.kernels.linear.fp8 import Fp8Weight
+from resa_bench.kernels.linear.fp8 import Fp8Weight, dequantise_fp8
 from resa_bench.kernels.linear.fp8_linear import fp8_linear
 from resa_bench.kernels.linear.int4 import Int4Weight, count_blocks, dequantise, quantise
 from resa_bench.kernels.linear.int4_linear import int4_small_linear
@@ -26,7 +26,7 @@ class Linear:
     """Inputs of one layer. What lies between and after the rows of x and of the residual is NaN."""
 
     x: Tensor
-    weight: DenseWeight | Int4Weight
+    weight: DenseWeight | Int4Weight | Fp8Weight
     norm: Norm | None
     residual: Tensor | None
     swiglu: bool
@@ -75,7 +75,10 @@ def check_linear(case: Linear, out: Tensor, *, rounds_weights: bool = False) -> 
     u = UNIT_ROUNDOFF[dtype]
     sums = 2 * (CONFIDENCE * depth**0.5 + 16) * U32
     weight = case.weight
-    exact = dequantise(weight, torch.float64) if isinstance(weight, Int4Weight) else weight.weight.double()
+    if isinstance(weight, Fp8Weight):
+        exact = dequantise_fp8(weight, torch.float64)
+    else:
+        exact = dequantise(weight, torch.float64) if isinstance(weight, Int4Weight) else weight.weight.double()
     summed = exact.abs()
     if isinstance(weight, Int4Weight) and not rounds_weights:
         offset = 0.0 if INTERPRET else {torch.bfloat16: 128.0, torch.float16: 1024.0}[dtype]

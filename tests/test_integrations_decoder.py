@@ -120,7 +120,7 @@ def test_without_transformers_the_family_is_refused_with_the_command(
 
 
 def test_four_bit_weights_are_refused(phi3: Path) -> None:
-    with pytest.raises(ValueError, match="no 4-bit weights"):
+    with pytest.raises(ValueError, match="no int4 weights"):
         load_decoder(str(phi3), dtype=torch.float32, device=CPU, weight_dtype="int4")
 
 

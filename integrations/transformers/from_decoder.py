@@ -101,7 +101,7 @@ def _tensors(decoder: Decoder) -> dict[str, Tensor]:
 
 
 def _dense(weight: Weight) -> DenseWeight:
-    """Raises Unsupported for 4-bit weights, which transformers' linear layers do not read."""
+    """Raises Unsupported for 4-bit and 8-bit weights, which transformers' linear layers do not read."""
     if not isinstance(weight, DenseWeight):
-        raise Unsupported("weights: transformers reads weights of 16 bits or more, these are int4; take bf16")
+        raise Unsupported("weights: transformers reads weights of 16 bits or more, these are quantised; take bf16")
     return weight

@@ -20,11 +20,12 @@ E4M3_MAX = 448.0
 
 @dataclass(frozen=True, slots=True)
 class Fp8Weight:
-    """A weight `[N, K]` in e4m3, or rows of x in it.
+    """A weight `[N, K]` in e4m3 and its bias `[N]`, or rows of x in it. SwiGLU: N/2 gate rows, then N/2 up rows.
 
     Attributes:
         values: e4m3 `[N, K]`.
         scales: fp32 `[N]`, one a row.
+        bias: `[N]` in the activations' dtype, or None.
 
     Raises:
         TypeError, ValueError: a tensor's dtype, shape, device or strides.
@@ -32,6 +33,7 @@ class Fp8Weight:
 
     values: Tensor
     scales: Tensor
+    bias: Tensor | None = None
 
     def __post_init__(self) -> None:
         check_tensor("values", self.values, (None, None), dtypes=(E4M3,))
@@ -47,11 +49,11 @@ class Fp8Weight:
     @property
     def bytes(self) -> int:
         """What one multiplication must read."""
-        return tensor_bytes(self.values, self.scales)
+        return tensor_bytes(self.values, self.scales, self.bias)
 
 
-def quantise_fp8(matrix: Tensor) -> Fp8Weight:
-    """Round a matrix of any floating dtype to e4m3, row by row; a row of zeros has the scale 1.
+def quantise_fp8(matrix: Tensor, bias: Tensor | None = None) -> Fp8Weight:
+    """Round a matrix of any floating dtype to e4m3, row by row; a row of zeros has the scale 1. The bias stays.
 
     Raises:
         TypeError, ValueError: not a floating matrix.
@@ -63,7 +65,7 @@ def quantise_fp8(matrix: Tensor) -> Fp8Weight:
     largest = wide.abs().amax(1)
     scales = torch.where(largest > 0, largest / E4M3_MAX, torch.ones_like(largest))
     values = (wide / scales[:, None]).clamp(-E4M3_MAX, E4M3_MAX).to(E4M3)
-    return Fp8Weight(values.contiguous(), scales)
+    return Fp8Weight(values.contiguous(), scales, bias)
 
 
 def dequantise_fp8(weight: Fp8Weight, dtype: torch.dtype = torch.float32) -> Tensor:

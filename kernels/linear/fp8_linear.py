@@ -14,7 +14,10 @@ from torch import Tensor
 from ..checks import check_device, check_tensor, kernel_dtypes
 from ..launch import INTERPRET, await_previous, launch
 from .fp8 import Fp8Weight
+from .fp8_widen import widen
 
+Tiles = tuple[int, int, int, int, int]
+"""Rows of x and weight rows of a program, K of a step, stages, warps."""
 MAX_ROWS = 2**16
 ROWS_A_PROGRAM = (16, 32, 64, 128)
 PROMOTED = 128
@@ -26,7 +29,7 @@ PROMOTED = 128
 def _fp8_linear_kernel(
     x,  # [rows, K], 16 bits, or e4m3 with A8
     x_scales,  # fp32 [rows] with A8, or None
-    weight,  # e4m3 [N, K]
+    weight,  # e4m3 [N, K], as bytes but with A8
     scales,  # fp32 [N]
     out,  # [rows, N]
     rows,
@@ -61,10 +64,10 @@ def _fp8_linear_kernel(
             within = k + at < K
             w_tile = tl.load(weights + k + w_offsets, mask=within[None, :], other=0.0)
             x_tile = tl.load(x + k + x_offsets, mask=live[None, :] & within[:, None], other=0.0)
+        if x_scales is None:
+            w_tile = widen(w_tile, BF16, INTERPRETED)
         if INTERPRETED:
             w_tile, x_tile = w_tile.to(tl.float32), x_tile.to(tl.float32)
-        elif x_scales is None:
-            w_tile = w_tile.to(tl.bfloat16 if BF16 else tl.float16)
         acc = tl.dot(w_tile, x_tile, acc, max_num_imprecise_acc=PROMOTED)
     y = acc * tl.load(scales + first + lane)[:, None]
     if x_scales is not None:
@@ -75,7 +78,12 @@ def _fp8_linear_kernel(
 
 
 def fp8_linear(
-    x: Tensor | Fp8Weight, weight: Fp8Weight, *, out: Tensor | None = None, dtype: torch.dtype = torch.bfloat16
+    x: Tensor | Fp8Weight,
+    weight: Fp8Weight,
+    *,
+    out: Tensor | None = None,
+    dtype: torch.dtype = torch.bfloat16,
+    tiles: Tiles | None = None,
 ) -> Tensor:
     """`x W^T` of up to 65,536 rows with e4m3 weights.
 
@@ -83,6 +91,7 @@ def fp8_linear(
         x: `[rows, K]` of 16 bits, or quantised by rows.
         out: `[rows, N]` to write into.
         dtype: of the result, where x is quantised; else it is x's.
+        tiles: in place of those that are taken for this size.
 
     Raises:
         TypeError, ValueError: a tensor's dtype, shape, device or strides.
@@ -104,14 +113,13 @@ def fp8_linear(
     if not out.is_contiguous():
         raise ValueError("out: must be contiguous")
     check_device("x", values)
-    tile = next((r for r in ROWS_A_PROGRAM if rows <= r), ROWS_A_PROGRAM[-1])
-    weight_rows, step, stages, warps = _tiles(tile, columns)
+    tile, weight_rows, step, stages, warps = tiles or _tiles(rows, columns)
     launch(
         _fp8_linear_kernel,
         (triton.cdiv(columns, weight_rows), triton.cdiv(rows, tile)),
         x=values,
         x_scales=x.scales if isinstance(x, Fp8Weight) else None,
-        weight=weight.values,
+        weight=weight.values if quantised else weight.values.view(torch.uint8),
         scales=weight.scales,
         out=out,
         rows=rows,
@@ -131,10 +139,11 @@ def fp8_linear(
     return out
 
 
-def _tiles(tile: int, columns: int) -> tuple[int, int, int, int]:
-    """Weight rows of a program, K of a step, stages, warps. Not tuned on a GPU yet (docs/notes/linear.md)."""
+def _tiles(rows: int, columns: int) -> Tiles:
+    """Not tuned on a GPU yet (docs/notes/linear.md)."""
+    tile = next((r for r in ROWS_A_PROGRAM if rows <= r), ROWS_A_PROGRAM[-1])
     if tile == 16:
-        return (32 if columns <= 8192 else 64), 256, 4, 4
+        return tile, (32 if columns <= 8192 else 64), 256, 4, 4
     if tile <= 64:
-        return 64, 128, 4, 4
-    return 128, 64, 4, 8
+        return tile, 64, 128, 4, 4
+    return tile, 128, 64, 4, 8

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..checks import check_device, check_tensor, kernel_dtypes
 from ..launch import INTERPRET, await_previous, launch
+from .fp8_widen import widen
 from .weights import DenseWeight, Norm
 
 MAX_SMALL_ROWS = 16
@@ -72,7 +73,8 @@ def normalise(x, weight, squares, ones, FP32: tl.constexpr):
 @triton.jit(do_not_specialize=["rows"])
 def _small_linear_kernel(
     x,  # [rows, K]
-    weight,  # [N, K], or [2 N, K] with SWIGLU: gate rows, then up rows
+    weight,  # [N, K], or [2 N, K] with SWIGLU: gate rows, then up rows; 16 bits, or e4m3 as bytes
+    scales,  # fp32 [N] or [2 N] of e4m3, or None
     bias,  # [N] or [2 N], or None
     norm,  # [K], or None
     residual,  # [rows, N], or None
@@ -90,6 +92,7 @@ def _small_linear_kernel(
     STAGES: tl.constexpr,
     EVEN: tl.constexpr,  # K is a multiple of SPLIT * BK
     SWIGLU: tl.constexpr,
+    BF16: tl.constexpr,
     CAST_FP32: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -116,6 +119,8 @@ def _small_linear_kernel(
             within = k + at < K
             w_tile = tl.load(weights + k + w_offsets, mask=within[:, None, :], other=0.0)
             x_tile = tl.load(x + k + x_offsets, mask=live[None, None, :] & within[:, :, None], other=0.0)
+        if scales is not None:
+            w_tile = widen(w_tile, BF16, CAST_FP32)
         if CAST_FP32:
             w_tile, x_tile = w_tile.to(tl.float32), x_tile.to(tl.float32)
         if norm is not None:
@@ -125,9 +130,15 @@ def _small_linear_kernel(
         if SWIGLU:
             ups = weights + tl.cast(N, tl.int64) * K + k + w_offsets
             up_tile = tl.load(ups) if EVEN else tl.load(ups, mask=within[:, None, :], other=0.0)
+            if scales is not None:
+                up_tile = widen(up_tile, BF16, CAST_FP32)
             if CAST_FP32:
                 up_tile = up_tile.to(tl.float32)
             up_acc = tl.dot(up_tile, x_tile, up_acc)
+    if scales is not None:
+        acc = acc * tl.load(scales + first + lane)[None, :, None]
+        if SWIGLU:
+            up_acc = up_acc * tl.load(scales + N + first + lane)[None, :, None]
     y = finish_rows(acc, up_acc, squares, added, up_added, kept, K, eps, norm is not None, SWIGLU)
     mask = live[:, None] & (column < N)[None, :]
     tl.store(out + row[:, None] * N + column[None, :], y.to(out.dtype.element_ty), mask=mask)
@@ -207,14 +218,30 @@ def small_linear(
     if not weight.weight.is_contiguous():
         raise ValueError("weight: must be contiguous")
     out = check_small(x, weight.shape, weight.bias, norm, residual, swiglu, out, MAX_SMALL_ROWS)
+    tiles = _tiles(x.shape[0], out.shape[1], x.shape[1], swiglu)
+    launch_small_linear(x, weight.weight, None, weight.bias, norm, residual, swiglu, out, tiles)
+    return out
+
+
+def launch_small_linear(
+    x: Tensor, weight: Tensor, scales: Tensor | None, bias: Tensor | None, norm: Norm | None, residual: Tensor | None,
+    swiglu: bool, out: Tensor, tiles: tuple[int, int, int, int],
+) -> None:  # fmt: skip
+    """The launch alone, into `out` `[rows, N]` (N/2 with `swiglu`); arguments were checked before.
+
+    Args:
+        weight: `[N, K]` of x's dtype, or e4m3 as bytes with `scales`, fp32 `[N]`.
+        tiles: weight rows of a program, warps, K of a warp's step, stages.
+    """
     rows, depth = x.shape
-    tile, warps, step, stages = _tiles(rows, out.shape[1], depth, swiglu)
+    tile, warps, step, stages = tiles
     launch(
         _small_linear_kernel,
         (triton.cdiv(out.shape[1], tile),),
         x=x,
-        weight=weight.weight,
-        bias=weight.bias,
+        weight=weight,
+        scales=scales,
+        bias=bias,
         norm=None if norm is None else norm.weight,
         residual=residual,
         out=out,
@@ -224,14 +251,14 @@ def small_linear(
         x_stride=x.stride(0),
         residual_stride=0 if residual is None else residual.stride(0),
         eps=0.0 if norm is None else norm.eps,
-        R=8 if rows <= 8 else 16,
+        R=max(8, triton.next_power_of_2(rows)),
         SPLIT=warps,
         BN=tile,
         BK=step,
         STAGES=stages,
         EVEN=depth % (warps * step) == 0,
         SWIGLU=swiglu,
+        BF16=x.dtype == torch.bfloat16,
         CAST_FP32=INTERPRET,
         num_warps=warps,
     )
-    return out

@@ -166,7 +166,11 @@ CONTEXT = several("--context", "e.g. 4K 262144", kind=tokens, metavar="TOKENS")
 BATCH = several("--batch", "sequences at once", kind=whole(1, 4096), metavar="B")
 GPU = Flag("--gpu", "whose committed rows: the name of a folder of results/", CASES, default="h100", metavar="NAME")
 MODEL = Flag("--model", "a preset, a Hugging Face folder, a .gguf file", CASES, metavar="NAME|PATH")
-WEIGHTS = several("--weights", "default bf16, on a CPU fp32", choices=("bf16", "fp16", "fp32", "int4"))
+WEIGHTS = several(
+    "--weights",
+    "of the layers' projections: int4 in groups, fp8 (e4m3) with a scale a row; default bf16, on a CPU fp32",
+    choices=("bf16", "fp16", "fp32", "int4", "fp8"),
+)
 DTYPE = Flag("--dtype", "of activations and K/V: default bf16, on a CPU fp32", CASES, choices=tuple(DTYPES))
 KV_DTYPE = Flag(
     "--kv-dtype", "of K and V in the cache: fp8 is e4m3 with a scale a KV head (default: as --dtype)", CASES,

@@ -174,8 +174,9 @@ def choose_exchange(options: Options) -> tuple[float, float] | None:
 def check_client(options: Options) -> None:
     """Raises ValueError for options that a client does not serve."""
     for name, given in (
-        ("--weights int4", "int4" in options.weights), ("--shared-kv", options.shared_kv),
-        ("--temperature", options.temperature > 0), ("--drift", options.drift), ("--pattern", options.pattern),
+        ("--weights int4", "int4" in options.weights), ("--weights fp8", "fp8" in options.weights),
+        ("--shared-kv", options.shared_kv), ("--pattern", options.pattern),
+        ("--temperature", options.temperature > 0), ("--drift", options.drift),
     ):  # fmt: skip
         if given:
             raise ValueError(f"{name}: is the engine's alone; leave it out beside --client {options.client}")

@@ -17,8 +17,9 @@ from ..model.load import FOREIGN, foreign, model_config
 from ..model.parallel.shard import Shard
 from ..model.smollm import CONFIG as SMOLLM_CONFIG
 from ..model.smollm import NAME as SMOLLM
+from ..model.weights import QUANTISED
 
-WEIGHTS = ("bf16", "fp16", "fp32", "int4")
+WEIGHTS = ("bf16", "fp16", "fp32", *QUANTISED)
 GPU_DENSE = ("sdpa-cudnn", "triton-dense")  # the best two of the micro suite; the second follows the length
 GPU_TEXT_DENSE = ("triton-dense", "flash-attn-3", "flash-attn-2")  # that follow the length of a growing text
 RAGGED = "ragged"  # sequences of many lengths
@@ -162,13 +163,15 @@ def fingerprint_of(model: str) -> str | None:
 
 
 def check_types(weights: str, dtype: str) -> None:
-    """Raises ValueError for weights that are neither 4-bit nor of the activations' type."""
+    """Raises ValueError for weights that are neither quantised nor of the activations' type."""
     if dtype not in DTYPES:
         raise ValueError(f"dtype: got {dtype!r}, allowed are {', '.join(DTYPES)}")
     if weights not in WEIGHTS:
         raise ValueError(f"weights: got {weights!r}, allowed are {', '.join(WEIGHTS)}")
-    if weights not in ("int4", dtype):
-        raise ValueError(f"weights: got {weights} beside {dtype} activations, allowed int4 or {dtype}")
+    if weights not in (*QUANTISED, dtype):
+        raise ValueError(
+            f"weights: got {weights} beside {dtype} activations, allowed {', '.join(QUANTISED)} or {dtype}"
+        )
 
 
 def check_kv(kv_dtype: str | None) -> None:

@@ -11,7 +11,8 @@ from ..core.spec import MethodSpec
 from ..core.work import NOTHING, Work
 from .case import ModelCase, capacity
 
-BITS = {"bf16": 16, "fp16": 16, "fp32": 32, "int4": 4.25}  # int4: a scale and a zero point in half per 128 weights
+BITS = {"bf16": 16, "fp16": 16, "fp32": 32, "int4": 4.25, "fp8": 8}
+"""Of a weight. int4: a scale and a zero point in half per 128 weights; fp8: its scales, one a row, do not count."""
 SCRATCH_BYTES = 4_000_000_000  # context, work space, activations, graphs, the gate's fp64 references
 
 

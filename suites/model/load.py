@@ -16,7 +16,7 @@ from .decoder import Decoder
 from .parallel.shard import Shard
 from .schema import one_line, shown
 from .tokenizer import Tokenizer, UnsupportedTokenizer, folder_tokenizer
-from .weights import random_decoder
+from .weights import QUANTISED, random_decoder
 
 if TYPE_CHECKING:
     from .gguf_file import GGUFModel
@@ -50,8 +50,8 @@ def load_decoder(
     Args:
         name_or_path: a preset of `config.MODELS` (random weights, no tokenizer), `smollm2-135m`, a folder with
             config.json and *.safetensors, or a .gguf file.
-        dtype: of activations, embedding, norms and head, and of the projections unless `weight_dtype` is `"int4"`.
-        weight_dtype: `"int4"`, or `dtype`'s name, which None stands for.
+        dtype: of activations, embedding, norms and head, and of the projections unless `weight_dtype` quantises them.
+        weight_dtype: `"int4"`, `"fp8"`, or `dtype`'s name, which None stands for.
         seed: of random weights.
         shard: this rank's share of the model.
 
@@ -66,8 +66,8 @@ def load_decoder(
     model, source = _locate(name_or_path)
     if isinstance(model, Path):
         if foreign(name_or_path):
-            if weight_dtype == "int4":
-                raise ValueError(f"{model}: {FOREIGN}, which has no 4-bit weights of ours; take 16 bits")
+            if weight_dtype in QUANTISED:
+                raise ValueError(f"{model}: {FOREIGN}, which has no {weight_dtype} weights of ours; take 16 bits")
             decoder = _transformers(model).folder_decoder(model, dtype=dtype, device=device)
             source = f"{source}, {FOREIGN}"
         else:

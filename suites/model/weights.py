@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...kernels.config import DTYPES
 from ...kernels.linear.dispatch import Weight
+from ...kernels.linear.fp8 import quantise_fp8
 from ...kernels.linear.int4 import quantise
 from ...kernels.linear.weights import DenseWeight, Norm
 from .config import ModelConfig
@@ -21,6 +22,7 @@ from .fill import Fill, Part, int4_group
 from .parallel.exchange import exchange_of
 from .parallel.shard import Shard, check_groups
 
+QUANTISED = ("int4", "fp8")
 _STD = 0.02
 
 
@@ -32,7 +34,7 @@ def random_decoder(
 
     Args:
         dtype: of activations, embedding, norms and head.
-        weight_dtype: `"int4"` quantises the layers' projections; else `dtype`'s name, which None stands for.
+        weight_dtype: `"int4"` and `"fp8"` quantise the layers' projections; else `dtype`'s name, which None stands for.
         shard: this rank's share of the model; what it draws is what it has of the whole model of that seed.
 
     Raises:
@@ -56,11 +58,13 @@ def assemble(
     Raises:
         ValueError: as `random_decoder`; RuntimeError: the ranks that share it have not met.
     """
-    quantised = _is_int4(dtype, weight_dtype)
+    kind = _quantised(dtype, weight_dtype)
+    if kind == "fp8" and shard is not None:
+        raise ValueError("weight dtype: fp8 has a scale a row, which ranks would share; take int4 or 16 bits")
     config, exchange = whole, None
     if shard is not None:
         config, fill, exchange = shard.config(whole), shard.fill(whole, fill), exchange_of(shard)
-        if quantised:
+        if kind == "int4":
             check_groups(whole, shard.ranks)
 
     def tensor(shape: tuple[int, ...], *names: str) -> Tensor:
@@ -81,7 +85,9 @@ def assemble(
         rows = sum(_rows(config, f"{name}.weight") for name in names)
         weight = tensor((rows, columns), *(f"{name}.weight" for name in names))
         added = tensor((rows,), *(f"{name}.bias" for name in names)) if bias else None
-        return quantise(weight, added, group=int4_group(of or columns)) if quantised else DenseWeight(weight, added)
+        if kind == "int4":
+            return quantise(weight, added, group=int4_group(of or columns))
+        return quantise_fp8(weight, added) if kind == "fp8" else DenseWeight(weight, added)
 
     def layer(i: int) -> LayerWeights:
         at = f"model.layers.{i}"
@@ -124,15 +130,17 @@ def _rows(config: ModelConfig, name: str) -> int:
     return rows.get(part, config.hidden)
 
 
-def _is_int4(dtype: torch.dtype, weight_dtype: str | None) -> bool:
+def _quantised(dtype: torch.dtype, weight_dtype: str | None) -> str | None:
+    """Of QUANTISED, or None for weights of the activations' own type."""
     own = next((name for name, value in DTYPES.items() if value == dtype), None)
     if own is None:
         raise ValueError(f"dtype: got {dtype}, allowed are {', '.join(map(str, DTYPES.values()))}")
-    if weight_dtype not in (None, own, "int4"):
+    if weight_dtype not in (None, own, *QUANTISED):
         raise ValueError(
-            f"weight dtype: got {weight_dtype!r} with activations of {own}, allowed are {own} (as they are) and int4"
+            f"weight dtype: got {weight_dtype!r} with activations of {own}, allowed are {own} (as they are) and "
+            f"{', '.join(QUANTISED)}"
         )
-    return weight_dtype == "int4"
+    return weight_dtype if weight_dtype in QUANTISED else None
 
 
 class Stored:

@@ -29,6 +29,7 @@ from ..micro.inputs import make_inputs
 from ..micro.run import prepare, run_all
 from ..model.config import MODELS
 from ..model.smollm import NAME as SMOLLM
+from ..model.weights import QUANTISED
 
 AnyCase = Case | DecodeCase
 
@@ -89,7 +90,7 @@ def parse_case(name: str, device: torch.device, seed: int = 0) -> AnyCase:
         weights = whole["weights"]
         return DecodeCase(
             model, config_of(model), int(whole["batch"]), tokens(whole["context"]), weights,
-            weights if weights != "int4" else dtype, "-shared" in whole["flags"],
+            dtype if weights in QUANTISED else weights, "-shared" in whole["flags"],
             "text" if "-text" in whole["flags"] else "synthetic", seed=seed,
             products=BEST if "-best" in whole["flags"] else OURS,
             pattern=RAGGED if "-ragged" in whole["flags"] else None,
