@@ -8,12 +8,14 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from kernel_cases import DEVICE
+from kernel_cases import DEVICE, random
 from linear_cases import check_linear, make_linear
+from resa_bench.kernels.exact import UNIT_ROUNDOFF
 from resa_bench.kernels.launch import INTERPRET
 from resa_bench.kernels.linear.dispatch import linear, linear_reference
 from resa_bench.kernels.linear.fp8 import Fp8Weight, dequantise_fp8, quantise_fp8
-from resa_bench.kernels.linear.fp8_small import fp8_small_linear
+from resa_bench.kernels.linear.fp8_linear import LIBRARY_ROWS, fp8_rows
+from resa_bench.kernels.linear.fp8_small import fp8_small_linear, one_launch
 from resa_bench.kernels.linear.fp8_widen import widen
 from resa_bench.kernels.linear.weights import DenseWeight
 from resa_bench.suites.decode.cases import DecodeCase
@@ -60,8 +62,8 @@ def test_few_rows(rows: int, total: int, depth: int, fused: str, dtype: torch.dt
 
 @pytest.mark.gpu
 def test_linear_on_a_gpu(dtype: torch.dtype) -> None:
-    """Up to 64 rows in one launch, more by their own kernel between torch's norm and addition."""
-    for rows in (64, 65):
+    """Few rows in one launch, more by their own kernel between torch's norm and addition, many by the library's."""
+    for rows in (64, 65, 129):
         case = make_linear(rows, 48, 256, dtype, fused="norm+bias+residual")
         assert isinstance(case.weight, DenseWeight)
         weight = quantise_fp8(case.weight.weight, case.weight.bias)
@@ -105,3 +107,18 @@ def test_cases_count_a_byte_a_weight() -> None:
     assert weight_bytes(case) - weight_bytes(small) == case.config.linear_parameters
     with pytest.raises(ValueError, match=r"got .fp8x., allowed are .*fp8"):
         check_types("fp8x", "bf16")
+
+
+def test_many_rows_take_the_library_s_product(dtype: torch.dtype) -> None:
+    """The weight in 16 bits is exact; its scales come after the sums."""
+    weight = quantise_fp8(random(40, 64, dtype=torch.float32, seed=1))
+    x = random(LIBRARY_ROWS + 1, 64, dtype=dtype, seed=2)
+    wanted = x.double() @ dequantise_fp8(weight, torch.float64).T
+    assert float((fp8_rows(x, weight).double() - wanted).norm() / wanted.norm()) < 4 * UNIT_ROUNDOFF[dtype] + 1e-6
+
+
+def test_which_sizes_take_one_launch() -> None:
+    assert one_launch(64, 3584)
+    assert not one_launch(65, 3584)
+    assert one_launch(16, 37888)
+    assert not one_launch(17, 37888)

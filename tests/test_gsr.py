@@ -337,8 +337,11 @@ def test_the_plan_says_how_each_phase_will_run(monkeypatch: pytest.MonkeyPatch) 
     assert not suite.planned_steps(case, [make_spec("resa-fused")], torch.device("cuda"))
 
 
-def test_a_gpu_without_committed_rows_has_no_break_even() -> None:
+def test_what_has_no_committed_rows_has_no_break_even() -> None:
     assert model_of("a GPU that nobody measured") is None
+    model, case = model_of(H100), GsrCase("qwen2.5-7b", MODELS["qwen2.5-7b"], LENGTHS, weights="fp8")
+    assert model is not None
+    assert predict(model, case, make_spec("resa"), make_spec("triton-dense"), 256, segments(LENGTHS)) is None
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.nn.functional import linear as torch_linear
 
 from ..checks import check_device, check_tensor, kernel_dtypes
 from ..launch import INTERPRET, await_previous, launch
@@ -19,6 +20,7 @@ from .fp8_widen import widen
 Tiles = tuple[int, int, int, int, int]
 """Rows of x and weight rows of a program, K of a step, stages, warps."""
 MAX_ROWS = 2**16
+LIBRARY_ROWS = 128
 ROWS_A_PROGRAM = (16, 32, 64, 128)
 PROMOTED = 128
 """Products of two 8-bit floats that Hopper's matrix units sum by themselves, with some 14 bits (DeepSeek-V3, arXiv
@@ -137,6 +139,16 @@ def fp8_linear(
         num_warps=warps,
     )
     return out
+
+
+def fp8_rows(x: Tensor, weight: Fp8Weight) -> Tensor:
+    """`x W^T` of many rows of 16 bits, without the bias: ours up to LIBRARY_ROWS rows, then the library's product.
+
+    For that the weight is written out in 16 bits, which is exact, and the sums take the scales afterwards.
+    """
+    if x.shape[0] <= LIBRARY_ROWS:
+        return fp8_linear(x, weight)
+    return (torch_linear(x, weight.values.to(x.dtype)) * weight.scales).to(x.dtype)
 
 
 def _tiles(rows: int, columns: int) -> Tiles:
