@@ -12,7 +12,7 @@ from resa_bench.kernels.linear.fp8 import E4M3, Fp8Weight, dequantise_fp8, quant
 from resa_bench.kernels.linear.fp8_linear import fp8_linear
 from resa_bench.kernels.linear.fp8_rows import MOST_IN_REGISTERS, fp8_many_linear, widen_fp8
 from resa_bench.kernels.linear.fp8_small import fp8_small_linear
-from resa_bench.kernels.linear.weights import DenseWeight
+from resa_bench.kernels.linear.weights import DenseWeight, Norm
 from resa_bench.suites.decode.cases import DecodeCase
 from resa_bench.suites.engine.case import check_types
 from resa_bench.suites.engine.checks import check_linears
@@ -72,12 +72,13 @@ def test_dispatch_on_a_gpu(rows: int, dtype: torch.dtype) -> None:
 
 
 def test_on_a_cpu_it_is_the_reference() -> None:
-    case = make_linear(3, 48, 64, torch.float32, fp8=True, fused="norm+bias+swiglu+residual")
-    assert isinstance(case.weight, Fp8Weight)
-    x, options = case.x.cpu(), {**case.fused}
-    plain = DenseWeight(dequantise_fp8(case.weight), case.weight.bias)
-    if x.device == case.x.device:
-        assert torch.equal(linear(x, case.weight, **options), linear_reference(x, plain, **options))
+    generator = torch.Generator().manual_seed(0)
+    x, matrix = torch.randn(3, 64, generator=generator), torch.randn(48, 64, generator=generator)
+    weight = quantise_fp8(matrix, torch.randn(48, generator=generator))
+    plain = DenseWeight(dequantise_fp8(weight), weight.bias)
+    norm, residual = Norm(torch.ones(64), 1e-6), torch.randn(3, 24, generator=generator)
+    options = {"norm": norm, "residual": residual, "swiglu": True}
+    assert torch.equal(linear(x, weight, **options), linear_reference(x, plain, **options))  # type: ignore[arg-type]
 
 
 # --- models -----------------------------------------------------------------------------------------------------------

@@ -129,13 +129,17 @@ def test_choosing_counts_what_stands_around_a_product() -> None:
         row(OURS, 50, rows=32), row("humming", 47, rows=32),  # ours has them, too
         row("humming", 1, rows=64),  # nothing beside it
         row(OURS, 9, "down", 1024), row("humming", 8, "down", 1024),  # a rectification
-        row(OURS, 50, rows=32, weight_dtype="fp8"), row("humming", 47, rows=32, weight_dtype="fp8"),  # ours fuses to 64
+        row(OURS, 50, weight_dtype="fp8"), row("humming", 47, weight_dtype="fp8"),
+        row(OURS, 50, rows=32, weight_dtype="fp8"), row("humming", 47, rows=32, weight_dtype="fp8"),
+        row(OURS, 50, "o", 64, weight_dtype="fp8"), row("humming", 49, "o", 64, weight_dtype="fp8"),  # one launch
         row(OURS, 1, "down", weight_dtype="fp8-a8"),  # no model takes it
     ]  # fmt: skip
     columns, depth = shapes(MODELS["qwen2.5-7b"])["gate_up"]
     of_int4 = {f"{columns}x{depth}": {"16": OURS, "32": "humming"}}
     of_int4 |= {"x".join(map(str, shapes(MODELS["qwen2.5-7b"])["down"])): {"1024": "humming"}}
-    best = {"int4": of_int4, "fp8": {f"{columns}x{depth}": {"32": OURS}}}
+    of_fp8 = {f"{columns}x{depth}": {"16": OURS, "32": "humming"}}
+    of_fp8 |= {"x".join(map(str, shapes(MODELS["qwen2.5-7b"])["o"])): {"64": OURS}}
+    best = {"int4": of_int4, "fp8": of_fp8}
     assert choose.choose(rows) == {"G": {"commit": "0" * 40, "libraries": [], "best": best}}
     with pytest.raises(ValueError, match="rows of one commit"):
         choose.choose([*rows, row(OURS, 1, commit="1" * 40)])

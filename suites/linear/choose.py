@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...kernels.linear.best import FILE, OURS
-from ...kernels.linear.fp8_small import MAX_FP8_ROWS
+from ...kernels.linear.fp8_small import one_launch
 from ...kernels.linear.product import products
 from ...kernels.linear.small_linear import MAX_SMALL_ROWS
 from ..core.results import read_rows
@@ -20,8 +20,6 @@ from ..engine.products import KINDS, shapes
 from ..model.config import MODELS
 from .table import projection
 
-FUSED_ROWS = {"int4": MAX_SMALL_ROWS, "fp8": MAX_FP8_ROWS}
-"""The most rows that our kernels fuse norm, bias, SwiGLU and residual for."""
 LAUNCH_US = 2.0  # of a small kernel in a graph, an estimate
 LAUNCHES = {"qkv": 2, "o": 1, "gate_up": 2, "down": 1}
 """Of norm, bias, SwiGLU and residual: those that our kernels of few rows do not need, and others do."""
@@ -69,9 +67,11 @@ def _size(row: Row) -> tuple[str, str, str, int]:
 
 def whole_us(row: Row) -> float:
     """A product's time with what stands around it, as far as products differ in that."""
-    most = FUSED_ROWS[str(row.weight_dtype)]
-    fused = row.method == OURS or row.batch > most
-    return (row.median_us or 0.0) + (0.0 if fused else LAUNCHES[projection(row)] * LAUNCH_US)
+    name = projection(row)
+    columns, _ = shapes(MODELS[row.model])[name]
+    ours_fuses = one_launch(row.batch, columns) if row.weight_dtype == "fp8" else row.batch <= MAX_SMALL_ROWS
+    apart = ours_fuses and row.method != OURS
+    return (row.median_us or 0.0) + (LAUNCHES[name] * LAUNCH_US if apart else 0.0)
 
 
 def write_choice(files: Sequence[Path], target: Path = FILE) -> list[str]:
