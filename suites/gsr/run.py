@@ -251,9 +251,9 @@ class GsrRun(MethodRun):
         """Rows of one method: each phase, the prefills, the whole way to the answer; points where they were timed."""
         case = self.case
         self.on_step(f"check {spec.label}")
-        one = [Segment(1, 0, case.answer)]
+        answer = [Segment(1, 0, case.answer)]
         ran_a, why_a = self.chosen(spec, case.prompt, self.script)
-        ran_b, why_b = self.chosen(spec, case.refine, one)
+        ran_b, why_b = self.chosen(spec, case.refine, answer)
         paged = self.layout(ran_a)
         state = self.candidates(paged)
         decode = self.full if case.run == "full" else self.sampled
@@ -262,7 +262,7 @@ class GsrRun(MethodRun):
             if case.run == "full":
                 self.store(self.answering, self.refine_prompt(state))
             release(self.device)
-            second = decode(ran_b, "answer", self.answering, case.refine, one)
+            second = decode(ran_b, "answer", self.answering, case.refine, answer)
         clocks = conditions.columns()
         took_a, took_b = (self.took(spec, ran, why, clocks) for ran, why in ((ran_a, why_a), (ran_b, why_b)))
         a = {"context": case.prompt + max(case.lengths), "paged": paged}
