@@ -186,7 +186,7 @@ def default_cases(device: torch.device, scale: str, model: str = DEFAULT_MODEL) 
     """
     heads = PRESETS[model]
     if device.type != "cuda":
-        contexts = {"quick": [4, 16], "default": [4, 8, 16, 32, 64], "full": [4, 8, 16, 32, 64, 128, 256]}[scale]
+        contexts = {"quick": [4, 16], "default": [4, 16, 64], "full": [4, 8, 16, 32, 64, 128, 256]}[scale]
         batches = [1, 4] if scale == "full" else [1]
         return [Case(model, heads, b, c * K, dtype="fp32") for b in batches for c in contexts]
     if scale == "quick":
