@@ -93,9 +93,17 @@ def test_a_decoder_has_the_bytes_and_logits_of_its_8_bits() -> None:
     assert_close(Dense(decoder)(tokens), Dense(plain)(tokens))
 
 
-def test_ranks_take_no_8_bit_weights() -> None:
-    with pytest.raises(ValueError, match="fp8 has a scale a row, which ranks would share"):
-        random_decoder(TINY, weight_dtype="fp8", shard=Shard(0, 2), **FP32)
+def test_ranks_have_the_8_bits_of_the_whole_model() -> None:
+    """Matrices cut by columns keep the scales of their whole rows, so that the ranks' sum is the model's product."""
+    whole = random_decoder(TINY, weight_dtype="fp8", **FP32)
+    shares = [random_decoder(TINY, weight_dtype="fp8", shard=Shard(r, 2, simulated=True), **FP32) for r in range(2)]
+    for name in ("o", "down"):
+        expected, parts = getattr(whole.layers[1], name), [getattr(share.layers[1], name) for share in shares]
+        assert torch.equal(torch.cat([part.values.float() for part in parts], 1), expected.values.float())
+        assert all(torch.equal(part.scales, expected.scales) for part in parts)
+    scales = [share.layers[1].gate_up.scales.chunk(2) for share in shares]
+    rows = torch.cat([gate for gate, _ in scales] + [up for _, up in scales])
+    assert torch.equal(rows, whole.layers[1].gate_up.scales)
 
 
 def test_cases_count_a_byte_a_weight() -> None:

@@ -7,6 +7,7 @@ straight into its place in the fused matrices, so that the whole takes its final
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -59,9 +60,7 @@ def assemble(
         ValueError: as `random_decoder`; RuntimeError: the ranks that share it have not met.
     """
     kind = _quantised(dtype, weight_dtype)
-    if kind == "fp8" and shard is not None:
-        raise ValueError("weight dtype: fp8 has a scale a row, which ranks would share; take int4 or 16 bits")
-    config, exchange = whole, None
+    config, exchange, fill_whole = whole, None, fill
     if shard is not None:
         config, fill, exchange = shard.config(whole), shard.fill(whole, fill), exchange_of(shard)
         if kind == "int4":
@@ -83,11 +82,21 @@ def assemble(
     def projection(columns: int, *names: str, of: int | None = None, bias: bool = False) -> Weight:
         """`of`: columns of the whole model, whose groups those of 4-bit weights are."""
         rows = sum(_rows(config, f"{name}.weight") for name in names)
+        if kind == "fp8" and shard is not None and of is not None:
+            return cut_fp8(shard, rows, of, f"{names[0]}.weight")
         weight = tensor((rows, columns), *(f"{name}.weight" for name in names))
         added = tensor((rows,), *(f"{name}.bias" for name in names)) if bias else None
         if kind == "int4":
             return quantise(weight, added, group=int4_group(of or columns))
         return quantise_fp8(weight, added) if kind == "fp8" else DenseWeight(weight, added)
+
+    def cut_fp8(shard: Shard, rows: int, columns: int, name: str) -> Weight:
+        """A rank's columns of a matrix whose scales are those of the whole rows, as in the whole model."""
+        matrix, part = torch.empty((rows, columns), dtype=dtype, device=device), shard.part(whole, name)
+        assert part is not None
+        fill_whole(name, matrix)
+        quantised = quantise_fp8(matrix)
+        return replace(quantised, values=quantised.values[part.index].contiguous())
 
     def layer(i: int) -> LayerWeights:
         at = f"model.layers.{i}"
