@@ -35,15 +35,15 @@ COMPILED = [
     (128, 7, 128, "minmax", None, False),
     (128, 7, 32, "minmax", None, False),
     (128, 7, 8, "minmax", None, False),
+    (256, 16, 16, "minmax", "fp8", True),
     (64, 7, 8, "meanstd", "fp8", True),
-    (128, 16, 16, "minmax", None, False),
     (64, 9, 8, "meanstd", "fp8", True),
     (256, 8, 16, "minmax", None, False),
-    (256, 16, 16, "minmax", "fp8", True),
+    (128, 16, 16, "minmax", None, False),
 ]
 
 
-@pytest.mark.thinned(3)
+@pytest.mark.thinned(5)  # each kind, type, layout and head size remains
 @pytest.mark.parametrize(("head_dim", "group", "block", "kind", "dtype", "paged"), COMPILED)
 @pytest.mark.slow
 def test_compiles_without_spills(
