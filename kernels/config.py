@@ -117,7 +117,7 @@ class SparseConfig:
     summary_kind: str = setting("minmax", "what a block is scored by", role="score", choices=SUMMARY_KINDS, word="{}")
     selector: str | None = setting(
         None,
-        "what ranks blocks, where not their summary alone (docs/methods.md)",
+        "another way to choose the blocks that a step reads; without it, by their summaries (list: docs/methods.md)",
         role="score",
         kind=str,
         flag="--selector",

@@ -84,7 +84,7 @@ class TritonDense(DecodeMethod):
         """
         check_cache(cache, self.shape, self.dtype, self.device, stored_dtypes())
         check_readable(cache)
-        splits = dense_splits(self.shape, 1, cache.capacity, cache.device)
+        splits = dense_splits(self.shape, 1, cache.capacity, cache.device, cache.in_fp8)
         if splits not in self._partials:
             rows = self.shape.batch * self.shape.q_heads
             self._partials[splits] = Partials.allocate(rows, splits, self.shape.head_dim, cache.device)

@@ -32,7 +32,7 @@ class QualitySet:
 
     @property
     def lines(self) -> Lines:
-        """Rows by variant, in reading order; dense rows, which have no KL, are left out."""
+        """Rows by variant, in reading order, of those with a KL: dense decoding has one on caches in fp8 alone."""
         lines: Lines = {}
         for row in self.rows:
             lines.setdefault(row.variant, []).append(row)

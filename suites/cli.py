@@ -45,21 +45,20 @@ Given = dict[str, Any]
 
 BENCH_EXAMPLES = """examples:
   resa-bench bench                                     kernels (`micro`), then decoding (`decode`): default lists
+                                                       (on a CPU: attention at 4K, 16K, 64K; SmolLM2 at 1K, 8K)
   resa-bench bench --quick                             both in under two minutes
   resa-bench bench --only decode                       one half
   resa-bench bench --context 64K 256K --batch 4        these cases in both
-
-On a GPU it takes about ten minutes. On a CPU it takes about five: kernels at 4K, 16K and 64K, then SmolLM2-135M at 1K
-and 8K tokens of text.
 
 Takes the flags of both halves. Which cases one half alone knows (--q-heads, --pattern, --page-size, --case ...), it
 runs alone; `resa-bench micro --help` and `resa-bench decode --help` have more. A rerun goes on where the last one
 stopped; --fresh starts over."""
 
 REPORT_EXAMPLES = """examples:
-  resa-bench report runs/cpu-my-machine/1a2b3c         the page of a run, in its folder: report.html
-  resa-bench report results/h200 -o report.html        every file of a folder
-  resa-bench report before.jsonl after.jsonl -o two.html    two runs side by side: same, faster, slower, unclear"""
+  resa-bench report runs/cpu/commit                    report.html beside the rows of a run
+  resa-bench report results/h200 -o h200.html          published rows
+  resa-bench report before after -o two.html           two runs side by side: same, faster, slower or unclear
+  resa-bench report runs/h200/commit runs/h200/commit/profile     with the timeline of a profiled step"""
 
 HALVES = ("micro", "decode")
 ONLY = Flag("--only", "one half of the job", choices=HALVES)
@@ -107,10 +106,8 @@ def build_parser() -> argparse.ArgumentParser:
     plots.add_argument("results", nargs="+", type=place, help="JSON Lines files, or folders of them")
     plots.add_argument("--output", type=place, help="folder of the figures (default: plots/ beside the first file)")
     plots.set_defaults(act=act_plots)
-    report = commands.add_parser(
-        "report", help="one page of result files: opens in any browser, fetches nothing",
-        epilog=epilog(REPORT_EXAMPLES), formatter_class=raw,
-    )  # fmt: skip
+    help_text = "one page of result files: opens in any browser, fetches nothing"
+    report = commands.add_parser("report", help=help_text, epilog=epilog(REPORT_EXAMPLES), formatter_class=raw)
     report.add_argument("results", nargs="+", type=place, help="JSON Lines files, or folders of them (traces too)")
     report.add_argument("-o", "--output", type=place, help="the page (default: report.html beside the first file)")
     report.set_defaults(act=act_report)

@@ -10,8 +10,10 @@ from kernel_cases import DEVICE, NAN, U32, random
 from resa_bench.kernels.exact import CONFIDENCE, UNIT_ROUNDOFF
 from resa_bench.kernels.launch import INTERPRET
 from resa_bench.kernels.linear.finish import finish
-from resa_bench.kernels.linear.fp8 import Fp8Weight, dequantise_fp8
+from resa_bench.kernels.linear.fp8 import Fp8Weight, dequantise_fp8, quantise_fp8
 from resa_bench.kernels.linear.fp8_linear import fp8_linear
+from resa_bench.kernels.linear.fp8_rows import widen_fp8
+from resa_bench.kernels.linear.fp8_small import fp8_small_linear
 from resa_bench.kernels.linear.int4 import Int4Weight, count_blocks, dequantise, quantise
 from resa_bench.kernels.linear.int4_linear import int4_small_linear
 from resa_bench.kernels.linear.int4_rows import dequantise_kernel, int4_linear
@@ -49,15 +51,23 @@ def framed(rows: int, columns: int, dtype: torch.dtype, seed: int) -> Tensor:
 
 
 def make_linear(
-    rows: int, total: int, depth: int, dtype: torch.dtype, *, group: int = 0, fused: str = "", seed: int = 0
-) -> Linear:
-    """`total` weight rows; `group` 0 is a 16-bit weight; `fused` names any of norm, bias, swiglu, residual."""
+    rows: int, total: int, depth: int, dtype: torch.dtype, *, group: int = 0, fp8: bool = False, fused: str = "",
+    seed: int = 0,
+) -> Linear:  # fmt: skip
+    """`total` weight rows; `group` 0 is a 16-bit weight, or with `fp8` one of 8 bits.
+
+    `fused` names any of norm, bias, swiglu, residual.
+    """
     swiglu = "swiglu" in fused
     weight = random(total, depth, dtype=torch.float32, seed=seed + 1) / depth**0.5
     bias = random(total, dtype=dtype, seed=seed + 2) if "bias" in fused else None
     norm = Norm(1 + 0.2 * random(depth, dtype=dtype, seed=seed + 3), 1e-5) if "norm" in fused else None
     residual = framed(rows, total // 2 if swiglu else total, dtype, seed + 4) if "residual" in fused else None
-    packed = quantise(weight, bias, group=group, dtype=dtype) if group else DenseWeight(weight.to(dtype), bias)
+    packed: DenseWeight | Int4Weight | Fp8Weight = DenseWeight(weight.to(dtype), bias)
+    if group:
+        packed = quantise(weight, bias, group=group, dtype=dtype)
+    elif fp8:
+        packed = quantise_fp8(weight, bias)
     return Linear(framed(rows, depth, dtype, seed), packed, norm, residual, swiglu)
 
 
@@ -123,15 +133,30 @@ def empty_int4(total: int, depth: int, group: int, device: torch.device, bias: b
     return Int4Weight(words, scales, depth, group, torch.empty(total, **half) if bias else None)
 
 
+def empty_fp8(total: int, depth: int, device: torch.device, bias: bool = False) -> Fp8Weight:
+    """An uninitialised 8-bit weight for bf16."""
+    values = torch.empty(total, depth, dtype=torch.float8_e4m3fn, device=device)
+    added = torch.empty(total, dtype=torch.bfloat16, device=device) if bias else None
+    return Fp8Weight(values, torch.empty(total, dtype=torch.float32, device=device), added)
+
+
 def run_fp8(rows: int, total: int, depth: int, device: torch.device) -> None:
     """Both forms of the e4m3 product, over uninitialised data."""
+    weight = empty_fp8(total, depth, device)
+    fp8_linear(torch.empty(rows, depth, dtype=torch.bfloat16, device=device), weight)
+    fp8_linear(empty_fp8(rows, depth, device), weight)
+    if rows == 256:
+        widen_fp8(weight, torch.bfloat16)
 
-    def quantised(count: int) -> Fp8Weight:
-        values = torch.empty(count, depth, dtype=torch.float8_e4m3fn, device=device)
-        return Fp8Weight(values, torch.empty(count, dtype=torch.float32, device=device))
 
-    fp8_linear(torch.empty(rows, depth, dtype=torch.bfloat16, device=device), quantised(total))
-    fp8_linear(quantised(rows), quantised(total))
+def run_fp8_small(rows: int, device: torch.device) -> None:
+    """The four projections of Qwen2.5-7B with 8-bit weights, as a layer has them, over uninitialised data."""
+    x, wide = (torch.empty(rows, depth, dtype=torch.bfloat16, device=device) for depth in (3584, 18944))
+    norm = Norm(torch.empty(3584, dtype=torch.bfloat16, device=device), 1e-6)
+    fp8_small_linear(x, empty_fp8(4608, 3584, device, bias=True), norm=norm)
+    fp8_small_linear(x, empty_fp8(3584, 3584, device), residual=x)
+    fp8_small_linear(x, empty_fp8(37888, 3584, device), norm=norm, swiglu=True)
+    fp8_small_linear(wide, empty_fp8(3584, 18944, device), residual=x)
 
 
 def run_linears(device: torch.device) -> None:
@@ -167,6 +192,8 @@ def run_linears(device: torch.device) -> None:
     for rows in (1, 32, 64, 256):
         for total, depth in ((4608, hidden), (2 * feed, hidden), (hidden, feed)):
             run_fp8(rows, total, depth, device)
+    for rows in (1, 16, 32, 64):
+        run_fp8_small(rows, device)
     wide = empty(32, 2 * feed)
     finish(wide, swiglu=True)
     finish(empty(32, 4608), empty(4608))

@@ -52,7 +52,6 @@ MODELS = {
     "dense": Small(small("dense")),
     "fewer-kv-heads-than-ranks": Small(small("gqa", kv_heads=1, qkv_bias=True), PER_HEAD),
     "int4": Small(small("int4", dim=64, ffn=512), RESA, "int4"),
-    "fp8": Small(small("fp8"), RESA, "fp8"),
     "unequal-columns": Small(small("unequal", dim=64, ffn=640), weights="int4"),
 }
 

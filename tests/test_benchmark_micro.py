@@ -71,6 +71,7 @@ LATEST = _Latest()
 @pytest.mark.parametrize("spec", SPECS, ids=lambda s: s.label.replace(" ", "-"))
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.slug)
 @pytest.mark.slow
+@pytest.mark.thinned(2)
 def test_decode_step(benchmark: Any, case: Case, spec: MethodSpec) -> None:
     """One whole decode step of attention, cold; checked against fp64 before it is timed."""
     reason = get_method(spec.name).unavailable(case.shape, case.torch_dtype, DEVICE)

@@ -164,7 +164,7 @@ def test_slugs() -> None:
     ("change", "message"),
     [
         ({"batch": 0}, "context, batch: got 4096, 0"),
-        ({"weights": "int3"}, "weights: got 'int3', allowed are bf16, fp16, fp32, int4"),
+        ({"weights": "int3"}, "weights: got 'int3', allowed are bf16, fp16, fp32, int4, fp8"),
         ({"dtype": "fp8"}, "dtype: got 'fp8'"),
         ({"weights": "fp16"}, "weights: got fp16 beside bf16 activations"),
         ({"pattern": "ragged"}, "ragged batches have two sequences at least; give --batch"),

@@ -138,7 +138,7 @@ def test_rows_of_a_ragged_batch_beside_the_uniform_one(tiny: str) -> None:
 
 
 @pytest.mark.parametrize("shared", [False, True], ids=["apart", "shared"])
-@pytest.mark.parametrize("weights", ["fp32", "int4"])
+@pytest.mark.parametrize("weights", ["fp32", "int4", "fp8"])
 @pytest.mark.slow
 def test_every_setting_passes_the_gate(tiny: str, shared: bool, weights: str) -> None:
     case = DecodeCase(tiny, TINY, 1, 256, weights, "fp32", shared_kv=shared)

@@ -327,8 +327,21 @@ def test_committed_rows_choose_dense_steps_below_break_even(candidates: int, wei
     assert "results/h100/" in second.reason
 
 
-def test_a_gpu_without_committed_rows_has_no_break_even() -> None:
+def test_the_plan_says_how_each_phase_will_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(suite, "device_name", lambda device: H100)
+    case = GsrCase("qwen2.5-7b", MODELS["qwen2.5-7b"], script(16), summary=360)
+    first, second = suite.planned_steps(case, [make_spec("resa")], torch.device("cuda"))
+    assert first.startswith("resa b16, candidates: sparse steps, since sparse ones are predicted 1.")
+    assert second.startswith("resa b16, answer: dense steps, since sparse ones are predicted 0.")
+    assert not suite.planned_steps(replace(case, always_sparse=True), [make_spec("resa")], torch.device("cuda"))
+    assert not suite.planned_steps(case, [make_spec("resa-fused")], torch.device("cuda"))
+
+
+def test_what_has_no_committed_rows_has_no_break_even() -> None:
     assert model_of("a GPU that nobody measured") is None
+    model, case = model_of(H100), GsrCase("qwen2.5-7b", MODELS["qwen2.5-7b"], LENGTHS, weights="fp8")
+    assert model is not None
+    assert predict(model, case, make_spec("resa"), make_spec("triton-dense"), 256, segments(LENGTHS)) is None
 
 
 @pytest.mark.parametrize(
@@ -378,7 +391,7 @@ def test_sixteen_candidates() -> None:
     assert best.columns()["products"] == "best"
     assert memory_bytes(best) - memory_bytes(replace(best, products="ours")) == second_bytes(best) > 3e9
     assert memory_bytes(best) < 60e9
-    with pytest.raises(ValueError, match="products: best is of int4 weights, got bf16"):
+    with pytest.raises(ValueError, match="products: best is of int4 or fp8 weights, got bf16"):
         replace(case, products="best")
 
 
@@ -386,7 +399,7 @@ def test_sixteen_candidates() -> None:
     ("arguments", "message"),
     [
         (["--candidates", "6"], "--candidates 6: default lengths are of a multiple of 4 candidates; give --lengths"),
-        (["--products", "best"], "--products best: is of 4-bit weights; give --weights int4"),
+        (["--products", "best"], "--products best: is of 4-bit and 8-bit weights; give --weights int4 or fp8"),
         (["--lengths", "100", "9000"], "lengths: 9256 tokens, over the 8192"),
         (["--lengths", "100", "-5"], "--lengths: got -5, must be 1 to"),
         (["--lengths", "100", "200", "--candidates", "3"], "2 lengths for 3 candidates"),

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import resa_bench.baselines  # noqa: F401  registers the rivals
 import torch
+import triton
+import triton.language as tl
 from kernel_cases import (
     DEVICE,
     LAYOUTS,
@@ -26,9 +28,11 @@ from kernel_cases import (
 )
 from resa_bench.kernels import AttentionShape, KVCache, SparseConfig, Unsupported, build_summaries, write_tokens
 from resa_bench.kernels.attention.chunk import best_chunk_kernel
+from resa_bench.kernels.attention.softmax import query_columns
 from resa_bench.kernels.checks import kernel_dtypes
 from resa_bench.kernels.e4m3 import E4M3, E4M3_MAX, HEADROOM, LEAST_SCALE, decoded, encoded, scales_of
 from resa_bench.kernels.fused.method import refused
+from resa_bench.kernels.launch import launch
 from resa_bench.kernels.ways import way
 from resa_bench.suites.engine.gate import check_attended, check_rectified_tokens
 from torch import Tensor
@@ -103,6 +107,31 @@ def test_dense_attention_is_that_of_the_numbers_held(layout: str, tokens: int, d
     cache = make_cache([1, 70, 33], capacity=96, layout=layout, dtype=dtype, kv_dtype="fp8")
     assert cache.scales_or_any[1, 1] > cache.scales_or_any[0, 1]
     run_dense(random(3, tokens, 14, 64, dtype=dtype, seed=1), cache, splits=3)
+
+
+@triton.jit
+def _columns_kernel(q, parts, factors, ROWS: tl.constexpr, D: tl.constexpr):
+    """What `query_columns` makes of `[ROWS, D]`, as fp32: `[D, 2 * ROWS]`, and `[ROWS]`."""
+    row = tl.arange(0, ROWS)
+    both, factor = query_columns(q, row * D, row < ROWS, 2, ROWS, D, False)
+    tl.store(factors + row, factor)
+    tl.store(parts + tl.arange(0, D)[:, None] * (2 * ROWS) + tl.arange(0, 2 * ROWS)[None, :], both.to(tl.float32))
+
+
+def test_two_parts_in_fp8_hold_a_query_in_bf16() -> None:
+    """Exactly, down to 2^-9 of a row's largest; a row of zeros, of large and of tiny numbers, and NaN, too."""
+    q = random(8, 64, dtype=torch.float32, seed=2).bfloat16().float()
+    q[1], q[2], q[3] = 0.0, q[2] * 2.0**60, q[3] * 2.0**-60
+    q[4, 3:] *= 2.0**-9
+    q[5, 0] = NAN
+    parts, factors = torch.empty(64, 16, device=DEVICE), torch.empty(8, device=DEVICE)
+    launch(_columns_kernel, (1,), q=q, parts=parts, factors=factors, ROWS=8, D=64)
+    held = (parts[:, :8] + parts[:, 8:]) * factors
+    exact = q.t().abs() >= q.abs().amax(1) * 2.0**-9
+    assert same(held[exact], q.t()[exact])
+    rest = (held - q.t()).abs() <= q.abs().amax(1) * 2.0**-17
+    assert bool((rest | q.isnan().any(1)).all())
+    assert bool(held[:, 5].isnan().any())
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -41,6 +41,7 @@ def test_every_kernel_is_known() -> None:
         "_int4_rows_kernel",
         "_dequantise_kernel",
         "_fp8_linear_kernel",
+        "_widen_kernel",
         "_finish_kernel",
         "_rope_kernel",
     }

@@ -168,6 +168,7 @@ def test_a_wrong_product_costs_its_own_row(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("plugins")
 def test_the_quick_list_runs_on_a_cpu(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     status, out, _ = run(capsys, "--quick", "--weights", "int4", "--output", str(tmp_path))
     rows = [json.loads(line) for line in (tmp_path / "linear.jsonl").read_text().splitlines()]
@@ -191,3 +192,12 @@ def test_errors_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_product_is_registered_once() -> None:
     with pytest.raises(ValueError, match="is there already"):
         register_product("ours")(Product)
+
+
+def test_rows_of_a_rectification_by_a_librarys_first_word() -> None:
+    plan = planned(CUDA, rows=(128, 256, 1024), weights=("int4", "fp8"), kernel=("ours", "humming", "torch"))
+    assert {case.rows for case in cases_of(plan)} == {128, 256, 1024}
+    names = {(case.kind, spec.name) for case in cases_of(plan) for spec in (*plan.specs, *plan.further[case.slug])}
+    assert names == {
+        ("int4", "ours"), ("int4", "humming"), ("int4", "torch-int4pack"), ("fp8", "ours"), ("fp8", "humming")
+    }  # fmt: skip

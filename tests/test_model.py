@@ -236,7 +236,7 @@ def test_int4_of_a_checkpoint_takes_the_group_that_fits(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        pytest.param(dict(weight_dtype="int8"), "got 'int8' .* allowed are fp32 .* and int4, fp8", id="unknown"),
+        pytest.param(dict(weight_dtype="int8"), "got 'int8' .* allowed are fp32 .*, int4, fp8", id="unknown"),
         pytest.param(dict(weight_dtype="bf16"), "got 'bf16' with activations of fp32", id="mixed"),
         pytest.param(dict(dtype=torch.float64), "allowed are torch.bfloat16", id="dtype"),
     ],

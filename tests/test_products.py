@@ -19,6 +19,7 @@ from resa_bench.kernels.linear.best import FILE, OURS, Best, best_of
 from resa_bench.kernels.linear.chosen import ChosenWeight, Multiply
 from resa_bench.kernels.linear.dispatch import linear, linear_reference
 from resa_bench.kernels.linear.finish import finish, finish_reference
+from resa_bench.kernels.linear.fp8 import Fp8Weight, dequantise_fp8
 from resa_bench.kernels.linear.int4 import Int4Weight, dequantise
 from resa_bench.kernels.linear.product import AnyWeight, Product, ProductShape, products
 from resa_bench.profiling.ceilings import Ceilings
@@ -35,10 +36,10 @@ from resa_bench.suites.engine.costs import memory_bytes
 from resa_bench.suites.engine.loader import Loader
 from resa_bench.suites.engine.measure import DecodePlan
 from resa_bench.suites.engine.products import by_best, refusal, shapes, wanted
-from resa_bench.suites.linear import choose
+from resa_bench.suites.linear import choose, suite
 from resa_bench.suites.model import config as model_config
 from resa_bench.suites.model.config import MODELS, ModelConfig
-from resa_bench.suites.model.weights import random_decoder
+from resa_bench.suites.model.weights import QUANTISED, random_decoder
 from resa_bench.suites.profile.workload import parse_case
 
 CPU = torch.device("cpu")
@@ -49,7 +50,7 @@ FUSED = ("", "bias", "residual", "norm", "swiglu", "norm+bias+swiglu+residual")
 class Slow(Product):
     """A library's product as this test has it: the weight read back, then torch."""
 
-    kinds = ("int4",)
+    kinds = ("int4", "fp8")
     serves_models = True
     compiles = True
     asked: list[int]
@@ -62,8 +63,8 @@ class Slow(Product):
 
     @classmethod
     def hold(cls, weight: AnyWeight, dtype: torch.dtype) -> Multiply:
-        assert isinstance(weight, Int4Weight)
-        plain = dequantise(weight, dtype)
+        assert isinstance(weight, Int4Weight | Fp8Weight)
+        plain = dequantise(weight, dtype) if isinstance(weight, Int4Weight) else dequantise_fp8(weight, dtype)
 
         def multiply(x: torch.Tensor) -> torch.Tensor:
             cls.asked.append(len(x))
@@ -87,7 +88,7 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> type[Slow]:
     monkeypatch.setitem(model_config.MODELS, TINY.name, TINY)
     own = shapes(TINY)
     entries = {f"{n}x{k}": {"1": OURS, "4": "slow", "16": "slow"} for n, k in (own["o"], own["down"])}
-    table = {device_name(CPU): {"commit": "c", "libraries": [], "best": {"int4": entries}}}
+    table = {device_name(CPU): {"commit": "c", "libraries": [], "best": {"int4": entries, "fp8": entries}}}
     monkeypatch.setattr(best_module, "table", lambda: table)
     return Slow
 
@@ -127,25 +128,39 @@ def test_choosing_counts_what_stands_around_a_product() -> None:
         row(OURS, 50), row("humming", 47), row("torch-int4pack", 1),  # two launches more, and no model can use torch's
         row(OURS, 50, rows=32), row("humming", 47, rows=32),  # ours has them, too
         row("humming", 1, rows=64),  # nothing beside it
-        row(OURS, 1, "down", weight_dtype="fp8"),
+        row(OURS, 9, "down", 1024), row("humming", 8, "down", 1024),  # a rectification
+        row(OURS, 50, weight_dtype="fp8"), row("humming", 47, weight_dtype="fp8"),
+        row(OURS, 50, rows=32, weight_dtype="fp8"), row("humming", 47, rows=32, weight_dtype="fp8"),
+        row(OURS, 50, "o", 64, weight_dtype="fp8"), row("humming", 49, "o", 64, weight_dtype="fp8"),  # one launch
+        row(OURS, 1, "down", weight_dtype="fp8-a8"),  # no model takes it
     ]  # fmt: skip
     columns, depth = shapes(MODELS["qwen2.5-7b"])["gate_up"]
-    best = {f"{columns}x{depth}": {"16": OURS, "32": "humming"}}
-    assert choose.choose(rows) == {"G": {"commit": "0" * 40, "libraries": [], "best": {"int4": best}}}
+    of_int4 = {f"{columns}x{depth}": {"16": OURS, "32": "humming"}}
+    of_int4 |= {"x".join(map(str, shapes(MODELS["qwen2.5-7b"])["down"])): {"1024": "humming"}}
+    of_fp8 = {f"{columns}x{depth}": {"16": OURS, "32": "humming"}}
+    of_fp8 |= {"x".join(map(str, shapes(MODELS["qwen2.5-7b"])["o"])): {"64": OURS}}
+    best = {"int4": of_int4, "fp8": of_fp8}
+    assert choose.choose(rows) == {"G": {"commit": "0" * 40, "libraries": [], "best": best}}
     with pytest.raises(ValueError, match="rows of one commit"):
         choose.choose([*rows, row(OURS, 1, commit="1" * 40)])
     with pytest.raises(ValueError, match="no timed rows"):
         choose.choose([])
 
 
-def test_the_file_follows_from_the_published_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_file_follows_from_the_published_rows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = Path(__file__).parent.parent / "results/h200/linear.jsonl.gz"
     out = tmp_path / "best.json"
     out.write_text(json.dumps({"another": {}}))
-    assert choose.write_choice([str(rows)], out) == 0
+    choose.write_choice([rows], out)
     assert json.loads(out.read_text()) == {"another": {}} | json.loads(FILE.read_text())
-    assert choose.write_choice([], out) == 2
-    assert "no files" in capsys.readouterr().err
+    monkeypatch.setattr(suite, "write_choice", lambda files: choose.write_choice(files, out))
+    assert main(["linear", "--choose", str(rows)]) == 0
+    assert "NVIDIA H200" in capsys.readouterr().out
+    (tmp_path / "none.jsonl").write_text("")
+    assert main(["linear", "--choose", str(tmp_path / "none.jsonl")]) == 2
+    assert "no timed rows of int4 or fp8 weights" in " ".join(capsys.readouterr().err.split())
 
 
 # --- dispatch ---------------------------------------------------------------------------------------------------------
@@ -191,13 +206,14 @@ def test_nothing_to_finish_is_no_launch() -> None:
 # --- models -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_model_by_the_best_products_says_the_same(slow: type[Slow]) -> None:
-    decoder = random_decoder(TINY, dtype=torch.float32, device=CPU, weight_dtype="int4")
-    needs = wanted(TINY, {1, 4, 99}, CPU)
+@pytest.mark.parametrize("kind", QUANTISED)
+def test_a_model_by_the_best_products_says_the_same(kind: str, slow: type[Slow]) -> None:
+    decoder = random_decoder(TINY, dtype=torch.float32, device=CPU, weight_dtype=kind)
+    needs = wanted(TINY, kind, {1, 4, 99}, CPU)
     assert {need.shape.rows for need in needs} == {4}  # one row is ours, and so is what was not measured
     assert {(n.shape.columns, n.shape.depth) for n in needs} == {shapes(TINY)["o"], shapes(TINY)["down"]}
     steps: list[str] = []
-    best = by_best(decoder, needs, steps.append)
+    best = by_best(decoder, kind, needs, steps.append)
     assert len(slow.compiled) == 2
     assert any("compiled 2 of 2" in step for step in steps)
     for own, other in zip(decoder.layers, best.layers, strict=True):
@@ -211,7 +227,7 @@ def test_a_model_by_the_best_products_says_the_same(slow: type[Slow]) -> None:
     slow.wrong = 1.1
     with pytest.raises(CheckFailed, match="4 rows"):
         check_linears(best, {4})
-    assert by_best(decoder, [], steps.append).layers[0].o is decoder.layers[0].o
+    assert by_best(decoder, kind, [], steps.append).layers[0].o is decoder.layers[0].o
 
 
 def case_of(**columns: Any) -> DecodeCase:
@@ -259,7 +275,7 @@ def test_cases_say_their_products(slow: type[Slow]) -> None:
     assert "3.5 GB more" in twice_notes([replace(whole, products="best")])[0]
     for change, message in (
         ({"products": "x"}, "got 'x'"),
-        ({"products": "best", "weights": "bf16"}, "of int4 weights"),
+        ({"products": "best", "weights": "bf16"}, "of int4 or fp8 weights"),
     ):
         with pytest.raises(ValueError, match=f"products: .*{message}"):
             replace(whole, **change)  # type: ignore[arg-type]
@@ -269,13 +285,13 @@ def test_cases_say_their_products(slow: type[Slow]) -> None:
 def test_what_cannot_run_is_refused_in_a_line(
     slow: type[Slow], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert refusal(TINY, torch.float32, CPU) is None
+    assert refusal(TINY, "int4", torch.float32, CPU) is None
     monkeypatch.setattr(Slow, "unavailable", classmethod(lambda cls, *_: "slow_library cannot be imported"))
-    assert refusal(TINY, torch.float32, CPU) == "slow: slow_library cannot be imported"
+    assert refusal(TINY, "int4", torch.float32, CPU) == "slow: slow_library cannot be imported"
     for arguments, message in (
         ("--weights int4", "slow: slow_library cannot be imported"),
-        ("--weights fp32", "give --weights int4"),
-        ("--context 512", "give --weights int4"),
+        ("--weights fp32", "give --weights int4 or fp8"),
+        ("--context 512", "give --weights int4 or fp8"),
         ("--model qwen2.5-1.5b --weights int4", "no products of qwen2.5-1.5b's sizes were measured on"),
     ):
         given = f"decode --device cpu --model {TINY.name} --products best {arguments}".split()

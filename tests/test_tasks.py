@@ -86,6 +86,18 @@ def measure(models: Loader, case: TaskCase, specs: list[MethodSpec]) -> list[Row
     return run_case(case, specs, bench)
 
 
+@pytest.fixture(scope="module")
+def kept() -> dict[str, list[Row]]:
+    """Rows of a case, by its name, for the tests that look at the same ones (of one group: in one process)."""
+    return {}
+
+
+def measure_once(kept: dict[str, list[Row]], models: Loader, case: TaskCase) -> list[Row]:
+    if case.slug not in kept:
+        kept[case.slug] = measure(models, case, [EVERYTHING, SPARSE])
+    return kept[case.slug]
+
+
 def of(rows: list[Row], spec: MethodSpec, stage: str = "free") -> list[Row]:
     return [row for row in rows if row.variant == spec.variant and row.stage == stage]
 
@@ -183,8 +195,9 @@ def test_what_is_fed_is_judged_by_the_step_before(tiny: LoadedModel) -> None:
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 @pytest.mark.slow
-def test_a_method_equal_to_dense_never_diverges(models: Loader, temperature: float) -> None:
-    rows = measure(models, divergence(temperature=temperature), [SPARSE, EVERYTHING])
+@pytest.mark.xdist_group("rows of tasks")
+def test_a_method_equal_to_dense_never_diverges(models: Loader, kept: dict[str, list[Row]], temperature: float) -> None:
+    rows = measure_once(kept, models, divergence(temperature=temperature))
     dense, whole, sparse = dense_spec(CPU), of(rows, EVERYTHING), of(rows, SPARSE)
     for same in (whole, of(rows, dense), of(rows, dense, "chunk")):
         assert value(same, "divergence") == value(same, "divergence_median") == 32
@@ -197,8 +210,9 @@ def test_a_method_equal_to_dense_never_diverges(models: Loader, temperature: flo
 
 
 @pytest.mark.slow
-def test_needles_by_depth(models: Loader) -> None:
-    rows = measure(models, needles(groups=2), [EVERYTHING, SPARSE])
+@pytest.mark.xdist_group("rows of tasks")
+def test_needles_by_depth(models: Loader, kept: dict[str, list[Row]]) -> None:
+    rows = measure_once(kept, models, needles(groups=2))
     dense, whole, sparse = of(rows, dense_spec(CPU)), of(rows, EVERYTHING), of(rows, SPARSE)
     assert [r.depth for r in whole if r.metric == "needle"] == [0.1, 0.5, 0.9, None]
     assert [r.n_samples for r in whole if r.metric == "needle"] == [2, 2, 2, 6]
@@ -231,9 +245,9 @@ def test_an_oracle_of_answers_scores_everything(models: Loader, monkeypatch: pyt
 
 
 @pytest.mark.slow
-def test_copies(models: Loader, tiny: LoadedModel) -> None:
-    case = copies(groups=2)
-    rows = measure(models, case, [EVERYTHING, SPARSE])
+@pytest.mark.xdist_group("rows of tasks")
+def test_copies(models: Loader, tiny: LoadedModel, kept: dict[str, list[Row]]) -> None:
+    rows = measure_once(kept, models, copies(groups=2))
     dense, whole = of(rows, dense_spec(CPU)), of(rows, EVERYTHING)
     assert [r.n_samples for r in whole if r.metric == "copy"] == [8]
     assert value(whole, "copy") == value(dense, "copy")
@@ -295,10 +309,11 @@ def test_questions_that_take_too_long_are_refused(models: Loader, monkeypatch: p
 
 
 @pytest.mark.slow
-def test_tables(models: Loader, tmp_path: Path) -> None:
+@pytest.mark.xdist_group("rows of tasks")
+def test_tables(models: Loader, tmp_path: Path, kept: dict[str, list[Row]]) -> None:
     rows: list[Row] = []
-    for case in (divergence(steps=16), needles(depths=1), copies()):
-        of_case = measure(models, case, [EVERYTHING])
+    for case in (divergence(temperature=0.0), needles(groups=2), copies(groups=2)):
+        of_case = measure_once(kept, models, case)
         append(tmp_path / "tasks.jsonl", of_case)
         rows += of_case
     assert [r.variant for r in read_rows(tmp_path / "tasks.jsonl")] == [r.variant for r in rows]
@@ -306,7 +321,7 @@ def test_tables(models: Loader, tmp_path: Path) -> None:
     for case_name in dict.fromkeys(r.case for r in rows):
         console.print(case_table(case_name, rows))
     text = console.export_text()
-    for words in ("torch-dense in chunks", "never in 16", "at 0.5", "exactly", "resa-torch b16 r1 f8", "its own"):
+    for words in ("torch-dense in chunks", "never in 32", "at 0.5", "exactly", "resa-torch b16 r1 f8", "its own"):
         assert words in text
     lines = [line for line in text.splitlines() if "│" in line]
     assert "torch-dense" in lines[0]

@@ -20,7 +20,7 @@ def transformers_model(decoder: Decoder) -> PreTrainedModel:
     """The model of transformers that computes what `decoder` does; its tensors are views of the decoder's.
 
     Raises:
-        Unsupported: 4-bit weights, or a mixture of options that no family of transformers has.
+        Unsupported: quantised weights, or a mixture of options that no family of transformers has.
     """
     config = decoder.config
     kind, own = _family(config)

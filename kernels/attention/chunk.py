@@ -98,7 +98,7 @@ class TritonChunk(ChunkKernel):
     def bind(self, cache: KVCache, shape: AttentionShape, chunk: ChunkTensors) -> Callable[[], None]:
         """The call that fills `chunk.out`; its room for split results is made now and kept."""
         batch, tokens, heads, dim = chunk.q.shape
-        key = batch * tokens * heads, dense_splits(shape, tokens, cache.capacity, cache.device)
+        key = batch * tokens * heads, dense_splits(shape, tokens, cache.capacity, cache.device, cache.in_fp8)
         if key not in self._partials:
             self._partials[key] = Partials.allocate(*key, dim, cache.device)
         partials = self._partials[key]

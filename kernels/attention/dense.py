@@ -20,7 +20,16 @@ from ..exact import Exact, assign, empty_rows, exact_attention
 from ..launch import INTERPRET, await_previous, launch, plan_splits, shared_memory
 from .addressing import checked_scale, held_tokens, locate, strided, tile_range
 from .merge import Partials
-from .softmax import LIFT, attend_tile, multipliable, store_partial
+from .softmax import (
+    LIFT,
+    as_columns,
+    attend_columns,
+    attend_tile,
+    multipliable,
+    query_columns,
+    query_parts,
+    store_partial,
+)
 
 
 @triton.jit
@@ -28,7 +37,7 @@ def _attend_tiles(
     query, k_cache, v_cache, table, batch, head_offset, position, start, end, length, scale_log2, m, total, acc,
     cache_outer_stride, cache_token_stride, table_stride, pages,
     D: tl.constexpr, TILE: tl.constexpr, PAGE: tl.constexpr, PAGED: tl.constexpr, MASKED: tl.constexpr,
-    CAST_FP32: tl.constexpr, STAGES: tl.constexpr,
+    PARTS: tl.constexpr, CAST_FP32: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     lane = tl.arange(0, TILE)
     dims = tl.arange(0, D)
@@ -50,8 +59,12 @@ def _attend_tiles(
         else:
             k = tl.load(k_cache + base + offsets)
             v = tl.load(v_cache + base + offsets)
-        visible = valid[None, :] & (token[None, :] <= position[:, None])
-        m, total, acc = attend_tile(query, k, v, visible, scale_log2, m, total, acc, MASKED, CAST_FP32)
+        if PARTS:
+            visible = valid[:, None] & (token[:, None] <= position[None, :])
+            m, total, acc = attend_columns(query, k, v, visible, scale_log2, m, total, acc, PARTS, MASKED, CAST_FP32)
+        else:
+            visible = valid[None, :] & (token[None, :] <= position[:, None])
+            m, total, acc = attend_tile(query, k, v, visible, scale_log2, m, total, acc, MASKED, CAST_FP32)
     return m, total, acc
 
 
@@ -84,6 +97,7 @@ def _dense_kernel(
     TILE: tl.constexpr,
     PAGE: tl.constexpr,
     PAGED: tl.constexpr,
+    PARTS: tl.constexpr,  # of a query as the right operand beside keys in e4m3; 0: it is the left one
     CAST_FP32: tl.constexpr,
     STAGES: tl.constexpr,
     PDL: tl.constexpr,
@@ -101,13 +115,18 @@ def _dense_kernel(
     head = kv_head * G + row % G
     position = length - q_tokens + q_token  # negative for rows before the start: they see nothing
     q_rows = strided(batch, q_batch_stride) + strided(q_token, q_token_stride) + strided(head, q_head_stride)
-    query = tl.load(q + q_rows[:, None] + dims[None, :], mask=row_valid[:, None], other=0.0)
-    query = multipliable(query, k_cache.dtype.element_ty == tl.float8e4nv, CAST_FP32)
+    if PARTS:
+        query, factor = query_columns(q, q_rows, row_valid, PARTS, ROWS, D, CAST_FP32)
+    else:
+        query = tl.load(q + q_rows[:, None] + dims[None, :], mask=row_valid[:, None], other=0.0)
+        query = multipliable(query, k_cache.dtype.element_ty == tl.float8e4nv, CAST_FP32)
     held = held_tokens(length, token_capacity)
     scale_log2 = checked_scale(scale_log2, length, token_capacity)
 
     if k_cache.dtype.element_ty == tl.float8e4nv:
         scale_log2 *= tl.load(scales + 2 * kv_head)
+    if PARTS:
+        scale_log2 *= factor
 
     first_token = tl.program_id(1) * ROWS // G
     last_token = tl.minimum((tl.program_id(1) * ROWS + ROWS - 1) // G, q_tokens - 1)
@@ -117,17 +136,21 @@ def _dense_kernel(
     whole = tl.minimum(tl.maximum(keys_of_all // TILE, start), end)
 
     m = tl.full([ROWS], float("-inf"), dtype=tl.float32)
-    total = tl.zeros([ROWS], dtype=tl.float32)
-    acc = tl.zeros([ROWS, D], dtype=tl.float32)
+    total = tl.zeros([TILE, ROWS] if PARTS else [ROWS], dtype=tl.float32)
+    acc = tl.zeros([D, ROWS] if PARTS else [ROWS, D], dtype=tl.float32)
     head_offset = strided(kv_head, cache_head_stride)
     m, total, acc = _attend_tiles(
         query, k_cache, v_cache, table, batch, head_offset, position, start, whole, held, scale_log2, m, total, acc,
-        cache_outer_stride, cache_token_stride, table_stride, pages, D, TILE, PAGE, PAGED, False, CAST_FP32, STAGES,
+        cache_outer_stride, cache_token_stride, table_stride, pages,
+        D, TILE, PAGE, PAGED, False, PARTS, CAST_FP32, STAGES,
     )  # fmt: skip
     m, total, acc = _attend_tiles(
         query, k_cache, v_cache, table, batch, head_offset, position, whole, end, held, scale_log2, m, total, acc,
-        cache_outer_stride, cache_token_stride, table_stride, pages, D, TILE, PAGE, PAGED, True, CAST_FP32, 1,
+        cache_outer_stride, cache_token_stride, table_stride, pages,
+        D, TILE, PAGE, PAGED, True, PARTS, CAST_FP32, 1,
     )  # fmt: skip
+    if PARTS:
+        total, acc = tl.sum(total, axis=0), tl.trans(acc)
 
     if k_cache.dtype.element_ty == tl.float8e4nv:
         m, acc = m - LIFT, acc * tl.load(scales + 2 * kv_head + 1)
@@ -136,11 +159,13 @@ def _dense_kernel(
     store_partial(partial, partial_lse, out_row, row_valid, split, splits, m, total, acc, D)
 
 
-def _tiles(rows: int, head_dim: int) -> tuple[int, int, int, int, int]:
+def _tiles(rows: int, head_dim: int, in_fp8: bool = False) -> tuple[int, int, int, int, int]:
     """Rows and tokens of a tile, warps, pipeline stages, programs per multiprocessor for `rows` = T * G rows."""
     if INTERPRET:
-        return 16, 32, 4, 1, 1
+        return 8 if rows <= 8 and as_columns(rows, head_dim, in_fp8) else 16, 32, 4, 1, 1
     wide = head_dim > 128
+    if as_columns(rows, head_dim, in_fp8):
+        return 8 if rows <= 8 else 16, 64, 4, 2 if wide else 3, 2 if wide else 3
     if rows <= 16:
         return 16, 64, 4, 2 if wide else 3, 2
     if rows <= 64:
@@ -151,10 +176,13 @@ def _tiles(rows: int, head_dim: int) -> tuple[int, int, int, int, int]:
     return 128, 128, 8, 3 if shared_memory() >= 224 * 1024 else 2, 1
 
 
-def dense_splits(shape: AttentionShape, q_tokens: int, capacity: int, device: torch.device) -> int:
-    """Splits for T query tokens against up to `capacity` keys on this chip."""
-    rows, tile, _, _, per_sm = _tiles(q_tokens * shape.group, shape.head_dim)
-    programs = shape.batch * shape.kv_heads * ceil_div(q_tokens * shape.group, rows)
+def dense_splits(
+    shape: AttentionShape, q_tokens: int, capacity: int, device: torch.device, in_fp8: bool = False
+) -> int:
+    """Splits for T query tokens against up to `capacity` keys, in e4m3 or not, on this chip."""
+    count = q_tokens * shape.group
+    rows, tile, _, _, per_sm = _tiles(count, shape.head_dim, in_fp8)
+    programs = shape.batch * shape.kv_heads * ceil_div(count, rows)
     return plan_splits(programs, ceil_div(capacity, tile), device, per_sm)
 
 
@@ -186,7 +214,9 @@ def dense_attention(
     partials.check(cache.batch * tokens * heads, dim, cache.device)
     if check_values:
         cache.check_values()
-    rows, tile, warps, stages, _ = _tiles(tokens * shape.group, dim)
+    count = tokens * shape.group
+    rows, tile, warps, stages, _ = _tiles(count, dim, cache.in_fp8)
+    columns = as_columns(count, dim, cache.in_fp8)
     table = cache.block_table if cache.block_table is not None else cache.lengths
     launch(
         _dense_kernel,
@@ -218,6 +248,7 @@ def dense_attention(
         TILE=tile,
         PAGE=cache.page_size if cache.paged else tile,
         PAGED=cache.paged,
+        PARTS=query_parts(cache.dtype) if columns else 0,
         CAST_FP32=INTERPRET,
         STAGES=stages,
         num_warps=warps,

@@ -1,5 +1,6 @@
 """Online softmax (base 2) over tiles of keys: the device code that sparse and dense attention share."""
 
+import torch
 import triton
 import triton.language as tl
 
@@ -62,6 +63,78 @@ def attend_tile(q, k, v, visible, scale_log2, m, total, acc, MASKED: tl.constexp
     if not CAST_FP32:
         p = p.to(v.dtype)
     acc = tl.dot(p, v, acc * carry[:, None], input_precision="ieee")
+    return m_next, total, acc
+
+
+def as_columns(rows: int, head_dim: int, in_fp8: bool) -> bool:
+    """Whether a program's queries are the right operand (`attend_columns`): few rows beside keys in e4m3."""
+    return in_fp8 and rows <= 16 and head_dim >= 32
+
+
+def query_parts(dtype: torch.dtype) -> int:
+    """In how many parts a query of a type is multiplied with keys in e4m3 (`query_columns`): two hold bf16 exactly."""
+    return 1 if dtype == torch.float16 else 2
+
+
+@triton.jit
+def query_columns(
+    q, rows, row_valid, PARTS: tl.constexpr, ROWS: tl.constexpr, D: tl.constexpr, CAST_FP32: tl.constexpr
+):  # fmt: skip
+    """A query as the right operand beside keys in e4m3: `[D, PARTS * ROWS]`, and a factor of its logits, `[ROWS]`.
+
+    In two parts e4m3 holds a query in bf16 exactly: the nearest number, then what is left of it (numbers below 2^-9
+    of the row's largest to 2^-17 of that). A row is divided by a power of two, its factor, so that its largest has
+    room. One part is fp16, whose factor is 1.
+
+    rows `[ROWS]`: offsets of the rows in `q`.
+    """
+    dims = tl.arange(0, D)
+    query = tl.load(q + rows[None, :] + dims[:, None], mask=row_valid[None, :], other=0.0).to(tl.float32)
+    if PARTS == 2:
+        power = tl.max(tl.abs(query), axis=0).to(tl.int32, bitcast=True) & 0x7F800000  # its exponent alone
+        factor = tl.where(power == 0, 0x3F800000, power).to(tl.float32, bitcast=True) * (1.0 / 128)
+        query = query / factor[None, :]
+        high = query.to(tl.float8e4nv).to(tl.float32)
+        query = tl.reshape(tl.permute(tl.join(high, query - high), (0, 2, 1)), (D, 2 * ROWS))
+    else:
+        factor = tl.full([ROWS], 1.0, tl.float32)
+    if not CAST_FP32:
+        query = query.to(tl.float8e4nv if PARTS == 2 else tl.float16)
+    return query, factor
+
+
+@triton.jit
+def attend_columns(
+    query, k, v, visible, scale_log2, m, total, acc, PARTS: tl.constexpr, MASKED: tl.constexpr, CAST_FP32: tl.constexpr
+):  # fmt: skip
+    """`attend_tile` the other way round, of keys and values in e4m3: tokens are the left operand's rows.
+
+    So the matrix unit reads keys from shared memory as they are, no query is padded to 16, and values are converted
+    once a tile. query `[D, PARTS * rows]` (`query_columns`); visible `[tokens, rows]`; scale_log2, m `[rows]`; total
+    `[tokens, rows]`, whose sum over tokens the caller takes at the end: here it would cost a barrier a tile; acc
+    `[D, rows]`.
+    """
+    ROWS: tl.constexpr = m.shape[0]
+    TILE: tl.constexpr = k.shape[0]
+    if CAST_FP32:
+        k, v = k.to(tl.float32), v.to(tl.float32)
+    else:
+        k, v = k if PARTS == 2 else _halves(k), _halves(v)
+    logits = tl.dot(k, query, input_precision="ieee")
+    if PARTS == 2:
+        logits = tl.sum(tl.reshape(logits, (TILE, 2, ROWS)), axis=1)
+    if MASKED:
+        logits = tl.where(visible, logits, float("-inf"))
+    m_next = tl.maximum(m, tl.max(logits, axis=0) * scale_log2)
+    base = m_next
+    if MASKED:
+        base = tl.where(m_next == float("-inf"), 0.0, m_next)
+    p = tl.exp2(logits * scale_log2[None, :] - (base - LIFT)[None, :])
+    carry = tl.exp2(m - base)
+    total = total * carry[None, :] + p
+    if not CAST_FP32:
+        p = p.to(v.dtype)
+    acc = tl.dot(tl.trans(v), p, acc * carry[None, :], input_precision="ieee")
     return m_next, total, acc
 
 

@@ -21,7 +21,16 @@ from ..launch import MAX_SPLITS, await_previous, launch, plan_splits, release_ne
 from .addressing import checked_scale, held_tokens, locate, selected_blocks, strided, tile_range
 from .lists import check_blocks, check_counts, check_entries, list_arguments
 from .merge import Partials
-from .softmax import LIFT, attend_tile, multipliable, store_partial
+from .softmax import (
+    LIFT,
+    as_columns,
+    attend_columns,
+    attend_tile,
+    multipliable,
+    query_columns,
+    query_parts,
+    store_partial,
+)
 from .summaries import check_new
 
 
@@ -73,6 +82,7 @@ def _sparse_decode_kernel(
     TILE: tl.constexpr,  # tokens a step, a multiple of BLOCK
     PAGE: tl.constexpr,
     PAGED: tl.constexpr,
+    PARTS: tl.constexpr,  # of a query as the right operand beside keys in e4m3; 0: it is the left one
     CAST_FP32: tl.constexpr,
     STAGES: tl.constexpr,
     COUNTED: tl.constexpr,  # read the counts, rather than find them from the length
@@ -92,8 +102,11 @@ def _sparse_decode_kernel(
     dims = tl.arange(0, D)
     row_valid = row < HEADS
     q_rows = strided(batch, q_batch_stride) + strided(first_head + row, q_head_stride)
-    query = tl.load(q + q_rows[:, None] + dims[None, :], mask=row_valid[:, None], other=0.0)
-    query = multipliable(query, k_cache.dtype.element_ty == tl.float8e4nv, CAST_FP32)
+    if PARTS:
+        query, factor = query_columns(q, q_rows, row_valid, PARTS, ROWS, D, CAST_FP32)
+    else:
+        query = tl.load(q + q_rows[:, None] + dims[None, :], mask=row_valid[:, None], other=0.0)
+        query = multipliable(query, k_cache.dtype.element_ty == tl.float8e4nv, CAST_FP32)
     if COUNTED:
         counted = tl.load(counts + strided(batch, count_batch_stride) + strided(program, count_row_stride))
     if k_cache.dtype.element_ty == tl.float8e4nv:
@@ -106,6 +119,8 @@ def _sparse_decode_kernel(
     scale_log2 = checked_scale(scale_log2, given, token_capacity)
     if k_cache.dtype.element_ty == tl.float8e4nv:
         scale_log2 *= k_scale
+    if PARTS:
+        scale_log2 *= factor
     if COUNTED:
         count = tl.minimum(counted, list_capacity)
     else:
@@ -116,8 +131,8 @@ def _sparse_decode_kernel(
     start, end = tile_range(count, split, splits)
     lane = tl.arange(0, TILE)
     m = tl.full([ROWS], float("-inf"), dtype=tl.float32)
-    total = tl.zeros([ROWS], dtype=tl.float32)
-    acc = tl.zeros([ROWS, D], dtype=tl.float32)
+    total = tl.zeros([TILE, ROWS] if PARTS else [ROWS], dtype=tl.float32)
+    acc = tl.zeros([D, ROWS] if PARTS else [ROWS, D], dtype=tl.float32)
 
     if APPEND:
         # Programs of one KV head that each have a list write the same. No other program reads this token.
@@ -146,10 +161,17 @@ def _sparse_decode_kernel(
             # The next tile's entries, a step ahead: read in its own step they would hold up its keys and values.
             entry = first + BLOCKS + lane // BLOCK
             block = tl.load(entries + entry, mask=entry < end, other=-1)
-            m, total, acc = attend_tile(query, k, v, valid[None, :], scale_log2, m, total, acc, True, CAST_FP32)
+            if PARTS:
+                m, total, acc = attend_columns(
+                    query, k, v, valid[:, None], scale_log2, m, total, acc, PARTS, True, CAST_FP32
+                )  # fmt: skip
+            else:
+                m, total, acc = attend_tile(query, k, v, valid[None, :], scale_log2, m, total, acc, True, CAST_FP32)
 
     if k_cache.dtype.element_ty == tl.float8e4nv:
         m, acc = m - LIFT, acc * v_scale
+    if PARTS:
+        total, acc = tl.sum(total, axis=0), tl.trans(acc)
     rows = strided(batch, programs * HEADS) + first_head + row
     store_partial(partial, partial_lse, rows, row_valid, split, splits, m, total, acc, D)
 
@@ -239,6 +261,7 @@ def sparse_decode(
     per_head = rows == shape.q_heads and shape.group > 1
     programs = shape.q_heads if per_head else shape.kv_heads
     heads, tile = 1 if per_head else shape.group, sparse_tile(block_size)
+    columns = as_columns(heads, cache.head_dim, cache.in_fp8)
     launch(
         _sparse_decode_kernel,
         (partials.splits, cache.batch * programs),
@@ -257,7 +280,8 @@ def sparse_decode(
         new_head_stride=k_new.stride(1),
         G=shape.group,
         HEADS=heads,
-        ROWS=max(16, triton.next_power_of_2(heads)),
+        ROWS=max(8 if columns else 16, triton.next_power_of_2(heads)),
+        PARTS=query_parts(cache.dtype) if columns else 0,
         TILE=tile,
         COUNTED=counted,
         APPEND=append is not None,

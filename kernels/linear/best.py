@@ -1,6 +1,6 @@
 """Which product is the best of each size, as measured rows say.
 
-`python -m resa_bench.suites.linear.choose` writes `best.json` beside this file: of a device the commit and libraries of
+`resa-bench linear --choose FILE` writes `best.json` beside this file: of a device the commit and libraries of
 its rows, and of each kind of weight "NxK" -> rows of x -> product.
 """
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from .best import Best
+from .fp8 import Fp8Weight
 from .int4 import Int4Weight
 
 Multiply = Callable[[Tensor], Tensor]
@@ -16,7 +17,7 @@ Multiply = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class ChosenWeight:
-    """A 4-bit weight, and other products' hold of it; what stands around such a product runs apart from it.
+    """A 4-bit or 8-bit weight, and other products' hold of it; what stands around such a product runs apart from it.
 
     Attributes:
         own: as this project's kernels read it.
@@ -24,7 +25,7 @@ class ChosenWeight:
         held: what multiplies, of the products that `best` names beside ours.
     """
 
-    own: Int4Weight
+    own: Int4Weight | Fp8Weight
     best: Best
     held: Mapping[str, Multiply] = field(default_factory=dict)
 

@@ -1,9 +1,9 @@
 """Linear layers of a decoder, with what stands around them: RMSNorm before, SwiGLU, bias or residual after.
 
 A decode step multiplies one to sixteen rows with every weight of the model: it is bound by the weights' bytes, so a
-small-rows kernel fuses the neighbours into one launch (`small_linear`, `int4_linear`). More rows (rectification,
-prefill) go through the library's matrix product, or, with 4-bit weights, through `int4_rows`, with 8-bit ones through
-`fp8_linear`. `linear` chooses.
+small-rows kernel fuses the neighbours into one launch (`small_linear`, `int4_linear`, `fp8_small`). More rows
+(rectification, prefill) go through the library's matrix product, or, with 4-bit and 8-bit weights, through `int4_rows`
+and `fp8_rows`. `linear` chooses.
 Weights that other products hold, too, go to whichever was measured to be the best (`chosen`).
 """
 
@@ -17,8 +17,8 @@ from torch.nn.functional import rms_norm
 from .chosen import ChosenWeight
 from .finish import finish, finish_reference
 from .fp8 import Fp8Weight, dequantise_fp8
-from .fp8_linear import fp8_linear
-from .fp8_small import MAX_FP8_ROWS, fp8_small_linear
+from .fp8_rows import fp8_many_linear
+from .fp8_small import fp8_small_linear, one_launch
 from .int4 import Int4Weight, dequantise
 from .int4_linear import int4_small_linear
 from .int4_rows import int4_linear
@@ -53,9 +53,9 @@ def linear(
         weight = weight.own
     if x.is_cuda and x.dtype in (torch.bfloat16, torch.float16):
         if isinstance(weight, Fp8Weight):
-            if x.shape[0] <= MAX_FP8_ROWS:
+            if one_launch(x.shape[0], weight.shape[0]):
                 return fp8_small_linear(x, weight, norm=norm, residual=residual, swiglu=swiglu)
-            return finish(fp8_linear(_normalised(x, norm), weight), weight.bias, residual, swiglu=swiglu)
+            return finish(fp8_many_linear(_normalised(x, norm), weight), weight.bias, residual, swiglu=swiglu)
         few = x.shape[0] <= MAX_SMALL_ROWS
         if isinstance(weight, Int4Weight):
             if few:
@@ -71,14 +71,15 @@ def linear_reference(
 ) -> Tensor:
     """`linear` in plain torch, in x's dtype; 4-bit and 8-bit weights are read back first."""
     weight = weight.own if isinstance(weight, ChosenWeight) else weight
-    y = torch_linear(_normalised(x, norm), _read_back(weight, x.dtype), weight.bias)
-    return finish_reference(y, None, residual, swiglu=swiglu)
+    return finish_reference(
+        torch_linear(_normalised(x, norm), _plain(weight, x.dtype), weight.bias), None, residual, swiglu=swiglu
+    )
 
 
-def _read_back(weight: DenseWeight | Int4Weight | Fp8Weight, dtype: torch.dtype) -> Tensor:
-    if isinstance(weight, DenseWeight):
-        return weight.weight
-    return dequantise(weight, dtype) if isinstance(weight, Int4Weight) else dequantise_fp8(weight, dtype)
+def _plain(weight: DenseWeight | Int4Weight | Fp8Weight, dtype: torch.dtype) -> Tensor:
+    if isinstance(weight, Int4Weight):
+        return dequantise(weight, dtype)
+    return dequantise_fp8(weight, dtype) if isinstance(weight, Fp8Weight) else weight.weight
 
 
 def _normalised(x: Tensor, norm: Norm | None) -> Tensor:

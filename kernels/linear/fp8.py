@@ -16,6 +16,7 @@ from .weights import tensor_bytes
 
 E4M3 = torch.float8_e4m3fn
 E4M3_MAX = 448.0
+CHUNK_ELEMENTS = 2**24  # quantised at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,7 @@ class Fp8Weight:
     Attributes:
         values: e4m3 `[N, K]`.
         scales: fp32 `[N]`, one a row.
-        bias: `[N]` in the activations' dtype, or None.
+        bias: `[N]` in the activations' dtype.
 
     Raises:
         TypeError, ValueError: a tensor's dtype, shape, device or strides.
@@ -53,7 +54,10 @@ class Fp8Weight:
 
 
 def quantise_fp8(matrix: Tensor, bias: Tensor | None = None) -> Fp8Weight:
-    """Round a matrix of any floating dtype to e4m3, row by row; a row of zeros has the scale 1. The bias stays.
+    """Round a matrix `[N, K]` of any floating dtype to e4m3, row by row; a row of zeros has the scale 1.
+
+    Args:
+        bias: `[N]` in the activations' dtype, kept as it is.
 
     Raises:
         TypeError, ValueError: not a floating matrix.
@@ -61,11 +65,17 @@ def quantise_fp8(matrix: Tensor, bias: Tensor | None = None) -> Fp8Weight:
     check_tensor("matrix", matrix, (None, None), last_contiguous=False)
     if not matrix.is_floating_point():
         raise TypeError(f"matrix: got dtype {matrix.dtype}, expected a floating-point dtype")
-    wide = matrix.float()
-    largest = wide.abs().amax(1)
-    scales = torch.where(largest > 0, largest / E4M3_MAX, torch.ones_like(largest))
-    values = (wide / scales[:, None]).clamp(-E4M3_MAX, E4M3_MAX).to(E4M3)
-    return Fp8Weight(values.contiguous(), scales, bias)
+    rows, depth = matrix.shape
+    values = torch.empty(rows, depth, dtype=E4M3, device=matrix.device)
+    scales = torch.empty(rows, dtype=torch.float32, device=matrix.device)
+    chunk = max(1, CHUNK_ELEMENTS // max(1, depth))
+    for start in range(0, rows, chunk):
+        part = slice(start, min(start + chunk, rows))
+        wide = matrix[part].float()
+        largest = wide.abs().amax(1)
+        scales[part] = torch.where(largest > 0, largest / E4M3_MAX, torch.ones_like(largest))
+        values[part] = (wide / scales[part, None]).clamp_(-E4M3_MAX, E4M3_MAX).to(E4M3)
+    return Fp8Weight(values, scales, bias)
 
 
 def dequantise_fp8(weight: Fp8Weight, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -11,6 +11,7 @@ from .small_linear import check_small, launch_small_linear
 from .weights import Norm
 
 MAX_FP8_ROWS = 64
+MANY_COLUMNS = 16384
 SmallTiles = tuple[int, int, int, int]
 """Weight rows of a program, warps, K of a warp's step, stages."""
 
@@ -41,8 +42,18 @@ def fp8_small_linear(
     return out
 
 
+def one_launch(rows: int, columns: int) -> bool:
+    """Whether so few rows are faster by one launch than by a product between its neighbours, as an H200 has it."""
+    return rows <= (16 if columns >= MANY_COLUMNS else MAX_FP8_ROWS)
+
+
 def _tiles(rows: int, columns: int, depth: int, swiglu: bool) -> SmallTiles:
-    """Not tuned on a GPU yet (docs/notes/linear.md)."""
-    if rows > 16:
-        return 32, 4, 64, 3
-    return (32 if columns >= 32768 else 16), (4 if depth >= 8192 else 2), 128, 4
+    """The fastest of 7 to 13 on an H200, Qwen2.5-7B's sizes (docs/notes/linear.md); none spills."""
+    wide, deep = columns >= (MANY_COLUMNS // 2 if swiglu else MANY_COLUMNS), depth >= 8192
+    if rows <= 8:
+        return (32, 2, 128, 3) if wide else (16, 4, 128, 4)
+    if rows <= 16:
+        return (16, 4, 128, 4) if deep else (16, 4, 64, 4) if wide else (32, 4, 64, 4)
+    if rows <= 32:
+        return (32, 4, 128, 3) if deep else (16, 2, 128, 4)
+    return 16, 4, 64, 4

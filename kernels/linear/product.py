@@ -103,7 +103,9 @@ class Ours(Product):
     @classmethod
     def bind(cls, x: Tensor | Fp8Weight, weight: AnyWeight, dtype: torch.dtype) -> Callable[[], Tensor]:
         if isinstance(weight, Fp8Weight):
-            on_gpu = weight.values.is_cuda
-            return lambda: fp8_linear(x, weight, dtype=dtype) if on_gpu else fp8_reference(x, weight, dtype)
+            if not weight.values.is_cuda:
+                return lambda: fp8_reference(x, weight, dtype)
+            if isinstance(x, Fp8Weight):
+                return lambda: fp8_linear(x, weight, dtype=dtype)
         assert isinstance(x, Tensor)
         return lambda: linear(x, weight)

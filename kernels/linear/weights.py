@@ -1,4 +1,4 @@
-"""What a linear layer consists of: its weight in 16 bits, and the RMSNorm before it. 4-bit weights are in `int4`."""
+"""What a linear layer consists of: its weight in 16 bits, and the RMSNorm before it. Others are in `int4` and `fp8`."""
 
 from __future__ import annotations
 

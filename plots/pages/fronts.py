@@ -13,7 +13,6 @@ from typing import Any
 
 from ...suites.core.analysis import mean_of
 from ...suites.core.metrics import metrics
-from ...suites.core.results import read_rows
 from ...suites.core.rows import Row
 from ..data import NotDrawn
 from ..decode_data import decode_sets
@@ -21,7 +20,7 @@ from ..quality_data import QualitySet, quality_sets
 from ..quality_front import ReadPoint, least_read, read_points
 from ..quality_speed import key_of, pair
 from ..style import names_of, tokens
-from .numbers import Place, PlaceError, Sources
+from .numbers import Place, PlaceError, Sources, rows_of
 from .tables import markdown
 
 SHOWN = ("top1", "loss")  # metrics beside KL, as the suite's own table has them
@@ -73,7 +72,7 @@ def _set_of(place: Place, sources: Sources) -> QualitySet | None:
 def _files(name: str, sources: Sources) -> list[list[Row]]:
     if name not in sources.files:
         raise PlaceError(f"file {name!r} is no entry of [files]; known are {', '.join(sources.files)}")
-    return [read_rows(path) for path in (sources.root / path for path in sources.files[name]) if path.is_file()]
+    return [rows_of(path) for path in (sources.root / path for path in sources.files[name]) if path.is_file()]
 
 
 def _speeds(quality: QualitySet, place: Place, sources: Sources) -> tuple[str, Mapping[Any, str]]:

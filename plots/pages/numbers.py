@@ -51,11 +51,15 @@ class PlaceError(ValueError):
     """A place that cannot be filled in; the message says which, and what was looked for."""
 
 
+rows_of = cache(read_rows)
+"""The rows of a result file, read once for all places that show some."""
+
+
 @cache
 def frame_of(path: Path) -> pd.DataFrame:
     """The rows of a result file, with `short_commit` and `kilotokens` beside their columns."""
     values = operator.attrgetter(*COLUMNS)
-    frame = pd.DataFrame([values(row) for row in read_rows(path)], columns=list(COLUMNS)).infer_objects()
+    frame = pd.DataFrame([values(row) for row in rows_of(path)], columns=list(COLUMNS)).infer_objects()
     empty = frame.columns[frame.isna().all()]
     frame = frame.astype({name: float for name in empty if frame[name].dtype == object})
     derived = {"short_commit": frame["commit"].str.slice(0, 7), "kilotokens": frame["context"] // 1024}

@@ -7,8 +7,7 @@ import io
 from rich.console import Console
 
 from ...suites.core.registry import get_suite
-from ...suites.core.results import read_rows
-from .numbers import Place, PlaceError, Sources, select
+from .numbers import Place, PlaceError, Sources, rows_of, select
 
 WIDTH = 100  # columns
 
@@ -18,7 +17,7 @@ def render_printed(place: Place, sources: Sources) -> str:
     frame = select(place, sources, [place["where"]])
     if frame is None:
         raise PlaceError(f"no row fits {place['where']!r}")
-    rows = read_rows(frame.attrs["path"])
+    rows = rows_of(frame.attrs["path"])
     report = get_suite(place["suite"]).report
     if report is None:
         raise PlaceError(f"suite {place['suite']!r} prints no report of its own")

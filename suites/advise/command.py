@@ -34,7 +34,7 @@ RESULTS = flags.several("--results", "result files in place of results/<gpu>", R
 VALIDATE = flags.switch("--validate", "print how far predictions of measured steps are off, and stop")
 FLAGS = (
     flags.MODEL, flags.CONTEXT, flags.BATCH,
-    flags.WEIGHTS.but(help="default: each kind that was measured", choices=("bf16", "fp16", "int4", "fp8")),
+    flags.WEIGHTS.but(help="default: each kind that was measured", choices=("bf16", "fp16", "fp8", "int4")),
     flags.GPU, *flags.METHOD_FLAGS, RESULTS, VALIDATE,
 )  # fmt: skip
 WAYS = ("resa-chain", "resa-fused")  # `resa` takes the faster one

@@ -34,6 +34,8 @@ def run_suite(
     """
     if suite.act is not None:
         return suite.act(options, device, command, console)
+    if suite.instead is not None and (status := suite.instead(options, console)) is not None:
+        return status
     ranks = Ranks.from_environment() if suite.shares_model else Ranks.alone(suite.name)
     device = ranks.device(device)
     if not ranks.first:

@@ -196,7 +196,9 @@ METHOD = several(
     metavar="NAME",
 )  # fmt: skip
 SUMMARY = several(
-    "--summary", "what a block is scored by; -fp8: half the bytes of 16-bit summaries, rounded (docs/notes/quality.md)",
+    "--summary",
+    "the summary of its keys by which a block is scored. minmax: least and greatest of each channel; meanstd: mean and "
+    "deviation; -fp8: kept in 8 bits (half the bytes, slightly other blocks; docs/notes/quality.md)",
     METHODS, choices=SUMMARIES,
 )  # fmt: skip
 

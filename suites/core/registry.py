@@ -60,6 +60,7 @@ class Suite:
         show_plan: prints what `--plan` says; cases and methods by name where it is None.
         act: the whole command, for suites that do not go through the runner: options, device, command line, console
             to exit status.
+        instead: what a flag asks for in place of measuring: its exit status, or None to measure.
         shares_model: whether the ranks that torchrun starts share one model (tensor parallel).
         extra: the optional dependencies of pyproject.toml that it needs.
         reference: its parts of the reference run; the default list where it says nothing.
@@ -74,6 +75,7 @@ class Suite:
     report: Callable[[Sequence[Row], Console], None] | None = None
     show_plan: Callable[[Plan, torch.device, Console], None] | None = None
     act: Callable[[Options, torch.device, str, Console], int] | None = None
+    instead: Callable[[Options, Console], int | None] | None = None
     extra: str | None = None
     shares_model: bool = False
     reference: tuple[Part, ...] = WHOLE

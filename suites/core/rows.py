@@ -279,9 +279,9 @@ def from_record(record: Mapping[str, Any]) -> tuple[Row, list[str]]:
         raise ValueError(f"columns are missing: {', '.join(missing)}")
     if broken := not_finite(record):
         raise ValueError(f"not a finite number: {', '.join(broken)}")
-    for name, kind in _KINDS.items():
-        value = record.get(name)
-        if value is None:
+    for name, value in record.items():
+        kind = _KINDS.get(name)
+        if kind is None or value is None:
             continue
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             raise ValueError(f"{name}: got {str(value)[:60]!r}, expected {_WORDS[kind]}")

@@ -29,6 +29,7 @@ from ..engine.products import check_products
 from ..engine.products import libraries as product_libraries
 from ..engine.sampling import Sampling
 from ..model.config import ModelConfig
+from ..model.weights import QUANTISED
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,7 @@ class DecodeCase(ModelCase):
         client = (self.client,) if self.client != ENGINE else ()
         if self.products == OURS:
             return client
-        return client + product_libraries(self.config)
+        return client + product_libraries(self.config, self.weights)
 
     def columns(self) -> dict[str, Any]:
         """What a row says about its case."""
@@ -195,7 +196,7 @@ def default_list(
     lists = GPU_LISTS if device.type == "cuda" else CPU_LISTS
     cases = []
     for entry in lists[scale]:
-        weights = "int4" if entry.weights == "int4" else dtype
+        weights = entry.weights if entry.weights in QUANTISED else dtype
         for context_k in entry.contexts_k:
             case = DecodeCase(model, config, entry.batch, context_k * K, weights, dtype, entry.shared_kv, prompt)
             cases.append(replace(case, seed=seed))

@@ -89,12 +89,12 @@ class CaseRun(MethodRun):
         text = case.prompt == "text"
         self.on_step(f"time {spec.label}")
         watch = Watch(device)
+        looked = bound.watched(watch)
         self.place.before(tokens)
-        time_decoding(bound.watched(watch), bound.rectify, tokens, device, periods=1, ranks=bench.ranks)  # warm-up
-        watched = text and not cuda  # a look takes some microseconds of the CPU's milliseconds
+        time_decoding(looked, bound.rectify, tokens, device, periods=1, ranks=bench.ranks)  # warm-up
         with Conditions(device) as conditions:
             timing = time_decoding(
-                bound.watched(watch) if watched else bound.step,
+                bound.step if cuda else looked,  # the look is a thousandth of a CPU's step
                 bound.rectify,
                 tokens,
                 device,
@@ -106,9 +106,9 @@ class CaseRun(MethodRun):
                 ranks=bench.ranks,
             )
         written = self.text() if text else None
-        if text and not watched:  # other contexts stay as the warm-up had them; a text went on
+        if text and cuda:  # other contexts stay as the warm-up had them; a text went on, and nobody looked
             self.place.before(tokens)
-            generate(bound.watched(watch), bound.rectify, tokens, TEXT_PERIODS * tokens)
+            generate(looked, bound.rectify, tokens, TEXT_PERIODS * tokens)
         watch.check()
         clocks = conditions.columns()
         work = self.work(bound)

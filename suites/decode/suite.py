@@ -31,6 +31,7 @@ from ..engine.sampling import Sampling
 from ..micro.cases import DEFAULT_MODEL
 from ..model.config import MODELS, ModelConfig
 from ..model.smollm import NAME as SMOLLM
+from ..model.weights import QUANTISED
 from .cases import (
     RAGGED_BATCH,
     RAGGED_LONGEST,
@@ -146,7 +147,7 @@ def choose_cases(options: Options, device: torch.device, period: int) -> list[De
             raise ValueError(f"--kv-dtype: {options.client} keeps its own caches; leave out --client")
     if options.products != OURS:
         check_products(options, config, dtype, device, options.weights or [case.weights for case in cases])
-        cases = [replace(c, products=options.products) for c in cases if c.weights == products.KIND]
+        cases = [replace(c, products=options.products) for c in cases if c.weights in products.KINDS]
     cases = [replace(c, sampling=sampling, kv_dtype=options.kv_dtype) for c in cases]
     cases = matching(cases, options.case, "decode")
     least = least_context(prompt, period)
@@ -174,8 +175,8 @@ def choose_exchange(options: Options) -> tuple[float, float] | None:
 def check_client(options: Options) -> None:
     """Raises ValueError for options that a client does not serve."""
     for name, given in (
-        ("--weights int4", "int4" in options.weights), ("--weights fp8", "fp8" in options.weights),
-        ("--shared-kv", options.shared_kv), ("--pattern", options.pattern),
+        *((f"--weights {kind}", kind in options.weights) for kind in QUANTISED), ("--shared-kv", options.shared_kv),
+        ("--pattern", options.pattern),
         ("--temperature", options.temperature > 0), ("--drift", options.drift),
     ):  # fmt: skip
         if given:
@@ -194,7 +195,7 @@ def check_products(
 def twice_notes(cases: Sequence[DecodeCase]) -> list[str]:
     """What a person is told of memory where other products hold weights, too."""
     more = max((second_bytes(case) for case in cases), default=0)
-    return [f"--products best: 4-bit weights may be held twice, {more / 1e9:.1f} GB more"] if more else []
+    return [f"--products best: weights may be held twice, {more / 1e9:.1f} GB more"] if more else []
 
 
 def least_context(prompt: str, period: int) -> int:

@@ -169,9 +169,8 @@ def check_types(weights: str, dtype: str) -> None:
     if weights not in WEIGHTS:
         raise ValueError(f"weights: got {weights!r}, allowed are {', '.join(WEIGHTS)}")
     if weights not in (*QUANTISED, dtype):
-        raise ValueError(
-            f"weights: got {weights} beside {dtype} activations, allowed {', '.join(QUANTISED)} or {dtype}"
-        )
+        allowed = ", ".join((*QUANTISED, dtype))
+        raise ValueError(f"weights: got {weights} beside {dtype} activations, allowed are {allowed}")
 
 
 def check_kv(kv_dtype: str | None) -> None:

@@ -52,17 +52,17 @@ class Loader:
         if case.products != BEST:
             self._best = None  # its copies of the weights
             return self._model
-        return self._by_best(self._model, rows, on_step)
+        return self._by_best(self._model, case.weights, rows, on_step)
 
-    def _by_best(self, loaded: LoadedModel, rows: set[int], on_step: Callable[[str], None]) -> LoadedModel:
+    def _by_best(self, loaded: LoadedModel, kind: str, rows: set[int], on_step: Callable[[str], None]) -> LoadedModel:
         decoder = loaded.decoder
-        if reason := refusal(decoder.config, decoder.dtype, decoder.device):
+        if reason := refusal(decoder.config, kind, decoder.dtype, decoder.device):
             raise Unsupported(f"products best: {reason}")
-        needs = frozenset(wanted(decoder.config, rows, decoder.device))
+        needs = frozenset(wanted(decoder.config, kind, rows, decoder.device))
         if self._best is None or self._best[0] != needs:
             self._best = None
             release(decoder.device)
-            self._best = needs, replace(loaded, decoder=by_best(decoder, needs, on_step))
+            self._best = needs, replace(loaded, decoder=by_best(decoder, kind, needs, on_step))
             check_linears(self._best[1].decoder, rows)
             release(decoder.device)
         return self._best[1]

@@ -54,13 +54,17 @@ class MethodRun(ABC):
         rows = {count for size in (*sizes,) or (self.case.batch,) for count in chunk_rows(size, self.specs)}
         self.loaded = loader.model(self.case, rows, self.device, self.on_step)
 
-    def prefill_texts(self, beyond: int, capacity: int, history: int, texts: Sequence[Sequence[int]] = ()) -> Tensor:
+    def prefill_texts(
+        self, beyond: int, capacity: int, history: int, texts: Sequence[Sequence[int]] = (),
+        kv_dtype: str | None = None,
+    ) -> Tensor:  # fmt: skip
         """Prefill the first tokens of stretches of text, one after another, into a new `state`.
 
         Args:
             beyond: tokens of each stretch after its prompt.
             capacity, history: of the state.
             texts: the stretches' ids, `[B][prompt + beyond]`; without them those of one text.
+            kv_dtype: of the state's keys and values, as `KVCache.allocate` takes it.
 
         Returns:
             The stretches whole, int64 `[B, prompt + beyond]`.
@@ -70,7 +74,7 @@ class MethodRun(ABC):
             text = torch.tensor(texts, device=self.device)
         else:
             text = prompt_ids(self.loaded, case.batch * length).view(case.batch, length)
-        self.state = State.allocate(self.decoder, case.batch, capacity, history)
+        self.state = State.allocate(self.decoder, case.batch, capacity, history, kv_dtype=kv_dtype)
         total = f"of {case.prompt}"
         prefill(
             self.decoder, self.state, text[:, : case.prompt], on_tokens=lambda n: self.on_step(f"prefill {n} {total}")

@@ -42,6 +42,12 @@ class Predicted:
         return self.ratio >= 1 + PAYS
 
     @property
+    def steps(self) -> str:
+        """What a plan says."""
+        kind = "sparse" if self.pays else DENSE
+        return f"{kind} steps, since sparse ones are predicted {self.ratio:.2f}x (from {self.source})"
+
+    @property
     def reason(self) -> str:
         """Why steps are dense."""
         return (

@@ -140,7 +140,7 @@ class GsrCase(ModelCase):
     @property
     def libraries(self) -> tuple[str, ...]:
         """Distributions of what the best products may be."""
-        return () if self.products == OURS else product_libraries(self.config)
+        return () if self.products == OURS else product_libraries(self.config, self.weights)
 
 
 @dataclass(frozen=True, slots=True)

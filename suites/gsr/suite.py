@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from rich.console import Console
 
 from ...kernels.linear.best import OURS
+from ...profiling.device import device_name
 from ..core import command, flags
 from ..core.flags import CASES, Flag, Options
 from ..core.reference import Part
 from ..core.registry import Plan, Suite
-from ..core.spec import MethodSpec, joining
+from ..core.spec import MethodSpec, dense_here, joining, make_spec
 from ..core.sweep import Sweep
 from ..engine import products
 from ..engine.case import config_of, default_dtype, share_of
@@ -20,7 +22,20 @@ from ..engine.measure import DecodePlan
 from ..micro.cases import DEFAULT_MODEL
 from ..model.config import MODELS
 from ..model.smollm import NAME as SMOLLM
-from .cases import LENGTHS, PAGE_SIZE, POINTS, RUNS, GsrCase, default_methods, scaled, script, summary_tokens
+from .break_even import CHOOSES, model_of, predict
+from .cases import (
+    LENGTHS,
+    PAGE_SIZE,
+    POINTS,
+    RUNS,
+    GsrCase,
+    Segment,
+    default_methods,
+    scaled,
+    script,
+    segments,
+    summary_tokens,
+)
 from .run import run_case
 from .table import print_report
 
@@ -103,12 +118,29 @@ def plan(options: Options, device: torch.device) -> Plan:
     return Plan([choose_case(options, device)], choose_specs(options, device), measure=measure)
 
 
+def planned_steps(case: GsrCase, specs: Sequence[MethodSpec], device: torch.device) -> list[str]:
+    """How a method that takes the faster way will run each phase, a line each; none where no rows say it."""
+    model = None if case.always_sparse else model_of(device_name(device))
+    chooses = next((spec for spec in specs if spec.name == CHOOSES), None)
+    if model is None or chooses is None:
+        return []
+    dense = make_spec(dense_here(device), chooses.config)
+    phases = (
+        ("candidates", case.prompt, segments(case.lengths)),
+        ("answer", case.refine, [Segment(1, 0, case.answer)]),
+    )
+    predictions = ((phase, predict(model, case, chooses, dense, prompt, script)) for phase, prompt, script in phases)
+    return [f"{chooses.label}, {phase}: {predicted.steps}" for phase, predicted in predictions if predicted is not None]
+
+
 def show_plan(plan: Plan, device: torch.device, console: Console) -> None:
     """The case, its lengths, and methods."""
     for case in plan.cases:
         assert isinstance(case, GsrCase)
         console.print(f"candidates of {', '.join(map(str, case.lengths))} tokens after {case.prompt}", highlight=False)
         console.print(f"an answer of {case.answer} tokens after {case.refine}", highlight=False)
+        for line in planned_steps(case, plan.specs, device):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
     command.show_plan(plan, device, console)
 
 

@@ -1,23 +1,22 @@
-"""`python -m resa_bench.suites.linear.choose FILES`: the best product of each size, from measured rows.
+"""`resa-bench linear --choose FILES`: the best product of each size, from measured rows.
 
-It writes the rows' devices into kernels/linear/best.json; what the file holds of other devices stays.
+It writes the rows' devices and kinds of weights into kernels/linear/best.json; what the file holds of others stays.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ... import baselines  # noqa: F401  (registers the rivals)
 from ...kernels.linear.best import FILE, OURS
+from ...kernels.linear.fp8_small import one_launch
 from ...kernels.linear.product import products
 from ...kernels.linear.small_linear import MAX_SMALL_ROWS
 from ..core.results import read_rows
 from ..core.rows import Row
-from ..engine.products import KIND, shapes
+from ..engine.products import KINDS, shapes
 from ..model.config import MODELS
 from .table import projection
 
@@ -27,7 +26,7 @@ LAUNCHES = {"qkv": 2, "o": 1, "gate_up": 2, "down": 1}
 
 
 def choose(rows: Iterable[Row]) -> dict[str, Any]:
-    """What best.json says of the rows' devices: of products that can hold a model's 4-bit weights.
+    """What best.json says of the rows' devices: of products that can hold a model's 4-bit or 8-bit weights.
 
     A product's time counts with the launches around it; ours has them, too, beyond its kernels of few rows.
 
@@ -37,48 +36,51 @@ def choose(rows: Iterable[Row]) -> dict[str, Any]:
     serving = {OURS, *(name for name, kind in products().items() if kind.serves_models)}
     usable = [
         row for row in rows
-        if row.suite == "linear" and row.timed and row.weight_dtype == KIND and row.method in serving
+        if row.suite == "linear" and row.timed and row.weight_dtype in KINDS and row.method in serving
     ]  # fmt: skip
     if not usable:
-        raise ValueError(f"no timed rows of {KIND} weights; measure them: resa-bench linear --weights {KIND}")
+        kinds = " ".join(KINDS)
+        raise ValueError(f"no timed rows of {' or '.join(KINDS)} weights; measure: resa-bench linear --weights {kinds}")
     out = {}
     for device in sorted({str(row.device) for row in usable}):
         own = [row for row in usable if str(row.device) == device]
         commits = sorted({str(row.commit) for row in own})
         if len(commits) > 1:
             raise ValueError(f"{device}: rows of {', '.join(c[:10] for c in commits)}, expected rows of one commit")
-        best: dict[str, dict[str, str]] = {}
-        for model, name, count in sorted({(row.model, projection(row), row.batch) for row in own}):
-            rivals = [row for row in own if (row.model, projection(row), row.batch) == (model, name, count)]
+        best: dict[str, dict[str, dict[str, str]]] = {}
+        for model, kind, name, count in sorted({_size(row) for row in own}):
+            rivals = [row for row in own if _size(row) == (model, kind, name, count)]
             if all(row.method != OURS for row in rivals):
                 continue
             columns, depth = shapes(MODELS[model])[name]
-            best.setdefault(f"{columns}x{depth}", {})[str(count)] = min(rivals, key=whole_us).method
+            sizes = best.setdefault(kind, {}).setdefault(f"{columns}x{depth}", {})
+            sizes[str(count)] = min(rivals, key=whole_us).method
         libraries = sorted({row.library for row in own if row.library})
-        out[device] = {"commit": commits[0], "libraries": libraries, "best": {KIND: best}}
+        out[device] = {"commit": commits[0], "libraries": libraries, "best": best}
     return out
+
+
+def _size(row: Row) -> tuple[str, str, str, int]:
+    """Model, kind of weights, projection, rows of x."""
+    return row.model, str(row.weight_dtype), projection(row), row.batch
 
 
 def whole_us(row: Row) -> float:
     """A product's time with what stands around it, as far as products differ in that."""
-    fused = row.method == OURS or row.batch > MAX_SMALL_ROWS
-    return (row.median_us or 0.0) + (0.0 if fused else LAUNCHES[projection(row)] * LAUNCH_US)
+    name = projection(row)
+    columns, _ = shapes(MODELS[row.model])[name]
+    ours_fuses = one_launch(row.batch, columns) if row.weight_dtype == "fp8" else row.batch <= MAX_SMALL_ROWS
+    apart = ours_fuses and row.method != OURS
+    return (row.median_us or 0.0) + (LAUNCHES[name] * LAUNCH_US if apart else 0.0)
 
 
-def write_choice(arguments: Sequence[str], file: Path = FILE) -> int:
-    """Write the file; 2 for wrong arguments."""
-    try:
-        if not arguments:
-            raise ValueError("no files of rows; give some, such as results/h200/linear.jsonl.gz")
-        chosen = choose([row for name in arguments for row in read_rows(Path(name))])
-    except (OSError, ValueError) as error:
-        print(f"choose: {error}", file=sys.stderr)
-        return 2
-    before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    file.write_text(json.dumps(before | chosen, indent=1) + "\n", encoding="utf-8")
-    print(f"{file.name}: {', '.join(chosen)}")
-    return 0
+def write_choice(files: Sequence[Path], target: Path = FILE) -> list[str]:
+    """Write what the rows of result files say; the devices.
 
-
-if __name__ == "__main__":
-    raise SystemExit(write_choice(sys.argv[1:]))
+    Raises:
+        ValueError: as `choose`; OSError: a file cannot be read or written.
+    """
+    chosen = choose([row for file in files for row in read_rows(file)])
+    before = json.loads(target.read_text(encoding="utf-8")) if target.exists() else {}
+    target.write_text(json.dumps(before | chosen, indent=1) + "\n", encoding="utf-8")
+    return list(chosen)

@@ -83,7 +83,7 @@ FLAGS = (
     _count("--answers", "samples such that each set gets at least N answers"),
     flags.MODEL.but(group=MODEL, default=SMOLLM, help="SmolLM2, a folder or a .gguf file"),
     flags.DTYPE.but(group=MODEL, help="default bf16, on a CPU fp32"),
-    flags.switch("--int4", "4-bit weights", MODEL),
+    flags.WEIGHTS.but(group=MODEL, many=False, default=None, help="of the projections (default: as --dtype)"),
     flags.PROMPT.but(choices=STYLES, default="chat", group=MODEL, help="plain: the authors' text, without a template"),
     Flag("--max-tokens", "new tokens (default 16K, on a CPU 192)", MODEL, kind=flags.tokens, metavar="TOKENS"),
     flags.TEMPERATURE.but(group=MODEL, default=0.6, help="default 0.6; 0 is greedy"),
@@ -125,7 +125,7 @@ def choose_case(options: Options, device: torch.device) -> MathsCase:
     top_p = options.top_p if options.top_p is not None else 0.9 if options.temperature else 1.0
     return MathsCase(
         options.model, config, options.batch, options.max_tokens or max_tokens,
-        Sampling(options.temperature, top_p), options.prompt, "int4" if options.int4 else dtype, dtype, options.seed,
+        Sampling(options.temperature, top_p), options.prompt, options.weights or dtype, dtype, options.seed,
     )  # fmt: skip
 
 

@@ -125,7 +125,7 @@ def plan(options: Options, device: torch.device) -> Plan:
     cuda = device.type == "cuda"
     timing = TimingPlan(
         precision=0.005 if cuda else 0.02,
-        budget_s=options.budget_s or (6.0 if cuda else 5.0 if options.scale == "quick" else 15.0),
+        budget_s=options.budget_s or (6.0 if cuda else {"quick": 5.0, "full": 25.0}.get(options.scale, 15.0)),
         min_samples=20 if cuda else 7,
     )
     left_out = {

@@ -65,7 +65,7 @@ class GGUFModel:
     def decoder(
         self, *, dtype: torch.dtype, device: torch.device, weight_dtype: str | None = None, shard: Shard | None = None
     ) -> Decoder:
-        """The weights, dequantised to `dtype`; with `weight_dtype` "int4" or "fp8" projections are quantised anew.
+        """The weights, dequantised to `dtype`; with `weight_dtype` int4 or fp8 projections are quantised anew.
 
         Raises:
             ValueError: a tensor is missing, misshapen, unknown, or of a type that `gguf` cannot dequantise.

@@ -50,8 +50,8 @@ def load_decoder(
     Args:
         name_or_path: a preset of `config.MODELS` (random weights, no tokenizer), `smollm2-135m`, a folder with
             config.json and *.safetensors, or a .gguf file.
-        dtype: of activations, embedding, norms and head, and of the projections unless `weight_dtype` quantises them.
-        weight_dtype: `"int4"`, `"fp8"`, or `dtype`'s name, which None stands for.
+        dtype: of activations, embedding, norms and head, and of projections unless `weight_dtype` quantises them.
+        weight_dtype: of `weights.QUANTISED`, or `dtype`'s name, which None stands for.
         seed: of random weights.
         shard: this rank's share of the model.
 

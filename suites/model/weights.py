@@ -7,7 +7,6 @@ straight into its place in the fused matrices, so that the whole takes its final
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -23,8 +22,9 @@ from .fill import Fill, Part, int4_group
 from .parallel.exchange import exchange_of
 from .parallel.shard import Shard, check_groups
 
-QUANTISED = ("int4", "fp8")
 _STD = 0.02
+QUANTISED = ("int4", "fp8")
+"""What the layers' projections may be rounded to; the head stays in the activations' type."""
 
 
 def random_decoder(
@@ -35,7 +35,8 @@ def random_decoder(
 
     Args:
         dtype: of activations, embedding, norms and head.
-        weight_dtype: `"int4"` and `"fp8"` quantise the layers' projections; else `dtype`'s name, which None stands for.
+        weight_dtype: `"int4"` or `"fp8"` (e4m3) quantises the layers' projections; else `dtype`'s name, which None
+            stands for.
         shard: this rank's share of the model; what it draws is what it has of the whole model of that seed.
 
     Raises:
@@ -59,8 +60,8 @@ def assemble(
     Raises:
         ValueError: as `random_decoder`; RuntimeError: the ranks that share it have not met.
     """
-    kind = _quantised(dtype, weight_dtype)
-    config, exchange, fill_whole = whole, None, fill
+    kind = _quantised_kind(dtype, weight_dtype)
+    config, exchange = whole, None
     if shard is not None:
         config, fill, exchange = shard.config(whole), shard.fill(whole, fill), exchange_of(shard)
         if kind == "int4":
@@ -82,21 +83,11 @@ def assemble(
     def projection(columns: int, *names: str, of: int | None = None, bias: bool = False) -> Weight:
         """`of`: columns of the whole model, whose groups those of 4-bit weights are."""
         rows = sum(_rows(config, f"{name}.weight") for name in names)
-        if kind == "fp8" and shard is not None and of is not None:
-            return cut_fp8(shard, rows, of, f"{names[0]}.weight")
         weight = tensor((rows, columns), *(f"{name}.weight" for name in names))
         added = tensor((rows,), *(f"{name}.bias" for name in names)) if bias else None
         if kind == "int4":
             return quantise(weight, added, group=int4_group(of or columns))
         return quantise_fp8(weight, added) if kind == "fp8" else DenseWeight(weight, added)
-
-    def cut_fp8(shard: Shard, rows: int, columns: int, name: str) -> Weight:
-        """A rank's columns of a matrix whose scales are those of the whole rows, as in the whole model."""
-        matrix, part = torch.empty((rows, columns), dtype=dtype, device=device), shard.part(whole, name)
-        assert part is not None
-        fill_whole(name, matrix)
-        quantised = quantise_fp8(matrix)
-        return replace(quantised, values=quantised.values[part.index].contiguous())
 
     def layer(i: int) -> LayerWeights:
         at = f"model.layers.{i}"
@@ -139,16 +130,14 @@ def _rows(config: ModelConfig, name: str) -> int:
     return rows.get(part, config.hidden)
 
 
-def _quantised(dtype: torch.dtype, weight_dtype: str | None) -> str | None:
-    """Of QUANTISED, or None for weights of the activations' own type."""
+def _quantised_kind(dtype: torch.dtype, weight_dtype: str | None) -> str | None:
+    """Of QUANTISED, or None. Raises ValueError for what is neither one of them nor `dtype`'s own name."""
     own = next((name for name, value in DTYPES.items() if value == dtype), None)
     if own is None:
         raise ValueError(f"dtype: got {dtype}, allowed are {', '.join(map(str, DTYPES.values()))}")
     if weight_dtype not in (None, own, *QUANTISED):
-        raise ValueError(
-            f"weight dtype: got {weight_dtype!r} with activations of {own}, allowed are {own} (as they are) and "
-            f"{', '.join(QUANTISED)}"
-        )
+        allowed = f"{own} (as they are), {', '.join(QUANTISED)}"
+        raise ValueError(f"weight dtype: got {weight_dtype!r} with activations of {own}, allowed are {allowed}")
     return weight_dtype if weight_dtype in QUANTISED else None
 
 

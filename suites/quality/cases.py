@@ -12,7 +12,7 @@ from ...kernels import SparseConfig
 from ..core.analysis import LEVEL
 from ..core.flags import size_word
 from ..core.spec import DEFAULTS, PINNED, MethodSpec, joining, make_spec, resa_here
-from ..engine.case import ModelCase, check_context, check_counts, check_types
+from ..engine.case import ModelCase, check_context, check_counts, check_kv, check_types
 from ..engine.texts import SEVERAL, TEXTS
 from ..model.config import ModelConfig
 
@@ -28,6 +28,8 @@ class QualityCase(ModelCase):
         source: what is fed: the text as it goes on, or the dense model's own continuation of it, sampled.
         batch: stretches of text.
         texts: names of the texts that they are cut from, in turn.
+        kv_dtype: of the keys and values of every method, dense decoding too, which is then compared as the methods are;
+            None, and of what they are compared with: `dtype`.
         stepwise: every method decodes step by step, on a GPU with its kernels; otherwise those that can are evaluated
             for all steps at once (`parallel.py`).
     """
@@ -45,10 +47,12 @@ class QualityCase(ModelCase):
     seed: int = 0
     stepwise: bool = False
     texts: tuple[str, ...] = SEVERAL[:1]
+    kv_dtype: str | None = None
 
     def __post_init__(self) -> None:
         check_counts(prompt=self.prompt, steps=self.steps, batch=self.batch)
         check_types(self.weights, self.dtype)
+        check_kv(self.kv_dtype)
         if self.source not in SOURCES:
             raise ValueError(f"source: got {self.source!r}, allowed are {', '.join(SOURCES)}")
         if not self.texts or not set(self.texts) <= set(TEXTS) or len(set(self.texts)) < len(self.texts):
@@ -62,7 +66,7 @@ class QualityCase(ModelCase):
 
     @property
     def slug(self) -> str:
-        """`quality-smollm2-135m-b8-4k-192-text-4texts`: batch, prompt, steps, source, texts; `-stepwise` if asked.
+        """`quality-smollm2-135m-b8-4k-192-text-4texts`: batch, prompt, steps, source, texts; `-fp8kv`, `-stepwise`.
 
         Texts are named where they are not the usual ones; one alone, the first, is not.
         """
@@ -74,6 +78,7 @@ class QualityCase(ModelCase):
             name += f"-{len(self.texts)}texts" if in_order else f"-{'-'.join(self.texts)}"
         elif self.texts != SEVERAL[:1]:
             name += f"-{self.texts[0]}"
+        name += f"-{self.kv_dtype}kv" if self.kv_dtype else ""
         return f"{name}-stepwise" if self.stepwise else name
 
     @property

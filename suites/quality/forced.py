@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ...kernels import KVCache
+from ...kernels.e4m3 import decoded
 from ..core.metrics import Steps, step_metrics
 from ..engine.engine import Engine, State
 from ..engine.sound import check_count, check_logits, unsound
@@ -106,9 +108,17 @@ def over_ranks(value: Tensor, decoder: Decoder) -> Tensor:
     return value if decoder.exchange is None else decoder.exchange.add(value.clone()) / decoder.config.ranks
 
 
-def written(state: State, position: int | slice) -> Tensor:
-    """Keys and values as they stand, `[layers, 2, B, Hkv, (tokens,) D]`. Caches of this suite are contiguous."""
-    return torch.stack([x[:, :, position] for cache in state.caches for x in (cache.k, cache.v)]).unflatten(0, (-1, 2))
+def held(cache: KVCache, tokens: slice) -> tuple[Tensor, Tensor]:
+    """What a contiguous cache holds of some tokens, keys and values `[B, Hkv, tokens, D]` of the queries' dtype."""
+    k, v = cache.k[:, :, tokens], cache.v[:, :, tokens]
+    if cache.scales is None:
+        return k, v
+    return decoded(k, cache.scales[:, 0], cache.dtype), decoded(v, cache.scales[:, 1], cache.dtype)
+
+
+def written(state: State, tokens: slice) -> Tensor:
+    """Keys and values as they stand, `[layers, 2, B, Hkv, tokens, D]`. Caches of this suite are contiguous."""
+    return torch.stack([x for cache in state.caches for x in held(cache, tokens)]).unflatten(0, (-1, 2))
 
 
 def record_dense(
@@ -156,7 +166,7 @@ def run_forced(
 
     def error(t: int) -> Tensor:
         """Of what the caches hold of a token, `[layers, 1, B]`."""
-        was, exact = written(state, prompt + t), reference.kv[..., t, :]
+        was, exact = written(state, slice(prompt + t, prompt + t + 1))[..., 0, :], reference.kv[..., t, :]
         return relative_error(was, exact, engine.decoder.exchange).mean(1)[:, None]
 
     for t in range(reference.steps):

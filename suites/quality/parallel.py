@@ -12,7 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ...kernels import ChunkTensors
+from ...kernels import ChunkTensors, KVCache
+from ...kernels.e4m3 import decoded, encoded
 from ...kernels.selectors import selector_of
 from ..core.bench import Report
 from ..core.spec import MethodSpec
@@ -20,7 +21,7 @@ from ..engine.engine import State
 from ..engine.prompt import empty_chunk
 from ..model.decoder import Cells, Decoder
 from ..model.parallel.exchange import Exchange
-from .forced import Forced, Reference, relative_error
+from .forced import Forced, Reference, held, relative_error
 from .forced_attention import ForcedAttention, Sequences
 
 LOGIT_ROWS = 32  # steps whose logits are compared at a time
@@ -57,10 +58,21 @@ def _written(cells: ChunkTensors) -> Tensor:
     return torch.stack((cells.k, cells.v)).transpose(2, 3)
 
 
+def round_as(cache: KVCache, cells: ChunkTensors) -> None:
+    """Make the cells' keys and values what a cache gives back of them: in e4m3 rounded, by the scales that it has."""
+    if cache.scales is None:
+        return
+    for new, scales in zip((cells.k, cells.v), cache.scales.t(), strict=True):
+        by_head = new.transpose(1, 2)  # [B, Hkv, T, D]
+        by_head.copy_(decoded(encoded(by_head, scales), scales, new.dtype))
+
+
 def _attend(
     attention: ForcedAttention, state: State, i: int, prompt: int, cells: ChunkTensors, exact: Tensor | None = None
 ) -> Tensor:
     """Fill the cells' output with attention of layer i to the cache's prompt and the cells' own tokens.
+
+    The cells' keys and values become what the cache would hold of them (`round_as`).
 
     Args:
         exact: `[2, B, Hkv, T, D]`, what rectification restores.
@@ -69,9 +81,10 @@ def _attend(
         The share of the exact attention mass that lies in the blocks read, float32 `[B, T, Hq]`.
     """
     cache, batch = state.caches[i], len(cells.q)
+    round_as(cache, cells)
     keys, values = (
-        torch.cat((old[:, :, :prompt], new), 2).flatten(0, 1)
-        for old, new in zip((cache.k, cache.v), _written(cells), strict=True)
+        torch.cat((old, new), 2).flatten(0, 1)
+        for old, new in zip(held(cache, slice(prompt)), _written(cells), strict=True)
     )
     queries = cells.q.transpose(0, 1).flatten(1, 2)  # [T, B Hq, D]
     exact_keys, exact_values = (None, None) if exact is None else exact.flatten(1, 2)
@@ -105,12 +118,14 @@ def dense_parallel(
 
 def run_parallel(
     decoder: Decoder, state: State, spec: MethodSpec, prompt: int, reference: Reference,
-    on_step: Report = lambda _: None,
+    on_step: Report = lambda _: None, restored: Tensor | None = None,
 ) -> Forced:  # fmt: skip
     """Feed the reference's tokens to a method that stands after the same prompt; `forced.run_forced` at once.
 
     Args:
         state: its caches hold the prompt; they are only read.
+        restored: keys and values that rectification restores, as `Reference.kv`: those of dense decoding on caches such
+            as the state's. None: the reference's.
 
     Raises:
         ValueError: the method has no parallel form.
@@ -121,9 +136,10 @@ def run_parallel(
 
     def attend(i: int, cells: ChunkTensors) -> Tensor:
         on_step(f"{spec.label}, layer {i + 1} of {decoder.config.layers}")
-        attention, exact = dense if i < (spec.dense_layers or 0) else sparse, reference.kv[i]
-        recall.append(_attend(attention, state, i, prompt, cells, exact if sparse.every else None).mean((0, 1)))
-        errors.append(kv_errors(cells, exact, decoder.exchange))
+        attention = dense if i < (spec.dense_layers or 0) else sparse
+        exact = (reference.kv if restored is None else restored)[i] if sparse.every else None
+        recall.append(_attend(attention, state, i, prompt, cells, exact).mean((0, 1)))
+        errors.append(kv_errors(cells, reference.kv[i], decoder.exchange))
         return cells.out
 
     x = _pass(decoder, reference.tokens[:, :-1], prompt, attend)
@@ -137,5 +153,18 @@ def run_parallel(
 
 def kv_errors(cells: ChunkTensors, exact: Tensor, exchange: Exchange | None = None) -> Tensor:
     """Relative error of every token's key and value, `[T, B]`; `exact` `[2, B, Hkv, T, D]`."""
-    error = relative_error(_written(cells).transpose(2, 3), exact.transpose(2, 3), exchange)  # [2, B, T]
-    return error.mean(0).t()
+    return errors_of(_written(cells), exact, exchange)
+
+
+def errors_of(kept: Tensor, exact: Tensor, exchange: Exchange | None = None) -> Tensor:
+    """Relative error of every token's key and value, `[..., T, B]`, of `[..., 2, B, Hkv, T, D]`."""
+    error = relative_error(kept.transpose(-3, -2), exact.transpose(-3, -2), exchange)  # [..., 2, B, T]
+    return error.mean(-3).transpose(-2, -1)
+
+
+def compare_dense(reference: Reference, other: Reference, exchange: Exchange | None = None) -> Forced:
+    """How dense decoding on other caches fared on the reference's tokens."""
+    by_layer = errors_of(other.kv, reference.kv, exchange)
+    spans = [slice(i, min(i + LOGIT_ROWS, reference.steps)) for i in range(0, reference.steps, LOGIT_ROWS)]
+    compared = [reference.compare(span, other.logits[span], by_layer[:, span]) for span in spans]
+    return Forced.of(torch.cat(compared, 1), by_layer)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,13 +17,14 @@ from ..core.spec import MethodSpec, dense_here, make_spec
 from ..engine.bind import Bound, Place, bind
 from ..engine.case import capacity
 from ..engine.costs import read_share
+from ..engine.engine import State
 from ..engine.loader import Loader
 from ..engine.methods import MethodRun, run_methods
 from ..engine.sampling import Sampling
 from ..engine.texts import text_stretches, text_tokenizer
 from .cases import QualityCase
 from .forced import Forced, Reference, record_dense, run_forced
-from .parallel import dense_parallel, run_parallel
+from .parallel import compare_dense, dense_parallel, run_parallel
 
 BUCKET = 32  # steps that a row is the mean of
 OWN = Sampling(temperature=0.6, top_p=0.9)  # of the dense model's own continuation
@@ -56,13 +58,19 @@ class QualityRun(MethodRun):
         stretches = text_stretches(text_tokenizer(self.loaded), case.texts, case.batch, length)
         self.sources = [source for source, _ in stretches]
         texts = [ids for _, ids in stretches]
-        self.tokens = self.prefill_texts(case.steps + 1, capacity(case), case.steps + 1, texts)[:, case.prompt :]
+        fill = partial(self.prefill_texts, case.steps + 1, capacity(case), case.steps + 1, texts)
+        self.tokens = fill()[:, case.prompt :]
+        self.exact_state = self.state  # that of what methods are compared with
         self.references: dict[bool, Reference] = {}  # by whether it was recorded step by step
+        self.dense_kept: Reference | None = None  # dense decoding on caches of the case's own type
         self.dense_launch = {False: "parallel"}
         self.sampled: Reference | None = None  # dense's own continuation, recorded step by step
         if case.source == "own":
             self.sampled = self.record(self.tokens[:, 0], None)
             self.tokens = self.sampled.tokens
+        if case.kv_dtype:
+            fill(case.kv_dtype)
+            self.dense_kept = dense_parallel(self.decoder, self.state, case.prompt, self.tokens, self.on_step)
         in_hand.run = self
 
     def is_stepwise(self, spec: MethodSpec) -> bool:
@@ -77,13 +85,13 @@ class QualityRun(MethodRun):
 
     def _reference(self, stepwise: bool) -> Reference:
         if not stepwise:
-            return dense_parallel(self.decoder, self.state, self.case.prompt, self.tokens, self.on_step)
+            return dense_parallel(self.decoder, self.exact_state, self.case.prompt, self.tokens, self.on_step)
         return self.record(self.tokens[:, 0], self.tokens) if self.sampled is None else self.sampled
 
     def record(self, first: Tensor, tokens: Tensor | None) -> Reference:
         """Dense decoding step by step, fed `tokens`, or what it samples itself."""
         case = self.case
-        bound = self.bind(self.dense, Sampling() if tokens is not None else OWN)
+        bound = self.bind(self.dense, self.exact_state, Sampling() if tokens is not None else OWN)
         self.dense_launch[True] = bound.launch
         torch.manual_seed(case.seed)
         return record_dense(
@@ -91,10 +99,10 @@ class QualityRun(MethodRun):
             lambda n: self.on_step(f"dense, step {n} of {case.steps}"),
         )  # fmt: skip
 
-    def bind(self, spec: MethodSpec, sampling: Sampling | None = None) -> Bound:
+    def bind(self, spec: MethodSpec, state: State, sampling: Sampling | None = None) -> Bound:
         """A method on the prefilled caches, checked; graphs on a GPU. Raises CheckFailed, Unsupported."""
         first = torch.ones(self.case.batch, dtype=torch.int64, device=self.device)
-        place = Place(self.state, self.case.prompt, first, ahead=True)
+        place = Place(state, self.case.prompt, first, ahead=True)
         return bind(self.decoder, place, spec, sampling=sampling, longest_period=self.case.steps)
 
     def force(self, spec: MethodSpec) -> tuple[Forced, str]:
@@ -102,8 +110,10 @@ class QualityRun(MethodRun):
         case, stepwise = self.case, self.is_stepwise(spec)
         reference = self.reference(stepwise)
         if not stepwise:
-            return run_parallel(self.decoder, self.state, spec, case.prompt, reference, self.on_step), "parallel"
-        bound = self.bind(spec)
+            restored = None if self.dense_kept is None else self.dense_kept.kv
+            forced = run_parallel(self.decoder, self.state, spec, case.prompt, reference, self.on_step, restored)
+            return forced, "parallel"
+        bound = self.bind(spec, self.state)
         self.row.took(spec, bound.engine.layers)
         forced = run_forced(
             bound.engine, bound.step, bound.rectify, case.prompt, reference,
@@ -131,13 +141,25 @@ class QualityRun(MethodRun):
     def measure(self, spec: MethodSpec) -> Iterator[Row]:
         """Rows of one method: every metric over stretches of steps, and of all steps by layer and head."""
         forced, launch = self.force(spec)
+        make = partial(self.row, spec, launch=launch)
+        yield from self.rows_of(forced, make)
+        middle = self.case.prompt + (self.case.steps + 1) // 2  # tokens that the mean step sees
+        share = read_share(self.case, spec, middle, forced.tokens_read)
+        yield make(metric="read_share", value=digits(share, 4), status="ok", **self.whole)
+        for name, value in forced.whole.items():
+            yield make(metric=name, value=digits(value), status="ok", **self.whole)
+
+    @property
+    def whole(self) -> dict[str, Any]:
+        """What a row says of values of all steps."""
+        return {"step": self.case.steps, "n_samples": self.case.steps * self.case.batch}
+
+    def rows_of(self, forced: Forced, make: Callable[..., Row]) -> Iterator[Row]:
+        """Rows that say how it fared; `make` takes their columns."""
 
         def row(metric: str, value: float, places: int = 6, **columns: Any) -> Row:
-            return self.row(
-                spec, metric=metric, value=digits(value, places), status="ok", launch=launch, **(whole | columns)
-            )
+            return make(metric=metric, value=digits(value, places), status="ok", **(self.whole | columns))
 
-        whole: dict[str, Any] = {"step": self.case.steps, "n_samples": self.case.steps * self.case.batch}
         for span, columns in self.stretches():
             for metric in step_metrics():
                 values = forced.values[metric.name][span].double()
@@ -152,13 +174,16 @@ class QualityRun(MethodRun):
         for i, heads in enumerate(recall):
             for head, value in enumerate(heads):
                 yield row("recall", value, 4, layer=i, head=head)
-        middle = self.case.prompt + (self.case.steps + 1) // 2  # tokens that the mean step sees
-        yield row("read_share", read_share(self.case, spec, middle, forced.tokens_read), 4)
-        for name, value in forced.whole.items():
-            yield row(name, value)
 
     def dense_rows(self) -> Iterator[Row]:
-        """What dense decoding itself scores: its loss on the tokens that it was fed."""
+        """What dense decoding itself scores: its loss on the tokens that it was fed.
+
+        On caches of a type of the case's own, all that other methods are measured by.
+        """
+        if self.dense_kept is not None:
+            forced = compare_dense(self.reference(stepwise=False), self.dense_kept, self.decoder.exchange)
+            yield from self.rows_of(forced, partial(self.row.bare, self.dense, launch="parallel"))
+            return
         for stepwise, reference in self.references.items():
             following = reference.tokens[:, 1:].t()  # [steps, B]
             for span, columns in self.stretches():

@@ -33,6 +33,7 @@ EXAMPLES = """examples:
   resa-bench quality --ratio 0.05 0.1 0.2 --source text own    on text, and on dense's own continuation of it
   resa-bench quality --method sparse oracle --summary minmax meanstd --spread-weight 0.2 1 4
   resa-bench quality --compare-selectors               bytes read against KL: every selector, and rivals
+  resa-bench quality --kv-dtype fp8                    K and V in e4m3: dense and the methods, against 16-bit dense
   resa-bench quality --model ./checkpoint              a Hugging Face folder or a .gguf file
   resa-bench quality --stepwise --method resa          token by token: on a GPU with the kernels, as graphs
 
@@ -46,6 +47,10 @@ WHICH_TEXTS = flags.several(
     choices=tuple(TEXTS), default=SEVERAL,
 )  # fmt: skip
 STEPWISE = flags.switch("--stepwise", "decode token by token, on a GPU with the kernels; no recall")
+KV_DTYPE = flags.KV_DTYPE.but(
+    help="of every method's K and V, dense decoding's too, against dense in --dtype; fp8: e4m3, each KV head's scale "
+    "chosen by the first 512 tokens of all prompts"
+)
 COMPARE = flags.switch("--compare-selectors", "every selector and rival, in place of the default list")
 GRID: dict[str, tuple[Any, ...]] = {
     "block_size": (16, 8, 32, 64),
@@ -67,7 +72,8 @@ FLAGS = (
     flags.PROMPT_TOKENS.but(help="prefilled densely (default 4K, quick 1K)"),
     flags.STEPS.but(help="fed after that (default 512, on a CPU 192; quick 64, full 1K)"),
     flags.BATCH.but(many=False, default=None, help="stretches of text (default 8, quick 2)"),
-    SOURCE, WHICH_TEXTS, flags.DTYPE, flags.SEED, COMPARE, *flags.method_flags(GRID), STEPWISE, *flags.RUN_FLAGS,
+    SOURCE, WHICH_TEXTS, flags.DTYPE, KV_DTYPE, flags.SEED, COMPARE, *flags.method_flags(GRID), STEPWISE,
+    *flags.RUN_FLAGS,
 )  # fmt: skip
 
 
@@ -106,7 +112,9 @@ def choose_cases(options: Options, device: torch.device, specs: Sequence[MethodS
     batch = options.batch or scale.batch
     texts = options.texts[:batch]
     return [
-        QualityCase(model, config, prompt, steps, source, batch, dtype, options.seed, options.stepwise, texts)
+        QualityCase(
+            model, config, prompt, steps, source, batch, dtype, options.seed, options.stepwise, texts, options.kv_dtype
+        )
         for source in options.source or scale.sources
     ]
 
