@@ -125,7 +125,7 @@ def default_specs(
     device: torch.device, base: SparseConfig, block_sizes: Sequence[int], prompt: str = "synthetic",
     policies: Sequence[str] = ("group-sum",), windows: Sequence[int] = (2,), dense_layers: Sequence[int] = (2,),
 ) -> list[MethodSpec]:  # fmt: skip
-    """The best dense methods, ReSA and Quest; on a CPU their portable paths and every other selector."""
+    """The best dense methods, ReSA and Quest; on a CPU their portable paths, RetroAttention and the window."""
     first = replace(base, block_size=block_sizes[0])
     quest = [
         make_spec("quest", base, block_size=b, gqa_policy=policy, dense_layers=n)
@@ -140,7 +140,7 @@ def default_specs(
     else:
         resa = [make_spec("resa-torch", base, block_size=b) for b in block_sizes]
         others = [make_spec("retro", first, window=w) for w in windows]
-        others += [make_spec(name, first) for name in ("sparse", "sink-window", "oracle")]
+        others += [make_spec("sink-window", first)]
         listed = [make_spec("torch-dense", base), *resa, *quest, *others]
     return [*listed, *joining("decode", device, listed, first)]
 
