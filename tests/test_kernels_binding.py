@@ -222,7 +222,7 @@ def test_the_fused_steps_strides_are_of_64_bits() -> None:
     """Every argument of step.cu that an index is multiplied with."""
     import ctypes
 
-    strides = {"q", "summary", "score", "list", "table", "cache", "new"}
+    strides = {"q", "summary", "score", "list", "table", "cache", "new", "exchange"}
     wide = [name for name, kind, *_ in _Arguments._fields_ if kind is ctypes.c_longlong]
     assert {name.split("_")[0] for name in wide} == strides
     assert all(name.split("_")[-1] in ("batch", "head", "outer", "row", "token") for name in wide)
