@@ -94,7 +94,7 @@ class CaseRun(MethodRun):
         time_decoding(looked, bound.rectify, tokens, device, periods=1, ranks=bench.ranks)  # warm-up
         with Conditions(device) as conditions:
             timing = time_decoding(
-                bound.step if cuda else looked,  # the look is a thousandth of a CPU's step
+                bound.step if cuda else looked,  # on a CPU the look took 0.03 ms of a SmolLM2 step of 75
                 bound.rectify,
                 tokens,
                 device,
