@@ -61,47 +61,40 @@ def test_clusters(largest: int) -> None:
     gate((777, 48), FP16, heads=ModelShape(7, 1, 128))
 
 
-SHARED_ROWS = [
-    ((2, 3), (777, 48, 1), ModelShape(7, 1, 128), {}),
-    ((4, 2), (203, 1030), ModelShape(6, 2, 64), {"page_size": 128}),
-    ((1, 5), (900,), ModelShape(16, 1, 64), {"block_size": 8, "summary_kind": "meanstd"}),
-    ((3, 2), (530, 16), ModelShape(7, 1, 256), {"summary_dtype": "fp8", "pinned_blocks": 2}),
-    ((2, 2), (640,), ModelShape(7, 1, 64), {"active_ratio": 1.0}),
-]
+ARRANGED = [
+    pytest.param((2, 3), (777, 48, 1), ModelShape(7, 1, 128), {}, id="2x3"),
+    pytest.param((4, 2), (203, 1030), ModelShape(6, 2, 64), {"page_size": 128}, id="4x2-paged"),
+    pytest.param((1, 5), (900,), ModelShape(16, 1, 64), {"block_size": 8, "summary_kind": "meanstd"}, id="1x5-b8"),
+    pytest.param((3, 2), (530, 16), ModelShape(7, 1, 256), {"summary_dtype": "fp8", "pinned_blocks": 2}, id="3x2-fp8"),
+    pytest.param((2, 2), (640,), ModelShape(7, 1, 64), {"active_ratio": 1.0}, id="2x2-all"),
+    pytest.param((2, 1), (300, 17, 1), ModelShape(7, 1, 128), {"kv_dtype": "fp8"}, id="kv-fp8"),
+    pytest.param(
+        (2, 2), (410, 90), ModelShape(6, 2, 128),
+        {"kv_dtype": "fp8", "page_size": 128, "summary_kind": "meanstd"}, id="kv-fp8-2x2-paged",
+    ),
+    pytest.param(
+        (1, 1), (203, 64), ModelShape(16, 1, 256),
+        {"kv_dtype": "fp8", "block_size": 8, "summary_dtype": "fp8"}, id="kv-fp8-b8",
+    ),
+    pytest.param(
+        (3, 1), (330,), ModelShape(9, 1, 128),
+        {"kv_dtype": "fp8", "block_size": 64, "gqa_policy": "group-sum"}, id="kv-fp8-b64",
+    ),
+]  # fmt: skip
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("arrangement", "lengths", "heads", "changes"), SHARED_ROWS, ids=[f"{c}x{n}" for (c, n), *_ in SHARED_ROWS]
-)
-def test_clusters_that_share_a_row(
-    arrangement: tuple[int, int], lengths: tuple, heads: ModelShape, changes: dict, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("arranged", "lengths", "heads", "changes"), ARRANGED)
+def test_arrangements(
+    arranged: tuple[int, int], lengths: tuple, heads: ModelShape, changes: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Scores and results go through global memory; some clusters have no block, or nothing to attend to."""
-    monkeypatch.setattr(fused_step, "arrangement", lambda *_: arrangement)
+    """CTAs of a cluster and clusters of a row, which tell each other scores and results through global memory.
+
+    Some have no block, or nothing to attend to. In e4m3 the new token is written over the scales, its block is
+    summarised as it is read back, and attention is that of both.
+    """
+    monkeypatch.setattr(fused_step, "arrangement", lambda *_: arranged)
     gate(lengths, FP16, heads=heads, **changes)
-
-
-KV_FP8 = [
-    ((2, 1), (300, 17, 1), ModelShape(7, 1, 128), {}),
-    ((2, 2), (410, 90), ModelShape(6, 2, 128), {"page_size": 128, "summary_kind": "meanstd"}),
-    ((1, 1), (203, 64), ModelShape(16, 1, 256), {"block_size": 8, "summary_dtype": "fp8"}),
-    ((3, 1), (330,), ModelShape(9, 1, 128), {"block_size": 64, "gqa_policy": "group-sum"}),
-]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("arrangement", "lengths", "heads", "changes"),
-    KV_FP8,
-    ids=[f"{heads.q_heads}x{heads.head_dim}" for _, _, heads, _ in KV_FP8],
-)
-def test_keys_and_values_in_fp8(
-    arrangement: tuple[int, int], lengths: tuple, heads: ModelShape, changes: dict, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The new token is written over the scales, its block summarised as it is read back, attention that of both."""
-    monkeypatch.setattr(fused_step, "arrangement", lambda *_: arrangement)
-    gate(lengths, FP16, heads=heads, kv_dtype="fp8", **changes)
 
 
 @pytest.mark.slow

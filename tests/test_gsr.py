@@ -6,7 +6,6 @@ import os
 import re
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -17,9 +16,8 @@ from resa_bench.kernels import SparseConfig, get_method
 from resa_bench.suites.cli import main
 from resa_bench.suites.core.bench import Bench
 from resa_bench.suites.core.flags import options
-from resa_bench.suites.core.results import read_rows
 from resa_bench.suites.core.rows import Row
-from resa_bench.suites.core.spec import MethodSpec, Names, make_spec
+from resa_bench.suites.core.spec import MethodSpec, make_spec
 from resa_bench.suites.engine.checks import _newest
 from resa_bench.suites.engine.costs import second_bytes
 from resa_bench.suites.engine.engine import Engine, State, bind_layers, generate
@@ -30,22 +28,19 @@ from resa_bench.suites.engine.sampling import Sampling
 from resa_bench.suites.gsr import run as gsr_run
 from resa_bench.suites.gsr import suite
 from resa_bench.suites.gsr import table as gsr_table
-from resa_bench.suites.gsr.break_even import Predicted, model_of, predict
+from resa_bench.suites.gsr.break_even import Predicted
 from resa_bench.suites.gsr.cases import (
     INSTRUCTION,
     LENGTHS,
     GsrCase,
     Segment,
     scaled,
-    script,
     segments,
-    summary_tokens,
 )
 from resa_bench.suites.gsr.phase import Launch, Point, contexts, integrate, run_in_full
 from resa_bench.suites.gsr.run import STAGES, GsrRun, memory_bytes, run_case
 from resa_bench.suites.gsr.shared import allocate
-from resa_bench.suites.gsr.table import case_table, choice_line, choose, steps_table
-from resa_bench.suites.model.config import MODELS
+from resa_bench.suites.gsr.table import case_table, steps_table
 from rich.console import Console
 from tiny_model import TINY, keep, tiny_decoder
 
@@ -305,45 +300,6 @@ def test_what_fixes_its_length_is_not_run_in_full(bench: Bench, monkeypatch: pyt
     assert row_of(rows, "torch-dense", "answer").status == "ok"
 
 
-H100 = "NVIDIA H100 80GB HBM3"
-
-
-@pytest.mark.parametrize(
-    ("candidates", "weights", "sparse"), [(4, "bf16", False), (16, "bf16", True), (16, "int4", True)]
-)
-def test_committed_rows_choose_dense_steps_below_break_even(candidates: int, weights: str, sparse: bool) -> None:
-    """Four candidates were 0.99x by sparse steps; an answer alone of 4K to 12K tokens 0.98x."""
-    model, lengths = model_of(H100), script(candidates)
-    assert model is not None
-    summary = min(960, summary_tokens(candidates, 256))
-    case = GsrCase("qwen2.5-7b", MODELS["qwen2.5-7b"], lengths, summary=summary, weights=weights)
-    resa, dense = make_spec("resa"), make_spec("triton-dense")
-    first = predict(model, case, resa, dense, case.prompt, segments(lengths))
-    second = predict(model, case, resa, dense, case.refine, [Segment(1, 0, case.answer)])
-    assert first is not None
-    assert second is not None
-    assert (first.pays, second.pays) == (sparse, False)
-    assert f"predicted {second.ratio:.2f}x" in second.reason
-    assert "results/h100/" in second.reason
-
-
-def test_the_plan_says_how_each_phase_will_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(suite, "device_name", lambda device: H100)
-    case = GsrCase("qwen2.5-7b", MODELS["qwen2.5-7b"], script(16), summary=360)
-    first, second = suite.planned_steps(case, [make_spec("resa")], torch.device("cuda"))
-    assert first.startswith("resa b16, candidates: sparse steps, since sparse ones are predicted 1.")
-    assert second.startswith("resa b16, answer: dense steps, since sparse ones are predicted 0.")
-    assert not suite.planned_steps(replace(case, always_sparse=True), [make_spec("resa")], torch.device("cuda"))
-    assert not suite.planned_steps(case, [make_spec("resa-fused")], torch.device("cuda"))
-
-
-def test_what_has_no_committed_rows_has_no_break_even() -> None:
-    assert model_of("a GPU that nobody measured") is None
-    model, case = model_of(H100), GsrCase("qwen2.5-7b", MODELS["qwen2.5-7b"], LENGTHS, weights="fp8")
-    assert model is not None
-    assert predict(model, case, make_spec("resa"), make_spec("triton-dense"), 256, segments(LENGTHS)) is None
-
-
 @pytest.mark.parametrize(
     ("ratios", "always", "ways"),
     [
@@ -448,59 +404,3 @@ def test_quest_keeps_its_first_layers_dense(bench: Bench) -> None:
     first, *rest = (layer.selection() for layer in bound.engine.layers)
     assert first is None
     assert all(selection is not None for selection in rest)
-
-
-def gsr_rows(sparse_candidates_s: float, sparse_refine_s: float) -> list[Row]:
-    """Of one case: dense takes 100 s and 50 s, and 10 s of prefills."""
-    shape: dict[str, Any] = {"context": 4096, "batch": 4, "q_heads": 4, "kv_heads": 1, "head_dim": 64}
-    rows = []
-    for method, times in (("sdpa-cudnn", (100.0, 50.0)), ("resa", (sparse_candidates_s, sparse_refine_s))):
-        for stage, seconds in zip(("candidates", "refine", "answer"), (*times, sum(times) + 10), strict=True):
-            rows.append(
-                Row(
-                    suite="gsr",
-                    model="m",
-                    case="c",
-                    method=method,
-                    stage=stage,
-                    value=seconds,
-                    median_us=1.0,
-                    mean_us=1.0,
-                    status="ok",
-                    **shape,
-                )
-            )
-    return rows
-
-
-@pytest.mark.parametrize(
-    ("times", "sparse", "seconds", "words"),
-    [
-        ((101.0, 40.0), ("refine",), 150.0, "1.07x as early as all dense"),
-        ((80.0, 40.0), ("candidates", "refine"), 130.0, "1.23x as early as all dense"),
-        ((99.0, 50.0), (), 160.0, "all dense"),
-    ],
-)
-def test_a_phase_is_dense_where_sparse_does_not_pay(
-    times: tuple[float, float], sparse: tuple[str, ...], seconds: float, words: str
-) -> None:
-    rows = gsr_rows(*times)
-    chosen = choose(rows)
-    assert chosen is not None
-    assert chosen.sparse == sparse
-    assert chosen.seconds == seconds
-    line = choice_line(rows, Names(rows))
-    assert line is not None
-    assert words in line
-    assert ("for the candidates sdpa-cudnn" in line) is ("candidates" not in sparse)
-    assert choose(rows[:3]) is None
-
-
-def test_the_committed_candidates_stay_dense_where_sparse_is_slower() -> None:
-    rows = read_rows(Path(__file__).resolve().parents[1] / "results" / "h100" / "gsr.jsonl.gz")
-    cases = {row.case: [r for r in rows if r.case == row.case] for row in rows}
-    chosen = [choose(own) for own in cases.values()]
-    assert any(chosen)
-    for choice in filter(None, chosen):
-        for phase, ratio in choice.ratios.items():
-            assert (phase in choice.sparse) is (ratio >= 1.02)

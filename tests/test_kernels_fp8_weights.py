@@ -18,8 +18,8 @@ from resa_bench.suites.engine.case import check_types
 from resa_bench.suites.engine.checks import check_linears
 from resa_bench.suites.engine.costs import weight_bytes
 from resa_bench.suites.model.config import MODELS, ModelConfig
-from resa_bench.suites.model.decoder import Decoder, LayerWeights
 from resa_bench.suites.model.weights import random_decoder
+from tiny_model import read_back
 
 CPU = torch.device("cpu")
 TINY = ModelConfig("tiny-in-fp8", 2, 64, 4, 2, 16, 96, 100, qkv_bias=True)
@@ -92,22 +92,13 @@ def test_a_decoder_has_the_bytes_and_logits_of_its_8_bits() -> None:
     layer_bytes = TINY.linear_parameters // TINY.layers + 4 * scales + 4 * TINY.qkv_width
     assert decoder.weight_bytes == TINY.layers * layer_bytes + 4 * TINY.head_parameters
 
-    def dense(weight: object) -> DenseWeight:
-        assert isinstance(weight, Fp8Weight)
-        return DenseWeight(dequantise_fp8(weight), weight.bias)
-
-    layers = [
-        LayerWeights(
-            x.attention_norm, dense(x.qkv), dense(x.o), x.ffn_norm, dense(x.gate_up), dense(x.down), x.q_norm, x.k_norm
-        )
-        for x in decoder.layers
-    ]
-    plain = Decoder(TINY, decoder.embedding, layers, decoder.norm, decoder.head)
+    plain = read_back(decoder, dequantise_fp8)
     tokens = some_tokens(TINY.vocab, 20)
     torch.testing.assert_close(Dense(decoder)(tokens), Dense(plain)(tokens))
     full = random_decoder(TINY, dtype=torch.float32, device=CPU)
     assert isinstance(full.layers[0].o, DenseWeight)
-    off = dense(decoder.layers[0].o).weight - full.layers[0].o.weight
+    assert isinstance(plain.layers[0].o, DenseWeight)
+    off = plain.layers[0].o.weight - full.layers[0].o.weight
     assert (off.abs() <= full.layers[0].o.weight.abs() * 2.0**-4 + 1e-5).all()
     check_linears(decoder, {1, 3})
 

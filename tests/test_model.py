@@ -27,9 +27,10 @@ from resa_bench.kernels.linear.int4 import Int4Weight, dequantise
 from resa_bench.kernels.linear.weights import DenseWeight
 from resa_bench.suites.model.checkpoint import load_checkpoint, read_config
 from resa_bench.suites.model.config import MODELS, ModelConfig
-from resa_bench.suites.model.decoder import Decoder, LayerWeights
+from resa_bench.suites.model.decoder import Decoder
 from resa_bench.suites.model.load import load_decoder, model_config
 from resa_bench.suites.model.weights import random_decoder
+from tiny_model import read_back
 from torch import Tensor
 
 
@@ -209,16 +210,7 @@ def test_int4_decoder_has_the_bytes_and_logits_of_its_4_bits() -> None:
     layer_bytes = sum(n * packed(depth) for depth, n in rows.items()) + 4 * c.qkv_width
     assert decoder.weight_bytes == c.layers * layer_bytes + 4 * c.head_parameters
 
-    def dense(weight: Any) -> DenseWeight:
-        return DenseWeight(dequantise(weight), weight.bias)
-
-    layers = [
-        LayerWeights(
-            x.attention_norm, dense(x.qkv), dense(x.o), x.ffn_norm, dense(x.gate_up), dense(x.down), x.q_norm, x.k_norm
-        )
-        for x in decoder.layers
-    ]
-    plain = Decoder(TINY, decoder.embedding, layers, decoder.norm, decoder.head)
+    plain = read_back(decoder, dequantise)
     tokens = some_tokens(TINY.vocab, 20)
     assert_close(Dense(decoder)(tokens), Dense(plain)(tokens))
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
+from resa_bench.kernels.linear.weights import DenseWeight
 from resa_bench.suites.engine.loader import Loader
 from resa_bench.suites.model.config import ModelConfig
 from resa_bench.suites.model.decoder import Decoder
@@ -23,6 +26,16 @@ def tiny_decoder(
         for weight in layer.linears:
             weight.weight.mul_(4.0)  # type: ignore[union-attr]
     return model
+
+
+def read_back(decoder: Decoder, plain: Callable[[Any], torch.Tensor]) -> Decoder:
+    """A decoder of quantised weights with what their bits stand for in their place; `plain` gives it."""
+    names = ("qkv", "o", "gate_up", "down")
+    layers = []
+    for layer in decoder.layers:
+        held = {name: getattr(layer, name) for name in names}
+        layers.append(replace(layer, **{n: DenseWeight(plain(w), w.bias) for n, w in held.items()}))  # type: ignore[arg-type]
+    return Decoder(decoder.config, decoder.embedding, layers, decoder.norm, decoder.head)
 
 
 class Letters:

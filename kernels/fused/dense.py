@@ -28,7 +28,7 @@ from ..method import (
 )
 from . import compiler
 from .method import ResaFused
-from .step import Plan, arrangement, constants, enqueued, fitting, lay_out, misaligned, unsupported
+from .step import Plan, arrangement, constants, enqueued, fitting, misaligned, unsupported
 
 EVERY_BLOCK = SparseConfig(block_size=16)  # tokens that a CTA takes at a time; the rest of it is not read
 
@@ -39,14 +39,9 @@ def plan(cache: KVCache, group: int) -> Plan:
     Raises:
         ValueError: needs more shared memory than there is.
     """
-    rows, element = cache.batch * cache.kv_heads, cache.dtype.itemsize
-    row_bytes = cache.capacity * 2 * cache.head_dim * cache.k.element_size()
+    rows, row_bytes = cache.batch * cache.kv_heads, cache.capacity * 2 * cache.head_dim * cache.k.element_size()
     size, clusters = arrangement(rows, row_bytes, 0, lambda cluster: compiler.clusters_at_once(cache.device, cluster))
-    layouts = [
-        lay_out(EVERY_BLOCK, cache.head_dim, group, cache.capacity, element, size or 1, resident, clusters, False)
-        for resident in ((1,) if size else (2, 1))
-    ]
-    return fitting(cache, layouts)
+    return fitting(cache, group, EVERY_BLOCK, size, clusters, searches=False)
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -189,20 +189,20 @@ def plan(cache: KVCache, group: int, config: SparseConfig) -> Plan:
     size, clusters = arrangement(
         rows, row_bytes, blocks, lambda cluster: compiler.clusters_at_once(cache.device, cluster)
     )
-    layouts = [
-        lay_out(config, cache.head_dim, group, cache.capacity, element, size or 1, resident, clusters)
-        for resident in ((1,) if size else (2, 1))
-    ]
-    return fitting(cache, layouts)
+    return fitting(cache, group, config, size, clusters)
 
 
-def fitting(cache: KVCache, layouts: Sequence[Plan]) -> Plan:
-    """The first layout that shared memory has room for.
+def fitting(cache: KVCache, group: int, config: SparseConfig, size: int, clusters: int, searches: bool = True) -> Plan:
+    """The layout of an arrangement, with two CTAs on a multiprocessor where rows run in waves and there is room.
 
     Raises:
-        ValueError: none has.
+        ValueError: it has no room for one.
     """
-    room = shared_memory()
+    room, element = shared_memory(), cache.dtype.itemsize
+    layouts = [
+        lay_out(config, cache.head_dim, group, cache.capacity, element, size or 1, resident, clusters, searches)
+        for resident in ((1,) if size else (2, 1))
+    ]
     for layout in layouts:
         if cache.in_fp8 and cache.head_dim // layout.split < FP8_HEAD_DIMS[0]:
             continue
