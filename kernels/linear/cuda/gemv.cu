@@ -1,0 +1,183 @@
+// One to eight rows of x times a weight in 4 bits, with RMSNorm, bias, SwiGLU and residual in the same launch.
+//
+// Weights depend on nothing that the kernel before writes. So each warp fills its ring of them first, then waits for x:
+// the chip reads weights while the kernel before ends. The rest is one loop over the tiles of a CTA.
+//
+//   y[n, m] = sum over groups g of  s[n, g] sum_k (q - 8) x[k, m]  +  z[n, g] sum_k x[k, m]
+//
+// Weights are the first operand of the matrix units, x is the second one. Unpacking takes most of the instructions: in bf16
+// weights stay 128 + q, and zeros take that back, unless EXACT.
+
+#include "device.cuh"
+#include "words.cuh"
+#include "layout.cuh"
+#include "ring.cuh"
+#include "operands.cuh"
+#include "finish.cuh"
+
+constexpr float OFFSET = FP16 || EXACT ? 0 : 136;
+
+// Eight nibbles, of two words and four groups, as q - 8 + OFFSET, by 128 + q (bf16); 1024 + q, 1024 + 16 q over 16 (fp16).
+__device__ __forceinline__ void unpack_words(u32 w, u32 nibbles, u32 (&q)[4]) {
+#if FP16
+  constexpr u32 BASE = 0x64006400u, ONE = 0x3c003c00u, LESS = 0xe408e408u, SIXTEENTH = 0x2c002c00u, LESS_72 = 0xd480d480u;
+  const u32 upper = w >> 8;
+  q[0] = fma_pairs((w & nibbles) | BASE, ONE, LESS);
+  q[1] = fma_pairs((w & (nibbles << 4)) | BASE, SIXTEENTH, LESS_72);
+  q[2] = fma_pairs((upper & nibbles) | BASE, ONE, LESS);
+  q[3] = fma_pairs((upper & (nibbles << 4)) | BASE, SIXTEENTH, LESS_72);
+#else
+  constexpr u32 BASE = 0x43004300u, ONE = 0x3f803f80u, LESS = 0xc308c308u;
+#pragma unroll
+  for (int g = 0; g < 4; g++) {
+    q[g] = (w >> 4 * g & nibbles) | BASE;
+    if (EXACT) q[g] = fma_pairs(q[g], ONE, LESS);
+  }
+#endif
+}
+
+// This warp's part of 16 weight rows times x.
+__device__ __forceinline__ void multiply_slot(const char* slot, const Operand& o, u32 nibbles, int lane, float (&sum)[4]) {
+  const int row = 2 * mixed(lane / 4), t = lane % 4;
+  const char* words = slot + row * PITCH + 16 * t;
+  const char* scales = slot + TILE * PITCH + 4 * row;
+  sum[0] = sum[1] = sum[2] = sum[3] = 0;
+#pragma unroll
+  for (int p = 0; p < PARTS; p++) {
+    float products[4][4] = {};
+#pragma unroll
+    for (int j = p * PART_CHUNKS; j < (p + 1) * PART_CHUNKS; j++) {
+      const uint4 even = *reinterpret_cast<const uint4*>(words + 64 * j);
+      const uint4 odd = *reinterpret_cast<const uint4*>(words + PITCH + 64 * j);
+      const u32 own[2][4] = {{even.x, even.y, even.z, even.w}, {odd.x, odd.y, odd.z, odd.w}};
+#pragma unroll
+      for (int half = 0; half < 2; half++) {
+        u32 q[4][4];  // row and words of an operand, then group
+#pragma unroll
+        for (int i = 0; i < 4; i++) unpack_words(own[i % 2][2 * half + i / 2], nibbles, q[i]);
+#pragma unroll
+        for (int g = 0; g < 4; g++)
+          multiply(products[g], q[0][g], q[1][g], q[2][g], q[3][g], o.values[j][g][2 * half],
+                   o.values[j][g][2 * half + 1]);
+      }
+    }
+#pragma unroll
+    for (int g = 0; g < 4; g++) {
+      const uint2 pairs = *reinterpret_cast<const uint2*>(scales + (4 * p + g) * SCALE_BYTES);
+      float2 even = unpack(pairs.x), odd = unpack(pairs.y);  // scale and zero
+      even.y = fmaf(-OFFSET, even.x, even.y), odd.y = fmaf(-OFFSET, odd.x, odd.y);
+#pragma unroll
+      for (int i = 0; i < 2; i++) {
+        sum[i] = fmaf(products[g][i], even.x, fmaf(o.sums[p][g][i], even.y, sum[i]));
+        sum[2 + i] = fmaf(products[g][2 + i], odd.x, fmaf(o.sums[p][g][i], odd.y, sum[2 + i]));
+      }
+    }
+  }
+}
+
+extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __maxnreg__(REGISTERS)
+    int4_gemv(const __grid_constant__ Arguments a, int clusters) {
+  char* memory = dynamic_shared();
+  const int tid = threadIdx.x, lane = tid % 32, warp = from_lane(tid / 32, 0);  // so that the compiler knows it is one
+  const int rank = CLUSTER > 1 ? cluster_rank() : 0, cluster = blockIdx.x / CLUSTER;
+  const int quads = a.columns / 4;
+  const int first = 4 * share_start(quads, cluster, clusters), last = 4 * share_start(quads, cluster + 1, clusters);
+  const int tiles = (last - first + TILE - 1) / TILE, parts = HALVES * tiles;
+  const int unit = share_start(UNITS, rank, CLUSTER) + warp;
+  const int units = share_start(UNITS, rank + 1, CLUSTER) - share_start(UNITS, rank, CLUSTER);  // warps that have one
+  const bool active = warp < units;
+  char* own = memory + SHARES_AT + warp * OWN_BYTES;  // [2][HALVES][VALUES]
+  float* squares = reinterpret_cast<float*>(memory + SQUARES_AT);
+  const u32 arrival = shared_address(memory + BARRIERS_AT + 8 * WARPS * SLOTS);  // of what CTAs of a cluster send
+
+  char* slots = memory + warp * SLOTS * SLOT_BYTES;
+  const Ring ring = {shared_address(slots), shared_address(memory + BARRIERS_AT + 8 * warp * SLOTS),
+                     a.words + unit * UNIT_BYTES,
+                     a.scales + i64(unit * CHUNKS * 32 / GROUP) * 4 * (HALVES * a.columns) * 4,
+                     first, last, a.columns, unit, lane};
+  if (CLUSTER > 1) {
+    if (tid == 0) {
+      barrier_init(arrival);
+      publish_barriers();
+      const int owned = (tiles - rank + CLUSTER - 1) / CLUSTER;
+      expect_bytes(arrival, CLUSTER * (owned * SHARE * 4 + (a.norm ? 32 : 0)));
+    }
+    cluster_arrive();
+  }
+
+  // ---- weights, as far as the ring goes
+  if (active) {
+    ring.clear(slots);
+    if (a.norm) fetch_norm(a.norm, unit, lane, own);
+    end_group();
+#pragma unroll 1
+    for (int i = 0; i < SLOTS; i++) {
+      if (i < parts) ring.fetch(i, i);
+      end_group();
+    }
+#pragma unroll 1
+    for (int i = SLOTS; i < min(SLOTS + AHEAD, parts); i++) ring.ask_ahead(i);
+  }
+  if (RELEASE == 0) release_next();
+
+  // ---- x, once the kernel before has ended
+  await_previous();
+  if (RELEASE == 1 || (RELEASE == 2 && parts <= SLOTS)) release_next();
+  Operand o;
+  if (active) {
+    await_groups<SLOTS>();
+    sync_warp();
+    load_values(a, unit, lane, o);
+    if (a.norm) {
+      const float of_row = weigh(own, lane, o);
+      if (lane % 4 == 0) squares[8 * warp + lane / 4] = of_row;
+      sync_warp();
+    }
+    sum_groups(o);
+  }
+
+  if (CLUSTER > 1) cluster_wait();
+
+  // ---- tiles: thread e sums value e of all warps' shares
+  int slot = 0, round = 0;
+  const int e = tid;
+  const u32 nibbles = from_lane(a.nibbles, 0);  // stays in its register
+  float rms = 1;
+#pragma unroll 1
+  for (int tile = 0; tile < tiles; tile++) {
+    Addends added;
+    const int row = first + TILE * tile;
+    if (CLUSTER == 1 && e < VALUES) added.load(a, row, e, last);
+    if (active) {
+#pragma unroll
+      for (int half = 0; half < HALVES; half++) {
+        float sum[4];
+        ring.await(slot, round);
+        multiply_slot(slots + slot * SLOT_BYTES, o, nibbles, lane, sum);
+        sync_warp();
+        const int next = HALVES * tile + half + SLOTS;
+        if (next < parts) ring.fetch(next, slot);
+        end_group();
+        if (RELEASE == 2 && next == parts - 1) release_next();
+        if (++slot == SLOTS) slot = 0, round++;
+        reinterpret_cast<float4*>(own)[(tile % 2 * HALVES + half) * 32 + lane] = {sum[0], sum[1], sum[2], sum[3]};
+      }
+    }
+    __syncthreads();  // shares of two tiles: the one before is read before this, the next is written after it
+    if (e >= VALUES) continue;
+    const float* shares = reinterpret_cast<const float*>(memory + SHARES_AT) + tile % 2 * SHARE + e;
+    float value[HALVES] = {};
+    for (int w = 0; w < units; w++)
+#pragma unroll
+      for (int half = 0; half < HALVES; half++) value[half] += shares[w * (OWN_BYTES / 4) + half * VALUES];
+    if (tile == 0 && a.norm) {
+      rms = 0;
+      for (int w = 0; w < units; w++) rms += squares[8 * w + x_row(e)];
+      if (CLUSTER == 1) rms = over_rms(a, rms);
+      if (CLUSTER > 1 && e < TILE && e % 4 < 2) send_squares(memory, arrival, rank, rms, x_row(e));
+    }
+    if (CLUSTER == 1) finish(a, added, value[0], value[HALVES - 1], rms, row, e, last);
+    else send_tile(memory, arrival, rank, tile, value, e);
+  }
+  if (CLUSTER > 1) finish_cluster(a, memory, arrival, rank, first, last, tiles);
+}
