@@ -1,0 +1,148 @@
+"""CUDA C++ compiled at run time by NVRTC and loaded by the driver, both through NVIDIA's `cuda-bindings`."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+
+DEVICE_WORDS = Path(__file__).parent / "fused" / "device.cuh"
+"""What kernels need of Hopper beyond plain C++; they include it."""
+
+
+@cache
+def unavailable() -> str | None:
+    """Why nothing can be compiled here, or None."""
+    try:
+        from cuda.bindings import driver, nvrtc  # noqa: F401
+    except ImportError:
+        return "needs NVIDIA's cuda-bindings; pip install cuda-bindings"
+    try:
+        call_nvrtc("nvrtcVersion")
+    except RuntimeError as error:
+        return f"needs NVRTC, which CUDA builds of torch bring: {error}"
+    return None
+
+
+@cache
+def _library(module: str) -> Any:
+    return import_module(f"cuda.bindings.{module}")
+
+
+def _call(module: str, name: str, *arguments: Any) -> Any:
+    """A call of the bindings: its results without the status. Raises RuntimeError with the library's own words."""
+    try:
+        status, *results = getattr(_library(module), name)(*arguments)
+    except RuntimeError as error:  # a library that cannot be loaded
+        raise RuntimeError(f"{name}: {' '.join(str(error).split())[:200]}") from None
+    if int(status):
+        raise RuntimeError(f"{name}: {status.name}")
+    return results[0] if len(results) == 1 else tuple(results)
+
+
+def call_nvrtc(name: str, *arguments: Any) -> Any:
+    """A function of NVRTC. Raises RuntimeError."""
+    return _call("nvrtc", name, *arguments)
+
+
+def call_driver(name: str, *arguments: Any) -> Any:
+    """A function of the driver. Raises RuntimeError."""
+    return _call("driver", name, *arguments)
+
+
+def folder_sources(folder: Path) -> dict[str, bytes]:
+    """The CUDA files of a folder and `DEVICE_WORDS`, by the names that they include one another by."""
+    files = [*sorted(folder.glob("*.cu*")), DEVICE_WORDS]
+    return {path.name: path.read_bytes() for path in files}
+
+
+def compile_sources(
+    sources: Mapping[str, bytes], main: str, constants: Mapping[str, int], capability: tuple[int, int] = (9, 0)
+) -> bytes:
+    """Machine code of a CUDA C++ file for a compute capability; needs NVRTC, but no GPU.
+
+    Args:
+        sources: by name: `main`, and what it includes.
+        constants: macros.
+
+    Raises:
+        RuntimeError: with the compiler's log, if it does not compile.
+    """
+    headers = {name.encode(): text for name, text in sources.items() if name != main}
+    program = call_nvrtc(
+        "nvrtcCreateProgram", sources[main], main.encode(), len(headers), list(headers.values()), list(headers)
+    )
+    options = [
+        f"--gpu-architecture=sm_{capability[0]}{capability[1]}",
+        "--std=c++17",
+        "--device-as-default-execution-space",
+    ]
+    options += [f"-D{name}={value}" for name, value in constants.items()]
+    try:
+        call_nvrtc("nvrtcCompileProgram", program, len(options), [option.encode() for option in options])
+    except RuntimeError as error:
+        log = bytes(call_nvrtc("nvrtcGetProgramLogSize", program))
+        call_nvrtc("nvrtcGetProgramLog", program, log)  # the bindings fill the bytes that they are given
+        raise RuntimeError(f"{error}\n{log.decode(errors='replace')}") from None
+    cubin = bytes(call_nvrtc("nvrtcGetCUBINSize", program))
+    call_nvrtc("nvrtcGetCUBIN", program, cubin)
+    return cubin
+
+
+def load(device: torch.device, cubin: bytes, name: str, shared_bytes: int) -> Any:
+    """A kernel of a module on `device`, allowed `shared_bytes` of shared memory and clusters of any size."""
+    from cuda.bindings.driver import CUfunction_attribute as Attribute
+
+    with torch.cuda.device(device):
+        torch.cuda.synchronize()  # makes torch's context the current one
+        module = call_driver("cuModuleLoadData", cubin)
+        function = call_driver("cuModuleGetFunction", module, name.encode())
+        for attribute, value in (
+            (Attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared_bytes),
+            (Attribute.CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 1),
+        ):
+            call_driver("cuFuncSetAttribute", function, attribute, value)
+    return function
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A loaded kernel. `launch` enqueues it on torch's current stream."""
+
+    function: Any
+    device: torch.device
+    threads: int
+    shared_bytes: int
+
+    def launch(self, ctas: int, parameters: int) -> None:
+        """Start it; `parameters` is the address of the array of its arguments' addresses.
+
+        It may start before the kernel before it has ended, for which it waits itself.
+        """
+        with torch.cuda.device(self.device):
+            stream = torch.cuda.current_stream().cuda_stream
+            call_driver("cuLaunchKernelEx", self._config(ctas, stream), self.function, parameters, 0)
+
+    def _config(self, ctas: int, stream: int) -> Any:
+        from cuda.bindings.driver import CUlaunchAttribute, CUlaunchConfig
+        from cuda.bindings.driver import CUlaunchAttributeID as ID
+
+        config, overlaps = CUlaunchConfig(), CUlaunchAttribute()
+        config.gridDimX, config.gridDimY, config.gridDimZ = ctas, 1, 1
+        config.blockDimX, config.blockDimY, config.blockDimZ = self.threads, 1, 1
+        config.sharedMemBytes, config.hStream = self.shared_bytes, stream
+        overlaps.id = ID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+        overlaps.value.programmaticStreamSerializationAllowed = 1
+        config.attrs, config.numAttrs = [overlaps], 1
+        return config
+
+
+def addresses(*arguments: ctypes.Structure | ctypes._SimpleCData[Any]) -> ctypes.Array[ctypes.c_void_p]:
+    """The array that a launch takes; keep it and the arguments alive until it returns."""
+    return (ctypes.c_void_p * len(arguments))(*(ctypes.addressof(argument) for argument in arguments))
