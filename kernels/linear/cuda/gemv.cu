@@ -42,6 +42,7 @@ __device__ __forceinline__ void unpack_words(u32 w, u32 nibbles, u32 (&q)[4]) {
 __device__ __forceinline__ void multiply_slot(const char* slot, const Operand& o, u32 nibbles, int lane, float (&sum)[4]) {
   const int row = 2 * mixed(lane / 4), t = lane % 4;
   const char* words = slot + row * PITCH + 16 * t;
+  const int swap = SWAPPED && row & 4 ? 64 : 0;
   const char* scales = slot + TILE * PITCH + 4 * row;
   sum[0] = sum[1] = sum[2] = sum[3] = 0;
 #pragma unroll
@@ -49,8 +50,8 @@ __device__ __forceinline__ void multiply_slot(const char* slot, const Operand& o
     float products[4][4] = {};
 #pragma unroll
     for (int j = p * PART_CHUNKS; j < (p + 1) * PART_CHUNKS; j++) {
-      const uint4 even = *reinterpret_cast<const uint4*>(words + 64 * j);
-      const uint4 odd = *reinterpret_cast<const uint4*>(words + PITCH + 64 * j);
+      const char* chunk = words + 64 * j + (j % 2 ? -swap : swap);
+      const uint4 even = *reinterpret_cast<const uint4*>(chunk), odd = *reinterpret_cast<const uint4*>(chunk + PITCH);
       const u32 own[2][4] = {{even.x, even.y, even.z, even.w}, {odd.x, odd.y, odd.z, odd.w}};
 #pragma unroll
       for (int half = 0; half < 2; half++) {
@@ -67,7 +68,7 @@ __device__ __forceinline__ void multiply_slot(const char* slot, const Operand& o
     for (int g = 0; g < 4; g++) {
       const uint2 pairs = *reinterpret_cast<const uint2*>(scales + (4 * p + g) * SCALE_BYTES);
       float2 even = unpack(pairs.x), odd = unpack(pairs.y);  // scale and zero
-      even.y = fmaf(-OFFSET, even.x, even.y), odd.y = fmaf(-OFFSET, odd.x, odd.y);
+      if (OFFSET) even.y = fmaf(-OFFSET, even.x, even.y), odd.y = fmaf(-OFFSET, odd.x, odd.y);
 #pragma unroll
       for (int i = 0; i < 2; i++) {
         sum[i] = fmaf(products[g][i], even.x, fmaf(o.sums[p][g][i], even.y, sum[i]));

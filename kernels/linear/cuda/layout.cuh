@@ -6,7 +6,8 @@
 // of gate and 16 of up, one after the other.
 //
 // Of lane l, r = l / 4 and t = l % 4. Row r of a matrix product is row 2 m(r) of the tile, row r + 8 is 2 m(r) + 1, where
-// m swaps the lower two bits: so a warp's reads of shared memory meet in no bank.
+// m swaps the lower two bits. With that, and chunks that are swapped, or rows 16 bytes further apart, a warp's reads of
+// shared memory meet in no bank.
 //
 // Constants from layout.py: GROUP, DEPTH (K), CHUNKS, WARPS, CLUSTER, HALVES, SLOTS (of a warp's ring), OWNED (tiles
 // that a CTA of a cluster finishes at most), FP16 and, for tuning, REGISTERS, EXACT, BULK, RELEASE, AHEAD
@@ -21,7 +22,8 @@ constexpr int PART_CHUNKS = CHUNKS < GROUP / 32 ? CHUNKS : GROUP / 32;  // of a 
 constexpr int PARTS = CHUNKS / PART_CHUNKS;                             // blocks that a unit has a part of
 constexpr int TILE = 16;
 constexpr int UNIT_BYTES = 64 * CHUNKS;
-constexpr int PITCH = UNIT_BYTES + 16;  // of a row in shared memory
+constexpr bool SWAPPED = !BULK && CHUNKS > 1;            // chunks 2 i and 2 i + 1 of rows 4 to 7 and 12 to 15
+constexpr int PITCH = UNIT_BYTES + (SWAPPED ? 0 : 16);  // of a row in shared memory
 constexpr int SCALE_BYTES = 4 * TILE;   // of a group
 constexpr int SLOT_BYTES = TILE * PITCH + PARTS * 4 * SCALE_BYTES;
 constexpr int VALUES = TILE * 8;        // of a tile's product with 8 rows of x

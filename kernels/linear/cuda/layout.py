@@ -10,6 +10,7 @@ from ..int4 import NIBBLES, count_blocks
 
 TILE, CHUNK_WORDS = 16, 32  # weight rows; words of a row
 MIN_WARPS, MAX_WARPS, MAX_CLUSTER = 4, 8, 8
+CLUSTER_WARPS = 7  # of a CTA that shares K with others, at most: three slots of eight warps would not fit
 SHARED_BYTES = 228 * 1024 // 2 - 1024  # of a CTA, so that two kernels have room on a multiprocessor, and so with:
 REGISTERS = 65536 // 2
 MAX_REGISTERS, MAX_SLOTS = 168, 4
@@ -58,9 +59,10 @@ class Layout:
 
     @property
     def slot_bytes(self) -> int:
-        """Of a tile's words and scales in a unit: rows 16 bytes further apart than they are long."""
+        """Of a tile's words and scales in a unit."""
         parts = self.chunks // min(self.chunks, self.group // CHUNK_WORDS)
-        return TILE * (64 * self.chunks + 16) + parts * NIBBLES * 4 * TILE
+        padding = 16 if self.bulk or self.chunks == 1 else 0
+        return TILE * (64 * self.chunks + padding) + parts * NIBBLES * 4 * TILE
 
     @property
     def shared_bytes(self) -> int:
@@ -91,7 +93,7 @@ def lay_out(depth: int, group: int, columns: int, swiglu: bool, multiprocessors:
     sizes = (2, 1) if group == CHUNK_WORDS else (4, 2, 1)
     chunks = next((size for size in sizes if row_chunks > MIN_WARPS * size), 1)
     units = ceil_div(row_chunks, chunks)
-    cluster = ceil_div(units, MAX_WARPS)
+    cluster = 1 if units <= MAX_WARPS else ceil_div(units, CLUSTER_WARPS)
     quads = columns // 4
     if columns % 4 or not columns or cluster > MAX_CLUSTER:
         return None

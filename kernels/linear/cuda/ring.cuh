@@ -44,14 +44,18 @@ struct Ring {
     constexpr int LANES = 4 * CHUNKS, AT_ONCE = 32 / LANES;  // that copy a row; rows of one instruction
     const int r = lane / LANES, at = lane % LANES * 16;
     const char* source = from + r * ROW_BYTES + at;
-    const u32 target = to + r * PITCH + at;
+    const u32 target = to + r * PITCH + at;  // SWAPPED: of rows whose third bit is not set
+    auto copy_at = [&](int k) {
+      const u32 swap = SWAPPED && (AT_ONCE <= 4 ? k & 4 : r & 4) ? SWAPPED * (at & 64 ? -64 : 64) : 0;
+      copy16(target + k * PITCH + swap, source + k * ROW_BYTES);
+    };
     if (unit * CHUNKS + lane % LANES / 4 < ROW_CHUNKS) {
       if (rows == TILE) {
 #pragma unroll
-        for (int k = 0; k < TILE; k += AT_ONCE) copy16(target + k * PITCH, source + k * ROW_BYTES);
+        for (int k = 0; k < TILE; k += AT_ONCE) copy_at(k);
       } else {
 #pragma unroll 1
-        for (int k = 0; k + r < rows; k += AT_ONCE) copy16(target + k * PITCH, source + k * ROW_BYTES);
+        for (int k = 0; k + r < rows; k += AT_ONCE) copy_at(k);
       }
     }
 #pragma unroll
