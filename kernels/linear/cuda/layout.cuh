@@ -10,7 +10,7 @@
 // shared memory meet in no bank.
 //
 // Constants from layout.py: GROUP, DEPTH (K), CHUNKS, WARPS, CLUSTER, HALVES, SLOTS (of a warp's ring), OWNED (tiles
-// that a CTA of a cluster finishes at most), FP16 and, for tuning, REGISTERS, EXACT, BULK, RELEASE, AHEAD
+// that a CTA of a cluster finishes at most), SHARED_BYTES, FP16 and, for tuning, REGISTERS, EXACT, BULK, RELEASE, AHEAD
 // (docs/notes/linear.md).
 
 constexpr int THREADS = 32 * WARPS;
@@ -53,6 +53,7 @@ constexpr int SQUARES_AT = SHARES_AT + WARPS * OWN_BYTES;
 constexpr int BARRIERS_AT = SQUARES_AT + WARPS * 32;
 constexpr int EXCHANGE_AT = (BARRIERS_AT + 8 * WARPS * SLOTS + 8 + 15) / 16 * 16;
 constexpr int SUMS_AT = EXCHANGE_AT + CLUSTER * 32;  // [tiles of this CTA][CLUSTER][SHARE]
+static_assert(SUMS_AT + (CLUSTER > 1 ? 4 * OWNED * CLUSTER * SHARE : 0) == SHARED_BYTES, "layout.py counts these bytes");
 
 // Which row of its tile, and which row of x, value e of a share is: lane e / 4 holds it as the (e % 4)-th of four.
 __device__ __forceinline__ int mixed(int r) { return (r & 4) | (r & 1) << 1 | (r & 2) >> 1; }

@@ -80,7 +80,7 @@ class Layout:
             "GROUP": self.group, "DEPTH": self.depth, "CHUNKS": self.chunks, "WARPS": self.warps,
             "CLUSTER": self.cluster, "HALVES": self.halves, "SLOTS": self.slots,
             "OWNED": self.owned if self.cluster > 1 else 1, "FP16": int(fp16), "REGISTERS": self.registers or most,
-            "EXACT": self.exact, "BULK": self.bulk, "RELEASE": self.release, "AHEAD": self.ahead,
+            "SHARED_BYTES": self.shared_bytes, "EXACT": self.exact, "BULK": self.bulk, "RELEASE": self.release, "AHEAD": self.ahead,
         }  # fmt: skip
 
 
