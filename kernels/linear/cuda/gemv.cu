@@ -133,7 +133,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __maxnreg__(REGISTERS
     load_values(a, unit, lane, o);
     if (a.norm) {
       const float of_row = weigh(own, lane, o);
-      if (lane % 4 == 0) squares[8 * warp + lane / 4] = of_row;
+      if (row_by_itself(lane)) squares[8 * warp + lane / 4] = of_row;
       sync_warp();
     }
     sum_groups(o);

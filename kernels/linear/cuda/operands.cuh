@@ -10,6 +10,9 @@ __device__ __forceinline__ int depth_of(int unit, int chunk, int group, int lane
   return (word / GROUP * 4 + group) * GROUP + word % GROUP;
 }
 
+constexpr bool FULL_BLOCKS = DEPTH % (4 * GROUP) == 0;
+__device__ __forceinline__ bool in_row(int depth) { return FULL_BLOCKS && ROW_CHUNKS % CHUNKS == 0 || depth < DEPTH; }
+
 // The norm's weight into shared memory, in the order in which a lane needs it.
 __device__ __forceinline__ void fetch_norm(const char* norm, int unit, int lane, char* memory) {
 #pragma unroll
@@ -18,7 +21,7 @@ __device__ __forceinline__ void fetch_norm(const char* norm, int unit, int lane,
     if (item >= 4 * CHUNKS) continue;
     const int depth = depth_of(unit, item / 4, item % 4, lane);
     char* to = memory + item * 64 + lane % 4 * 16;
-    if (depth < DEPTH) copy16(shared_address(to), norm + 2 * depth);
+    if (in_row(depth)) copy16(shared_address(to), norm + 2 * depth);
     else *reinterpret_cast<uint4*>(to) = uint4{0, 0, 0, 0};
   }
 }
@@ -31,29 +34,33 @@ __device__ __forceinline__ void load_values(const Arguments& a, int unit, int la
     for (int g = 0; g < 4; g++) {
       const int depth = depth_of(unit, j, g, lane);
       uint4 y = {0, 0, 0, 0};
-      if (lane / 4 < a.rows && depth < DEPTH) y = load16(x + 2 * depth);
+      if (lane / 4 < a.rows && in_row(depth)) y = load16(x + 2 * depth);
       o.values[j][g][0] = y.x, o.values[j][g][1] = y.y, o.values[j][g][2] = y.z, o.values[j][g][3] = y.w;
     }
 }
 
-// x times the norm's weight, rounded; the sum of x squared over this unit, of row l / 4.
+// x times the norm's weight, rounded. Sums of x squared over this unit are on the diagonal of x times itself: the result is
+// row l / 4 by itself where row_by_itself(l).
+__device__ __forceinline__ bool row_by_itself(int lane) { return lane / 8 == lane % 4; }
+
 __device__ __forceinline__ float weigh(const char* norm, int lane, Operand& o) {
-  float squares = 0;
+  float squares[4][4] = {};
 #pragma unroll
   for (int j = 0; j < CHUNKS; j++)
 #pragma unroll
     for (int g = 0; g < 4; g++) {
       const uint4 w = *reinterpret_cast<const uint4*>(norm + (4 * j + g) * 64 + lane % 4 * 16);
       const u32 factors[4] = {w.x, w.y, w.z, w.w};
+      u32 (&x)[4] = o.values[j][g];
+      multiply(squares[g], x[0], 0, x[1], 0, x[0], x[1]);
+      multiply(squares[g], x[2], 0, x[3], 0, x[2], x[3]);
 #pragma unroll
-      for (int i = 0; i < 4; i++) {
-        const float2 x = unpack(o.values[j][g][i]);
-        squares += x.x * x.x, squares += x.y * x.y;
-        o.values[j][g][i] = fma_pairs(o.values[j][g][i], factors[i], 0x80008000u);  // plus -0
-      }
+      for (int i = 0; i < 4; i++) x[i] = fma_pairs(x[i], factors[i], 0x80008000u);  // plus -0
     }
-  squares += __shfl_xor_sync(WARP, squares, 1);
-  return squares + __shfl_xor_sync(WARP, squares, 2);
+  float sum = 0;
+#pragma unroll
+  for (int g = 0; g < 4; g++) sum += lane / 4 % 2 ? squares[g][1] : squares[g][0];
+  return sum;
 }
 
 __device__ __forceinline__ void sum_groups(Operand& o) {

@@ -9,8 +9,9 @@ struct Ring {
 
   // What stays empty where K ends inside a unit must not be NaN.
   __device__ __forceinline__ void clear(char* memory) const {
-    for (int at = 16 * lane; at < SLOTS * SLOT_BYTES; at += 512)
-      *reinterpret_cast<uint4*>(memory + at) = uint4{0, 0, 0, 0};
+    if (ROW_CHUNKS % CHUNKS)
+      for (int at = 16 * lane; at < SLOTS * SLOT_BYTES; at += 512)
+        *reinterpret_cast<uint4*>(memory + at) = uint4{0, 0, 0, 0};
     if (BULK && lane < SLOTS) barrier_init(barriers + 8 * lane);
     if (BULK) publish_barriers(), show_copy_engine();
     sync_warp();
