@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import fused_host
@@ -75,7 +76,7 @@ COMPILED = [
     pytest.param(depth, columns, swiglu, group, fp16, id=f"{name}-g{group}-{'fp16' if fp16 else 'bf16'}")
     for name, (depth, columns, swiglu) in (SHAPES | {"llama-8b": (4096, 14336, True)}).items()
     for group, fp16 in ((128, False), (128, True), (32, False), (64, True), (256, False))
-    if group == 128 and name != "head" or name == "gate_up" or name == "down" and group != 32
+    if (group == 128 and name != "head") or name == "gate_up" or (name == "down" and group != 32)
 ]
 
 
@@ -172,22 +173,22 @@ def test_layers_in_a_graph(release: int, bulk: int, monkeypatch: pytest.MonkeyPa
         weight.scales[..., 1].sub_(weight.scales[..., 1].mean())
         weights.append(weight)
 
-    def layers(settled: bool) -> torch.Tensor:
+    def layers(between: Callable[[], None]) -> torch.Tensor:
         y = x
         for _ in range(6):
             y = linear(y, weights[0], residual=y)
-            settled and torch.cuda.synchronize()
+            between()
             inner = linear(y, weights[1], norm=norm, swiglu=True)
-            settled and torch.cuda.synchronize()
+            between()
             y = linear(inner, weights[2], residual=y)
-            settled and torch.cuda.synchronize()
+            between()
         return y
 
-    expected = layers(True)
+    expected = layers(torch.cuda.synchronize)
     assert bool(expected.isfinite().all())
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        out = layers(False)
+        out = layers(lambda: None)
     for _ in range(20):
         out.zero_()
         graph.replay()

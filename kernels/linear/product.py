@@ -127,5 +127,6 @@ class OursTriton(Product):
 
     @classmethod
     def bind(cls, x: Tensor | Fp8Weight, weight: AnyWeight, dtype: torch.dtype) -> Callable[[], Tensor]:
-        assert isinstance(x, Tensor) and isinstance(weight, Int4Weight)
+        assert isinstance(x, Tensor)
+        assert isinstance(weight, Int4Weight)
         return lambda: int4_small_linear(x, weight)

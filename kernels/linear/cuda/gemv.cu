@@ -105,6 +105,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __maxnreg__(REGISTERS
       const int owned = (tiles - rank + CLUSTER - 1) / CLUSTER;
       expect_bytes(arrival, CLUSTER * (owned * SHARE * 4 + (a.norm ? 32 : 0)));
     }
+    sync_warp();
     cluster_arrive();
   }
 

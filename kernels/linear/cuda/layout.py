@@ -30,7 +30,8 @@ class Layout:
     cluster: int
     clusters: int  # CTAs share the weight rows by clusters, in fours of them
     slots: int
-    release: int = 2  # lets the next kernel in: 0 before its own x is there, 1 after, 2 when all weights are asked for
+    release: int = 2  # lets the next kernel in: 1 once x is there, 2 when all weights are asked for, too; 0 at once,
+    # which is for tuning alone: kernels rely on that what ended before the kernel before them is there (launch.py)
     ahead: int = 0  # further tiles (or halves) whose words are asked into the L2 before x is there
     bulk: int = 0
     exact: int = 0
@@ -80,7 +81,8 @@ class Layout:
             "GROUP": self.group, "DEPTH": self.depth, "CHUNKS": self.chunks, "WARPS": self.warps,
             "CLUSTER": self.cluster, "HALVES": self.halves, "SLOTS": self.slots,
             "OWNED": self.owned if self.cluster > 1 else 1, "FP16": int(fp16), "REGISTERS": self.registers or most,
-            "SHARED_BYTES": self.shared_bytes, "EXACT": self.exact, "BULK": self.bulk, "RELEASE": self.release, "AHEAD": self.ahead,
+            "SHARED_BYTES": self.shared_bytes, "EXACT": self.exact, "BULK": self.bulk, "RELEASE": self.release,
+            "AHEAD": self.ahead,
         }  # fmt: skip
 
 
