@@ -18,7 +18,7 @@ from ..method import StepTensors
 from ..workspace import Workspace
 from . import compiler
 
-THREADS, WARPS, BINS, PASSES = 256, 8, 256, 4  # as in step.cu
+THREADS, WARPS, BINS, PASSES = 256, 8, 256, 4  # as in layout.cuh
 MIN_SHARING_CLUSTER, MAX_CLUSTERS = 4, 8  # CTAs of the clusters that share a row at least, and how many do at most
 CTA_BYTES_A_US, EXCHANGE_US, SEARCH_US = 66_000, 1.6, 0.001  # on an H200: `arrangement`
 OUT_WORDS = 2048  # of the output, that a warp keeps in registers; half where two CTAs share a multiprocessor
@@ -95,7 +95,7 @@ def lay_out(
     wide = blocks > NARROW_BLOCKS
     split = max(ceil_div(head_dim, 128), partial * resident // OUT_WORDS)
     teams = WARPS // split
-    shared = _aligned(  # the members of `Shared` in step.cu, in order
+    shared = _aligned(  # the members of `Shared` in layout.cuh, in order
         64, 2 * cluster * BINS * 2, PASSES * BINS * 2, cluster * 8, 8, WARPS * (8 if wide else 4), WARPS * 4, 20,
         2 * head_dim * 4, partial * 2, cluster * heads * 8, teams * heads * 4, teams * heads * 4, teams * heads * 4,
         max(config.block_size // 16, 1) * 2 * head_dim * 4, cluster * ceil_div(partial // 4, cluster) * 16,
@@ -146,7 +146,7 @@ def arrangement(
 
 
 class _Arguments(ctypes.Structure):
-    """`Arguments` of step.cu."""
+    """`Arguments` of layout.cuh."""
 
     _fields_ = [
         *((name, ctypes.c_void_p) for name in (
