@@ -6,7 +6,6 @@
 // its own place and visible tokens. In a team of several warps each has its share of the dims, and the logits are the
 // sums of what they have.
 
-
   const int units = (share * UNITS_A_BLOCK + PARTS - 1) / PARTS, r = lane / 4, t = lane % 4;
   const int team = warp / SPLIT, piece = warp % SPLIT;
   float acc[HEAD_TILES][OUT_TILES][4] = {};

@@ -3,8 +3,6 @@
 // Afterwards a CTA has the keys of all blocks that it searches, and with several clusters the extremes of all CTAs.
 // Meanwhile the newest block's older keys come, for its summary.
 
-
-  }
   __syncthreads();
   if (CLUSTERS > 1) {
     if (tid < 2) publish(extremes + 2 * member + tid, s.own_extremes[tid], epoch);

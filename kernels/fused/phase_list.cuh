@@ -3,7 +3,6 @@
 // A warp's keys are consecutive, so entries come out ascending; ties go to the lower block. Each entry is sent to the
 // CTA that will attend to it.
 
-
   const int per_warp = own > 0 ? (own + THREADS - 1) / THREADS * 32 : 0;
   auto sort_out = [&](int i, bool& over, bool& tie) {
     const u32 key = i < own ? min(keys[i], most) : 0;

@@ -2,7 +2,6 @@
 //
 // A partial result has a part for each warp of a team and 8 heads: its word f is acc[f / 128][f / 32 % 4] of lane f % 32.
 
-
 #pragma unroll
   for (int h = 0; h < HEAD_TILES; h++)
 #pragma unroll

@@ -2,7 +2,6 @@
 //
 // Scores go to the work space, their keys to `keys`, the least and the largest key of the CTA to `s.own_extremes`.
 
-
   u32 least = WARP, most = 0;
   {
     float slots[LOADS_A_BLOCK][SLOTS_A_LANE];
@@ -55,3 +54,4 @@
     least = __reduce_min_sync(WARP, least);
     most = __reduce_max_sync(WARP, most);
     if (lane == 0) atomicMin(&s.own_extremes[0], least), atomicMax(&s.own_extremes[1], most);
+  }

@@ -4,7 +4,6 @@
 // the top bit is used. A radix search: each pass settles 8 bits. It leaves `limit`, whether it `cuts_tie`, how many tied
 // keys are `missing`, and how many keys of earlier CTAs come before this one's.
 
-
   cluster_wait();
   if (CLUSTERS == 1) {
     if (tid < CLUSTER)
