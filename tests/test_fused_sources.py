@@ -1,4 +1,4 @@
-"""No CUDA file of the fused step is forgotten: by the compiler, the names of kernels, rows, or what people install."""
+"""No CUDA file of the fused step is forgotten: by the compiler, the keys of kernels, rows, or what people install."""
 
 from __future__ import annotations
 
@@ -34,15 +34,13 @@ def test_includes_go_one_way_and_reach_every_file() -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_changed_file_is_another_kernel(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = compiler.fingerprint({"GROUP": 7})
-    shutil.copytree(compiler.FOLDER, tmp_path, dirs_exist_ok=True)
-    monkeypatch.setattr(compiler, "FOLDER", tmp_path)
-    assert compiler.fingerprint({"GROUP": 7}) == before != compiler.fingerprint({"GROUP": 8})
-    with (tmp_path / name).open("a") as file:
+def test_a_changed_file_is_another_source(name: str, tmp_path: Path) -> None:
+    """By the hash in the keys of compiled kernels, and by what rows hash."""
+    same, changed = (shutil.copytree(compiler.FOLDER, tmp_path / folder) for folder in ("same", "changed"))
+    with (changed / name).open("a") as file:
         file.write("// other\n")
-    assert compiler.fingerprint({"GROUP": 7}) != before
-    assert Path(name).suffix in SOURCES, "the hash of sources in rows"
+    assert compiler.source_hash(changed) != compiler.source_hash() == compiler.source_hash(same)
+    assert Path(name).suffix in SOURCES
 
 
 def test_the_wheel_holds_every_file(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,15 +58,17 @@ def _driver(name: str, *arguments: Any) -> Any:
     return _call("driver", name, *arguments)
 
 
-def sources() -> dict[str, bytes]:
-    """The kernel's source: every CUDA file of this folder, by its name, as others include it."""
-    return {path.name: path.read_bytes() for path in sorted(FOLDER.glob("*.cu*"))}
+@cache
+def sources(folder: Path = FOLDER) -> Mapping[str, bytes]:
+    """The kernel's source: every CUDA file of the folder, by its name, as others include it. Read once."""
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.cu*"))}
 
 
-def fingerprint(constants: Mapping[str, int]) -> str:
-    """Tells apart kernels that differ in source or constants: 20 hexadecimal digits of a hash of both."""
-    digest = sha256(repr(sorted(constants.items())).encode())
-    for name, text in sources().items():
+@cache
+def source_hash(folder: Path = FOLDER) -> str:
+    """Tells sources apart: 20 hexadecimal digits of a hash of all of them, names and content."""
+    digest = sha256()
+    for name, text in sources(folder).items():
         digest.update(f"{name}\0{len(text)}\0".encode() + text)
     return digest.hexdigest()[:20]
 
@@ -77,7 +79,7 @@ def compile_step(constants: Mapping[str, int], capability: tuple[int, int] = (9,
     Raises:
         RuntimeError: with the compiler's log, if it does not compile.
     """
-    headers = sources()
+    headers = dict(sources())
     return compile_cubin(headers.pop(MAIN), constants, capability, headers)
 
 
@@ -204,7 +206,7 @@ def kernel(
     cooperative: bool = False,
 ) -> Kernel:
     """The step compiled with `constants` and loaded on `device`; compiled once, in a second or two."""
-    key = (device, fingerprint(constants), shared_bytes)
+    key = (device, source_hash(), tuple(sorted(constants.items())), shared_bytes)
     if key not in _loaded:
         cubin = compile_step(constants, torch.cuda.get_device_capability(device))
         function = load(device, cubin, KERNEL, shared_bytes)

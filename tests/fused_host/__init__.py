@@ -49,7 +49,8 @@ def kernel(
 ) -> HostKernel:
     """Takes the place of `compiler.kernel`: the same source, compiled by g++ once."""
     texts = [path.read_bytes() for path in (HERE / "emulator.hpp", HERE / "main.cpp")]
-    key = hashlib.sha256(compiler.fingerprint(constants).encode() + b"".join(texts)).hexdigest()[:20]
+    named = repr((compiler.source_hash(), sorted(constants.items()))).encode()
+    key = hashlib.sha256(named + b"".join(texts)).hexdigest()[:20]
     library = CACHE / f"{key}.so"
     if not library.exists():
         CACHE.mkdir(exist_ok=True)
