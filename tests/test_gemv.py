@@ -11,7 +11,7 @@ import pytest
 import torch
 from kernel_cases import DEVICE
 from linear_cases import Linear, check_linear, empty_int4, make_linear
-from resa_bench.kernels import nvrtc
+from resa_bench.kernels.cuda import nvrtc
 from resa_bench.kernels.linear.cuda import gemv
 from resa_bench.kernels.linear.cuda.layout import REGISTERS, SHARED_BYTES, Layout, lay_out
 from resa_bench.kernels.linear.dispatch import linear

@@ -1,5 +1,4 @@
 // A library with one function: the product of kernels/linear/cuda, cluster after cluster, on a CPU.
-#define DEVICE_CUH  // emulator.hpp stands in for it
 #include "emulator.hpp"
 #include "words.hpp"
 

@@ -8,9 +8,7 @@
 // Weights are the first operand of the matrix units, x is the second one. Unpacking takes most of the instructions: in bf16
 // weights stay 128 + q, and zeros take that back, unless EXACT.
 
-#ifndef DEVICE_CUH
 #include "device.cuh"
-#endif
 #include "words.cuh"
 #include "layout.cuh"
 #include "ring.cuh"

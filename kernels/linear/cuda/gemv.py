@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ... import nvrtc
+from ...cuda import nvrtc
 from ...launch import sm_count
 from ..int4 import Int4Weight
 from ..int4_linear import check_int4
@@ -21,6 +21,7 @@ from .layout import Layout, lay_out
 
 MAX_ROWS = 8  # that the second operand of the matrix units has room for
 MIN_CAPABILITY = (9, 0)
+FOLDER = Path(__file__).parent
 MAIN, KERNEL = "gemv.cu", "int4_gemv"
 NIBBLES_MASK = 0x000F000F
 ALIGNED_BYTES = 16  # that copies take from such an address on
@@ -113,14 +114,9 @@ def enqueue(
     kernel(x.device, layout, x.dtype == torch.float16).launch(layout.ctas, ctypes.addressof(parameters))
 
 
-def sources() -> dict[str, bytes]:
-    """The kernel's, by name."""
-    return nvrtc.folder_sources(Path(__file__).parent)
-
-
 def compiled(constants: Mapping[str, int], capability: tuple[int, int] = MIN_CAPABILITY) -> bytes:
     """Machine code; needs no GPU. Raises RuntimeError."""
-    return nvrtc.compile_sources(sources(), MAIN, constants, capability)
+    return nvrtc.compile_folder(FOLDER, MAIN, constants, capability)
 
 
 @cache

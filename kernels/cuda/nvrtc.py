@@ -6,13 +6,14 @@ import ctypes
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 
-DEVICE_WORDS = Path(__file__).parent / "fused" / "device.cuh"
+DEVICE_WORDS = Path(__file__).with_name("device.cuh")
 """What kernels need of Hopper beyond plain C++; they include it."""
 
 
@@ -56,28 +57,49 @@ def call_driver(name: str, *arguments: Any) -> Any:
     return _call("driver", name, *arguments)
 
 
-def folder_sources(folder: Path) -> dict[str, bytes]:
-    """The CUDA files of a folder and `DEVICE_WORDS`, by the names that they include one another by."""
-    files = [*sorted(folder.glob("*.cu*")), DEVICE_WORDS]
-    return {path.name: path.read_bytes() for path in files}
+@cache
+def sources(folder: Path) -> Mapping[str, bytes]:
+    """The CUDA files of a kernel's folder and `DEVICE_WORDS`, by the names that they are included by. Read once."""
+    return {path.name: path.read_bytes() for path in (*sorted(folder.glob("*.cu*")), DEVICE_WORDS)}
 
 
-def compile_sources(
-    sources: Mapping[str, bytes], main: str, constants: Mapping[str, int], capability: tuple[int, int] = (9, 0)
+@cache
+def source_hash(folder: Path) -> str:
+    """Tells sources apart: 20 hexadecimal digits of a hash of all of them, names and content."""
+    digest = sha256()
+    for name, text in sources(folder).items():
+        digest.update(f"{name}\0{len(text)}\0".encode() + text)
+    return digest.hexdigest()[:20]
+
+
+def compile_folder(
+    folder: Path, main: str, constants: Mapping[str, int], capability: tuple[int, int] = (9, 0)
 ) -> bytes:
-    """Machine code of a CUDA C++ file for a compute capability; needs NVRTC, but no GPU.
+    """Machine code of a folder's file `main`; as `compile_cubin`."""
+    headers = dict(sources(folder))
+    return compile_cubin(headers.pop(main), constants, capability, headers, main)
+
+
+def compile_cubin(
+    text: bytes,
+    constants: Mapping[str, int],
+    capability: tuple[int, int] = (9, 0),
+    headers: Mapping[str, bytes] | None = None,
+    name: str = "kernel.cu",
+) -> bytes:
+    """Machine code of CUDA C++ for a compute capability; needs NVRTC, but no GPU.
 
     Args:
-        sources: by name: `main`, and what it includes.
         constants: macros.
+        headers: what it may include, by name.
+        name: of the text, in messages.
 
     Raises:
         RuntimeError: with the compiler's log, if it does not compile.
     """
-    headers = {name.encode(): text for name, text in sources.items() if name != main}
-    program = call_nvrtc(
-        "nvrtcCreateProgram", sources[main], main.encode(), len(headers), list(headers.values()), list(headers)
-    )
+    names = [header.encode() for header in headers or {}]
+    texts = list((headers or {}).values())
+    program = call_nvrtc("nvrtcCreateProgram", text, name.encode(), len(names), texts, names)
     options = [
         f"--gpu-architecture=sm_{capability[0]}{capability[1]}",
         "--std=c++17",
@@ -119,6 +141,7 @@ class Loaded:
     device: torch.device
     threads: int
     shared_bytes: int
+    cooperative: bool = False  # all CTAs run at the same time, or the launch fails
 
     def launch(self, ctas: int, parameters: int) -> None:
         """Start it; `parameters` is the address of the array of its arguments' addresses.
@@ -133,13 +156,15 @@ class Loaded:
         from cuda.bindings.driver import CUlaunchAttribute, CUlaunchConfig
         from cuda.bindings.driver import CUlaunchAttributeID as ID
 
-        config, overlaps = CUlaunchConfig(), CUlaunchAttribute()
+        config, overlaps, together = CUlaunchConfig(), CUlaunchAttribute(), CUlaunchAttribute()
         config.gridDimX, config.gridDimY, config.gridDimZ = ctas, 1, 1
         config.blockDimX, config.blockDimY, config.blockDimZ = self.threads, 1, 1
         config.sharedMemBytes, config.hStream = self.shared_bytes, stream
         overlaps.id = ID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
         overlaps.value.programmaticStreamSerializationAllowed = 1
-        config.attrs, config.numAttrs = [overlaps], 1
+        together.id, together.value.cooperative = ID.CU_LAUNCH_ATTRIBUTE_COOPERATIVE, 1
+        attributes = [overlaps, together] if self.cooperative else [overlaps]
+        config.attrs, config.numAttrs = attributes, len(attributes)
         return config
 
 

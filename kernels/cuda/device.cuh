@@ -1,4 +1,4 @@
-// What the step needs of Hopper beyond plain C++: cluster shared memory, barriers that count bytes, matrix units.
+// What kernels need of Hopper beyond plain C++: cluster shared memory, barriers that count bytes, matrix units.
 #ifndef DEVICE_CUH  // defined by what stands in for this file on a CPU: tests/fused_host/emulator.hpp
 #define DEVICE_CUH
 
