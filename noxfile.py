@@ -129,13 +129,13 @@ def profile(session: nox.Session) -> None:
 
 @nox.session
 def plots(session: nox.Session) -> None:
-    """Draw the figures of result files: nox -s plots -- results/h100"""
+    """Draw the figures of result files: nox -s plots -- results/h200"""
     _suite(session)
 
 
 @nox.session
 def report(session: nox.Session) -> None:
-    """One page of result files: nox -s report -- results/h100 -o report.html"""
+    """One page of result files: nox -s report -- results/h200 -o report.html"""
     _suite(session)
 
 

@@ -28,7 +28,7 @@ from .registry import figure
 from .style import finish
 
 SPEEDUP = "speedup_vs_best_dense"
-HEADROOM = 1.25  # times the most measured in a row of panels, where its scale ends
+HEADROOM = 1.65  # times the most measured in a row of panels, where its scale ends
 MEAN = "mean over whole periods, rectification included"
 COLUMNS = 2
 

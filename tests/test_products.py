@@ -87,7 +87,7 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> type[Slow]:
     monkeypatch.setitem(product_module._products, "slow", Slow)
     monkeypatch.setitem(model_config.MODELS, TINY.name, TINY)
     own = shapes(TINY)
-    entries = {f"{n}x{k}": {"1": OURS, "4": "slow", "16": "slow"} for n, k in (own["o"], own["down"])}
+    entries = {f"{n}x{k}": {"1": OURS, "3": "slow", "16": "slow"} for n, k in (own["o"], own["down"])}
     table = {device_name(CPU): {"commit": "c", "libraries": [], "best": {"int4": entries, "fp8": entries}}}
     monkeypatch.setattr(best_module, "table", lambda: table)
     return Slow
@@ -97,10 +97,23 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> type[Slow]:
 
 
 @pytest.mark.parametrize(
-    ("rows", "product"), [(1, "a"), (2, "b"), (3, "b"), (8, "b"), (9, "b"), (16, "c"), (32, "c"), (33, OURS)]
+    ("rows", "product"),
+    [
+        (2, OURS),
+        (4, "a"),
+        (5, "a"),
+        (8, "a"),
+        (9, OURS),
+        (31, OURS),
+        (32, "b"),
+        (64, "b"),
+        (65, "b"),
+        (128, "b"),
+        (129, OURS),
+    ],
 )
-def test_the_nearest_measured_number_of_rows(rows: int, product: str) -> None:
-    assert Best(((1, "a"), (4, "b"), (32, "c"))).product(rows) == product
+def test_a_library_counts_between_two_sizes_that_it_was_the_best_at(rows: int, product: str) -> None:
+    assert Best(((1, OURS), (4, "a"), (8, "a"), (32, "b"), (128, "b"))).product(rows) == product
 
 
 def test_the_file_names_products_of_this_package_and_the_commit_of_its_rows() -> None:

@@ -10,7 +10,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from math import log
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +24,10 @@ class Best:
     measured: tuple[tuple[int, str], ...]
 
     def product(self, rows: int) -> str:
-        """That of the measured number nearest by ratio, the larger of two; beyond the largest, ours."""
-        if rows > max(count for count, _ in self.measured):
-            return OURS
-        return min(self.measured, key=lambda entry: (abs(log(entry[0] / rows)), -entry[0]))[1]
+        """Between two measured numbers of rows that which was the best at both, else ours; beyond the largest, ours."""
+        above = min((entry for entry in self.measured if entry[0] >= rows), default=(0, OURS))
+        below = max((entry for entry in self.measured if entry[0] <= rows), default=above)
+        return above[1] if above[1] == below[1] else OURS
 
 
 def best_of(device: str, kind: str, columns: int, depth: int) -> Best | None:

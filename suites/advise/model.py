@@ -64,7 +64,7 @@ class StepModel:
 
     def __init__(self, measured: Sequence[Measured]) -> None:
         """Raises Unpredictable where the steps hold no stages of a dense and of a sparse method."""
-        self.measured, self.launch_us = measured, dict[str, float]()
+        self.launch_us: dict[str, float] = {}
         staged = [m for m in measured if m.stages_us]
         if not staged:
             raise Unpredictable("no measured step has its stages; measure one without --no-breakdown")
@@ -76,7 +76,8 @@ class StepModel:
         self._dense = self._fit_attention(staged, dense=True)
         self._sparse = self._fit_attention(staged, dense=False)
         self._rectify = self._fit_rectification(staged)
-        modelled = [(m, sum(self.parts_us(m.case, m.spec).values())) for m in self.measured]
+        known = [m for m in measured if _kind(m.case) in self._linear]  # weights of which a run has its stages
+        modelled = [(m, sum(self.parts_us(m.case, m.spec).values())) for m in known]
         if any(us <= 0 for _, us in modelled):
             raise Unpredictable("the rows' stages add up to no time; measure them again")
         self._residuals = [(m, log(m.us / us)) for m, us in modelled]

@@ -24,8 +24,8 @@ from ..engine.case import RAGGED
 EXAMPLES = """examples:
   resa-bench explain decode-qwen2.5-7b-int4-b1-256k          a case of the committed results
   resa-bench explain runs/<device>/<commit>/decode.jsonl     every case of a file of yours
-  resa-bench explain results/h100/decode.jsonl.gz --method quest
-  resa-bench plots results/h100                              the same as a figure: decode-waterfall-*.png"""
+  resa-bench explain results/h200/decode.jsonl.gz --method quest
+  resa-bench plots results/h200                              the same as a figure: decode-waterfall-*.png"""
 
 WHAT_HELP = "a decode case (`resa-bench decode --list`), or a result file or folder"
 METHOD = flags.METHOD.but(help="the sparse method (default: ReSA's forms that the case has)", many=False, default=None)
@@ -42,7 +42,7 @@ class Explained:
 
     @property
     def source(self) -> str:
-        """`results/h100/decode.jsonl.gz, commit 2e089cf`."""
+        """`results/h200/decode.jsonl.gz, commit c91594a`."""
         inside = self.file.is_relative_to(RESULTS.parent)
         path = self.file.relative_to(RESULTS.parent) if inside else self.file
         return f"{path}, commit {(self.waterfall.sparse.commit or 'unknown')[:7]}"

@@ -108,7 +108,7 @@ def show_plan(plan: Plan, device: torch.device, console: Console) -> None:
 
 
 REFERENCE = (
-    Part("--rows 1 16 32 64 256 1024 --weights int4 fp8", gpu_minutes=1.5, cpu_minutes=None),
+    Part("--rows 1 8 16 32 64 256 1024 --weights int4 fp8", gpu_minutes=1.0, cpu_minutes=None),
     Part("--rows 1 16 32 64 --weights int4 fp8", name="few", gpu_minutes=None, cpu_minutes=1.0),
 )
 SUITE = Suite(
