@@ -105,6 +105,12 @@ def test_layouts_leave_room_for_the_next_kernel(name: str) -> None:
     assert layout.slots == 3
 
 
+def test_a_layout_takes_the_shared_memory_that_there_is() -> None:
+    layout = lay_out(3584, 128, 18944, True, 170, 99 * 1024)
+    assert layout is not None
+    assert (layout.slots, layout.shared_bytes <= 99 * 1024) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("depth", "columns"), [(3584, 4602), (3584, 0), (60000, 128)], ids=["odd-columns", "no-columns", "K-too-large"]
 )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...cuda import nvrtc
-from ...launch import sm_count
+from ...launch import shared_memory, sm_count
 from ..int4 import Int4Weight
 from ..int4_linear import check_int4
 from ..small_linear import check_small
@@ -50,7 +50,7 @@ def runs_on(device: torch.device) -> bool:
 @cache
 def layout_of(depth: int, group: int, columns: int, swiglu: bool, device: torch.device) -> Layout | None:
     """Of a product on a device; None: not served."""
-    return lay_out(depth, group, columns, swiglu, sm_count(device))
+    return lay_out(depth, group, columns, swiglu, sm_count(device), shared_memory())
 
 
 def serves(x: Tensor, weight: Int4Weight, norm: Norm | None, swiglu: bool) -> bool:
@@ -76,6 +76,8 @@ def int4_gemv(
     out: Tensor | None = None,
 ) -> Tensor:
     """`linear` of 1 to 8 rows with 4-bit weights in one launch; arguments as there, and `out` to write into.
+
+    Weight and norm are read before the kernel before has ended: none that lets its successor in early may write them.
 
     Raises:
         TypeError, ValueError: a tensor's dtype, shape, device or strides; more than 8 rows; what it does not serve.

@@ -86,10 +86,15 @@ class Layout:
         }  # fmt: skip
 
 
-def lay_out(depth: int, group: int, columns: int, swiglu: bool, multiprocessors: int) -> Layout | None:
+def lay_out(
+    depth: int, group: int, columns: int, swiglu: bool, multiprocessors: int, shared_bytes: int = SHARED_BYTES
+) -> Layout | None:
     """The layout of a product of `columns` results a row, half as many as weight rows with `swiglu`; None: not served.
 
     Units are as large as registers allow, since what a unit does for each tile counts less then.
+
+    Args:
+        shared_bytes: that a CTA may take.
     """
     row_chunks = count_blocks(depth, group) * group // CHUNK_WORDS
     sizes = (2, 1) if group == CHUNK_WORDS else (4, 2, 1)
@@ -106,6 +111,6 @@ def lay_out(depth: int, group: int, columns: int, swiglu: bool, multiprocessors:
     halves = 2 if swiglu else 1
     for slots in range(MAX_SLOTS, 1, -1):
         layout = Layout(group, depth, columns, halves, chunks, warps, cluster, clusters, slots)
-        if layout.shared_bytes <= SHARED_BYTES:
+        if layout.shared_bytes <= min(shared_bytes, SHARED_BYTES):
             return layout
     return None
