@@ -105,6 +105,20 @@ def test_layouts_leave_room_for_the_next_kernel(name: str) -> None:
     assert layout.slots == 3
 
 
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_lone_cta_keeps_others_of_its_kernel_away(name: str) -> None:
+    """A CTA's memory and the 1024 bytes that each takes besides: over half of a multiprocessor's, and one fits."""
+    depth, columns, swiglu = SHAPES[name]
+    layout = lay_out(depth, 128, columns, swiglu, 132)
+    assert layout is not None
+    multiprocessor = 228 * 1024
+    assert 2 * (layout.launch_bytes + 1024) <= multiprocessor
+    lone = replace(layout, alone=1)
+    assert 2 * (lone.launch_bytes + 1024) > multiprocessor
+    assert lone.launch_bytes <= 227 * 1024
+    assert lone.constants(False) == layout.constants(False)
+
+
 def test_a_layout_takes_the_shared_memory_that_there_is() -> None:
     layout = lay_out(3584, 128, 18944, True, 170, 99 * 1024)
     assert layout is not None
@@ -155,9 +169,10 @@ def test_on_a_gpu(rows: int, total: int, depth: int, group: int, fused: str, dty
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("bulk", [0, 1])
-@pytest.mark.parametrize("release", [0, 1, 2])
-def test_layers_in_a_graph(release: int, bulk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("release", "bulk", "alone"), [(0, 0, 0), (0, 1, 0), (1, 0, 0), (1, 1, 0), (2, 0, 0), (2, 1, 0), (2, 0, 1)]
+)
+def test_layers_in_a_graph(release: int, bulk: int, alone: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Launches that overlap give what launches one by one give: each reads what the one before it wrote."""
     plain = lay_out
 
@@ -165,7 +180,7 @@ def test_layers_in_a_graph(release: int, bulk: int, monkeypatch: pytest.MonkeyPa
         layout = plain(*arguments)  # type: ignore[arg-type]
         if layout is None:
             return None
-        return replace(layout, release=release, bulk=bulk, slots=layout.slots - bulk, ahead=2)
+        return replace(layout, release=release, bulk=bulk, alone=alone, slots=layout.slots - bulk, ahead=2)
 
     monkeypatch.setattr(gemv, "lay_out", changed)
     gemv.layout_of.cache_clear()
@@ -200,3 +215,17 @@ def test_layers_in_a_graph(release: int, bulk: int, monkeypatch: pytest.MonkeyPa
         graph.replay()
         assert torch.equal(out, expected)
     gemv.layout_of.cache_clear()
+
+
+@pytest.mark.gpu
+def test_the_first_launch_may_be_captured() -> None:
+    """A kernel that nothing has loaded yet."""
+    case = make_linear(2, 64, 512, FP16, group=128)
+    out = case.poisoned()
+    torch.cuda.synchronize()
+    gemv.kernel.cache_clear()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        gemv.int4_gemv(case.x, case.weight, out=out)  # type: ignore[arg-type]
+    graph.replay()
+    check_linear(case, out)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+ALL_SHARED = 100  # per cent of the memory that cache and shared memory divide
 DEVICE_WORDS = Path(__file__).with_name("device.cuh")
 """What kernels need of Hopper beyond plain C++; they include it."""
 
@@ -117,18 +118,27 @@ def compile_cubin(
     return cubin
 
 
-def load(device: torch.device, cubin: bytes, name: str, shared_bytes: int) -> Any:
-    """A kernel of a module on `device`, allowed `shared_bytes` of shared memory and clusters of any size."""
+def load(device: torch.device, cubin: bytes, name: str, shared_bytes: int, shares_multiprocessors: bool = False) -> Any:
+    """A kernel of a module on `device`, allowed `shared_bytes` of shared memory and clusters of any size.
+
+    Args:
+        shares_multiprocessors: with the kernel before it. A multiprocessor divides its memory into cache and shared
+            memory anew only where nothing runs on it: so the kernel asks for the largest shared memory at once.
+    """
     from cuda.bindings.driver import CUfunction_attribute as Attribute
 
     with torch.cuda.device(device):
-        torch.cuda.synchronize()  # makes torch's context the current one
+        if not torch.cuda.is_current_stream_capturing():  # then it is current, and nothing may be waited for
+            torch.cuda.synchronize()  # makes torch's context the current one
         module = call_driver("cuModuleLoadData", cubin)
         function = call_driver("cuModuleGetFunction", module, name.encode())
-        for attribute, value in (
-            (Attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared_bytes),
-            (Attribute.CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 1),
-        ):
+        attributes = {
+            Attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES: shared_bytes,
+            Attribute.CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED: 1,
+        }
+        if shares_multiprocessors:
+            attributes[Attribute.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT] = ALL_SHARED
+        for attribute, value in attributes.items():
             call_driver("cuFuncSetAttribute", function, attribute, value)
     return function
 

@@ -125,5 +125,5 @@ def compiled(constants: Mapping[str, int], capability: tuple[int, int] = MIN_CAP
 def kernel(device: torch.device, layout: Layout, fp16: bool) -> Any:
     """Compiled for a layout in a second or less, and loaded."""
     cubin = compiled(layout.constants(fp16), torch.cuda.get_device_capability(device))
-    function = nvrtc.load(device, cubin, KERNEL, layout.shared_bytes)
-    return nvrtc.Loaded(function, device, layout.threads, layout.shared_bytes)
+    function = nvrtc.load(device, cubin, KERNEL, layout.launch_bytes, shares_multiprocessors=True)
+    return nvrtc.Loaded(function, device, layout.threads, layout.launch_bytes)

@@ -13,6 +13,7 @@ MIN_WARPS, MAX_WARPS, MAX_CLUSTER = 4, 8, 8
 CLUSTER_WARPS = 7  # of a CTA that shares K with others, at most: three slots of eight warps would not fit
 SHARED_BYTES = 228 * 1024 // 2 - 1024  # of a CTA, so that two kernels have room on a multiprocessor, and so with:
 REGISTERS = 65536 // 2
+ALONE_BYTES = SHARED_BYTES + 1024  # of a CTA that has no room for another one of its size beside it
 MAX_REGISTERS, MAX_SLOTS = 168, 4
 MAX_OWNED = 4  # tiles that a CTA of a cluster finishes
 
@@ -36,6 +37,8 @@ class Layout:
     bulk: int = 0
     exact: int = 0
     registers: int = 0  # 0: as many as leave room for two kernels
+    alone: int = 0  # asks for more than half of a multiprocessor's shared memory: never two of its CTAs on one,
+    # and in waves where clusters do not all fit so
 
     @property
     def units(self) -> int:
@@ -73,6 +76,11 @@ class Layout:
         exchange = self.warps * (self.slots * self.slot_bytes + own + 32) + 8 * self.warps * self.slots + 8
         sums = ceil_div(exchange, 16) * 16 + 32 * self.cluster
         return sums + (4 * self.owned * self.cluster * share if self.cluster > 1 else 0)
+
+    @property
+    def launch_bytes(self) -> int:
+        """Shared memory that a CTA is started with."""
+        return max(self.shared_bytes, ALONE_BYTES) if self.alone else self.shared_bytes
 
     def constants(self, fp16: bool) -> Mapping[str, int]:
         """What the kernel is compiled with."""
