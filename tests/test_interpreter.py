@@ -84,7 +84,13 @@ def test_types_are_told_apart_and_refused_as_before() -> None:
 
     elements = [tl.float32, tl.int1, tl.bfloat16, tl.pointer_type(tl.int1), tl.pointer_type(tl.float32)]
     blocks = [tl.block_type(element, [8, 4]) for element in elements for _ in range(2)]
-    assert [str(block.element_ty) for block in blocks[::2]] == ["fp32", "int1", "bf16", "pointer<int1>", "pointer<fp32>"]
+    assert [str(block.element_ty) for block in blocks[::2]] == [
+        "fp32",
+        "int1",
+        "bf16",
+        "pointer<int1>",
+        "pointer<fp32>",
+    ]
     assert blocks[::2] == blocks[1::2]
     assert all(block != other for block in blocks[::2] for other in blocks[::2] if block is not other)
     names = [interpreter._get_np_dtype(block).name for block in blocks[::2]]
