@@ -59,12 +59,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
-def pytest_collection_finish() -> None:
-    """What imports and collection made stays: garbage collections skip it. Each takes over a second otherwise."""
-    gc.collect()
-    gc.freeze()
-
-
 def pytest_unconfigure() -> None:
     """Libraries that count their objects at exit would report those as leaked."""
     gc.unfreeze()
@@ -89,6 +83,13 @@ def is_half(item: pytest.Item) -> bool:
     """Whether an item takes the fixture `dtype` in 16 bits."""
     parameters = getattr(getattr(item, "callspec", None), "params", {})
     return parameters.get("dtype") in (torch.float16, torch.bfloat16)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _what_stays_is_not_garbage() -> None:
+    """Garbage collections skip what imports and earlier files left. With the whole suite each takes a second otherwise."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
