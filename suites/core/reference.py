@@ -23,6 +23,7 @@ class Part:
         file: the result file's name without its ending; empty for the suite's name. Parts may share a file.
         rows: reads the rows from the part's folder; None for the suite's own result file.
         keeps: files of the part's folder, by name, that are published as they are.
+        timed: whether its rows hold times. Parts without any share a GPU: they run side by side.
     """
 
     arguments: str = ""
@@ -32,6 +33,7 @@ class Part:
     file: str = ""
     rows: Callable[[Path], list[Row]] | None = None
     keeps: tuple[str, ...] = ()
+    timed: bool = True
 
     def minutes(self, device_type: str) -> float | None:
         """Expected on a `cuda` or a `cpu` device; None where the part is not run."""

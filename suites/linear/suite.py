@@ -107,7 +107,10 @@ def show_plan(plan: Plan, device: torch.device, console: Console) -> None:
                       highlight=False, markup=False)  # fmt: skip
 
 
-REFERENCE = (Part("--rows 1 16 32 64 --weights int4 fp8", gpu_minutes=0.4, cpu_minutes=1.0),)
+REFERENCE = (
+    Part("--rows 1 16 32 64 256 1024 --weights int4 fp8", gpu_minutes=1.5, cpu_minutes=None),
+    Part("--rows 1 16 32 64 --weights int4 fp8", name="few", gpu_minutes=None, cpu_minutes=1.0),
+)
 SUITE = Suite(
     "linear", "a step's matrix products, in 16, 8 and 4 bits, beside libraries", EXAMPLES, FLAGS, plan,
     run_case, print_report, show_plan, instead=choose_instead, reference=REFERENCE,  # type: ignore[arg-type]

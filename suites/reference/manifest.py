@@ -30,6 +30,7 @@ class PartRecord:
         status: ok; incomplete: some rows failed; failed: no rows; stopped: by the time limit, or by hand.
         rows: lines of `file` that are this part's; parts of one file stand in the order of the manifest.
         chip: place in the manifest's list of chips.
+        side_by_side: whether other parts ran on the device at the same time.
     """
 
     command: str
@@ -43,6 +44,7 @@ class PartRecord:
     source: str
     chip: int
     started_at: str
+    side_by_side: bool = False
 
     @property
     def sources(self) -> Sources:
@@ -83,6 +85,12 @@ class Manifest:
         states = [record.dirty for record in self.parts.values()]
         return True if True in states else None if None in states else False
 
+    @property
+    def minutes(self) -> float:
+        """How long the parts took in all: those side by side as long as the longest of them."""
+        apart = sum(record.minutes for record in self.parts.values() if not record.side_by_side)
+        return apart + max((record.minutes for record in self.parts.values() if record.side_by_side), default=0.0)
+
     def save(self, folder: Path) -> None:
         """Write it into a folder, at once or not at all."""
         folder.mkdir(parents=True, exist_ok=True)
@@ -90,7 +98,7 @@ class Manifest:
             "schema": SCHEMA,
             "commit": self.commit,
             "dirty": self.dirty,
-            "minutes": round(sum(part.minutes for part in self.parts.values()), 2),
+            "minutes": round(self.minutes, 2),
             "chips": self.chips,
             "versions": self.versions,
             "parts": {name: asdict(part) for name, part in self.parts.items()},

@@ -74,6 +74,20 @@ def choose(known: Sequence[Step], names: Iterable[str]) -> list[Step]:
     return [step for step in known if not names or step.name in names or step.owner in names]
 
 
+def total_minutes(chosen: Iterable[Step], device_type: str) -> float:
+    """Expected of parts in one call: those that run side by side take as long as the longest of them."""
+    chosen = list(chosen)
+    together = [step for step in chosen if is_side_by_side(step, device_type)]
+    minutes = {step.name: step.part.minutes(device_type) or 0.0 for step in chosen}
+    apart = sum(minutes[step.name] for step in chosen if step not in together)
+    return apart + max((minutes[step.name] for step in together), default=0.0)
+
+
+def is_side_by_side(step: Step, device_type: str) -> bool:
+    """Whether a part shares the device with others: on a GPU those that time nothing. A CPU has no room for two."""
+    return device_type == "cuda" and not step.part.timed
+
+
 def _options(suite: Suite) -> tuple[str, ...]:
     """Figures are drawn from the published files, not by the parts."""
     return ("--no-plots",) if any(flag.name == "no_plots" for flag in suite.flags) else ()

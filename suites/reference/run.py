@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +20,7 @@ from rich.console import Console
 
 from ..core.exits import INTERRUPTED
 from .manifest import FAILED, INCOMPLETE, OK, STOPPED, Manifest, PartRecord, Sources, is_intact
-from .parts import Step
+from .parts import Step, is_side_by_side
 from .publish import lines_of, publish, publish_kept, restore
 
 GRACE_S = 20.0  # from the signal that ends a part to the one that kills it
@@ -88,31 +89,51 @@ class Reference:
         for step in self.order:
             restore(step, self.manifest, self.sources, self.output, self.work)
         started = 0
-        for step in chosen:
-            if self.is_done(step):
-                continue
-            expected = step.part.minutes(self.device.type) or 0.0
+        for steps in self._turns([step for step in chosen if not self.is_done(step)]):
+            expected = max(step.part.minutes(self.device.type) or 0.0 for step in steps)
             if minutes is not None and started and self._elapsed() + expected > minutes:
                 continue
             started += 1
-            record = self._run_part(step, None if minutes is None else minutes * 60 - self._elapsed() * 60)
-            if record.status == STOPPED and minutes is None:
+            records = self._run_parts(steps, None if minutes is None else minutes * 60 - self._elapsed() * 60)
+            if minutes is None and any(record.status == STOPPED for record in records):
                 break  # by hand
         return self._say_the_end(chosen)
+
+    def _turns(self, steps: Sequence[Step]) -> list[list[Step]]:
+        """Parts in the order in which they start: first those that run side by side, then each of the others alone."""
+        together = [step for step in steps if is_side_by_side(step, self.device.type)]
+        return [*([together] if together else []), *([step] for step in steps if step not in together)]
 
     def _elapsed(self) -> float:
         return (self.clock() - self._began) / 60
 
-    def _run_part(self, step: Step, seconds: float | None) -> PartRecord:
-        log = self.work / f"{step.name}.log"
-        expected = step.part.minutes(self.device.type)
-        self._say(f"{step.name}: about {expected:g} minutes on the usual machine; its output goes to {log}")
-        started_at = datetime.now(UTC).isoformat(timespec="seconds")
+    def _log(self, step: Step) -> Path:
+        return self.work / f"{step.name}.log"
+
+    def _run_parts(self, steps: Sequence[Step], seconds: float | None) -> list[PartRecord]:
+        """Run parts side by side; each is published as soon as it has ended."""
+        for step in steps:
+            expected, log = step.part.minutes(self.device.type), self._log(step)
+            self._say(f"{step.name}: about {expected:g} minutes on the usual machine; its output goes to {log}")
+        began, started_at = self.clock(), datetime.now(UTC).isoformat(timespec="seconds")
+
+        def run(step: Step) -> int:
+            return self.launch(step.words(self.work, self.device_name), self._log(step), seconds)
+
+        if len(steps) == 1:  # in this thread, which Ctrl-C reaches
+            return [self._end_part(steps[0], run(steps[0]), self.clock() - began, started_at)]
+        with ThreadPoolExecutor(len(steps)) as pool:
+            running = {pool.submit(run, step): step for step in steps}
+            return [
+                self._end_part(running[ended], ended.result(), self.clock() - began, started_at)
+                for ended in as_completed(running)
+            ]
+
+    def _end_part(self, step: Step, status: int, seconds: float, started_at: str) -> PartRecord:
+        """Read what a part has left, and publish it."""
+        log, minutes = self._log(step), seconds / 60
         before = self.manifest.parts.get(step.name)
         spent = before.minutes if before and before.sources == self.sources and before.status != OK else 0.0
-        began = self.clock()
-        status = self.launch(step.words(self.work, self.device_name), log, seconds)
-        minutes = (self.clock() - began) / 60
         try:
             lines = lines_of(step, self.work)
             fault = None
@@ -124,6 +145,7 @@ class Reference:
             command=self.command(step), file=step.file, rows=len(lines), minutes=round(spent + minutes, 2),
             status=ended, reason=reason, commit=self.sources.commit, dirty=self.sources.dirty,
             source=self.sources.source, chip=self.manifest.chip_index(self.chip), started_at=started_at,
+            side_by_side=is_side_by_side(step, self.device.type),
         )  # fmt: skip
         because = f": {reason}" if reason else ""
         if before is not None and self._outweighs(before, record):

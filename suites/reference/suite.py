@@ -18,7 +18,7 @@ from ..core.spread import print_spread
 from .chip import describe_chip, describe_versions, folder_name
 from .join import join
 from .manifest import Manifest, Sources, read_manifest
-from .parts import Step, choose, steps
+from .parts import Step, choose, steps, total_minutes
 from .run import Reference
 
 EXAMPLES = """examples:
@@ -33,8 +33,8 @@ EXAMPLES = """examples:
 
 One compressed file a suite, and manifest.json: commit, chip, versions, commands, minutes, and the hash of each file.
 A rerun goes on where the last one stopped, on another machine too, as long as it has the output folder. A part that
-was run from another commit is run again; `--part` runs some and leaves the others as they are. Exit status: 0 all
-done, 1 a part failed, 130 parts are left."""
+was run from another commit is run again; `--part` runs some and leaves the others as they are. On a GPU the parts that
+time nothing run side by side. Exit status: 0 all done, 1 a part failed, 130 parts are left."""
 
 PART = flags.several("--part", "these parts only", metavar="NAME")
 LIST = flags.PLAN.but(help="print the parts, and stop")
@@ -125,7 +125,8 @@ def act(options: Options, device: torch.device, command: str, console: Console) 
 def print_parts(run: Reference, chosen: list[Step], console: Console) -> None:
     """Names, expected minutes, state, commands."""
     expected = [step.part.minutes(run.device.type) or 0.0 for step in chosen]
-    title = f"{len(chosen)} parts, about {sum(expected):.0f} minutes on the usual machine; into {run.output}"
+    in_all = total_minutes(chosen, run.device.type)
+    title = f"{len(chosen)} parts, about {in_all:.0f} minutes on the usual machine; into {run.output}"
     table = new_table(title, ("part", "minutes", "took", "state", "command"), ("part", "state", "command"))
     for step, minutes in zip(chosen, expected, strict=True):
         record = run.manifest.parts.get(step.name)
