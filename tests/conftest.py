@@ -87,7 +87,7 @@ def is_half(item: pytest.Item) -> bool:
 
 @pytest.fixture(scope="module", autouse=True)
 def _what_stays_is_not_garbage() -> None:
-    """Garbage collections skip what imports and earlier files left. With the whole suite each takes a second otherwise."""
+    """Garbage collections skip what imports and earlier files left: a second each, with the whole suite."""
     gc.collect()
     gc.freeze()
 
