@@ -216,6 +216,20 @@ class DecodeMethod(ABC):
         """Why the method cannot run here, or None if it can."""
         return None
 
+    @classmethod
+    def step_bytes(
+        cls, shape: AttentionShape, config: SparseConfig, dtype: torch.dtype, tokens: int, in_fp8: bool = False
+    ) -> int:
+        """Device memory that the bound steps of one layer take for themselves, for plans made without a device.
+
+        What layers share (scores, lists) does not count.
+
+        Args:
+            tokens: that the cache has room for, a sequence.
+            in_fp8: keys and values are stored in e4m3.
+        """
+        return 0
+
     @property
     def layer_period(self) -> int:
         """Layers after which those of the method are alike again: more than 1 where some read the lists of others."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from .cache import KVCache
 from .config import AttentionShape, SparseConfig
 from .fused.method import FusedLayer, ResaFused, refused
@@ -31,6 +33,13 @@ class Resa(ResaChain):
 
     in_default = True
     steps_like = None
+
+    @classmethod
+    def step_bytes(
+        cls, shape: AttentionShape, config: SparseConfig, dtype: torch.dtype, tokens: int, in_fp8: bool = False
+    ) -> int:
+        """Of the fused step, wherever its settings serve: the larger of both ways."""
+        return ResaFused.step_bytes(shape, config, dtype, tokens, in_fp8)
 
     def layer_kind(self, cache: KVCache) -> type[SparseLayer]:
         """The layer of the way that the rule gives."""

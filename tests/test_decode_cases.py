@@ -67,6 +67,18 @@ def test_memory_of_known_cases() -> None:
     assert memory_bytes(shared, specs) / 1e9 == pytest.approx(15.2 + 8 * 0.57 + 4, rel=0.02)
 
 
+def test_memory_that_clusters_exchange_through() -> None:
+    """At a million tokens a word for each block of each row: 2 MB a layer, and what results take."""
+    case = DecodeCase("qwen2.5-7b", MODELS["qwen2.5-7b"], 1, 1024 * K, shared_kv=False)
+    fused, chain = (memory_bytes(case, [MethodSpec(name)]) for name in ("resa", "resa-chain"))
+    assert 58e6 < fused - chain < 70e6
+    with_dense_layers = memory_bytes(case, [MethodSpec("resa", dense_layers=14)])
+    assert fused - with_dense_layers > (fused - chain) / 2, "of sparse layers alone, beside their summaries"
+    shared = replace(case, shared_kv=True)
+    of_one_layer = memory_bytes(shared, [MethodSpec("resa")]) - memory_bytes(shared, [MethodSpec("resa-chain")])
+    assert 28 * of_one_layer == fused - chain
+
+
 def test_batch_64_of_8k_fits_a_gpu_of_80_gb() -> None:
     """30 GB of K and V, 4-bit weights that are held twice, and work space."""
     case = DecodeCase("qwen2.5-7b", MODELS["qwen2.5-7b"], 64, 8 * K, "int4", products="best")

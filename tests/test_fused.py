@@ -60,7 +60,7 @@ def test_compiles_without_spills(
         cache = KVCache.allocate(
             1, 1, 64, head_dim, dtype=torch.bfloat16, device="cpu", page_size=256 if paged else None
         )
-        cubin = compiler.compile_cubin(compiler.source(), constants(cache, group, config, plan))
+        cubin = compiler.compile_step(constants(cache, group, config, plan))
         cubin_facts = read_cubin(compiler.KERNEL, cubin, plan.shared_bytes, 8)
         assert cubin_facts.spill_bytes <= (96 if resident == 2 else 0)  # half the registers: a few words a thread
         assert cubin_facts.registers * 256 * resident <= 65536
@@ -71,7 +71,7 @@ def test_compiler_says_what_is_wrong() -> None:
     if compiler.unavailable():
         pytest.skip(str(compiler.unavailable()))
     with pytest.raises(RuntimeError, match='identifier "y" is undefined'):
-        compiler.compile_cubin("int x = y;", {})
+        compiler.compile_cubin(b"int x = y;", {})
 
 
 @pytest.mark.parametrize(

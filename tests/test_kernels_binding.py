@@ -219,7 +219,7 @@ def test_caches_whose_elements_share_memory() -> None:
 
 
 def test_the_fused_steps_strides_are_of_64_bits() -> None:
-    """Every argument of step.cu that an index is multiplied with."""
+    """Every argument of the kernel that an index is multiplied with."""
     import ctypes
 
     strides = {"q", "summary", "score", "list", "table", "cache", "new", "exchange"}

@@ -6,15 +6,17 @@ import ctypes
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 
-SOURCES = ("device.cuh", "step.cu")
+FOLDER = Path(__file__).parent
+MAIN = "step.cu"  # includes the others
 KERNEL = "sparse_step"
-PROBE = 'extern "C" __global__ void probe() {}'
+PROBE = b'extern "C" __global__ void probe() {}'
 PROBE_SHARED_BYTES = 120 * 1024  # over half of a multiprocessor's: one CTA on each, as the step's registers have it
 MAX_CLUSTER = 16  # CTAs; over 8 not every GPU offers, which the occupancy query tells
 
@@ -56,18 +58,48 @@ def _driver(name: str, *arguments: Any) -> Any:
     return _call("driver", name, *arguments)
 
 
-def source() -> str:
-    """The kernel's source, as one text."""
-    return "\n".join((Path(__file__).parent / name).read_text() for name in SOURCES)
+@cache
+def sources(folder: Path = FOLDER) -> Mapping[str, bytes]:
+    """The kernel's source: every CUDA file of the folder, by its name, as others include it. Read once."""
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.cu*"))}
 
 
-def compile_cubin(text: str, constants: Mapping[str, int], capability: tuple[int, int] = (9, 0)) -> bytes:
-    """Machine code of CUDA C++ for a compute capability; needs NVRTC, but no GPU.
+@cache
+def source_hash(folder: Path = FOLDER) -> str:
+    """Tells sources apart: 20 hexadecimal digits of a hash of all of them, names and content."""
+    digest = sha256()
+    for name, text in sources(folder).items():
+        digest.update(f"{name}\0{len(text)}\0".encode() + text)
+    return digest.hexdigest()[:20]
+
+
+def compile_step(constants: Mapping[str, int], capability: tuple[int, int] = (9, 0)) -> bytes:
+    """The step's machine code; needs NVRTC, but no GPU.
 
     Raises:
         RuntimeError: with the compiler's log, if it does not compile.
     """
-    program = _nvrtc("nvrtcCreateProgram", text.encode(), b"step.cu", 0, [], [])
+    headers = dict(sources())
+    return compile_cubin(headers.pop(MAIN), constants, capability, headers)
+
+
+def compile_cubin(
+    text: bytes,
+    constants: Mapping[str, int],
+    capability: tuple[int, int] = (9, 0),
+    headers: Mapping[str, bytes] | None = None,
+) -> bytes:
+    """Machine code of CUDA C++ for a compute capability; needs NVRTC, but no GPU.
+
+    Args:
+        headers: what it may include, by name.
+
+    Raises:
+        RuntimeError: with the compiler's log, if it does not compile.
+    """
+    names = [name.encode() for name in headers or {}]
+    texts = list((headers or {}).values())
+    program = _nvrtc("nvrtcCreateProgram", text, MAIN.encode(), len(names), texts, names)
     options = [
         f"--gpu-architecture=sm_{capability[0]}{capability[1]}",
         "--std=c++17",
@@ -174,9 +206,9 @@ def kernel(
     cooperative: bool = False,
 ) -> Kernel:
     """The step compiled with `constants` and loaded on `device`; compiled once, in a second or two."""
-    key = (device, tuple(sorted(constants.items())), shared_bytes)
+    key = (device, source_hash(), tuple(sorted(constants.items())), shared_bytes)
     if key not in _loaded:
-        cubin = compile_cubin(source(), constants, torch.cuda.get_device_capability(device))
+        cubin = compile_step(constants, torch.cuda.get_device_capability(device))
         function = load(device, cubin, KERNEL, shared_bytes)
         _loaded[key] = Kernel(function, device, ctas, threads, shared_bytes, cooperative)
     return _loaded[key]

@@ -28,7 +28,16 @@ from ..method import (
 )
 from . import compiler
 from .method import ResaFused
-from .step import Plan, arrangement, constants, enqueued, fitting, misaligned, unsupported
+from .step import (
+    Plan,
+    arrangement,
+    constants,
+    enqueued,
+    expected_exchange_bytes,
+    fitting,
+    misaligned,
+    unsupported,
+)
 
 EVERY_BLOCK = SparseConfig(block_size=16)  # tokens that a CTA takes at a time; the rest of it is not read
 
@@ -39,9 +48,14 @@ def plan(cache: KVCache, group: int) -> Plan:
     Raises:
         ValueError: needs more shared memory than there is.
     """
-    rows, row_bytes = cache.batch * cache.kv_heads, cache.capacity * 2 * cache.head_dim * cache.k.element_size()
-    size, clusters = arrangement(rows, row_bytes, 0, lambda cluster: compiler.clusters_at_once(cache.device, cluster))
+    rows, read = cache.batch * cache.kv_heads, row_bytes(cache.capacity, cache.head_dim, cache.k.element_size())
+    size, clusters = arrangement(rows, read, 0, lambda cluster: compiler.clusters_at_once(cache.device, cluster))
     return fitting(cache, group, EVERY_BLOCK, size, clusters, searches=False)
+
+
+def row_bytes(tokens: int, head_dim: int, kv_element: int) -> int:
+    """Bytes of K and V of a row of so many tokens, all of which a step reads."""
+    return tokens * 2 * head_dim * kv_element
 
 
 @dataclass
@@ -83,6 +97,16 @@ class CudaDense(DecodeMethod):
     def unavailable(cls, shape: AttentionShape, dtype: torch.dtype, device: torch.device) -> str | None:
         """Why it cannot run here: no such GPU, or nothing to compile it with. None if it can."""
         return ResaFused.unavailable(shape, dtype, device)
+
+    @classmethod
+    def step_bytes(
+        cls, shape: AttentionShape, config: SparseConfig, dtype: torch.dtype, tokens: int, in_fp8: bool = False
+    ) -> int:
+        """What the clusters that share a row exchange: results alone; 0 for settings that are not served."""
+        if unsupported(shape, EVERY_BLOCK, dtype, in_fp8):
+            return 0
+        read = row_bytes(tokens, shape.head_dim, 1 if in_fp8 else dtype.itemsize)
+        return expected_exchange_bytes(shape, EVERY_BLOCK, tokens, dtype.itemsize, read, searches=False)
 
     def prepare(self, cache: KVCache) -> CudaDenseLayer:
         """Bind to a layer's cache.

@@ -1,4 +1,6 @@
 // What the step needs of Hopper beyond plain C++: cluster shared memory, barriers that count bytes, matrix units.
+#ifndef DEVICE_CUH  // defined by what stands in for this file on a CPU: tests/fused_host/emulator.hpp
+#define DEVICE_CUH
 
 using u16 = unsigned short;
 using u32 = unsigned;
@@ -201,3 +203,5 @@ __device__ __forceinline__ u32 transpose(u32 x) {
   asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
   return y;
 }
+
+#endif

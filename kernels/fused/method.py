@@ -16,7 +16,7 @@ from ..pipeline import SparseLayer
 from ..resa import ResaChain
 from ..workspace import BlockSparseLayer
 from . import compiler
-from .step import MIN_CAPABILITY, bind, misaligned, plan, unsupported
+from .step import MIN_CAPABILITY, bind, expected_exchange_bytes, misaligned, plan, row_bytes, unsupported
 
 STAGE = "append+score+select+attend+merge"
 
@@ -59,6 +59,16 @@ class ResaFused(ResaChain):
         if torch.cuda.get_device_capability(device) < MIN_CAPABILITY:
             return "needs thread-block clusters (compute capability 9.0 or later)"
         return can_run_on(device) or compiler.unavailable()
+
+    @classmethod
+    def step_bytes(
+        cls, shape: AttentionShape, config: SparseConfig, dtype: torch.dtype, tokens: int, in_fp8: bool = False
+    ) -> int:
+        """What the clusters that share a row exchange; 0 for settings that are not served."""
+        if unsupported(shape, config, dtype, in_fp8):
+            return 0
+        read = row_bytes(config, shape.head_dim, tokens, dtype.itemsize, 1 if in_fp8 else dtype.itemsize)
+        return expected_exchange_bytes(shape, config, tokens, dtype.itemsize, read)
 
     def prepare(self, cache: KVCache) -> BlockSparseLayer:
         """Bind to a layer's cache, as `resa` does.

@@ -18,12 +18,13 @@ from ..method import StepTensors
 from ..workspace import Workspace
 from . import compiler
 
-THREADS, WARPS, BINS, PASSES = 256, 8, 256, 4  # as in step.cu
+THREADS, WARPS, BINS, PASSES = 256, 8, 256, 4  # as in layout.cuh
 MIN_SHARING_CLUSTER, MAX_CLUSTERS = 4, 8  # CTAs of the clusters that share a row at least, and how many do at most
 CTA_BYTES_A_US, EXCHANGE_US, SEARCH_US = 66_000, 1.6, 0.001  # on an H200: `arrangement`
 OUT_WORDS = 2048  # of the output, that a warp keeps in registers; half where two CTAs share a multiprocessor
 LOADS = {1: 16, 2: 8}  # under way in a lane while scoring, by CTAs that share a multiprocessor and its registers
 MIN_CAPABILITY = (9, 0)
+EXPECTED_MULTIPROCESSORS = 132  # of an H100 or H200: what memory is planned for before the device is known
 MAX_GROUP = 16  # two operands of the matrix units, which have room for 8 heads each
 NARROW_BLOCKS = 65535  # of a row, that the search counts in 16 bits
 HEAD_DIMS = (64, 128, 256)
@@ -95,7 +96,7 @@ def lay_out(
     wide = blocks > NARROW_BLOCKS
     split = max(ceil_div(head_dim, 128), partial * resident // OUT_WORDS)
     teams = WARPS // split
-    shared = _aligned(  # the members of `Shared` in step.cu, in order
+    shared = _aligned(  # the members of `Shared` in layout.cuh, in order
         64, 2 * cluster * BINS * 2, PASSES * BINS * 2, cluster * 8, 8, WARPS * (8 if wide else 4), WARPS * 4, 20,
         2 * head_dim * 4, partial * 2, cluster * heads * 8, teams * heads * 4, teams * heads * 4, teams * heads * 4,
         max(config.block_size // 16, 1) * 2 * head_dim * 4, cluster * ceil_div(partial // 4, cluster) * 16,
@@ -146,7 +147,7 @@ def arrangement(
 
 
 class _Arguments(ctypes.Structure):
-    """`Arguments` of step.cu."""
+    """`Arguments` of layout.cuh."""
 
     _fields_ = [
         *((name, ctypes.c_void_p) for name in (
@@ -180,16 +181,40 @@ def plan(cache: KVCache, group: int, config: SparseConfig) -> Plan:
     Raises:
         ValueError: a row that needs more shared memory than there is.
     """
-    blocks = config.blocks(cache.capacity)
-    rows, element = cache.batch * cache.kv_heads, cache.dtype.itemsize
-    tokens = config.selected(cache.capacity) * config.block_size
-    row_bytes = (
-        blocks * config.summary_bytes(cache.head_dim, element) + tokens * 2 * cache.head_dim * cache.k.element_size()
-    )
-    size, clusters = arrangement(
-        rows, row_bytes, blocks, lambda cluster: compiler.clusters_at_once(cache.device, cluster)
-    )
+    rows, blocks = cache.batch * cache.kv_heads, config.blocks(cache.capacity)
+    read = row_bytes(config, cache.head_dim, cache.capacity, cache.dtype.itemsize, cache.k.element_size())
+    size, clusters = arrangement(rows, read, blocks, lambda cluster: compiler.clusters_at_once(cache.device, cluster))
     return fitting(cache, group, config, size, clusters)
+
+
+def row_bytes(config: SparseConfig, head_dim: int, capacity: int, element: int, kv_element: int) -> int:
+    """Bytes that a step reads of a row of `capacity` tokens: summaries, and K and V of the selected blocks."""
+    tokens = config.selected(capacity) * config.block_size
+    return config.blocks(capacity) * config.summary_bytes(head_dim, element) + tokens * 2 * head_dim * kv_element
+
+
+def expected_exchange_bytes(
+    shape: AttentionShape, config: SparseConfig, tokens: int, element: int, read: int, searches: bool = True
+) -> int:
+    """Device memory through which the clusters of one layer's rows speak, as far as it is known without a device.
+
+    Planned for a chip that has room for clusters everywhere. Where groups of multiprocessors are smaller, clusters may
+    be smaller and more. The larger part, a word for each block of a row that clusters share, stays the same.
+
+    Args:
+        tokens: that the cache has room for, a sequence.
+        element: bytes of an element of a summary.
+        read: bytes that a step reads of a row.
+        searches: not all blocks are read.
+    """
+    rows, blocks = shape.batch * shape.kv_heads, config.blocks(tokens) if searches else 0
+    at_once = {size: EXPECTED_MULTIPROCESSORS // size for size in range(1, compiler.MAX_CLUSTER + 1)}
+    size, clusters = arrangement(rows, read, blocks, at_once.__getitem__)
+    layout = lay_out(
+        config, shape.head_dim, shape.group, tokens, element, size or 1, clusters=clusters, searches=searches
+    )
+    words, members = exchanged(layout, shape.group, shape.head_dim)
+    return rows * (8 * words + 4 * members)
 
 
 def fitting(cache: KVCache, group: int, config: SparseConfig, size: int, clusters: int, searches: bool = True) -> Plan:
@@ -359,13 +384,19 @@ def enqueued(
     return run
 
 
+def exchanged(layout: Plan, group: int, head_dim: int) -> tuple[int, int]:
+    """Words of 64 bits that the clusters of a row publish, and CTAs that count their steps; none in a lone cluster."""
+    if layout.clusters == 1:
+        return 0, 0
+    members = layout.cluster * layout.clusters
+    part = ceil_div(ceil_div(group, 8) * 8 * head_dim // 4, layout.cluster) * 4  # words that a CTA finishes
+    return layout.cluster * layout.keys + 2 * members + 3 * members * part, members
+
+
 def _exchange(cache: KVCache, group: int, layout: Plan) -> tuple[Tensor, Tensor]:
     """What clusters of a row publish, `[rows, words]` of 64 bits, and how many steps their CTAs have done; zeros."""
-    rows, members = cache.batch * cache.kv_heads, layout.cluster * layout.clusters
-    if layout.clusters == 1:
-        rows = members = 0
-    part = ceil_div(ceil_div(group, 8) * 8 * cache.head_dim // 4, layout.cluster) * 4  # words that a CTA finishes
-    words = layout.cluster * layout.keys + 2 * members + 3 * members * part
+    words, members = exchanged(layout, group, cache.head_dim)
+    rows = cache.batch * cache.kv_heads if members else 0
     return (
         torch.zeros((rows, words), dtype=torch.int64, device=cache.device),
         torch.zeros((rows, members), dtype=torch.int32, device=cache.device),

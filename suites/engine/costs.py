@@ -140,11 +140,11 @@ def model_work(case: ModelCase, spec: MethodSpec, step: Traffic, rectifies: bool
 
 
 def memory_bytes(case: ModelCase, specs: list[MethodSpec]) -> int:
-    """What the case needs at least on the device: weights, caches, one method's summaries, work space."""
+    """What the case needs at least on the device: weights, caches, one method's summaries and steps, work space."""
     config, tokens = case.config, capacity(case)
     caches = 1 if case.one_cache else config.layers
     embedding = config.embedding_parameters * element_bytes(case)
-    beside = [ranking_bytes(case, spec, tokens) for spec in specs]  # the whole caches
+    beside = [ranking_bytes(case, spec, tokens) + step_bytes(case, spec, tokens) for spec in specs]  # the whole caches
     beside += [caches * kv_bytes(case, kept_tokens(spec, tokens)) for spec in specs if spec.kind.evicts]
     kept = caches * kv_bytes(case, tokens) + max(beside, default=0)
     return weight_bytes(case) + second_bytes(case) + embedding + kept + SCRATCH_BYTES
@@ -162,6 +162,13 @@ def ranking_bytes(case: ModelCase, spec: MethodSpec, tokens: int) -> int:
     if case.one_cache:  # as often as layers of one turn choose
         layers = min(layers, len(selector.choosing))
     return case.batch * scored_bytes(spec, case.shape, element_bytes(case), tokens, layers)
+
+
+def step_bytes(case: ModelCase, spec: MethodSpec, tokens: int) -> int:
+    """What all layers' bound steps take for themselves; layers that share a cache share a step."""
+    layers = case.config.layers if spec.is_dense else sparse_layers(case, spec)
+    layer = spec.kind.step_bytes(case.shape, spec.config, case.torch_dtype, tokens, case.stored_kv is not None)
+    return (min(layers, 1) if case.one_cache else layers) * layer
 
 
 def sparse_layers(case: ModelCase, spec: MethodSpec) -> int:
@@ -187,7 +194,7 @@ def sequence_bytes(case: ModelCase, spec: MethodSpec) -> int:
 def largest_batch(case: ModelCase, spec: MethodSpec, total_bytes: int) -> int:
     """Sequences of the case's context that fit a memory beside weights and work space; 0 where none does."""
     weights = weight_bytes(case) + second_bytes(case) + case.config.embedding_parameters * element_bytes(case)
-    fixed = weights + SCRATCH_BYTES
+    fixed = weights + step_bytes(case, spec, capacity(case)) + SCRATCH_BYTES
     return max(total_bytes - fixed, 0) // sequence_bytes(case, spec)
 
 

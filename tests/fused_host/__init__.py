@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from resa_bench.kernels import fused
+from resa_bench.kernels.fused import compiler
 
 HERE = Path(__file__).parent
-SOURCE = Path(fused.__file__).parent
 CACHE = Path(tempfile.gettempdir()) / "resa-bench-fused-host"
 CLUSTERS_AT_ONCE = {1: 132, 2: 66, 3: 39, 4: 30, 6: 17, 8: 15, 16: 7}  # of CTAs; an H100's
 
@@ -49,13 +48,15 @@ def kernel(
     cooperative: bool = False,
 ) -> HostKernel:
     """Takes the place of `compiler.kernel`: the same source, compiled by g++ once."""
-    texts = [path.read_bytes() for path in (HERE / "emulator.hpp", HERE / "main.cpp", SOURCE / "step.cu")]
-    key = hashlib.sha256(repr(sorted(constants.items())).encode() + b"".join(texts)).hexdigest()[:20]
+    texts = [path.read_bytes() for path in (HERE / "emulator.hpp", HERE / "main.cpp")]
+    named = repr((compiler.source_hash(), sorted(constants.items()))).encode()
+    key = hashlib.sha256(named + b"".join(texts)).hexdigest()[:20]
     library = CACHE / f"{key}.so"
     if not library.exists():
         CACHE.mkdir(exist_ok=True)
         made = library.with_suffix(f".{id(constants)}")
-        options = ["-std=c++20", "-O1", "-w", "-shared", "-fPIC", "-ffp-contract=off", f"-I{HERE}", f"-I{SOURCE}"]
+        options = ["-std=c++20", "-O1", "-w", "-shared", "-fPIC", "-ffp-contract=off"]
+        options += [f"-I{HERE}", f"-I{compiler.FOLDER}"]
         defines = [f"-D{name}={value}" for name, value in constants.items()]
         subprocess.run(["g++", *options, *defines, str(HERE / "main.cpp"), "-o", str(made)], check=True)
         made.replace(library)

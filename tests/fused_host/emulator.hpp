@@ -5,6 +5,8 @@
 // thread that reads before its barrier has counted the bytes reads the poison that shared memory is filled with. What a
 // cluster publishes arrives late, too. All clusters of a row run side by side.
 
+#define DEVICE_CUH  // its place is taken
+
 #include <ucontext.h>
 
 #include <algorithm>
