@@ -10,6 +10,7 @@ import nox
 
 nox.options.sessions = ["bench"]
 nox.options.default_venv_backend = "virtualenv"
+nox.options.reuse_venv = "yes"  # pip brings what changed; `nox --reuse-venv never` makes the environment anew
 
 ROOT = Path(__file__).parent
 PACKAGES = ("kernels", "baselines", "profiling", "suites", "plots", "integrations")
@@ -21,8 +22,8 @@ def _install(session: nox.Session, *extras: str) -> dict[str, str]:
     """Install the project with extras; without an environment of our own, make it importable. Gives the env to use."""
     if session.virtualenv.is_sandboxed:
         wanted = f".[{','.join(extras)}]" if extras else "."
-        session.install("-c", "constraints.txt", "-e", wanted)
-        return {}
+        session.install("--no-compile", "-c", "constraints.txt", "-e", wanted)  # Python compiles what it imports, once
+        return {"PYTHONDONTWRITEBYTECODE": ""}
     return {"PYTHONPATH": os.pathsep.join(filter(None, (str(_links()), os.environ.get("PYTHONPATH"))))}
 
 

@@ -16,6 +16,8 @@ from .registry import figure_sets, slugs
 VARIED = ("summary_kind", "summary_dtype", *PINNED)
 """Settings of a selection that change what is read, hardly how much: studied for quality, in few cases."""
 USUAL_LAYOUT = "head-major"
+FAST = {"quest": {"gqa_policy": "group-sum"}}
+"""Settings that stand for a method where they were timed. Quest's lists of each query head would make a weak rival."""
 RIVALS = ("quest", "retro", "sparse", "sink-window", "retro-cached", "oracle")
 """In which order rivals come where a panel has no room for all; methods that are not named here come before them."""
 
@@ -156,9 +158,9 @@ def lines_of(rows: Iterable[Row], place: Callable[[Row], Hashable]) -> dict[Vari
 
 
 def order(variant: Variant) -> tuple[Any, ...]:
-    """Sorts variants: dense first, then ReSA, then by method; of each the usual settings first, then by value."""
+    """Sorts variants: dense first, then ReSA, then by method; of each FAST or the usual settings come first."""
     steps = steps_of(variant.method)
-    defaults = default_settings(variant.method)
+    defaults = {**default_settings(variant.method), **FAST.get(steps, {})}
     ranks = []
     for name, entry in SETTINGS.items():
         value = variant.get(name)

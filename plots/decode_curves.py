@@ -28,14 +28,14 @@ from .registry import figure
 from .style import finish
 
 SPEEDUP = "speedup_vs_best_dense"
-HEADROOM = 1.65  # times the most measured in a row of panels, where its scale ends
+HEADROOM = 1.65  # times the most measured at a batch, where the scale of its panels ends
 MEAN = "mean over whole periods, rectification included"
 COLUMNS = 2
 
 
 @figure("decode-tokens", suite="decode")
 def decode_tokens(figures: FigureSet) -> Figure:
-    """Tokens per second of all sequences together, a panel a setting; panels side by side have one scale from 0.
+    """Tokens per second of all sequences together, a panel a setting; those of one batch have one scale from 0.
 
     The fused ReSA where it was timed, ReSA, the best dense method at each context, and what the floors of the latter
     two allow. The ratio at the longest context is that of the first line's own run.
@@ -52,11 +52,12 @@ def decode_tokens(figures: FigureSet) -> Figure:
         floors = [_allowed(dense, DENSE_FLOOR, tops[-1]), _allowed(resa, RESA_FLOOR, tops[-1])]
         cells.append((str(where), [column_curve(dense, "tokens_per_s", BEST_DENSE), *lines, *floors]))
         firsts.append(next(iter(own.values()), [None])[-1])
-    fig, axes, drawn = grid(cells, "tokens/s", columns=COLUMNS, height_in=2.6, share_y="row")
+    fig, axes, drawn = grid(cells, "tokens/s", columns=COLUMNS, height_in=2.6, share_y=False)
     compared = {}
-    for i, (ax, step) in enumerate(zip(axes, firsts, strict=True)):
-        side_by_side = i - i % COLUMNS
-        ax.set_ylim(0, HEADROOM * max(tops[side_by_side : side_by_side + COLUMNS]))
+    batches = [where.batch for where in able]
+    for ax, step, batch in zip(axes, firsts, batches, strict=True):
+        most = max(top for top, other in zip(tops, batches, strict=True) if other == batch)
+        ax.set_ylim(0, HEADROOM * most)
         ax.yaxis.set_major_locator(MaxNLocator(5))
         if step is not None and _ratio(ax, step, figures.looks[step.variant].colour):
             compared[name_of(step.variant)] = True

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from ..suites.core.looks import BLACK, VERMILLION, Look
+from ..suites.core.looks import BLACK, LOOKS, Look
 from ..suites.core.rows import Row
 from ..suites.core.settings import SETTINGS
 from ..suites.core.spec import Variant
@@ -22,7 +22,7 @@ from .registry import figure
 from .style import SMALL_PT, bar_axis, finish, panels, starred, tokens
 
 AXES = {"rectify_every": "tokens between rectifications, f", "block_size": "block size b, tokens"}
-_OUTLINE: dict[str, Any] = {"facecolor": "white", "edgecolor": VERMILLION, "linewidth": 0.8, "linestyle": (0, (2, 1))}
+_OUTLINE: dict[str, Any] = {"facecolor": "white", "linewidth": 0.8, "linestyle": (0, (2, 1))}
 RECTIFICATION = ("rectify", "rectify+project+ffn", "rectify+all-reduce")
 
 
@@ -55,9 +55,11 @@ def decode_periods(figures: FigureSet) -> Figure:
     axes[0].set_ylim(top=axes[0].get_ylim()[1] * 1.06)
     for ax in left:
         ax.set_ylabel("tokens/s")
-    legend: list[Artist] = [Patch(facecolor=VERMILLION, label="ReSA")]
+    looks = {LOOKS[row.method].title: LOOKS[row.method].colour for row in drawn}
+    legend: list[Artist] = [Patch(facecolor=colour, label=name) for name, colour in looks.items()]
     if shared:
-        legend.append(Patch(**_OUTLINE, label="if rectification were free (its share of the time)"))
+        edge = LOOKS[drawn[0].method].colour
+        legend.append(Patch(**_OUTLINE, edgecolor=edge, label="if rectification were free (its share of the time)"))
     note = f"best dense: {', '.join(sorted(rivals))}" if rivals else ""
     heading = title(figures, "rectification period and block size of ReSA")
     return finish(fig, heading, caption(figures, drawn, note), legend)
@@ -83,11 +85,11 @@ def _share(figures: FigureSet, step: Row) -> float | None:
 
 
 def _bar(ax: Axes, x: int, row: Row, share: float | None) -> bool:
-    height = row.tokens_per_s or 0.0
+    height, colour = row.tokens_per_s or 0.0, LOOKS[row.method].colour
     if share is not None and share < 1:
         top, words = height / (1 - share), f"{share:.{0 if share >= 0.095 else 1}%}"
-        ax.bar(x, top, 0.68, **_OUTLINE)
+        ax.bar(x, top, 0.68, **_OUTLINE, edgecolor=colour)
         ax.text(x, top, words, ha="center", va="bottom", fontsize=SMALL_PT)
-    ax.bar(x, height, 0.68, facecolor=VERMILLION, edgecolor=VERMILLION, linewidth=0.8)
+    ax.bar(x, height, 0.68, facecolor=colour, edgecolor=colour, linewidth=0.8)
     ax.text(x, height, f"{height:.4g}", ha="center", va="top", fontsize=SMALL_PT, color="white")
     return share is not None

@@ -15,7 +15,7 @@ from ..suites.core.rows import Row
 from ..suites.core.spec import Variant
 from .caption import caption, circumstances, title
 from .data import FigureSet, NotDrawn, points
-from .quality_data import LEVEL_LOOK, QualitySet, kl_error
+from .quality_data import LEVEL_LOOK, QualitySet, error_words, kl_error
 from .registry import figure
 from .style import SMALL_PT, WIDTHS_IN, finish, names_of, panels, starred, tokens
 
@@ -86,7 +86,7 @@ def quality_methods(figures: QualitySet) -> Figure:
     right.tick_params(axis="y", length=0)
     notes = (
         figures.about,
-        "whisker: one standard error over stretches of steps",
+        f"whisker: {error_words(figures.rows)}",
         "grey: ReSA at f = 1, a sparse step's own error" if LEVEL_LOOK in figures.looks.values() else "",
     )
     heading = f"{figures.model}: what each way of choosing and rectifying costs"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from matplotlib.artist import Artist
@@ -44,7 +44,7 @@ Groups = dict[int, list[Bar]]
 
 @figure("stages", suite="micro")
 def stages(figures: FigureSet) -> Figure:
-    """Microseconds by stage: the best dense method and ReSA's variants; the measured step is a diamond.
+    """Microseconds by stage: the best dense method of several kernels and ReSA's variants; a diamond is the step.
 
     The stages are timed apart, so their sum is not the measured `total`. Contexts that differ little share a panel.
     """
@@ -57,13 +57,20 @@ def stages(figures: FigureSet) -> Figure:
         shown: Groups = {}
         for context in sorted({r.context for v in staged for r in figures.lines[v] if r.batch == batch}):
             bars = [_apart(figures, names[v], v, batch, context) for v in staged]
-            rival = best_dense(figures, batch, context)
+            rival = best_dense(staged_dense(figures), batch, context)
             dense = [_apart(figures, "dense", rival[0], batch, context)] if rival else []
             if any(bars):
                 shown[context] = [bar for bar in [*dense, *bars] if bar]
         groups |= {f"batch {batch}, {words}": part for words, part in _alike(shown).items()}
-    note = "stages timed apart: each contains a launch that the step overlaps"
-    return _draw_figure(figures, groups, "a step, µs", "time of a step by stage", [note], {})
+    notes = ["stages timed apart: each contains a launch that the step overlaps"]
+    notes += ["dense: the fastest of several kernels" if any(v.is_dense for v in figures.lines) else ""]
+    return _draw_figure(figures, groups, "a step, µs", "time of a step by stage", notes, {})
+
+
+def staged_dense(figures: FigureSet) -> FigureSet:
+    """Without the methods whose step is one kernel: they have no stages to show."""
+    lines = {v: rows for v, rows in figures.lines.items() if any(step_parts(row.stage) for row in rows)}
+    return replace(figures, lines=lines)
 
 
 @figure("decode-stages", suite="decode")

@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import matplotlib
 from matplotlib.artist import Artist
@@ -157,14 +157,14 @@ def throttled(fig: Figure) -> str:
 
 
 def panels(
-    count: int, height_in: float = 2.1, *, share_y: bool | Literal["row"] = True, columns: int | None = None
+    count: int, height_in: float = 2.1, *, share_y: bool = True, columns: int | None = None
 ) -> tuple[Figure, list[Axes], list[Axes]]:
     """A figure of `count` panels, `columns` (3 at most) side by side.
 
     Args:
         count: of panels.
         height_in: of each.
-        share_y: one scale for all (True), for those side by side ("row"), or for each its own (False).
+        share_y: one scale for all, or for each its own.
         columns: as many as the figure's width has room for, if not given.
 
     Returns:

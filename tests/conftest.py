@@ -1,5 +1,6 @@
 """Without a CUDA device kernels run in the interpreter, which must be settled before triton is imported."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -58,6 +59,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
+def pytest_unconfigure() -> None:
+    """Libraries that count their objects at exit would report those as leaked."""
+    gc.unfreeze()
+
+
 def thinned_out(items: list[pytest.Item]) -> set[pytest.Item]:
     """What takes long without a GPU and repeats what others show: halves, and cases of tests marked `thinned(n)`."""
     halves = [item for item in items if is_half(item)]
@@ -77,6 +83,13 @@ def is_half(item: pytest.Item) -> bool:
     """Whether an item takes the fixture `dtype` in 16 bits."""
     parameters = getattr(getattr(item, "callspec", None), "params", {})
     return parameters.get("dtype") in (torch.float16, torch.bfloat16)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _what_stays_is_not_garbage() -> None:
+    """Garbage collections skip what imports and earlier files left: a second each, with the whole suite."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ def quicken(interpreter: Any) -> None:
         _name_the_language_once(interpreter)
         _leave_out_overflow_checks(interpreter.interpreter_builder)
         _convert_e4m3_by_torch(interpreter)
+        _make_types_once(interpreter)
 
 
 def _leave_out_overflow_checks(builder: Any) -> None:
@@ -76,3 +77,36 @@ def _name_the_language_once(interpreter: Any) -> None:
         return scope
 
     interpreter._patch_lang = replace_once
+
+
+def _make_types_once(interpreter: Any) -> None:
+    """Each operation makes the types of its tensors anew, with their shapes, names and a table of numpy's dtypes."""
+    numpy_dtype, core = interpreter._get_np_dtype, interpreter.tl.core
+    make_block, make_tensor = core.block_type.__init__, core.tensor.__init__
+    dtypes, blocks, tensors = dict[str, Any](), dict[Any, dict[str, Any]](), dict[Any, dict[str, Any]]()
+
+    def get_np_dtype(tt_dtype: Any) -> Any:
+        name = tt_dtype.scalar.name
+        if name not in dtypes:
+            dtypes[name] = numpy_dtype(tt_dtype)
+        return dtypes[name]
+
+    def init_block(self: Any, element_ty: Any, shape: Any) -> None:
+        key = (getattr(element_ty, "name", None), *shape)
+        if not all(type(size) is int for size in key[1:]):
+            make_block(self, element_ty, shape)
+            return
+        if key not in blocks:
+            make_block(self, element_ty, shape)
+            blocks[key] = dict(self.__dict__)
+        self.__dict__.update(blocks[key], element_ty=element_ty)
+
+    def init_tensor(self: Any, handle: Any, type: Any) -> None:  # Triton names it so
+        key = tuple(type.shape) if type.is_block() else ()
+        if key not in tensors:
+            make_tensor(self, handle, type)
+            tensors[key] = {name: self.__dict__[name] for name in ("shape", "numel")}
+        self.__dict__.update(tensors[key], handle=handle, type=type, dtype=type.scalar)
+
+    interpreter._get_np_dtype = get_np_dtype
+    core.block_type.__init__, core.tensor.__init__ = init_block, init_tensor

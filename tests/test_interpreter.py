@@ -64,3 +64,43 @@ def test_the_language_is_its_own_again_after_a_launch() -> None:
         _failing_kernel[(1,)](torch.zeros(8, dtype=torch.int32, device=DEVICE))
     assert dict(vars(tl)) == before
     assert launched()[0] == (CALLS * 2**30 + 28 + 2**31) % 2**32 - 2**31
+
+
+def test_types_of_a_shape_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, check = [], tl.core.validate_block_shape
+
+    def counting(shape: Any) -> int:
+        made.append(shape)
+        return int(check(shape))
+
+    launched()
+    monkeypatch.setattr(tl.core, "validate_block_shape", counting)
+    launched()
+    assert len(made) < CALLS
+
+
+def test_types_are_told_apart_and_refused_as_before() -> None:
+    import triton.runtime.interpreter as interpreter
+
+    elements = [tl.float32, tl.int1, tl.bfloat16, tl.pointer_type(tl.int1), tl.pointer_type(tl.float32)]
+    blocks = [tl.block_type(element, [8, 4]) for element in elements for _ in range(2)]
+    assert [str(block.element_ty) for block in blocks[::2]] == [
+        "fp32",
+        "int1",
+        "bf16",
+        "pointer<int1>",
+        "pointer<fp32>",
+    ]
+    assert blocks[::2] == blocks[1::2]
+    assert all(block != other for block in blocks[::2] for other in blocks[::2] if block is not other)
+    names = [interpreter._get_np_dtype(block).name for block in blocks[::2]]
+    assert names == ["float32", "bool", "uint16", "uint64", "uint64"]
+    assert (tl.block_type(tl.float32, [4, 8]).numel, blocks[0].numel) == (32, 32)
+    assert tl.block_type(tl.float32, [4, 8]) != blocks[0]
+    for _ in range(2):
+        with pytest.raises(ValueError, match="power of 2"):
+            tl.block_type(tl.float32, [12])
+        with pytest.raises(TypeError, match="0d"):
+            tl.block_type(tl.float32, [])
+        with pytest.raises(TypeError, match="must have type"):
+            tl.block_type(tl.float32, [4.0])

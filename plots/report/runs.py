@@ -1,4 +1,4 @@
-"""Which rows of the given files are one run: the files of a folder, unless two of them hold the same measurement."""
+"""Which rows of the given files are one run: the files of a folder, but for those that hold a measurement again."""
 
 from __future__ import annotations
 
@@ -62,32 +62,40 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
     folders: dict[Path, list[Path]] = {}
     for file in result_files(paths):
         folders.setdefault(file.resolve().parent, []).append(file)
-    groups: list[tuple[Path, list[Path], list[Row]]] = []
-    for folder, files in folders.items():
-        read = {file: read_rows(file) for file in files}
-        if _overlap(read.values()):
-            groups += [(file, [file], rows) for file, rows in read.items()]
-        else:
-            groups.append((folder, files, [row for rows in read.values() for row in rows]))
-    groups = [group for group in groups if group[2]]
+    groups = [group for folder, files in folders.items() for group in _groups(folder, files)]
     if not groups:
         raise ValueError(f"no rows in {', '.join(map(str, paths))}; expected result files that a suite has written")
-    labels = _labels([place for place, _, _ in groups])
+    labels = _labels([group.place for group in groups])
     return [
-        Run(label, tuple(file.name for file in files), tuple({identity(row): row for row in rows}.values()))
-        for label, (_, files, rows) in zip(labels, groups, strict=True)
+        Run(label, tuple(file.name for file in group.files), tuple(group.rows.values()))
+        for label, group in zip(labels, groups, strict=True)
     ]
 
 
-def _overlap(files: Iterable[Sequence[Row]]) -> bool:
-    """Whether two files hold the same measurement."""
-    seen: set[tuple[Any, ...]] = set()
-    for rows in files:
-        own = {identity(row) for row in rows}
-        if own & seen:
-            return True
-        seen |= own
-    return False
+@dataclass(slots=True)
+class Group:
+    """Files of one folder of which no two hold the same measurement."""
+
+    place: Path  # what names it: the folder, or the only file where the folder holds other runs
+    files: list[Path]
+    rows: dict[tuple[Any, ...], Row]
+
+
+def _groups(folder: Path, files: Sequence[Path]) -> list[Group]:
+    """Each file joins the first group that holds none of its measurements; files without rows join none."""
+    groups: list[Group] = []
+    for file in files:
+        rows = {identity(row): row for row in read_rows(file)}
+        group = next((group for group in groups if not group.rows.keys() & rows.keys()), None)
+        if rows and group is None:
+            groups.append(Group(folder, [file], rows))
+        elif rows and group is not None:
+            group.files.append(file)
+            group.rows |= rows
+    for group in groups if len(groups) > 1 else ():
+        if len(group.files) == 1:
+            group.place = group.files[0]
+    return groups
 
 
 def _labels(places: Sequence[Path]) -> list[str]:

@@ -106,7 +106,7 @@ def print_answers(answers: Sequence[Answer], advisor: Advisor, console: Console)
     """A table, a sentence a case, what the bands are from, and the rows behind it."""
     config = answers[0].case.config
     columns = (
-        "weights", "batch", "context", "dense, tokens/s", "ReSA, tokens/s", "setting", "speed-up", "floor allows",
+        "weights", "batch", "context", "dense, tokens/s", "ReSA, tokens/s", "setting", "speed-up", "both at floor",
         "GB", "GB ReSA", "break-even",
     )  # fmt: skip
     table = new_table(f"{config.name} on {advisor.device}: predicted, not measured", columns, ("weights", "setting"))

@@ -14,6 +14,7 @@ from .spec import Variant, is_dense
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 DARK_RED = "#8E1B00"  # nearly VERMILLION's hue, darker: of `resa`, and of the one kernel, which it is in most cases
 BLUE, VERMILLION, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
+VIOLET, OLIVE = "#5D3A9B", "#8A7A00"  # beyond that palette
 GREY, DARK_GREY, LIGHT_GREY = "#777777", "#444444", "#BBBBBB"
 SOLID, DASHED, DASHDOT, DOTTED = "-", (0, (4, 1.5)), (0, (5, 1.2, 1, 1.2)), (0, (1, 1.2))
 
@@ -33,7 +34,7 @@ LOOKS = {
     "resa-chain": Look(VERMILLION, "o", SOLID, "ReSA (chain)"),
     "resa-torch": Look(VERMILLION, "o", SOLID, "ReSA (torch)"),
     "resa-fused": Look(DARK_RED, "D", SOLID, "ReSA (one kernel)"),
-    "resa-plus": Look(BLUE, "o", DASHED, "ReSA plus"),
+    "resa-plus": Look(VIOLET, "o", DASHED, "ReSA plus"),
     "resa-authors": Look(PURPLE, "*", DASHED, "ReSA (authors)"),
     "resa-lossless": Look(GREEN, "h", DASHDOT, "ReSA lossless"),
     "sparse": Look(ORANGE, ">", DASHED, "sparse only"),
@@ -41,8 +42,8 @@ LOOKS = {
     "retro": Look(PURPLE, "p", DASHDOT, "RetroAttention"),
     "retro-cached": Look(PURPLE, "h", DOTTED, "RetroAttention (cached query)"),
     "sink-window": Look(SKY, "X", DASHDOT, "sink + window"),
-    "snapkv": Look(GREEN, "s", DOTTED, "SnapKV"),
-    "r-kv": Look(GREEN, "v", DOTTED, "R-KV"),
+    "snapkv": Look(OLIVE, "s", DOTTED, "SnapKV"),
+    "r-kv": Look(OLIVE, "v", DOTTED, "R-KV"),
     "oracle": Look(GREEN, "P", DASHDOT, "oracle top-k"),
     "sdpa-cudnn": Look(BLACK, "o", SOLID, "cuDNN (SDPA)"),
     "sdpa-flash": Look(GREY, "v", DASHDOT, "SDPA flash"),

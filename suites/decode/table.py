@@ -30,7 +30,7 @@ from ..core.stages import WHOLE_STEPS, heading, place
 from ..engine.case import RAGGED, ragged_tokens
 
 COLUMNS = (
-    "method", "tokens/s", "ms a token", "p50", "p99", "of floor", "vs best dense", "floor allows", "J a token",
+    "method", "tokens/s", "ms a token", "p50", "p99", "of floor", "vs best dense", "both at floor", "J a token",
     "peak GB", "largest batch",
 )  # fmt: skip
 ALIKE = ("model", "batch", "weight_dtype", "dtype", "kv_dtype", "products", "shared_kv", "ranks", "launch", "commit")

@@ -43,7 +43,7 @@ def case_table(case: str, rows: Sequence[Row], names: Names | None = None) -> Ta
     first = of_case[0]
     what = "acceptance REPLAYED, synthetic caches" if replayed else f"{first.batch} stretches of text"
     accepted = "accepted (replayed)" if replayed else "accepted a round"
-    last = "floor allows" if replayed else "texts"  # random weights have no text, texts of any length no floor
+    last = "both at floor" if replayed else "texts"  # random weights have no text, texts of any length no floor
     columns = ("method", "tokens/s", "ms a token", "vs best dense", accepted, "0 .. m", last)
     table = new_table(f"{case}: {first.weight_dtype} weights, {what}", columns, ("method", "0 .. m", "texts"))
     for row in (r for r in of_case if r.stage == "total"):

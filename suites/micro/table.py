@@ -25,7 +25,7 @@ from ..core.rows import Row
 from ..core.spec import Names
 from .rotation import STATE
 
-COLUMNS = ("method", "median us", "+-%", "GB/s", "of floor", "vs best dense", "amortised", "floor allows")
+COLUMNS = ("method", "median us", "+-%", "GB/s", "of floor", "vs best dense", "amortised", "both at floor")
 
 
 def whole_steps(rows: Sequence[Row]) -> list[Row]:

@@ -123,7 +123,7 @@ function card(row) {
     el("div", { class: "soft" }, [suiteTitle(row.suite), runWords(row)].filter(Boolean).join(", ")),
     el("div", { class: "big" }, ratio(row.ratio), spread ? el("small", {}, ` ${spread}`) : null),
     el("p", {}, `${variantOf(row).name} at ${tokens(row.context)} over ${dense}`, noted(row)),
-    el("p", { class: "soft" }, circumstances(row), given(row.allows) ? `; its floor allows ${ratio(row.allows)}` : ""),
+    el("p", { class: "soft" }, circumstances(row), given(row.allows) ? `; both at their floors ${ratio(row.allows)}` : ""),
   );
 }
 

@@ -243,7 +243,7 @@ function lineOf(name, look, group, quantity) {
           ? `${ratio(row.ratio)} over the best dense`
           : "",
         quantity.key === "ratio" && given(row.rival) ? `over ${page.variants[row.rival].name}` : "",
-        given(row.allows) && !look.dense && name !== "best dense" ? `its floor allows ${ratio(row.allows)}` : "",
+        given(row.allows) && !look.dense && name !== "best dense" ? `both at their floors ${ratio(row.allows)}` : "",
         row.throttled ? "measured under throttling" : "",
         row.others ? "others used the machine" : "",
       ],
