@@ -28,7 +28,7 @@ def caption(figures: FigureSet, drawn: Iterable[Row], *extra: str) -> str:
     rows = list(drawn)
     launch = "graph replay" if figures.launch == "graph" else figures.launch
     ways = ", ".join([*_unique(f"{row.cache_state} cache" for row in rows if row.cache_state), launch])
-    return circumstances(rows, ways, figures.storage, *extra, *missing(figures))
+    return circumstances(rows, ways, figures.storage, *extra, figures.undrawn, *missing(figures))
 
 
 def circumstances(rows: Iterable[Row], *extra: str) -> str:

@@ -39,7 +39,8 @@ class FigureSet:
     alike: tuple[Row, ...] = ()  # timed, another selection of a drawn method: for quality alone
     storage: str = ""  # how the cache lies, where that is not the usual way
     slug: str = ""
-    notes: tuple[str, ...] = ()  # on what is left out
+    notes: tuple[str, ...] = ()  # on what is left out of all figures
+    undrawn: str = ""  # what a figure leaves out, for its caption
 
     @property
     def rows(self) -> list[Row]:
@@ -76,9 +77,9 @@ class FigureSet:
         """The variants of ReSA's first form."""
         return next(iter(self.forms().values()), [])
 
-    def need_curve(self, stage: str = "total") -> None:
-        """Raise `NotDrawn` unless some batch has at least two contexts."""
-        contexts = defaultdict(set)
+    def curved(self, stage: str = "total") -> FigureSet:
+        """Without the batches that have a single context. Raises `NotDrawn` where no batch has two."""
+        contexts: dict[int, set[int]] = defaultdict(set)
         for row in self.rows:
             if row.stage == stage:
                 contexts[row.batch].add(row.context)
@@ -86,6 +87,10 @@ class FigureSet:
             raise NotDrawn(f"no timed row of stage {stage!r}")
         if max(map(len, contexts.values())) < 2:
             raise NotDrawn("a single context makes no curve")
+        lone = sorted(batch for batch, own in contexts.items() if len(own) < 2)
+        lines = {v: [row for row in rows if row.batch not in lone] for v, rows in self.lines.items()}
+        undrawn = f"batch {', '.join(map(str, lone))}: a single context, not drawn" if lone else ""
+        return replace(self, lines=lines, undrawn=undrawn)
 
 
 def points(rows: Iterable[Row], stage: str, batch: int, column: str) -> list[Row]:

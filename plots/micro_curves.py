@@ -39,7 +39,7 @@ Lines = Callable[[int], list[Curve]]
 @figure("latency", suite="micro")
 def latency(figures: FigureSet) -> Figure:
     """Median microseconds of a step, log-log, band q20 to q80: the main methods, and below them the dense kernels."""
-    figures.need_curve()
+    figures = figures.curved()
     rivals = {
         n: [best[1] for c in figures.contexts() if (best := best_dense(figures, n, c))] for n in figures.batches()
     }
@@ -70,7 +70,7 @@ def latency(figures: FigureSet) -> Figure:
 @figure("speedup", suite="micro")
 def speedup(figures: FigureSet) -> Figure:
     """One decode step (`total`) over the best dense one: the main sparse methods and ReSA's floor, then the others."""
-    figures.need_curve()
+    figures = figures.curved()
     able, room = ranked(figures.lines), MOST - 2
     resa = next(iter(figures.resa()), None)
 
@@ -92,7 +92,7 @@ def speedup_amortised(figures: FigureSet) -> Figure:
 
     First the usual setting of each form beside the step alone (dotted), then for each form all its settings.
     """
-    figures.need_curve("total_amortised")
+    figures = figures.curved("total_amortised")
     stage = "total_amortised"
     forms = list(figures.forms().values())
 
@@ -119,7 +119,7 @@ def floors(figures: FigureSet) -> Figure:
 
     A cold row above 1 has wrong bytes or a warm cache. It is drawn where it is, and the caption counts it.
     """
-    figures.need_curve()
+    figures = figures.curved()
 
     def reached(stage: str, n: int) -> list[Curve]:
         stages = sorted({row.stage for row in figures.rows if stage in row.stage.split("+")})

@@ -8,6 +8,7 @@ import pytest
 import torch
 from resa_bench.kernels import AttentionShape, KVCache, SparseConfig, Summaries, get_method
 from resa_bench.kernels.fused import compiler
+from resa_bench.kernels.fused import memory as fused_memory
 from resa_bench.kernels.fused import step as fused_step
 from resa_bench.kernels.fused.dense import CudaDenseLayer
 from resa_bench.kernels.method import StepTensors
@@ -35,7 +36,7 @@ class Allocated(TorchDispatchMode):
 def chip(monkeypatch: pytest.MonkeyPatch) -> None:
     """A chip that has room for clusters everywhere; nothing is compiled for it."""
     monkeypatch.setattr(compiler, "kernel", lambda *_: None)
-    monkeypatch.setattr(compiler, "clusters_at_once", lambda _, size: fused_step.EXPECTED_MULTIPROCESSORS // size)
+    monkeypatch.setattr(compiler, "clusters_at_once", lambda _, size: fused_memory.EXPECTED_MULTIPROCESSORS // size)
     monkeypatch.setattr(fused_step, "shared_memory", lambda: 227 * K)
 
 

@@ -129,3 +129,9 @@ def test_a_traced_steps_timeline_loses_no_kernel(tmp_path: Path) -> None:
     assert f"Bars are drawn {LEAST:.2%} of the axis" in svg
     for words in ("one step, replayed", "from its middle: 18 kernels of 183", "one rectification, replayed"):
         assert words in svg
+
+
+def test_a_batch_of_a_single_context_has_no_panel_of_curves_and_the_caption_says_so() -> None:
+    fig = drawn("micro", "speedup")
+    assert "batch 16: a single context, not drawn" in texts(fig)
+    assert not any("batch 16" in ax.get_title() for ax in fig.axes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import gzip
 import json
 import os
@@ -27,7 +28,7 @@ from resa_bench.suites.reference.chip import describe_chip, folder_name
 from resa_bench.suites.reference.join import join
 from resa_bench.suites.reference.manifest import Sources, read_manifest
 from resa_bench.suites.reference.parts import Step, choose, steps, total_minutes
-from resa_bench.suites.reference.run import Reference
+from resa_bench.suites.reference.run import RUNNING, Reference
 from rich.console import Console
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -420,3 +421,38 @@ def test_parts_without_times_run_one_by_one_on_a_cpu(tmp_path: Path) -> None:
     run = replace(reference(tmp_path, launched), order=untimed)
     assert run.run(untimed, None) == 0
     assert not any(record.side_by_side for record in read_manifest(tmp_path / "results").parts.values())
+
+
+def test_an_interrupt_stops_parts_that_run_side_by_side(tmp_path: Path) -> None:
+    """As Ctrl-C does: it reaches the main thread, which waits for the parts' threads."""
+    untimed = [replace(step, part=replace(step.part, gpu_minutes=4.0, timed=False)) for step in ORDER[:2]]
+    started = threading.Barrier(len(untimed), action=_thread.interrupt_main)
+
+    class SleepingLaunch(FakeLaunch):
+        def __call__(self, words: Sequence[str], log: Path, seconds: float | None) -> int:
+            super().__call__(words, log, seconds)
+            with subprocess.Popen([sys.executable, "-c", SLEEP], stdout=subprocess.PIPE) as process:
+                assert process.stdout is not None
+                process.stdout.readline()  # it is ready
+                RUNNING.add(process)
+                started.wait(timeout=30)
+                try:
+                    return process.wait(timeout=30)
+                finally:
+                    RUNNING.discard(process)
+
+    run = replace(reference(tmp_path, SleepingLaunch()), order=untimed, device=CUDA)
+    assert run.run(untimed, None) == INTERRUPTED
+    parts = read_manifest(tmp_path / "results").parts
+    assert [parts[step.name].status for step in untimed] == ["stopped", "stopped"]
+    assert [parts[step.name].rows for step in untimed] == [2, 2]  # what they had done stays
+
+
+SLEEP = f"""
+import sys, time
+print("ready", flush=True)
+try:
+    time.sleep(30)
+except KeyboardInterrupt:
+    sys.exit({INTERRUPTED})
+"""

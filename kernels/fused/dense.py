@@ -27,13 +27,13 @@ from ..method import (
     register,
 )
 from . import compiler
+from .memory import expected_exchange_bytes
 from .method import ResaFused
 from .step import (
     Plan,
     arrangement,
     constants,
     enqueued,
-    expected_exchange_bytes,
     fitting,
     misaligned,
     unsupported,

@@ -16,7 +16,8 @@ from ..method import Stage, StepTensors, Traffic, Unsupported, register
 from ..pipeline import SparseLayer
 from ..resa import ResaChain
 from ..workspace import BlockSparseLayer
-from .step import MIN_CAPABILITY, bind, expected_exchange_bytes, misaligned, plan, row_bytes, unsupported
+from .memory import expected_exchange_bytes
+from .step import MIN_CAPABILITY, bind, misaligned, plan, row_bytes, unsupported
 
 STAGE = "append+score+select+attend+merge"
 

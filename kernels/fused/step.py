@@ -24,7 +24,6 @@ CTA_BYTES_A_US, EXCHANGE_US, SEARCH_US = 66_000, 1.6, 0.001  # on an H200: `arra
 OUT_WORDS = 2048  # of the output, that a warp keeps in registers; half where two CTAs share a multiprocessor
 LOADS = {1: 16, 2: 8}  # under way in a lane while scoring, by CTAs that share a multiprocessor and its registers
 MIN_CAPABILITY = (9, 0)
-EXPECTED_MULTIPROCESSORS = 132  # of an H100 or H200: what memory is planned for before the device is known
 MAX_GROUP = 16  # two operands of the matrix units, which have room for 8 heads each
 NARROW_BLOCKS = 65535  # of a row, that the search counts in 16 bits
 HEAD_DIMS = (64, 128, 256)
@@ -191,30 +190,6 @@ def row_bytes(config: SparseConfig, head_dim: int, capacity: int, element: int, 
     """Bytes that a step reads of a row of `capacity` tokens: summaries, and K and V of the selected blocks."""
     tokens = config.selected(capacity) * config.block_size
     return config.blocks(capacity) * config.summary_bytes(head_dim, element) + tokens * 2 * head_dim * kv_element
-
-
-def expected_exchange_bytes(
-    shape: AttentionShape, config: SparseConfig, tokens: int, element: int, read: int, searches: bool = True
-) -> int:
-    """Device memory through which the clusters of one layer's rows speak, as far as it is known without a device.
-
-    Planned for a chip that has room for clusters everywhere. Where groups of multiprocessors are smaller, clusters may
-    be smaller and more. The larger part, a word for each block of a row that clusters share, stays the same.
-
-    Args:
-        tokens: that the cache has room for, a sequence.
-        element: bytes of an element of a summary.
-        read: bytes that a step reads of a row.
-        searches: not all blocks are read.
-    """
-    rows, blocks = shape.batch * shape.kv_heads, config.blocks(tokens) if searches else 0
-    at_once = {size: EXPECTED_MULTIPROCESSORS // size for size in range(1, compiler.MAX_CLUSTER + 1)}
-    size, clusters = arrangement(rows, read, blocks, at_once.__getitem__)
-    layout = lay_out(
-        config, shape.head_dim, shape.group, tokens, element, size or 1, clusters=clusters, searches=searches
-    )
-    words, members = exchanged(layout, shape.group, shape.head_dim)
-    return rows * (8 * words + 4 * members)
 
 
 def fitting(cache: KVCache, group: int, config: SparseConfig, size: int, clusters: int, searches: bool = True) -> Plan:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,9 +23,12 @@ from .manifest import FAILED, INCOMPLETE, OK, STOPPED, Manifest, PartRecord, Sou
 from .parts import Step, is_side_by_side
 from .publish import lines_of, publish, publish_kept, restore
 
+POLL_S = 0.5  # within which Ctrl-C is heard while parts run side by side
 GRACE_S = 20.0  # from the signal that ends a part to the one that kills it
 Launch = Callable[[Sequence[str], Path, float | None], int]
 """Runs `resa-bench` with these words, its output to a file, for so many seconds at most: the exit status."""
+RUNNING: set[subprocess.Popen[bytes]] = set()
+"""Processes of parts: Ctrl-C reaches the main thread alone, those that other threads wait for are told by it."""
 
 
 def launch(words: Sequence[str], log: Path, seconds: float | None) -> int:
@@ -33,6 +36,7 @@ def launch(words: Sequence[str], log: Path, seconds: float | None) -> int:
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "resa_bench.suites", *words]
     with log.open("w") as file, subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT) as process:
+        RUNNING.add(process)
         try:
             return process.wait(seconds)
         except (subprocess.TimeoutExpired, KeyboardInterrupt):
@@ -41,6 +45,8 @@ def launch(words: Sequence[str], log: Path, seconds: float | None) -> int:
                 process.wait(GRACE_S)
             process.kill()
             return INTERRUPTED
+        finally:
+            RUNNING.discard(process)
 
 
 @dataclass(slots=True)
@@ -122,12 +128,20 @@ class Reference:
 
         if len(steps) == 1:  # in this thread, which Ctrl-C reaches
             return [self._end_part(steps[0], run(steps[0]), self.clock() - began, started_at)]
+        records: list[PartRecord] = []
         with ThreadPoolExecutor(len(steps)) as pool:
-            running = {pool.submit(run, step): step for step in steps}
-            return [
-                self._end_part(running[ended], ended.result(), self.clock() - began, started_at)
-                for ended in as_completed(running)
-            ]
+            running: dict[Future[int], Step] = {pool.submit(run, step): step for step in steps}
+            while running:
+                try:
+                    ended = wait(running, POLL_S, FIRST_COMPLETED).done
+                except KeyboardInterrupt:
+                    for process in tuple(RUNNING):
+                        process.send_signal(signal.SIGINT)
+                    continue
+                for part in ended:
+                    step = running.pop(part)
+                    records.append(self._end_part(step, part.result(), self.clock() - began, started_at))
+        return records
 
     def _end_part(self, step: Step, status: int, seconds: float, started_at: str) -> PartRecord:
         """Read what a part has left, and publish it."""
