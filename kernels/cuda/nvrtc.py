@@ -74,11 +74,11 @@ def source_hash(folder: Path) -> str:
 
 
 def compile_folder(
-    folder: Path, main: str, constants: Mapping[str, int], capability: tuple[int, int] = (9, 0)
+    folder: Path, main_file: str, constants: Mapping[str, int], capability: tuple[int, int] = (9, 0)
 ) -> bytes:
-    """Machine code of a folder's file `main`; as `compile_cubin`."""
+    """Machine code of a folder's file `main_file`; as `compile_cubin`."""
     headers = dict(sources(folder))
-    return compile_cubin(headers.pop(main), constants, capability, headers, main)
+    return compile_cubin(headers.pop(main_file), constants, capability, headers, main_file)
 
 
 def compile_cubin(

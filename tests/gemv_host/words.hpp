@@ -9,8 +9,6 @@
 
 struct uint2 { u32 x, y; };
 
-#define __maxnreg__(...)
-
 namespace emulator {
 struct Copy { char* to; char bytes[16]; int group; };
 struct Copies { std::vector<Copy> under_way; int group = 0; };
@@ -20,7 +18,6 @@ inline std::mt19937 coin(1);
 inline Copies& own_copies() {
   return copies[running->cta * 1024 + running->tid];
 }
-inline std::map<const Barrier*, int> phases;  // how often a barrier was armed
 }  // namespace emulator
 
 inline void copy16(u32 to, const char* from) {
@@ -38,21 +35,6 @@ template <int N> void await_groups() {
     return true;
   });
 }
-
-inline void copy_row(u32 to, const char* from, int bytes, u32 barrier) {
-  for (int at = 0; at < bytes; at += 16) {
-    emulator::Message message{to + at, barrier, 16, {}};
-    std::memcpy(message.words, from + at, 16);
-    emulator::cluster->under_way.push_back(message);
-  }
-}
-// A slot is armed again after it was awaited: until then as much arrives as was expected so far.
-inline void await_phase(u32 barrier, u32) {
-  emulator::Barrier& b = emulator::barrier_at(barrier);
-  emulator::wait_for([&] { return b.armed && b.received == b.expected; });
-}
-inline void show_copy_engine() {}
-inline void ask_into_l2(const char*, int) {}
 
 inline u32 fma_pairs(u32 x, u32 factor, u32 added) {
   auto of = [](u32 a, u32 b, u32 c) { return std::fma(element(a), element(b), element(c)); };

@@ -6,7 +6,7 @@
 //   y[n, m] = sum over groups g of  s[n, g] sum_k (q - 8) x[k, m]  +  z[n, g] sum_k x[k, m]
 //
 // Weights are the first operand of the matrix units, x is the second one. Unpacking takes most of the instructions: in bf16
-// weights stay 128 + q, and zeros take that back, unless EXACT.
+// weights stay 128 + q, and zeros take that back.
 
 #include "device.cuh"
 #include "words.cuh"
@@ -15,7 +15,7 @@
 #include "operands.cuh"
 #include "finish.cuh"
 
-constexpr float OFFSET = FP16 || EXACT ? 0 : 136;
+constexpr float OFFSET = FP16 ? 0 : 136;
 
 // Eight nibbles, of two words and four groups, as q - 8 + OFFSET, by 128 + q (bf16); 1024 + q, 1024 + 16 q over 16 (fp16).
 __device__ __forceinline__ void unpack_words(u32 w, u32 nibbles, u32 (&q)[4]) {
@@ -27,12 +27,8 @@ __device__ __forceinline__ void unpack_words(u32 w, u32 nibbles, u32 (&q)[4]) {
   q[2] = fma_pairs((upper & nibbles) | BASE, ONE, LESS);
   q[3] = fma_pairs((upper & (nibbles << 4)) | BASE, SIXTEENTH, LESS_72);
 #else
-  constexpr u32 BASE = 0x43004300u, ONE = 0x3f803f80u, LESS = 0xc308c308u;
 #pragma unroll
-  for (int g = 0; g < 4; g++) {
-    q[g] = (w >> 4 * g & nibbles) | BASE;
-    if (EXACT) q[g] = fma_pairs(q[g], ONE, LESS);
-  }
+  for (int g = 0; g < 4; g++) q[g] = (w >> 4 * g & nibbles) | 0x43004300u;
 #endif
 }
 
@@ -76,7 +72,7 @@ __device__ __forceinline__ void multiply_slot(const char* slot, const Operand& o
   }
 }
 
-extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __maxnreg__(REGISTERS)
+extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS, 1)
     int4_gemv(const __grid_constant__ Arguments a, int clusters) {
   char* memory = dynamic_shared();
   const int tid = threadIdx.x, lane = tid % 32, warp = from_lane(tid / 32, 0);  // so that the compiler knows it is one
@@ -89,11 +85,10 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __maxnreg__(REGISTERS
   const bool active = warp < units;
   char* own = memory + SHARES_AT + warp * OWN_BYTES;  // [2][HALVES][VALUES]
   float* squares = reinterpret_cast<float*>(memory + SQUARES_AT);
-  const u32 arrival = shared_address(memory + BARRIERS_AT + 8 * WARPS * SLOTS);  // of what CTAs of a cluster send
+  const u32 arrival = shared_address(memory + ARRIVAL_AT);  // of what CTAs of a cluster send
 
   char* slots = memory + warp * SLOTS * SLOT_BYTES;
-  const Ring ring = {shared_address(slots), shared_address(memory + BARRIERS_AT + 8 * warp * SLOTS),
-                     a.words + unit * UNIT_BYTES,
+  const Ring ring = {shared_address(slots), a.words + unit * UNIT_BYTES,
                      a.scales + i64(unit * CHUNKS * 32 / GROUP) * 4 * (HALVES * a.columns) * 4,
                      first, last, a.columns, unit, lane};
   if (CLUSTER > 1) {
@@ -117,14 +112,11 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __maxnreg__(REGISTERS
       if (i < parts) ring.fetch(i, i);
       end_group();
     }
-#pragma unroll 1
-    for (int i = SLOTS; i < min(SLOTS + AHEAD, parts); i++) ring.ask_ahead(i);
   }
-  if (RELEASE == 0) release_next();
 
   // ---- x, once the kernel before has ended
   await_previous();
-  if (RELEASE == 1 || (RELEASE == 2 && parts <= SLOTS)) release_next();
+  if (parts <= SLOTS) release_next();
   Operand o;
   if (active) {
     await_groups<SLOTS>();
@@ -141,7 +133,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __maxnreg__(REGISTERS
   if (CLUSTER > 1) cluster_wait();
 
   // ---- tiles: thread e sums value e of all warps' shares
-  int slot = 0, round = 0;
+  int slot = 0;
   const int e = tid;
   const u32 nibbles = from_lane(a.nibbles, 0);  // stays in its register
   float rms = 1;
@@ -154,14 +146,14 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __maxnreg__(REGISTERS
 #pragma unroll
       for (int half = 0; half < HALVES; half++) {
         float sum[4];
-        ring.await(slot, round);
+        ring.await();
         multiply_slot(slots + slot * SLOT_BYTES, o, nibbles, lane, sum);
         sync_warp();
         const int next = HALVES * tile + half + SLOTS;
         if (next < parts) ring.fetch(next, slot);
         end_group();
-        if (RELEASE == 2 && next == parts - 1) release_next();
-        if (++slot == SLOTS) slot = 0, round++;
+        if (next == parts - 1) release_next();
+        if (++slot == SLOTS) slot = 0;
         reinterpret_cast<float4*>(own)[(tile % 2 * HALVES + half) * 32 + lane] = {sum[0], sum[1], sum[2], sum[3]};
       }
     }
@@ -169,9 +161,11 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __maxnreg__(REGISTERS
     if (e >= VALUES) continue;
     const float* shares = reinterpret_cast<const float*>(memory + SHARES_AT) + tile % 2 * SHARE + e;
     float value[HALVES] = {};
-    for (int w = 0; w < units; w++)
 #pragma unroll
-      for (int half = 0; half < HALVES; half++) value[half] += shares[w * (OWN_BYTES / 4) + half * VALUES];
+    for (int w = 0; w < WARPS; w++)
+      if (w < units)
+#pragma unroll
+        for (int half = 0; half < HALVES; half++) value[half] += shares[w * (OWN_BYTES / 4) + half * VALUES];
     if (tile == 0 && a.norm) {
       rms = 0;
       for (int w = 0; w < units; w++) rms += squares[8 * w + x_row(e)];

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...cuda import nvrtc
+from ...cuda import nvrtc, occupancy
 from ...launch import shared_memory, sm_count
 from ..int4 import Int4Weight
 from ..int4_linear import check_int4
@@ -50,7 +50,11 @@ def runs_on(device: torch.device) -> bool:
 @cache
 def layout_of(depth: int, group: int, columns: int, swiglu: bool, device: torch.device) -> Layout | None:
     """Of a product on a device; None: not served."""
-    return lay_out(depth, group, columns, swiglu, sm_count(device), shared_memory())
+
+    def at_once(cluster: int) -> int:
+        return sm_count(device) if cluster == 1 else occupancy.clusters_at_once(device, cluster)
+
+    return lay_out(depth, group, columns, swiglu, at_once, shared_memory())
 
 
 def serves(x: Tensor, weight: Int4Weight, norm: Norm | None, swiglu: bool) -> bool:

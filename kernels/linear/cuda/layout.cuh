@@ -10,8 +10,7 @@
 // shared memory meet in no bank.
 //
 // Constants from layout.py: GROUP, DEPTH (K), CHUNKS, WARPS, CLUSTER, HALVES, SLOTS (of a warp's ring), OWNED (tiles
-// that a CTA of a cluster finishes at most), SHARED_BYTES, FP16 and, for tuning, REGISTERS, EXACT, BULK, RELEASE, AHEAD
-// (docs/notes/linear.md).
+// that a CTA of a cluster finishes at most), SHARED_BYTES, FP16.
 
 constexpr int THREADS = 32 * WARPS;
 constexpr int BLOCKS = (DEPTH + 4 * GROUP - 1) / (4 * GROUP);
@@ -22,7 +21,7 @@ constexpr int PART_CHUNKS = CHUNKS < GROUP / 32 ? CHUNKS : GROUP / 32;  // of a 
 constexpr int PARTS = CHUNKS / PART_CHUNKS;                             // blocks that a unit has a part of
 constexpr int TILE = 16;
 constexpr int UNIT_BYTES = 64 * CHUNKS;
-constexpr bool SWAPPED = !BULK && CHUNKS > 1;            // chunks 2 i and 2 i + 1 of rows 4 to 7 and 12 to 15
+constexpr bool SWAPPED = CHUNKS > 1;                    // chunks 2 i and 2 i + 1 of rows 4 to 7 and 12 to 15
 constexpr int PITCH = UNIT_BYTES + (SWAPPED ? 0 : 16);  // of a row in shared memory
 constexpr int SCALE_BYTES = 4 * TILE;   // of a group
 constexpr int SLOT_BYTES = TILE * PITCH + PARTS * 4 * SCALE_BYTES;
@@ -46,12 +45,11 @@ struct Arguments {
   int nibbles;           // 0x000f000f: a constant would be put into a register again and again
 };
 
-// After the rings, SLOTS slots a warp: each warp's shares, the squares of each warp and row of x, a barrier a slot; of a
-// cluster its barrier, the squares of its CTAs, and what they know of the tiles that this CTA finishes.
+// After the rings, SLOTS slots a warp: each warp's shares, the squares of each warp and row of x; of a cluster its barrier, the squares of its CTAs, and what they know of the tiles that this CTA finishes.
 constexpr int SHARES_AT = WARPS * SLOTS * SLOT_BYTES;
 constexpr int SQUARES_AT = SHARES_AT + WARPS * OWN_BYTES;
-constexpr int BARRIERS_AT = SQUARES_AT + WARPS * 32;
-constexpr int EXCHANGE_AT = (BARRIERS_AT + 8 * WARPS * SLOTS + 8 + 15) / 16 * 16;
+constexpr int ARRIVAL_AT = SQUARES_AT + WARPS * 32;
+constexpr int EXCHANGE_AT = ARRIVAL_AT + 16;
 constexpr int SUMS_AT = EXCHANGE_AT + CLUSTER * 32;  // [tiles of this CTA][CLUSTER][SHARE]
 static_assert(SUMS_AT + (CLUSTER > 1 ? 4 * OWNED * CLUSTER * SHARE : 0) == SHARED_BYTES, "layout.py counts these bytes");
 

@@ -1,7 +1,7 @@
 // A warp's ring of slots: the words and scales of a tile's rows in its unit, on their way while others are multiplied.
 
 struct Ring {
-  u32 slots, barriers;  // shared addresses
+  u32 slots;            // shared address
   const char* words;    // of its unit in row 0
   const char* scales;   // of its first group in row 0
   int first, last;      // rows of its CTA
@@ -12,8 +12,6 @@ struct Ring {
     if (ROW_CHUNKS % CHUNKS)
       for (int at = 16 * lane; at < SLOTS * SLOT_BYTES; at += 512)
         *reinterpret_cast<uint4*>(memory + at) = uint4{0, 0, 0, 0};
-    if (BULK && lane < SLOTS) barrier_init(barriers + 8 * lane);
-    if (BULK) publish_barriers(), show_copy_engine();
     sync_warp();
   }
 
@@ -34,14 +32,6 @@ struct Ring {
     const int rows = rows_of(i);
     const u32 to = slots + slot * SLOT_BYTES;
     const char* from = words + row * ROW_BYTES;
-#if BULK
-    const int chunks = min(CHUNKS, ROW_CHUNKS - unit * CHUNKS), groups = min(4 * PARTS, 4 * (BLOCKS - unit * CHUNKS * 32 / GROUP));
-    const u32 barrier = barriers + 8 * slot;
-    if (lane == 0) expect_bytes(barrier, rows * (64 * chunks + 4 * groups));
-    sync_warp();
-    if (lane < rows) copy_row(to + lane * PITCH, from + i64(lane) * ROW_BYTES, 64 * chunks, barrier);
-    if (lane < groups) copy_row(to + TILE * PITCH + lane * SCALE_BYTES, scales_of(lane, row), 4 * rows, barrier);
-#else
     constexpr int LANES = 4 * CHUNKS, AT_ONCE = 32 / LANES;  // that copy a row; rows of one instruction
     const int r = lane / LANES, at = lane % LANES * 16;
     const char* source = from + r * ROW_BYTES + at;
@@ -65,21 +55,11 @@ struct Ring {
       if (group < 4 * PARTS && has_group(group) && 4 * quad < rows)
         copy16(to + TILE * PITCH + group * SCALE_BYTES + 16 * quad, scales_of(group, row) + 16 * quad);
     }
-#endif
   }
 
-  __device__ __forceinline__ void ask_ahead(int i) const {
-    const int chunks = min(CHUNKS, ROW_CHUNKS - unit * CHUNKS);
-    if (lane < rows_of(i)) ask_into_l2(words + (row_of(i) + lane) * ROW_BYTES, 64 * chunks);
-  }
-
-  // Until a slot is full: the round-th filling of it, of which this thread has asked for SLOTS - 1 others since.
-  __device__ __forceinline__ void await(int slot, int round) const {
-#if BULK
-    await_phase(barriers + 8 * slot, round & 1);
-#else
+  // Until the slot is full that comes next: this thread has asked for SLOTS - 1 others since.
+  __device__ __forceinline__ void await() const {
     await_groups<SLOTS - 1>();
     sync_warp();
-#endif
   }
 };

@@ -13,25 +13,6 @@ __device__ __forceinline__ void await_groups() {
   asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }
 
-// ---- a row of bytes by the copy engine, counted by a barrier; a multiple of 16, from such an address on
-
-__device__ __forceinline__ void copy_row(u32 to, const char* from, int bytes, u32 barrier) {
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
-               "l"(from), "r"(bytes), "r"(barrier)
-               : "memory");
-}
-__device__ __forceinline__ void await_phase(u32 barrier, u32 parity) {
-  asm volatile(
-      "{\n.reg .pred done;\nTRY%=: mbarrier.try_wait.parity.shared.b64 done, [%0], %1;\n@!done bra TRY%=;\n}" ::"r"(barrier),
-      "r"(parity)
-      : "memory");
-}
-// What this thread wrote into shared memory is there for the copy engine.
-__device__ __forceinline__ void show_copy_engine() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
-__device__ __forceinline__ void ask_into_l2(const char* from, int bytes) {
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
-}
-
 // ---- pairs of 16-bit floats in a word
 
 __device__ __forceinline__ u32 fma_pairs(u32 x, u32 factor, u32 added) {
