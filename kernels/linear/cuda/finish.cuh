@@ -34,11 +34,16 @@ __device__ __forceinline__ float over_rms(const Arguments& a, float squares) {
 
 // ---- a cluster: CTA (tile % CLUSTER) finishes a tile, and gets the others' sums of it into its shared memory
 
-__device__ __forceinline__ void send_tile(char* memory, u32 arrival, int rank, int tile, const float (&value)[HALVES], int e) {
-  const int owner = tile % CLUSTER, at = (tile / CLUSTER * CLUSTER + rank) * SHARE + e;
+__device__ __forceinline__ void send_tile(char* memory, u32 arrival, int rank, int tile, const float (&value)[HALVES][4],
+                                          int lane) {
+  const int owner = tile % CLUSTER, at = (tile / CLUSTER * CLUSTER + rank) * SHARE + 4 * lane;
   const u32 to = in_cta(shared_address(memory + SUMS_AT + 4 * at), owner), barrier = in_cta(arrival, owner);
 #pragma unroll
-  for (int half = 0; half < HALVES; half++) send(to + 4 * half * VALUES, __float_as_uint(value[half]), barrier);
+  for (int half = 0; half < HALVES; half++) {
+    const float (&v)[4] = value[half];
+    const uint4 words = {__float_as_uint(v[0]), __float_as_uint(v[1]), __float_as_uint(v[2]), __float_as_uint(v[3])};
+    send(to + 4 * half * VALUES, words, barrier);
+  }
 }
 
 __device__ __forceinline__ void send_squares(char* memory, u32 arrival, int rank, float squares, int row) {

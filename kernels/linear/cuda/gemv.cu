@@ -16,6 +16,7 @@
 #include "finish.cuh"
 
 constexpr float OFFSET = FP16 ? 0 : 136;
+constexpr int WRITTEN = 1, READ = 3;  // barriers of the shares of even and odd tiles
 
 // Eight nibbles, of two words and four groups, as q - 8 + OFFSET, by 128 + q (bf16); 1024 + q, 1024 + 16 q over 16 (fp16).
 __device__ __forceinline__ void unpack_words(u32 w, u32 nibbles, u32 (&q)[4]) {
@@ -132,48 +133,69 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
 
   if (CLUSTER > 1) cluster_wait();
 
-  // ---- tiles: thread e sums value e of all warps' shares
-  int slot = 0;
-  const int e = tid;
-  const u32 nibbles = from_lane(a.nibbles, 0);  // stays in its register
-  float rms = 1;
+  // ---- tiles: a warp besides sums what the others leave of each, while they multiply the next one
+  const int meeting = 32 * (units + 1);
+  if (active) {
+    const u32 nibbles = from_lane(a.nibbles, 0);  // stays in its register
+    int slot = 0;
 #pragma unroll 1
-  for (int tile = 0; tile < tiles; tile++) {
-    Addends added;
-    const int row = first + TILE * tile;
-    if (CLUSTER == 1 && e < VALUES) added.load(a, row, e, last);
-    if (active) {
+    for (int tile = 0; tile < tiles; tile++) {
+      float sum[HALVES][4];
 #pragma unroll
       for (int half = 0; half < HALVES; half++) {
-        float sum[4];
         ring.await();
-        multiply_slot(slots + slot * SLOT_BYTES, o, nibbles, lane, sum);
+        multiply_slot(slots + slot * SLOT_BYTES, o, nibbles, lane, sum[half]);
         sync_warp();
         const int next = HALVES * tile + half + SLOTS;
         if (next < parts) ring.fetch(next, slot);
         end_group();
         if (next == parts - 1) release_next();
         if (++slot == SLOTS) slot = 0;
-        reinterpret_cast<float4*>(own)[(tile % 2 * HALVES + half) * 32 + lane] = {sum[0], sum[1], sum[2], sum[3]};
       }
-    }
-    __syncthreads();  // shares of two tiles: the one before is read before this, the next is written after it
-    if (e >= VALUES) continue;
-    const float* shares = reinterpret_cast<const float*>(memory + SHARES_AT) + tile % 2 * SHARE + e;
-    float value[HALVES] = {};
+      if (tile >= 2) sync_threads_of(READ + tile % 2, meeting);
 #pragma unroll
-    for (int w = 0; w < WARPS; w++)
-      if (w < units)
-#pragma unroll
-        for (int half = 0; half < HALVES; half++) value[half] += shares[w * (OWN_BYTES / 4) + half * VALUES];
-    if (tile == 0 && a.norm) {
-      rms = 0;
-      for (int w = 0; w < units; w++) rms += squares[8 * w + x_row(e)];
-      if (CLUSTER == 1) rms = over_rms(a, rms);
-      if (CLUSTER > 1 && e < TILE && e % 4 < 2) send_squares(memory, arrival, rank, rms, x_row(e));
+      for (int half = 0; half < HALVES; half++)
+        reinterpret_cast<float4*>(own)[(tile % 2 * HALVES + half) * 32 + lane] = {sum[half][0], sum[half][1],
+                                                                                sum[half][2], sum[half][3]};
+      arrive_at(WRITTEN + tile % 2, meeting);
     }
-    if (CLUSTER == 1) finish(a, added, value[0], value[HALVES - 1], rms, row, e, last);
-    else send_tile(memory, arrival, rank, tile, value, e);
+  }
+  if (warp == WARPS) {
+    float rms[2] = {1, 1};
+#pragma unroll 1
+    for (int tile = 0; tile < tiles; tile++) {
+      const int row = first + TILE * tile;
+      Addends added[4];
+      if (CLUSTER == 1)
+#pragma unroll
+        for (int i = 0; i < 4; i++) added[i].load(a, row, 4 * lane + i, last);
+      sync_threads_of(WRITTEN + tile % 2, meeting);
+      const char* shares = memory + SHARES_AT + tile % 2 * 4 * SHARE + 16 * lane;
+      float value[HALVES][4] = {};
+#pragma unroll
+      for (int w = 0; w < WARPS; w++)
+        if (w < units)
+#pragma unroll
+          for (int half = 0; half < HALVES; half++) {
+            const float4 share = *reinterpret_cast<const float4*>(shares + w * OWN_BYTES + half * 4 * VALUES);
+            value[half][0] += share.x, value[half][1] += share.y, value[half][2] += share.z, value[half][3] += share.w;
+          }
+      if (tile == 0 && a.norm) {
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+          rms[i] = 0;
+          for (int w = 0; w < units; w++) rms[i] += squares[8 * w + lane % 4 * 2 + i];
+          if (CLUSTER == 1) rms[i] = over_rms(a, rms[i]);
+          if (CLUSTER > 1 && lane < 4) send_squares(memory, arrival, rank, rms[i], lane * 2 + i);
+        }
+      }
+      if (tile + 2 < tiles) arrive_at(READ + tile % 2, meeting);
+      if (CLUSTER > 1) send_tile(memory, arrival, rank, tile, value, lane);
+      else
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+          finish(a, added[i], value[0][i], value[HALVES - 1][i], rms[i % 2], row, 4 * lane + i, last);
+    }
   }
   if (CLUSTER > 1) finish_cluster(a, memory, arrival, rank, first, last, tiles);
 }

@@ -12,7 +12,7 @@
 // Constants from layout.py: GROUP, DEPTH (K), CHUNKS, WARPS, CLUSTER, HALVES, SLOTS (of a warp's ring), OWNED (tiles
 // that a CTA of a cluster finishes at most), SHARED_BYTES, FP16.
 
-constexpr int THREADS = 32 * WARPS;
+constexpr int THREADS = 32 * (WARPS + 1);  // a warp besides sums
 constexpr int BLOCKS = (DEPTH + 4 * GROUP - 1) / (4 * GROUP);
 constexpr int ROW_BYTES = 2 * BLOCKS * GROUP;
 constexpr int ROW_CHUNKS = ROW_BYTES / 64;
@@ -28,7 +28,6 @@ constexpr int SLOT_BYTES = TILE * PITCH + PARTS * 4 * SCALE_BYTES;
 constexpr int VALUES = TILE * 8;        // of a tile's product with 8 rows of x
 constexpr int SHARE = HALVES * VALUES;  // words that a warp adds to a tile
 constexpr int OWN_BYTES = 8 * SHARE > 256 * CHUNKS ? 8 * SHARE : 256 * CHUNKS;  // shares of two tiles; first the norm
-static_assert(THREADS >= VALUES, "a thread finishes a value of a tile");
 static_assert(UNITS <= WARPS * CLUSTER, "units that no warp has");
 
 struct Arguments {

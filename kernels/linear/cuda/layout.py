@@ -36,8 +36,8 @@ class Layout:
 
     @property
     def threads(self) -> int:
-        """Of a CTA."""
-        return 32 * self.warps
+        """Of a CTA: a warp besides those that multiply sums what they leave."""
+        return 32 * (self.warps + 1)
 
     @property
     def ctas(self) -> int:
@@ -98,7 +98,7 @@ def lay_out(
     cluster = ceil_div(units, MAX_WARPS)
     if columns % 4 or not columns or cluster > MAX_CLUSTER or not at_once(cluster):
         return None
-    warps = max(MIN_WARPS, ceil_div(units, cluster))
+    warps = ceil_div(units, cluster)
     clusters = min(at_once(cluster), columns // 4)
     if cluster == 1:  # as many as take whole tiles: more would not make the longest share shorter
         clusters = ceil_div(columns, ceil_div(columns, TILE * clusters) * TILE)
