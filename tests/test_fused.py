@@ -12,6 +12,7 @@ import torch
 from kernel_cases import DEVICE, NAN, dtype_name, random
 from method_cases import CONFIG, make, run, written
 from resa_bench.kernels import AttentionShape, KVCache, SparseConfig, build_summaries, get_method
+from resa_bench.kernels.cuda import nvrtc
 from resa_bench.kernels.fused import compiler
 from resa_bench.kernels.fused.step import Plan, arrangement, bind, constants, lay_out, unsupported
 from resa_bench.profiling.resources import read_cubin
@@ -50,8 +51,8 @@ def test_compiles_without_spills(
     head_dim: int, group: int, block: int, kind: str, dtype: str | None, paged: bool
 ) -> None:
     """For compute capability 9.0, at 256K tokens; the source checks that both sides lay out shared memory alike."""
-    if compiler.unavailable():
-        pytest.skip(str(compiler.unavailable()))
+    if nvrtc.unavailable():
+        pytest.skip(str(nvrtc.unavailable()))
     config = SparseConfig(
         block, summary_kind=kind, summary_dtype=dtype, gqa_policy="group-sum" if paged else "group-mean"
     )
@@ -68,10 +69,10 @@ def test_compiles_without_spills(
 
 
 def test_compiler_says_what_is_wrong() -> None:
-    if compiler.unavailable():
-        pytest.skip(str(compiler.unavailable()))
+    if nvrtc.unavailable():
+        pytest.skip(str(nvrtc.unavailable()))
     with pytest.raises(RuntimeError, match='identifier "y" is undefined'):
-        compiler.compile_cubin(b"int x = y;", {})
+        nvrtc.compile_cubin(b"int x = y;", {})
 
 
 @pytest.mark.parametrize(

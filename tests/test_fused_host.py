@@ -8,6 +8,7 @@ import torch
 from kernel_cases import DEVICE, NAN, random
 from method_cases import make, run, written
 from resa_bench.kernels import build_summaries, get_method, pipeline
+from resa_bench.kernels.cuda import occupancy
 from resa_bench.kernels.fused import compiler
 from resa_bench.kernels.fused import dense as fused_dense
 from resa_bench.kernels.fused import step as fused_step
@@ -33,7 +34,7 @@ def host(monkeypatch: pytest.MonkeyPatch, largest: int) -> None:
     """`resa-fused` on CPU tensors, by the emulator."""
     at_once = {size: n for size, n in fused_host.CLUSTERS_AT_ONCE.items() if size <= largest}
     monkeypatch.setattr(compiler, "kernel", fused_host.kernel)
-    monkeypatch.setattr(compiler, "clusters_at_once", lambda device, size: at_once.get(size, 0))
+    monkeypatch.setattr(occupancy, "clusters_at_once", lambda device, size: at_once.get(size, 0))
     monkeypatch.setattr(fused_step, "shared_memory", lambda: 227 * 1024)
     for name in ("resa-fused", "cuda-dense"):
         monkeypatch.setattr(get_method(name), "unavailable", classmethod(lambda *_: None))

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from resa_bench.kernels import AttentionShape, KVCache, SparseConfig, Summaries, get_method
+from resa_bench.kernels.cuda import occupancy
 from resa_bench.kernels.fused import compiler
 from resa_bench.kernels.fused import memory as fused_memory
 from resa_bench.kernels.fused import step as fused_step
@@ -36,7 +37,7 @@ class Allocated(TorchDispatchMode):
 def chip(monkeypatch: pytest.MonkeyPatch) -> None:
     """A chip that has room for clusters everywhere; nothing is compiled for it."""
     monkeypatch.setattr(compiler, "kernel", lambda *_: None)
-    monkeypatch.setattr(compiler, "clusters_at_once", lambda _, size: fused_memory.EXPECTED_MULTIPROCESSORS // size)
+    monkeypatch.setattr(occupancy, "clusters_at_once", lambda _, size: fused_memory.EXPECTED_MULTIPROCESSORS // size)
     monkeypatch.setattr(fused_step, "shared_memory", lambda: 227 * K)
 
 

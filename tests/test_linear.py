@@ -174,7 +174,7 @@ def test_the_quick_list_runs_on_a_cpu(capsys: pytest.CaptureFixture[str], tmp_pa
     rows = [json.loads(line) for line in (tmp_path / "linear.jsonl").read_text().splitlines()]
     assert status == 0
     assert {row["method"]: row["status"] for row in rows if row["method"] != "ours"} == dict.fromkeys(
-        ("gemlite", "humming", "marlin", "torch-int4pack"), "skipped"
+        ("gemlite", "humming", "marlin", "ours-triton", "torch-int4pack"), "skipped"
     )
     assert "qwen2.5-1.5b, int4 weights" in out
 

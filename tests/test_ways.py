@@ -11,7 +11,7 @@ import torch
 from kernel_cases import DTYPES
 from method_cases import make
 from resa_bench.kernels import AttentionShape, ResaFused
-from resa_bench.kernels.fused import compiler
+from resa_bench.kernels.cuda import occupancy
 from resa_bench.kernels.fused.method import FusedLayer
 from resa_bench.kernels.pipeline import SparseLayer
 from resa_bench.suites.core.results import read_rows
@@ -27,7 +27,7 @@ H100 = (ROOT / "results/h100/micro.jsonl.gz", ROOT / "results/h100/fused/micro-b
 def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
     """Layers are bound as on a GPU with clusters; nothing is launched."""
     monkeypatch.setattr(ResaFused, "unavailable", classmethod(lambda *_: None))
-    monkeypatch.setattr(compiler, "clusters_at_once", lambda device, cluster: 132 // cluster)
+    monkeypatch.setattr(occupancy, "clusters_at_once", lambda device, cluster: 132 // cluster)
     monkeypatch.setattr("resa_bench.kernels.fused.step.shared_memory", lambda: 232448)
 
 

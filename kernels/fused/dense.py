@@ -14,6 +14,7 @@ from ..attention.summaries import write_tokens
 from ..binding import TORCH_DTYPES, check_cache, check_step
 from ..cache import KVCache
 from ..config import AttentionShape, SparseConfig
+from ..cuda import occupancy
 from ..e4m3 import E4M3
 from ..method import (
     ChunkTensors,
@@ -26,7 +27,6 @@ from ..method import (
     dense_traffic,
     register,
 )
-from . import compiler
 from .memory import expected_exchange_bytes
 from .method import ResaFused
 from .step import (
@@ -49,7 +49,7 @@ def plan(cache: KVCache, group: int) -> Plan:
         ValueError: needs more shared memory than there is.
     """
     rows, read = cache.batch * cache.kv_heads, row_bytes(cache.capacity, cache.head_dim, cache.k.element_size())
-    size, clusters = arrangement(rows, read, 0, lambda cluster: compiler.clusters_at_once(cache.device, cluster))
+    size, clusters = arrangement(rows, read, 0, lambda cluster: occupancy.clusters_at_once(cache.device, cluster))
     return fitting(cache, group, EVERY_BLOCK, size, clusters, searches=False)
 
 

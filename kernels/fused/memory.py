@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..config import AttentionShape, SparseConfig
-from . import compiler
+from ..cuda.occupancy import MAX_CLUSTER
 from .step import arrangement, exchanged, lay_out
 
 EXPECTED_MULTIPROCESSORS = 132  # of an H100 or H200: what memory is planned for before the device is known
@@ -24,7 +24,7 @@ def expected_exchange_bytes(
         searches: not all blocks are read.
     """
     rows, blocks = shape.batch * shape.kv_heads, config.blocks(tokens) if searches else 0
-    at_once = {size: EXPECTED_MULTIPROCESSORS // size for size in range(1, compiler.MAX_CLUSTER + 1)}
+    at_once = {size: EXPECTED_MULTIPROCESSORS // size for size in range(1, MAX_CLUSTER + 1)}
     size, clusters = arrangement(rows, read, blocks, at_once.__getitem__)
     layout = lay_out(
         config, shape.head_dim, shape.group, tokens, element, size or 1, clusters=clusters, searches=searches

@@ -9,13 +9,13 @@ import torch
 from ..binding import TORCH_DTYPES, check_cache, check_step
 from ..cache import KVCache
 from ..config import AttentionShape, SparseConfig
+from ..cuda import nvrtc
 from ..e4m3 import E4M3
 from ..launch import can_run_on
 from ..method import Stage, StepTensors, Traffic, Unsupported, register
 from ..pipeline import SparseLayer
 from ..resa import ResaChain
 from ..workspace import BlockSparseLayer
-from . import compiler
 from .memory import expected_exchange_bytes
 from .step import MIN_CAPABILITY, bind, misaligned, plan, row_bytes, unsupported
 
@@ -59,7 +59,7 @@ class ResaFused(ResaChain):
             return f"needs a CUDA device, got {device.type}"
         if torch.cuda.get_device_capability(device) < MIN_CAPABILITY:
             return "needs thread-block clusters (compute capability 9.0 or later)"
-        return can_run_on(device) or compiler.unavailable()
+        return can_run_on(device) or nvrtc.unavailable()
 
     @classmethod
     def step_bytes(

@@ -13,6 +13,7 @@ from ..attention.summaries import Summaries, check_new
 from ..cache import KVCache
 from ..checks import check_tensor
 from ..config import AttentionShape, SparseConfig, ceil_div
+from ..cuda import occupancy
 from ..launch import shared_memory
 from ..method import StepTensors
 from ..workspace import Workspace
@@ -112,7 +113,7 @@ def _aligned(*parts: int) -> int:
 
 
 def arrangement(
-    rows: int, row_bytes: int, blocks: int, at_once: Callable[[int], int], largest: int = compiler.MAX_CLUSTER
+    rows: int, row_bytes: int, blocks: int, at_once: Callable[[int], int], largest: int = occupancy.MAX_CLUSTER
 ) -> tuple[int, int]:
     """CTAs of a cluster, and clusters of a row, that all run at the same time; (0, 1) if not even single CTAs do.
 
@@ -182,7 +183,7 @@ def plan(cache: KVCache, group: int, config: SparseConfig) -> Plan:
     """
     rows, blocks = cache.batch * cache.kv_heads, config.blocks(cache.capacity)
     read = row_bytes(config, cache.head_dim, cache.capacity, cache.dtype.itemsize, cache.k.element_size())
-    size, clusters = arrangement(rows, read, blocks, lambda cluster: compiler.clusters_at_once(cache.device, cluster))
+    size, clusters = arrangement(rows, read, blocks, lambda cluster: occupancy.clusters_at_once(cache.device, cluster))
     return fitting(cache, group, config, size, clusters)
 
 

@@ -1,9 +1,9 @@
 """Linear layers of a decoder, with what stands around them: RMSNorm before, SwiGLU, bias or residual after.
 
 A decode step multiplies one to sixteen rows with every weight of the model: it is bound by the weights' bytes, so a
-small-rows kernel fuses the neighbours into one launch (`small_linear`, `int4_linear`, `fp8_small`). More rows
-(rectification, prefill) go through the library's matrix product, or, with 4-bit and 8-bit weights, through `int4_rows`
-and `fp8_rows`. `linear` chooses.
+small-rows kernel fuses the neighbours into one launch (`small_linear`, `int4_linear`, `fp8_small`; `cuda` to eight rows
+of 4 bits, where it runs). More rows (rectification, prefill) go through the library's matrix product, or, with 4-bit and
+8-bit weights, through `int4_rows` and `fp8_rows`. `linear` chooses.
 Weights that other products hold, too, go to whichever was measured to be the best (`chosen`).
 """
 
@@ -15,6 +15,7 @@ from torch.nn.functional import linear as torch_linear
 from torch.nn.functional import rms_norm
 
 from .chosen import ChosenWeight
+from .cuda.gemv import int4_gemv, serves
 from .finish import finish, finish_reference
 from .fp8 import Fp8Weight, dequantise_fp8
 from .fp8_rows import fp8_many_linear
@@ -58,6 +59,8 @@ def linear(
             return finish(fp8_many_linear(_normalised(x, norm), weight), weight.bias, residual, swiglu=swiglu)
         few = x.shape[0] <= MAX_SMALL_ROWS
         if isinstance(weight, Int4Weight):
+            if serves(x, weight, norm, swiglu):
+                return int4_gemv(x, weight, norm=norm, residual=residual, swiglu=swiglu)
             if few:
                 return int4_small_linear(x, weight, norm=norm, residual=residual, swiglu=swiglu)
             return finish(int4_linear(_normalised(x, norm), weight), None, residual, swiglu=swiglu)

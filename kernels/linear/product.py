@@ -15,6 +15,8 @@ from .dispatch import linear
 from .fp8 import Fp8Weight, fp8_reference
 from .fp8_linear import fp8_linear
 from .int4 import Int4Weight
+from .int4_linear import int4_small_linear
+from .small_linear import MAX_SMALL_ROWS
 from .weights import DenseWeight
 
 KINDS = ("plain", "int4", "fp8", "fp8-a8")
@@ -109,3 +111,22 @@ class Ours(Product):
                 return lambda: fp8_linear(x, weight, dtype=dtype)
         assert isinstance(x, Tensor)
         return lambda: linear(x, weight)
+
+
+@register_product("ours-triton")
+class OursTriton(Product):
+    """The Triton kernel of few rows with 4-bit weights, where `ours` may take the CUDA one."""
+
+    kinds = ("int4",)
+
+    @classmethod
+    def unavailable(cls, shape: ProductShape, dtype: torch.dtype, device: torch.device) -> str | None:
+        if shape.rows > MAX_SMALL_ROWS:
+            return f"serves 1 to {MAX_SMALL_ROWS} rows, got {shape.rows}"
+        return None if device.type == "cuda" else f"needs a CUDA device, got {device.type}"
+
+    @classmethod
+    def bind(cls, x: Tensor | Fp8Weight, weight: AnyWeight, dtype: torch.dtype) -> Callable[[], Tensor]:
+        assert isinstance(x, Tensor)
+        assert isinstance(weight, Int4Weight)
+        return lambda: int4_small_linear(x, weight)

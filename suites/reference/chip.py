@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import triton
 
-from ...kernels.fused import compiler
+from ...kernels.cuda import nvrtc, occupancy
 from ...profiling.device import device_name, driver_version
 
 CLUSTERS = (8, 16)
@@ -44,9 +44,9 @@ def describe_chip(device: torch.device) -> dict[str, Any]:
 
 
 def _clusters(device: torch.device) -> dict[str, int] | None:
-    if torch.cuda.get_device_capability(device) < (9, 0) or compiler.unavailable():
+    if torch.cuda.get_device_capability(device) < (9, 0) or nvrtc.unavailable():
         return None
-    return {str(size): compiler.clusters_at_once(device, size) for size in CLUSTERS}
+    return {str(size): occupancy.clusters_at_once(device, size) for size in CLUSTERS}
 
 
 def describe_versions(device: torch.device) -> dict[str, str]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from resa_bench.kernels.cuda import nvrtc
 from resa_bench.kernels.fused import compiler
 
 HERE = Path(__file__).parent
@@ -49,14 +50,14 @@ def kernel(
 ) -> HostKernel:
     """Takes the place of `compiler.kernel`: the same source, compiled by g++ once."""
     texts = [path.read_bytes() for path in (HERE / "emulator.hpp", HERE / "main.cpp")]
-    named = repr((compiler.source_hash(), sorted(constants.items()))).encode()
+    named = repr((nvrtc.source_hash(compiler.FOLDER), sorted(constants.items()))).encode()
     key = hashlib.sha256(named + b"".join(texts)).hexdigest()[:20]
     library = CACHE / f"{key}.so"
     if not library.exists():
         CACHE.mkdir(exist_ok=True)
         made = library.with_suffix(f".{id(constants)}")
         options = ["-std=c++20", "-O1", "-w", "-shared", "-fPIC", "-ffp-contract=off"]
-        options += [f"-I{HERE}", f"-I{compiler.FOLDER}"]
+        options += [f"-I{HERE}", f"-I{compiler.FOLDER}", f"-I{nvrtc.DEVICE_WORDS.parent}"]
         defines = [f"-D{name}={value}" for name, value in constants.items()]
         subprocess.run(["g++", *options, *defines, str(HERE / "main.cpp"), "-o", str(made)], check=True)
         made.replace(library)

@@ -206,6 +206,11 @@ inline void sync_threads_of(int barrier, int threads) {
   if (++meeting.arrived == threads) meeting.arrived = 0, meeting.generation++;
   emulator::wait_for([&] { return meeting.generation != generation; });
 }
+inline void arrive_at(int barrier, int threads) {
+  emulator::Meeting& meeting = emulator::cta().meetings[barrier];
+  if (++meeting.arrived == threads) meeting.arrived = 0, meeting.generation++;
+  emulator::steps++;
+}
 inline void __syncthreads() { sync_threads_of(0, int(emulator::cta().warps.size()) * emulator::LANES); }
 
 inline float __uint_as_float(u32 x) { return std::bit_cast<float>(x); }

@@ -1,4 +1,4 @@
-// What the step needs of Hopper beyond plain C++: cluster shared memory, barriers that count bytes, matrix units.
+// What kernels need of Hopper beyond plain C++: cluster shared memory, barriers that count bytes, matrix units.
 #ifndef DEVICE_CUH  // defined by what stands in for this file on a CPU: tests/fused_host/emulator.hpp
 #define DEVICE_CUH
 
@@ -83,6 +83,10 @@ __device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.w
 // A barrier of so many threads of the CTA, whole warps; its number is 1 to 15, for 0 is __syncthreads.
 __device__ __forceinline__ void sync_threads_of(int barrier, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+// The same, without waiting: others who wait there see what this thread wrote before.
+__device__ __forceinline__ void arrive_at(int barrier, int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
 }
 
 // ---- launches that overlap (programmatic dependent launch): a step may start before the kernel before it has ended
