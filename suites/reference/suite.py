@@ -22,7 +22,7 @@ from .parts import Step, choose, steps, total_minutes
 from .run import Reference
 
 EXAMPLES = """examples:
-  resa-bench reference                                 every suite, into results/<device>/ (23 minutes on an H200)
+  resa-bench reference                                 every suite, into results/<device>/ (25 minutes on an H200)
   resa-bench reference --list                          its parts, with expected minutes, and which are done
   resa-bench reference --part micro decode             these parts, or all parts of these suites
   resa-bench reference --minutes 9                     start no part that would end later; stop what still runs then
