@@ -18,9 +18,9 @@ def way(cache: KVCache, shape: AttentionShape, config: SparseConfig) -> str:
     Fused where all of these hold, else the chain; nothing is timed to find out:
 
     1. The device has thread-block clusters, and something to compile with (`ResaFused.unavailable`).
-    2. The fused step serves head dim, block size, the cache's dtype, group, selector and policy (`step.unsupported`),
-       and the cache's rows start at multiples of 16 bytes (`step.misaligned`).
-    3. A row of this capacity fits the shared memory of its cluster (`step.plan`).
+    2. The fused step serves head dim, block size, the cache's dtype, group, selector and policy (`served.unsupported`),
+       and the cache's rows start at multiples of 16 bytes (`served.misaligned`).
+    3. A row of this capacity fits the shared memory of its cluster (`layout.plan`).
     """
     if ResaFused.unavailable(shape, cache.dtype, cache.device):
         return ResaChain.layer_class.way

@@ -14,7 +14,9 @@ from method_cases import CONFIG, make, run, written
 from resa_bench.kernels import AttentionShape, KVCache, SparseConfig, build_summaries, get_method
 from resa_bench.kernels.cuda import nvrtc
 from resa_bench.kernels.fused import compiler
-from resa_bench.kernels.fused.step import Plan, arrangement, bind, constants, lay_out, unsupported
+from resa_bench.kernels.fused.layout import Plan, arrangement, constants, lay_out
+from resa_bench.kernels.fused.served import unsupported
+from resa_bench.kernels.fused.step import bind
 from resa_bench.profiling.resources import read_cubin
 from resa_bench.suites.micro.cases import Case, ModelShape
 from resa_bench.suites.micro.checks import check_step, dense_exact

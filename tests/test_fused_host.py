@@ -11,7 +11,7 @@ from resa_bench.kernels import build_summaries, get_method, pipeline
 from resa_bench.kernels.cuda import occupancy
 from resa_bench.kernels.fused import compiler
 from resa_bench.kernels.fused import dense as fused_dense
-from resa_bench.kernels.fused import step as fused_step
+from resa_bench.kernels.fused import layout as fused_layout
 from resa_bench.suites.micro.cases import ModelShape
 from resa_bench.suites.micro.checks import check_step, dense_exact
 from test_fused import HEADS, SETTINGS, gate, named, spread
@@ -35,7 +35,7 @@ def host(monkeypatch: pytest.MonkeyPatch, largest: int) -> None:
     at_once = {size: n for size, n in fused_host.CLUSTERS_AT_ONCE.items() if size <= largest}
     monkeypatch.setattr(compiler, "kernel", fused_host.kernel)
     monkeypatch.setattr(occupancy, "clusters_at_once", lambda device, size: at_once.get(size, 0))
-    monkeypatch.setattr(fused_step, "shared_memory", lambda: 227 * 1024)
+    monkeypatch.setattr(fused_layout, "shared_memory", lambda: 227 * 1024)
     for name in ("resa-fused", "cuda-dense"):
         monkeypatch.setattr(get_method(name), "unavailable", classmethod(lambda *_: None))
 
@@ -94,7 +94,7 @@ def test_arrangements(
     Some have no block, or nothing to attend to. In e4m3 the new token is written over the scales, its block is
     summarised as it is read back, and attention is that of both.
     """
-    monkeypatch.setattr(fused_step, "arrangement", lambda *_: arranged)
+    monkeypatch.setattr(fused_layout, "arrangement", lambda *_: arranged)
     gate(lengths, FP16, heads=heads, **changes)
 
 
@@ -150,7 +150,7 @@ def test_dense_writes_the_new_token_first() -> None:
 
 def test_what_clusters_published_before_is_not_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """A bound step that runs again, on other queries, gives what a newly bound one gives."""
-    monkeypatch.setattr(fused_step, "arrangement", lambda *_: (1, 3))
+    monkeypatch.setattr(fused_layout, "arrangement", lambda *_: (1, 3))
     layer, inputs = make("resa-fused", FP16, (200,), heads=ModelShape(2, 1, 64))
     (stage,) = layer.stages(inputs.step)
     for _ in range(3):

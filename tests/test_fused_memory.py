@@ -9,6 +9,7 @@ import torch
 from resa_bench.kernels import AttentionShape, KVCache, SparseConfig, Summaries, get_method
 from resa_bench.kernels.cuda import occupancy
 from resa_bench.kernels.fused import compiler
+from resa_bench.kernels.fused import layout as fused_layout
 from resa_bench.kernels.fused import memory as fused_memory
 from resa_bench.kernels.fused import step as fused_step
 from resa_bench.kernels.fused.dense import CudaDenseLayer
@@ -38,7 +39,7 @@ def chip(monkeypatch: pytest.MonkeyPatch) -> None:
     """A chip that has room for clusters everywhere; nothing is compiled for it."""
     monkeypatch.setattr(compiler, "kernel", lambda *_: None)
     monkeypatch.setattr(occupancy, "clusters_at_once", lambda _, size: fused_memory.EXPECTED_MULTIPROCESSORS // size)
-    monkeypatch.setattr(fused_step, "shared_memory", lambda: 227 * K)
+    monkeypatch.setattr(fused_layout, "shared_memory", lambda: 227 * K)
 
 
 def allocated_bytes(cache: KVCache, shape: AttentionShape, config: SparseConfig | None) -> int:
@@ -92,10 +93,10 @@ def test_rows_that_no_clusters_share_allocate_nothing() -> None:
 def test_the_plan_on_a_known_chip(tokens: int) -> None:
     """On an H100 fewer clusters run at once than planned for; what they exchange is about the same."""
     shape, config = AttentionShape(1, 28, 4, 128), SparseConfig()
-    read, blocks = fused_step.row_bytes(config, 128, tokens, 2, 2), config.blocks(tokens)
-    size, clusters = fused_step.arrangement(4, read, blocks, lambda n: H100_CLUSTERS.get(n, 0))
-    layout = fused_step.lay_out(config, 128, 7, tokens, 2, size, clusters=clusters)
-    words, members = fused_step.exchanged(layout, 7, 128)
+    read, blocks = fused_layout.row_bytes(config, 128, tokens, 2, 2), config.blocks(tokens)
+    size, clusters = fused_layout.arrangement(4, read, blocks, lambda n: H100_CLUSTERS.get(n, 0))
+    layout = fused_layout.lay_out(config, 128, 7, tokens, 2, size, clusters=clusters)
+    words, members = fused_layout.exchanged(layout, 7, 128)
     planned = get_method("resa").step_bytes(shape, config, torch.bfloat16, tokens)
     assert planned == pytest.approx(4 * (8 * words + 4 * members), rel=0.15)
     assert planned >= 4 * 8 * blocks, "a word for each block of a row"

@@ -11,7 +11,7 @@ from kernel_cases import DEVICE, DTYPES, empty_step, make_cache, make_method, ra
 from resa_bench.kernels import AttentionShape, KVCache, SparseConfig, Unsupported, pipeline
 from resa_bench.kernels.attention import pair_scores
 from resa_bench.kernels.attention.pair_codes import allocate_pairs, codes_reference, pack_pairs
-from resa_bench.kernels.fused.step import unsupported
+from resa_bench.kernels.fused.served import unsupported
 from resa_bench.kernels.pipeline import SparseLayer
 from resa_bench.kernels.portable import TorchSparseLayer, calibrated
 from resa_bench.kernels.selectors import selectors

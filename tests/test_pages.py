@@ -194,6 +194,9 @@ def test_where_a_run_came_from(tmp_path: Path) -> None:
     text = render_run(tmp_path)
     assert "NVIDIA H100, 132 multiprocessors, 7 clusters of 16 CTAs at once" in text
     assert "| micro | `micro.jsonl.gz` | 3 | 4.7 | ok | `c` |" in text
+    record["parts"] = {str(i): part | {"commit": c * 40} for i, c in enumerate("bdacb")}
+    (tmp_path / "manifest.json").write_text(json.dumps(record))
+    assert f"Commit {', '.join(c * 10 for c in 'bdac')}." in render_run(tmp_path), "in the order of the parts"
     (tmp_path / "manifest.json").write_text("{}")
     with pytest.raises(PlaceError, match="not a manifest"):
         render_run(tmp_path)

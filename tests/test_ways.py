@@ -28,7 +28,7 @@ def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
     """Layers are bound as on a GPU with clusters; nothing is launched."""
     monkeypatch.setattr(ResaFused, "unavailable", classmethod(lambda *_: None))
     monkeypatch.setattr(occupancy, "clusters_at_once", lambda device, cluster: 132 // cluster)
-    monkeypatch.setattr("resa_bench.kernels.fused.step.shared_memory", lambda: 232448)
+    monkeypatch.setattr("resa_bench.kernels.fused.layout.shared_memory", lambda: 232448)
 
 
 @pytest.mark.usefixtures("hopper")
@@ -54,7 +54,7 @@ def test_the_rule(lengths: tuple[int, ...], heads: ModelShape, settings: dict[st
 
 @pytest.mark.usefixtures("hopper")
 def test_rows_too_long_for_shared_memory_take_the_chain(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("resa_bench.kernels.fused.step.shared_memory", lambda: 1000)
+    monkeypatch.setattr("resa_bench.kernels.fused.layout.shared_memory", lambda: 1000)
     layer, _ = make("resa", DTYPES[0], (100,), heads=ModelShape(28, 4, 128))
     assert layer.way == "chain"
 

@@ -27,17 +27,11 @@ from ..method import (
     dense_traffic,
     register,
 )
+from .layout import Plan, arrangement, constants, fitting
 from .memory import expected_exchange_bytes
 from .method import ResaFused
-from .step import (
-    Plan,
-    arrangement,
-    constants,
-    enqueued,
-    fitting,
-    misaligned,
-    unsupported,
-)
+from .served import misaligned, unsupported
+from .step import enqueued
 
 EVERY_BLOCK = SparseConfig(block_size=16)  # tokens that a CTA takes at a time; the rest of it is not read
 

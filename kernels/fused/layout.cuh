@@ -1,6 +1,6 @@
 // How the step is laid out: sizes, arguments, shared memory.
 //
-// Constants from step.py: HEAD_DIM, GROUP, BLOCK, CLUSTER (CTAs), CLUSTERS (of a row), RESIDENT (CTAs that share a
+// Constants from layout.py: HEAD_DIM, GROUP, BLOCK, CLUSTER (CTAs), CLUSTERS (of a row), RESIDENT (CTAs that share a
 // multiprocessor), SPLIT (warps that share the dims), LOADS (under way in a lane while scoring), PAGE_BLOCKS,
 // SHARED_BYTES (of `Shared`), and 0 or 1 for DENSE, MINMAX, GROUP_SUM, FP8 (summaries), KV8 (keys and values in e4m3),
 // FP16, PAGED, WIDE (rows of more blocks than 16 bits count).
@@ -92,7 +92,7 @@ struct __align__(16) Shared {
   __align__(16) float newest[NEWEST_WARPS][2 * HEAD_DIM];
   __align__(16) float merged[CLUSTER][SLICE];
 };
-static_assert(sizeof(Shared) == SHARED_BYTES, "step.py lays out shared memory");
+static_assert(sizeof(Shared) == SHARED_BYTES, "layout.py lays out shared memory");
 // After it: keys [key_capacity], list [ceil(list_capacity / MEMBERS)], partials [TEAMS][PARTIAL], each from a multiple
 // of 16 bytes on. Where warps share a unit, what they tell each other follows.
 __device__ __forceinline__ int round16(int bytes) { return (bytes + 15) / 16 * 16; }

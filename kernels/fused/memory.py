@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..config import AttentionShape, SparseConfig
 from ..cuda.occupancy import MAX_CLUSTER
-from .step import arrangement, exchanged, lay_out
+from .layout import arrangement, exchanged, lay_out
 
 EXPECTED_MULTIPROCESSORS = 132  # of an H100 or H200: what memory is planned for before the device is known
 

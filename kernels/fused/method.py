@@ -16,8 +16,10 @@ from ..method import Stage, StepTensors, Traffic, Unsupported, register
 from ..pipeline import SparseLayer
 from ..resa import ResaChain
 from ..workspace import BlockSparseLayer
+from .layout import plan, row_bytes
 from .memory import expected_exchange_bytes
-from .step import MIN_CAPABILITY, bind, misaligned, plan, row_bytes, unsupported
+from .served import MIN_CAPABILITY, misaligned, unsupported
+from .step import bind
 
 STAGE = "append+score+select+attend+merge"
 

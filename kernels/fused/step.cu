@@ -4,7 +4,7 @@
 // the n-th best score (a radix search whose histograms they send each other), each sends the blocks it keeps to the CTA
 // that will attend to them, and the partial results are merged across the cluster the same way. What goes from CTA to
 // CTA goes through their shared memory, and a barrier in the receiver's counts its bytes: no round through the L2, no
-// other kernel to launch. step.py says which settings it serves, docs/notes/speed.md what it gave.
+// other kernel to launch. served.py says which settings it serves, docs/notes/speed.md what it gave.
 //
 // Several clusters may share a row (CLUSTERS). Each scores a part of it and publishes its scores in the L2;
 // then each searches the whole row, and attends to its part of what is kept. The first one merges their results, which

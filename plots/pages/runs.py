@@ -25,7 +25,7 @@ def render_run(folder: Path) -> str:
         return NO_MANIFEST
     try:
         record = json.loads(path.read_text())
-        commits = {part["commit"] for part in record["parts"].values()}
+        commits = dict.fromkeys(part["commit"] for part in record["parts"].values())
         facts = [f"Commit {_list(str(commit)[:10] for commit in commits)}", *map(_chip, record["chips"])]
         facts.append(_list(f"{name} {version}" for name, version in record["versions"].items()))
         lines = [["part", "file", "rows", "minutes", "ended", "command"]]

@@ -9,7 +9,7 @@ from functools import cached_property
 from math import exp
 
 from ...kernels.config import DTYPES, MAX_BLOCKS
-from ...kernels.fused.step import unsupported
+from ...kernels.fused.served import unsupported
 from ...profiling.ceilings import Ceilings
 from ..core.flags import K
 from ..core.report import crossing

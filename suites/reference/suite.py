@@ -22,14 +22,14 @@ from .parts import Step, choose, steps, total_minutes
 from .run import Reference
 
 EXAMPLES = """examples:
-  resa-bench reference                                 every suite, into results/<device>/ (23 minutes on an H200)
+  resa-bench reference                                 every suite, into results/<device>/ (25 minutes on an H200)
   resa-bench reference --list                          its parts, with expected minutes, and which are done
   resa-bench reference --part micro decode             these parts, or all parts of these suites
   resa-bench reference --minutes 9                     start no part that would end later; stop what still runs then
   resa-bench reference --chip 2                        another chip of the kind, into results/<device>/chip2
   CUDA_VISIBLE_DEVICES=1 resa-bench reference --part decode gsr --output runs/second      a second card's parts
   resa-bench reference --join runs/second --output results/h100                            and they join the others
-  resa-bench reference --spread results/h100 results/h100/chip2      how far the two differ, row by row
+  resa-bench reference --spread results/h200 results/h200/chip2      how far the two differ, row by row
 
 One compressed file a suite, and manifest.json: commit, chip, versions, commands, minutes, and the hash of each file.
 A rerun goes on where the last one stopped, on another machine too, as long as it has the output folder. A part that
