@@ -116,6 +116,14 @@ def test_the_command_explains_a_committed_case(capsys: pytest.CaptureFixture[str
     assert "results/h100/fused/decode.jsonl.gz" in out
 
 
+def test_a_later_run_without_stages_does_not_hide_one_with_stages(capsys: pytest.CaptureFixture[str]) -> None:
+    """The energy part of the reference run measures the same step later, and breaks nothing down."""
+    status, out, _ = run(capsys, "decode-qwen2.5-7b-int4-b1-256k", "--gpu", "h200", "--method", "resa")
+    assert status == 0
+    assert "results/h200/decode.jsonl.gz" in out
+    assert "feed-forward" in out
+
+
 def test_the_command_explains_the_cases_of_a_file(capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = run(capsys, str(FUSED), "--case", "*-b4-*")
     assert status == 0

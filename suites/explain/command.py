@@ -60,7 +60,7 @@ def act(what: str, options: Options, console: Console) -> int:
             if case in (None, step.case) and matches(step.case, options.case):
                 entry = Explained(fall, kernel_of(step, micro), path)
                 key = (step.case, step.method)
-                latest[key] = max(latest.get(key, entry), entry, key=lambda e: _rank(e.waterfall.sparse))
+                latest[key] = max(latest.get(key, entry), entry, key=lambda e: _rank(e.waterfall))
     if not latest:
         cases = sorted({row.case for rows in decoded.values() for row in rows if row.stage == "total"})
         known = ", ".join(cases) or "none"
@@ -71,10 +71,11 @@ def act(what: str, options: Options, console: Console) -> int:
     return 0
 
 
-def _rank(step: Row) -> tuple[bool, str]:
-    """What a method's name alone means comes before its other settings, then the latest run."""
+def _rank(fall: Waterfall) -> tuple[bool, bool, str]:
+    """What a method's name alone means comes before its other settings, then rows with stages, then the latest run."""
+    step = fall.sparse
     meant = step.method in registered() and make_spec(step.method).variant == step.variant
-    return meant, step.started_at or ""
+    return meant, fall.attention is not None, step.started_at or ""
 
 
 def look_up(what: str, options: Options) -> tuple[list[Path], str | None]:
