@@ -107,7 +107,7 @@ def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]
 
 
 def test_the_command_explains_a_committed_case(capsys: pytest.CaptureFixture[str]) -> None:
-    status, out, _ = run(capsys, "decode-qwen2.5-7b-int4-b1-256k", "--method", "resa-fused")
+    status, out, _ = run(capsys, "decode-qwen2.5-7b-int4-b1-256k", "--gpu", "h100", "--method", "resa-fused")
     fused = next(r for r in read_rows(FUSED) if r.case == "decode-qwen2.5-7b-int4-b1-256k" and r.stage == "total"
                  and r.method == "resa-fused" and r.launch == "graph")  # fmt: skip
     assert status == 0

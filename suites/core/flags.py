@@ -164,7 +164,7 @@ FULL = Flag("--full", "the whole grid, resumable", CASES, to="scale", constant="
 CASE = several("--case", "only cases whose name matches", metavar="GLOB")
 CONTEXT = several("--context", "e.g. 4K 262144", kind=tokens, metavar="TOKENS")
 BATCH = several("--batch", "sequences at once", kind=whole(1, 4096), metavar="B")
-GPU = Flag("--gpu", "whose committed rows: the name of a folder of results/", CASES, default="h100", metavar="NAME")
+GPU = Flag("--gpu", "whose committed rows: the name of a folder of results/", CASES, default="h200", metavar="NAME")
 MODEL = Flag("--model", "a preset, a Hugging Face folder, a .gguf file", CASES, metavar="NAME|PATH")
 WEIGHTS = several(
     "--weights",
