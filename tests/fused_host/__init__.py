@@ -37,7 +37,7 @@ class HostKernel:
         """Run all rows, one after another."""
         arguments = ctypes.cast(parameters, ctypes.POINTER(ctypes.c_void_p))[0]
         stuck = self.library.emulate(ctypes.c_void_p(arguments), rows, self.shared_bytes, self.seed)
-        assert not stuck, f"row {stuck - 1} waits for what nobody sends"
+        assert not stuck, f"row {stuck - 1} waits for what nobody sends, or breaks a rule (stderr names it)"
 
 
 def kernel(

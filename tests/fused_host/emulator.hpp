@@ -1,9 +1,10 @@
 // The fused step on a CPU: what kernels/fused/device.cuh gives it on a GPU, and what CUDA itself does, in plain C++.
 //
 // A CUDA thread is a coroutine; it runs until it waits for others (a barrier, a collective of its warp, bytes from
-// another CTA). Which one runs next is drawn from a seed. What is sent to another CTA arrives late, in any order: a
-// thread that reads before its barrier has counted the bytes reads the poison that shared memory is filled with. What a
-// cluster publishes arrives late, too. All clusters of a row run side by side.
+// another CTA). Which one runs next is drawn from a seed; now and then a warp stands still until no other gets on. What is
+// sent to another CTA arrives late, in any order: a thread that reads before its barrier has counted the bytes reads the
+// poison that shared memory is filled with. What a cluster publishes arrives late, too. All clusters of a row run side by
+// side. What the kernel before writes may arrive late as well (`previous`): a thread that has not awaited it reads poison.
 
 #define DEVICE_CUH  // its place is taken
 
@@ -55,13 +56,14 @@ struct Warp {  // a collective: each lane leaves a word, the last one lets all g
   int arrived = 0, generation = 0;
 };
 
-struct Meeting { int arrived = 0, generation = 0; };
+struct Meeting { int arrived = 0, generation = 0, threads = 0; };
 
 struct Cta {
   std::vector<char> memory;
   std::vector<Warp> warps;
   std::vector<Barrier> barriers;  // by shared address / 8
   Meeting meetings[16];
+  int live = 0;  // threads that have not ended
 };
 
 struct Message { u32 to, barrier; int bytes; u32 words[4]; };
@@ -73,7 +75,7 @@ struct Thread {
   std::unique_ptr<char[]> stack;
   Cluster* cluster;
   int cta, tid;
-  bool done = false;
+  bool done = false, awaited = false;  // the kernel before
   std::vector<std::pair<u32*, u32>> copies;  // on their way into shared memory
 };
 
@@ -91,6 +93,20 @@ inline Cluster* cluster;
 inline Thread* running;
 inline ucontext_t scheduler;
 inline std::function<void()>* body;
+inline std::function<void()> previous;  // writes what the kernel before this one leaves; empty once that has ended
+inline std::vector<std::pair<const char*, const char*>> readable;  // ranges of global memory; none: all of it
+inline bool broken;                                                // a rule that a GPU does not check either
+
+inline void require(bool kept, const char* rule) {
+  if (!kept && !broken) std::fprintf(stderr, "broken: %s\n", rule);
+  broken |= !kept;
+}
+inline void check_read(const char* p, int bytes) {
+  require(reinterpret_cast<std::uintptr_t>(p) % bytes == 0, "an address is a multiple of the bytes that are read there");
+  bool inside = readable.empty();
+  for (const auto& [start, end] : readable) inside |= start <= p && p + bytes <= end;
+  require(inside, "a read stays inside its tensor");
+}
 
 inline Cta& cta() { return cluster->ctas[running->cta]; }
 
@@ -100,7 +116,11 @@ void wait_for(Ready ready) {
   steps++;
 }
 
-inline char* at(u32 shared) { return cluster->ctas[shared / CTA_SPAN].memory.data() + shared % CTA_SPAN; }
+inline char* at(u32 shared) {
+  std::vector<char>& memory = cluster->ctas[shared / CTA_SPAN].memory;
+  require(shared % CTA_SPAN < memory.size(), "a write stays inside shared memory");
+  return memory.data() + shared % CTA_SPAN;
+}
 inline Barrier& barrier_at(u32 shared) { return cluster->ctas[shared / CTA_SPAN].barriers[shared % CTA_SPAN / 8]; }
 
 // All lanes' words, after each has left its own.
@@ -126,6 +146,7 @@ T take(std::vector<T>& from, size_t i) {
 inline void deliver(Cluster& to, size_t i) {
   const Message m = take(to.under_way, i);
   cluster = &to;
+  require(to.ctas[m.to / CTA_SPAN].live > 0, "nothing is sent to a CTA that has ended");
   std::memcpy(at(m.to), m.words, m.bytes);
   barrier_at(m.barrier).received += m.bytes;
 }
@@ -138,16 +159,18 @@ inline void publish_word(size_t i) {
 inline void enter() {
   (*body)();
   running->done = true;
+  cta().live--;
   steps++;
   swapcontext(&running->context, &scheduler);
 }
 
-// Run the clusters of one row to their end. Returns false if all threads wait and nothing is under way.
+// Run the clusters of one row to their end. Returns false if all threads wait and nothing is under way, or a rule is broken.
 inline bool run(int row, int clusters, int ctas, int threads, int shared_bytes, u32 seed, std::function<void()> kernel) {
   std::vector<Cluster> here(clusters);
   std::vector<Thread> every(size_t(clusters) * ctas * threads);
   body = &kernel;
   published.clear();
+  broken = false;
   for (int i = 0; i < clusters; i++) {
     here[i].index = row * clusters + i, here[i].threads = ctas * threads;
     here[i].ctas.resize(ctas);
@@ -155,6 +178,7 @@ inline bool run(int row, int clusters, int ctas, int threads, int shared_bytes, 
       c.memory.assign(shared_bytes, char(0xff));  // NaN as floats, far out of range as integers
       c.warps.resize(threads / LANES);
       c.barriers.resize(shared_bytes / 8 + 1);
+      c.live = threads;
     }
   }
   for (size_t i = 0; i < every.size(); i++) {
@@ -169,14 +193,21 @@ inline bool run(int row, int clusters, int ctas, int threads, int shared_bytes, 
   std::mt19937 random(seed);
   std::vector<int> order(every.size());
   for (size_t i = 0; i < order.size(); i++) order[i] = int(i);
+  int laggard = -1;  // the warp that stands still
   while (!order.empty()) {
     std::shuffle(order.begin(), order.end(), random);
     const i64 before = steps;
+    if (laggard < 0 && random() % 16 == 0) laggard = order[0] / LANES;
     for (int i : order) {
+      if (i / LANES == laggard) continue;
       running = &every[i], cluster = running->cluster;
       swapcontext(&scheduler, &running->context);
     }
     std::erase_if(order, [&](int i) { return every[i].done; });
+    if (laggard >= 0 && steps == before) {
+      laggard = -1;
+      continue;
+    }
     const bool stands = steps == before;  // nobody got on: something has to arrive
     bool arrives = false;
     for (Cluster& c : here)
@@ -184,10 +215,12 @@ inline bool run(int row, int clusters, int ctas, int threads, int shared_bytes, 
         deliver(c, random() % c.under_way.size());
     for (size_t due = (published.size() + stands) / 2; due > 0; due--, arrives = true)
       publish_word(random() % published.size());
-    if (stands && !arrives) return false;
+    if (previous && (stands && !arrives || random() % 8 == 0)) previous(), previous = nullptr, arrives = true;
+    if (stands && !arrives || broken) return false;
   }
   while (!published.empty()) publish_word(0);
-  return true;
+  for (Cluster& c : here) require(c.under_way.empty(), "all that was sent has arrived when a cluster ends");
+  return !broken;
 }
 
 }  // namespace emulator
@@ -200,16 +233,18 @@ inline struct {
   Index x{[] { return int(emulator::cluster->index * emulator::cluster->ctas.size() + emulator::running->cta); }};
 } blockIdx;
 
-inline void sync_threads_of(int barrier, int threads) {
+inline emulator::Meeting& arrive_at(int barrier, int threads) {
   emulator::Meeting& meeting = emulator::cta().meetings[barrier];
-  const int generation = meeting.generation;
-  if (++meeting.arrived == threads) meeting.arrived = 0, meeting.generation++;
-  emulator::wait_for([&] { return meeting.generation != generation; });
-}
-inline void arrive_at(int barrier, int threads) {
-  emulator::Meeting& meeting = emulator::cta().meetings[barrier];
+  emulator::require(meeting.arrived == 0 || meeting.threads == threads, "all who meet expect as many threads");
+  meeting.threads = threads;
   if (++meeting.arrived == threads) meeting.arrived = 0, meeting.generation++;
   emulator::steps++;
+  return meeting;
+}
+inline void sync_threads_of(int barrier, int threads) {
+  const int generation = emulator::cta().meetings[barrier].generation;
+  const emulator::Meeting& meeting = arrive_at(barrier, threads);
+  emulator::wait_for([&] { return meeting.generation != generation; });
 }
 inline void __syncthreads() { sync_threads_of(0, int(emulator::cta().warps.size()) * emulator::LANES); }
 
@@ -284,6 +319,7 @@ inline void cluster_wait() {
 }
 
 inline uint4 load16(const char* p) {
+  emulator::check_read(p, 16);
   uint4 x;
   std::memcpy(&x, p, 16);
   return x;
@@ -300,8 +336,13 @@ inline void await_copies() {
   emulator::running->copies.clear();
 }
 
-inline void await_previous() {}
-inline void release_next() {}
+inline void await_previous() {
+  emulator::wait_for([] { return !emulator::previous; });
+  emulator::running->awaited = true;
+}
+inline void release_next() {
+  emulator::require(emulator::running->awaited, "the next kernel is let in by threads that have awaited the one before");
+}
 
 inline void publish(u64* to, u32 x, u32 step) { emulator::published.push_back({to, u64(step) << 32 | x}); }
 template <int N>

@@ -32,7 +32,7 @@ class HostKernel:
         arguments = ctypes.cast(parameters, ctypes.POINTER(ctypes.c_void_p))[0]
         clusters = ctas // self.layout.cluster
         stuck = self.library.emulate(ctypes.c_void_p(arguments), clusters, self.layout.shared_bytes, self.seed)
-        assert not stuck, f"cluster {stuck - 1} waits for what nobody sends"
+        assert not stuck, f"cluster {stuck - 1} waits for what nobody sends, or breaks a rule (stderr names it)"
 
 
 def kernel(device: torch.device, layout: Layout, fp16: bool) -> HostKernel:

@@ -21,6 +21,8 @@ inline Copies& own_copies() {
 }  // namespace emulator
 
 inline void copy16(u32 to, const char* from) {
+  emulator::require(to % 16 == 0, "a copy of 16 bytes goes to a multiple of 16");
+  emulator::check_read(from, 16);
   emulator::Copy copy{emulator::at(to), {}, emulator::own_copies().group};
   std::memcpy(copy.bytes, from, 16);
   if (emulator::coin() % 2) emulator::own_copies().under_way.push_back(copy);
