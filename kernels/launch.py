@@ -132,11 +132,11 @@ def sm_count(device: torch.device) -> int:
 
 
 @cache
-def shared_memory() -> int:
-    """Bytes of shared memory that one program may take on the current GPU; an H100's where there is none."""
+def shared_memory(device: torch.device | None = None) -> int:
+    """Bytes of shared memory that one program may take on `device`, None the current one; an H100's without a GPU."""
     if not torch.cuda.is_available():
         return 227 * 1024
-    properties: Any = torch.cuda.get_device_properties()
+    properties: Any = torch.cuda.get_device_properties(device)
     return int(properties.shared_memory_per_block_optin)
 
 

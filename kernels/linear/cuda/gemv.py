@@ -54,7 +54,7 @@ def layout_of(depth: int, group: int, columns: int, swiglu: bool, device: torch.
     def at_once(cluster: int) -> int:
         return sm_count(device) if cluster == 1 else occupancy.clusters_at_once(device, cluster)
 
-    return lay_out(depth, group, columns, swiglu, at_once, shared_memory())
+    return lay_out(depth, group, columns, swiglu, at_once, shared_memory(device))
 
 
 def serves(x: Tensor, weight: Int4Weight, norm: Norm | None, swiglu: bool) -> bool:
