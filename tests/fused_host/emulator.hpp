@@ -76,6 +76,7 @@ struct Thread {
   Cluster* cluster;
   int cta, tid;
   bool done = false, awaited = false;  // the kernel before
+  std::function<bool()> ready;  // what it waits for, if it waits
   std::vector<std::pair<u32*, u32>> copies;  // on their way into shared memory
 };
 
@@ -112,7 +113,11 @@ inline Cta& cta() { return cluster->ctas[running->cta]; }
 
 template <class Ready>
 void wait_for(Ready ready) {
-  while (!ready()) swapcontext(&running->context, &scheduler);
+  if (!ready()) {
+    running->ready = std::ref(ready);
+    swapcontext(&running->context, &scheduler);
+    running->ready = nullptr;
+  }
   steps++;
 }
 
@@ -201,6 +206,7 @@ inline bool run(int row, int clusters, int ctas, int threads, int shared_bytes, 
     for (int i : order) {
       if (i / LANES == laggard) continue;
       running = &every[i], cluster = running->cluster;
+      if (running->ready && !running->ready()) continue;
       swapcontext(&scheduler, &running->context);
     }
     std::erase_if(order, [&](int i) { return every[i].done; });
