@@ -17,6 +17,8 @@ from resa_bench.kernels.fused import compiler
 
 HERE = Path(__file__).parent
 CACHE = Path(tempfile.gettempdir()) / "resa-bench-fused-host"
+OPTIONS = ("-std=c++20", "-O1", "-w", "-shared", "-fPIC", "-ffp-contract=off", "-fno-gnu-unique")
+"""Of g++. The last one: each library has variables of its own, also beside others in a process."""
 CLUSTERS_AT_ONCE = {1: 132, 2: 66, 3: 39, 4: 30, 6: 17, 8: 15, 16: 7}  # of CTAs; an H100's
 
 
@@ -50,14 +52,13 @@ def kernel(
 ) -> HostKernel:
     """Takes the place of `compiler.kernel`: the same source, compiled by g++ once."""
     texts = [path.read_bytes() for path in (HERE / "emulator.hpp", HERE / "main.cpp")]
-    named = repr((nvrtc.source_hash(compiler.FOLDER), sorted(constants.items()))).encode()
+    named = repr((OPTIONS, nvrtc.source_hash(compiler.FOLDER), sorted(constants.items()))).encode()
     key = hashlib.sha256(named + b"".join(texts)).hexdigest()[:20]
     library = CACHE / f"{key}.so"
     if not library.exists():
         CACHE.mkdir(exist_ok=True)
         made = library.with_suffix(f".{id(constants)}")
-        options = ["-std=c++20", "-O1", "-w", "-shared", "-fPIC", "-ffp-contract=off"]
-        options += [f"-I{HERE}", f"-I{compiler.FOLDER}", f"-I{nvrtc.DEVICE_WORDS.parent}"]
+        options = [*OPTIONS, f"-I{HERE}", f"-I{compiler.FOLDER}", f"-I{nvrtc.DEVICE_WORDS.parent}"]
         defines = [f"-D{name}={value}" for name, value in constants.items()]
         subprocess.run(["g++", *options, *defines, str(HERE / "main.cpp"), "-o", str(made)], check=True)
         made.replace(library)

@@ -39,14 +39,14 @@ def kernel(device: torch.device, layout: Layout, fp16: bool) -> HostKernel:
     """Takes the place of `gemv.kernel`: the same source, compiled by g++ once."""
     constants = layout.constants(fp16)
     texts = [path.read_bytes() for path in (fused_host.HERE / "emulator.hpp", HERE / "words.hpp", HERE / "main.cpp")]
-    named = repr((nvrtc.source_hash(gemv.FOLDER), sorted(constants.items()))).encode()
+    named = repr((fused_host.OPTIONS, nvrtc.source_hash(gemv.FOLDER), sorted(constants.items()))).encode()
     key = hashlib.sha256(named + b"".join(texts)).hexdigest()[:20]
     library = CACHE / f"{key}.so"
     if not library.exists():
         CACHE.mkdir(exist_ok=True)
         made = library.with_suffix(f".{id(constants)}")
         shown = [f"-I{path}" for path in (HERE, fused_host.HERE, gemv.FOLDER, nvrtc.DEVICE_WORDS.parent)]
-        options = ["-std=c++20", "-O1", "-w", "-shared", "-fPIC", "-ffp-contract=off", *shown]
+        options = [*fused_host.OPTIONS, *shown]
         defines = [f"-D{name}={value}" for name, value in constants.items()]
         subprocess.run(["g++", *options, *defines, str(HERE / "main.cpp"), "-o", str(made)], check=True)
         made.replace(library)
