@@ -127,7 +127,7 @@ def compiled(constants: Mapping[str, int], capability: tuple[int, int] = MIN_CAP
 
 @cache
 def kernel(device: torch.device, layout: Layout, fp16: bool) -> Any:
-    """Compiled for a layout in a second or less, and loaded."""
+    """Compiled for a layout, in one to four seconds, and loaded."""
     cubin = compiled(layout.constants(fp16), torch.cuda.get_device_capability(device))
     function = nvrtc.load(device, cubin, KERNEL, layout.launch_bytes, shares_multiprocessors=True)
     return nvrtc.Loaded(function, device, layout.threads, layout.launch_bytes)

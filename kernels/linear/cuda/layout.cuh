@@ -44,7 +44,8 @@ struct Arguments {
   int nibbles;           // 0x000f000f: a constant would be put into a register again and again
 };
 
-// After the rings, SLOTS slots a warp: each warp's shares, the squares of each warp and row of x; of a cluster its barrier, the squares of its CTAs, and what they know of the tiles that this CTA finishes.
+// After the rings, SLOTS slots a warp: each warp's shares, the squares of each warp and row of x; of a cluster its barrier,
+// the squares of its CTAs, and what they know of the tiles that this CTA finishes.
 constexpr int SHARES_AT = WARPS * SLOTS * SLOT_BYTES;
 constexpr int SQUARES_AT = SHARES_AT + WARPS * OWN_BYTES;
 constexpr int ARRIVAL_AT = SQUARES_AT + WARPS * 32;
