@@ -106,7 +106,9 @@ def draw_curves(ax: Axes, curves: Sequence[Curve]) -> None:
 
 def label_end(ax: Axes, curve: Curve) -> None:
     """The name of a line right of its panel, and a hair between the two; `finish` moves the names apart."""
-    hair = {"arrowstyle": "-", "color": curve.look.colour, "linewidth": 0.4, "shrinkA": 1, "shrinkB": 3}
+    hair = {
+        "arrowstyle": "-", "color": curve.look.colour, "linewidth": 0.4, "shrinkA": 1, "shrinkB": 3, "relpos": (0, 0.5),
+    }  # fmt: skip
     ax.annotate(
         curve.label, (curve.xs[-1], curve.ys[-1]), xytext=(1.03, 0.5), textcoords="axes fraction", va="center",
         color=curve.look.colour, fontsize=SMALL_PT, annotation_clip=False, gid=END_LABEL, arrowprops=hair,

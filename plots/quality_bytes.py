@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise, product
-from math import cos, pi, sin
+from math import cos, hypot, pi, sin
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -99,18 +99,30 @@ def _stairs(ax: Axes, front: Sequence[tuple[float, float]]) -> list[Bbox]:
     return [Bbox(ax.transData.transform(ends)).padded(1.0) for ends in pairwise(corners)]
 
 
+def _leader(start: tuple[float, float], end: tuple[float, float], dot: float) -> list[Bbox]:
+    """Where a thin line is, in pixels, as small squares along it."""
+    count = max(int(hypot(end[0] - start[0], end[1] - start[1]) / (2 * dot)), 1)
+    along = [i / count for i in range(count + 1)]
+    middles = [(start[0] + t * (end[0] - start[0]), start[1] + t * (end[1] - start[1])) for t in along]
+    return [Bbox.from_bounds(x - dot / 2, y - dot / 2, dot, dot) for x, y in middles]
+
+
 def _write(
     ax: Axes,
     points: Sequence[ReadPoint],
     labels: Sequence[tuple[str, ReadPoint, bool]],
     front: Sequence[tuple[float, float]],
 ) -> None:
-    """Names, then numbers, each at the nearest place around its point that covers the least of all that is drawn."""
+    """Names, then numbers, each at the nearest place around its point that covers the least of all that is drawn.
+
+    The thin line to its point counts, too: that it covers no name, and no name it.
+    """
     ax.figure.draw_without_rendering()  # type: ignore[union-attr]  # lays out: places are pixels after it
     dot = ax.figure.dpi / 72
     at = {id(point): ax.transData.transform((100 * point.share, point.kl)) for point in points}
     taken = [Bbox.from_bounds(x - 3 * dot, y - 3 * dot, 6 * dot, 6 * dot) for x, y in at.values()]
     taken += [*_bar_boxes(ax, points), *_stairs(ax, front)]
+    written: list[Bbox] = []
     for words, point, is_number in labels:
         x, y = at[id(point)]
         colour = GREY if is_number else look_of(point.variant.method).colour
@@ -129,7 +141,10 @@ def _write(
             outside = not (
                 ax.bbox.x0 <= box.x0 and box.x1 <= ax.bbox.x1 and ax.bbox.y0 <= box.y0 and box.y1 <= ax.bbox.y1
             )
-            tries.append((outside + sum(box.overlaps(other) for other in taken), r, box, centre))
-        _, _, box, centre = min(tries, key=lambda entry: entry[:2])
-        taken.append(box)
+            line = _leader((x, y), centre, dot)
+            crossed = sum(any(part.overlaps(other) for part in line) for other in written)
+            tries.append((outside + crossed + sum(box.overlaps(other) for other in taken), r, box, centre, line))
+        _, _, box, centre, line = min(tries, key=lambda entry: entry[:2])
+        taken += [box, *(part for part in line if not part.overlaps(box))]
+        written.append(box)
         text.set_position(((centre[0] - x) / dot, (centre[1] - y) / dot))

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
-from matplotlib.text import Text
+from matplotlib.text import Annotation, Text
 from resa_bench.plots.style import END_LABEL, SMALL_PT
 
 
@@ -58,3 +58,19 @@ def readable(fig: Figure) -> None:
         boxes = sorted((Text.get_window_extent(t) for t in ax.texts if t.get_gid() == END_LABEL), key=lambda b: b.y0)
         assert len(ends) <= 5
         assert all(below.y1 <= above.y0 + 1 for below, above in pairwise(boxes))
+        assert crossed(ax) == []
+
+
+def crossed(ax: Axes) -> list[tuple[str, str]]:
+    """Names at points or lines' ends whose thin line runs through another name, and that name. After drawing."""
+    names = [text for text in ax.texts if isinstance(text, Annotation)]
+    pairs = []
+    for name in names:
+        if name.arrow_patch is None:
+            continue
+        line = name.arrow_patch.get_transform().transform_path(name.arrow_patch.get_path())
+        for other in names:
+            box = Text.get_window_extent(other).padded(-1)
+            if other is not name and line.intersects_bbox(box, filled=False):
+                pairs.append((name.get_text(), other.get_text()))
+    return pairs
