@@ -26,10 +26,10 @@ def test_every_part_runs_once_and_is_published(tmp_path: Path) -> None:
     assert reference(tmp_path, launch).run(ORDER, None) == 0
     assert launch.parts == ["echo", "echo-seeded", "other"]
     assert cases(tmp_path / "results/echo.jsonl.gz") == ["echo-0", "echo-1", "echo-seeded-0", "echo-seeded-1"]
-    assert launch.commands[2][:3] == ["other", "--from", f"{tmp_path}/work/echo/echo.jsonl"]
+    assert launch.commands[2][:3] == ["other", "--from", str(tmp_path / "work" / "echo" / "echo.jsonl")]
     record = json.loads((tmp_path / "results/manifest.json").read_text())
     assert (record["commit"], record["dirty"], record["minutes"]) == (FIRST.commit, False, 12.0)
-    assert record["parts"]["echo"]["command"] == f"resa-bench echo --output {tmp_path}/work/echo"
+    assert record["parts"]["echo"]["command"] == f"resa-bench echo --output {tmp_path / 'work' / 'echo'}"
     assert record["parts"]["echo-seeded"]["rows"] == 2
     assert set(record["files"]) == {"echo.jsonl.gz", "other.jsonl.gz"}
     again = FakeLaunch()

@@ -11,6 +11,7 @@ from .nvrtc import call_driver, compile_cubin, load
 
 PROBE = b'extern "C" __global__ void probe() {}'
 PROBE_SHARED_BYTES = 120 * 1024  # over half of a multiprocessor's: one CTA on each
+RESERVED_BYTES = 1024  # of a multiprocessor's shared memory, that the system takes for each CTA
 MAX_CLUSTER = 16  # CTAs; over 8 not every GPU offers, which the query tells
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,8 +55,3 @@ def kernel(
         function = load(device, cubin, KERNEL, shared_bytes)
         _loaded[key] = Kernel(Loaded(function, device, threads, shared_bytes, cooperative), ctas)
     return _loaded[key]
-
-
-def pointers(structure: ctypes.Structure) -> ctypes.Array[ctypes.c_void_p]:
-    """The array that a launch takes, of a kernel whose one argument is `structure`; keep both alive while it runs."""
-    return (ctypes.c_void_p * 1)(ctypes.addressof(structure))

@@ -19,7 +19,6 @@ CTA_BYTES_A_US, EXCHANGE_US, SEARCH_US = 66_000, 1.6, 0.001  # on an H200: `arra
 OUT_WORDS = 2048  # of the output, that a warp keeps in registers; half where two CTAs share a multiprocessor
 LOADS = {1: 16, 2: 8}  # under way in a lane while scoring, by CTAs that share a multiprocessor and its registers
 NARROW_BLOCKS = 65535  # of a row, that the search counts in 16 bits
-RESERVED_BYTES = 1024  # of a multiprocessor's shared memory, that the system takes for each CTA
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +149,7 @@ def fitting(cache: KVCache, group: int, config: SparseConfig, size: int, cluster
     for layout in layouts:
         if cache.in_fp8 and cache.head_dim // layout.split < FP8_HEAD_DIMS[0]:
             continue
-        if layout.resident * (layout.shared_bytes + RESERVED_BYTES) <= room + RESERVED_BYTES:
+        if layout.resident * (layout.shared_bytes + occupancy.RESERVED_BYTES) <= room + occupancy.RESERVED_BYTES:
             return layout
     raise ValueError(
         f"cache: its rows of {cache.capacity} tokens need {layouts[-1].shared_bytes} bytes of shared memory in the "

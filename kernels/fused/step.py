@@ -12,6 +12,7 @@ from ..attention.summaries import Summaries, check_new
 from ..cache import KVCache
 from ..checks import check_tensor
 from ..config import AttentionShape, SparseConfig
+from ..cuda import nvrtc
 from ..method import StepTensors
 from ..workspace import Workspace
 from . import compiler
@@ -155,7 +156,7 @@ def enqueued(
     )
     ctas = layout.cluster * layout.clusters
     kernel = compiler.kernel(cache.device, settings, ctas, THREADS, layout.shared_bytes, layout.clusters > 1)
-    parameters = compiler.pointers(arguments)
+    parameters = nvrtc.addresses(arguments)
     address, rows = ctypes.addressof(parameters), cache.batch * cache.kv_heads
     held = (*held, arguments, parameters, step, cache, exchange, epochs)
 

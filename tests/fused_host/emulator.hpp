@@ -1,4 +1,4 @@
-// The fused step on a CPU: what kernels/fused/device.cuh gives it on a GPU, and what CUDA itself does, in plain C++.
+// The fused step on a CPU: what kernels/cuda/device.cuh gives it on a GPU, and what CUDA itself does, in plain C++.
 //
 // A CUDA thread is a coroutine; it runs until it waits for others (a barrier, a collective of its warp, bytes from
 // another CTA). Which one runs next is drawn from a seed; now and then a warp stands still until no other gets on. What is

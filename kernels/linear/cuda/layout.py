@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from ...config import ceil_div
+from ...cuda.occupancy import RESERVED_BYTES
 from ..int4 import NIBBLES, count_blocks
 
 TILE, CHUNK_WORDS = 16, 32  # weight rows; words of a row
 MIN_WARPS, MAX_WARPS, MAX_CLUSTER = 4, 8, 8
 SLOTS = 2  # of a warp's ring; three and four were slower (docs/notes/linear.md)
-RESERVED_BYTES = 1024  # of shared memory, a CTA
 
 
 @dataclass(frozen=True, slots=True)
