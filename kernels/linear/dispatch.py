@@ -1,8 +1,8 @@
 """Linear layers of a decoder, with what stands around them: RMSNorm before, SwiGLU, bias or residual after.
 
 A decode step multiplies one to sixteen rows with every weight of the model: it is bound by the weights' bytes, so a
-small-rows kernel fuses the neighbours into one launch (`small_linear`, `int4_linear`, `fp8_small`; `cuda` to eight rows
-of 4 bits, where it runs). More rows (rectification, prefill) go through the library's matrix product, or, with 4-bit
+small-rows kernel fuses the neighbours into one launch (`small_linear`, `int4_linear`, `fp8_small`; `cuda` with 4 bits,
+where it runs). More rows (rectification, prefill) go through the library's matrix product, or, with 4-bit
 and 8-bit weights, through `int4_rows` and `fp8_rows`. `linear` chooses.
 Weights that other products hold, too, go to whichever was measured to be the best (`chosen`).
 """

@@ -35,8 +35,8 @@ __device__ __forceinline__ float over_rms(const Arguments& a, float squares) {
 // ---- a cluster: CTA (tile % CLUSTER) finishes a tile, and gets the others' sums of it into its shared memory
 
 __device__ __forceinline__ void send_tile(char* memory, u32 arrival, int rank, int tile, const float (&value)[HALVES][4],
-                                          int lane) {
-  const int owner = tile % CLUSTER, at = (tile / CLUSTER * CLUSTER + rank) * SHARE + 4 * lane;
+                                          int e) {
+  const int owner = tile % CLUSTER, at = (tile / CLUSTER * CLUSTER + rank) * SHARE + e;
   const u32 to = in_cta(shared_address(memory + SUMS_AT + 4 * at), owner), barrier = in_cta(arrival, owner);
 #pragma unroll
   for (int half = 0; half < HALVES; half++) {
@@ -47,33 +47,38 @@ __device__ __forceinline__ void send_tile(char* memory, u32 arrival, int rank, i
 }
 
 __device__ __forceinline__ void send_squares(char* memory, u32 arrival, int rank, float squares, int row) {
-  const u32 to = shared_address(memory + EXCHANGE_AT + 32 * rank + 4 * row);
+  const u32 to = shared_address(memory + EXCHANGE_AT + 4 * (ROWS * rank + row));
   for (int cta = 0; cta < CLUSTER; cta++) send(in_cta(to, cta), __float_as_uint(squares), in_cta(arrival, cta));
 }
 
 __device__ __forceinline__ void finish_cluster(const Arguments& a, char* memory, u32 arrival, int rank, int first, int last,
                                                int tiles) {
   constexpr int PER = (OWNED * VALUES + THREADS - 1) / THREADS;
+  constexpr int TOGETHER = PER < 16 ? PER : 16;  // values of a thread: all of a head's would be 320 KB of code
   const int values = (tiles - rank + CLUSTER - 1) / CLUSTER * VALUES;
   auto row_of = [&](int i) { return first + TILE * (i / VALUES * CLUSTER + rank); };
-  Addends added[PER];
+  int start = threadIdx.x;
+  do {  // once even where this CTA finishes no tile: it must not end before the others have sent their squares
+    Addends added[TOGETHER];
 #pragma unroll
-  for (int k = 0; k < PER; k++) {
-    const int i = threadIdx.x + k * THREADS;
-    if (i < values) added[k].load(a, row_of(i), i % VALUES, last);
-  }
-  await_bytes(arrival);
-#pragma unroll
-  for (int k = 0; k < PER; k++) {
-    const int i = threadIdx.x + k * THREADS, e = i % VALUES;
-    if (i >= values) continue;
-    float value[HALVES] = {}, squares = 0;
-    for (int cta = 0; cta < CLUSTER; cta++) {
-      const float* sums = reinterpret_cast<const float*>(memory + SUMS_AT) + (i / VALUES * CLUSTER + cta) * SHARE + e;
-#pragma unroll
-      for (int half = 0; half < HALVES; half++) value[half] += sums[half * VALUES];
-      if (a.norm) squares += reinterpret_cast<const float*>(memory + EXCHANGE_AT)[8 * cta + x_row(e)];
+    for (int k = 0; k < TOGETHER; k++) {
+      const int i = start + k * THREADS;
+      if (i < values) added[k].load(a, row_of(i), i % VALUES, last);
     }
-    finish(a, added[k], value[0], value[HALVES - 1], over_rms(a, squares), row_of(i), e, last);
-  }
+    await_bytes(arrival);
+#pragma unroll
+    for (int k = 0; k < TOGETHER; k++) {
+      const int i = start + k * THREADS, e = i % VALUES;
+      if (i >= values) continue;
+      float value[HALVES] = {}, squares = 0;
+      for (int cta = 0; cta < CLUSTER; cta++) {
+        const float* sums = reinterpret_cast<const float*>(memory + SUMS_AT) + (i / VALUES * CLUSTER + cta) * SHARE + e;
+#pragma unroll
+        for (int half = 0; half < HALVES; half++) value[half] += sums[half * VALUES];
+        if (a.norm) squares += reinterpret_cast<const float*>(memory + EXCHANGE_AT)[ROWS * cta + x_row(e)];
+      }
+      finish(a, added[k], value[0], value[HALVES - 1], over_rms(a, squares), row_of(i), e, last);
+    }
+    start += TOGETHER * THREADS;
+  } while (start < values);
 }

@@ -1,4 +1,4 @@
-// One to eight rows of x times a weight in 4 bits, with RMSNorm, bias, SwiGLU and residual in the same launch.
+// One to sixteen rows of x times a weight in 4 bits, with RMSNorm, bias, SwiGLU and residual in the same launch.
 //
 // Weights depend on nothing that the kernel before writes. So each warp fills its ring of them first, then waits for x:
 // the chip reads weights while the kernel before ends. The rest is one loop over the tiles of a CTA.
@@ -33,16 +33,18 @@ __device__ __forceinline__ void unpack_words(u32 w, u32 nibbles, u32 (&q)[4]) {
 #endif
 }
 
-// This warp's part of 16 weight rows times x.
-__device__ __forceinline__ void multiply_slot(const char* slot, const Operand& o, u32 nibbles, int lane, float (&sum)[4]) {
+// This warp's part of 16 weight rows times x, of each eight.
+__device__ __forceinline__ void multiply_slot(const char* slot, const Operand& o, u32 nibbles, int lane,
+                                              float (&sum)[EIGHTS][4]) {
   const int row = 2 * mixed(lane / 4), t = lane % 4;
   const char* words = slot + row * PITCH + 16 * t;
   const int swap = SWAPPED && row & 4 ? 64 : 0;
   const char* scales = slot + TILE * PITCH + 4 * row;
-  sum[0] = sum[1] = sum[2] = sum[3] = 0;
+#pragma unroll
+  for (int e = 0; e < EIGHTS; e++) sum[e][0] = sum[e][1] = sum[e][2] = sum[e][3] = 0;
 #pragma unroll
   for (int p = 0; p < PARTS; p++) {
-    float products[4][4] = {};
+    float products[4][EIGHTS][4] = {};
 #pragma unroll
     for (int j = p * PART_CHUNKS; j < (p + 1) * PART_CHUNKS; j++) {
       const char* chunk = words + 64 * j + (j % 2 ? -swap : swap);
@@ -55,8 +57,10 @@ __device__ __forceinline__ void multiply_slot(const char* slot, const Operand& o
         for (int i = 0; i < 4; i++) unpack_words(own[i % 2][2 * half + i / 2], nibbles, q[i]);
 #pragma unroll
         for (int g = 0; g < 4; g++)
-          multiply(products[g], q[0][g], q[1][g], q[2][g], q[3][g], o.values[j][g][2 * half],
-                   o.values[j][g][2 * half + 1]);
+#pragma unroll
+          for (int e = 0; e < EIGHTS; e++)
+            multiply(products[g][e], q[0][g], q[1][g], q[2][g], q[3][g], o.values[e][j][g][2 * half],
+                     o.values[e][j][g][2 * half + 1]);
       }
     }
 #pragma unroll
@@ -65,10 +69,12 @@ __device__ __forceinline__ void multiply_slot(const char* slot, const Operand& o
       float2 even = unpack(pairs.x), odd = unpack(pairs.y);  // scale and zero
       if (OFFSET) even.y = fmaf(-OFFSET, even.x, even.y), odd.y = fmaf(-OFFSET, odd.x, odd.y);
 #pragma unroll
-      for (int i = 0; i < 2; i++) {
-        sum[i] = fmaf(products[g][i], even.x, fmaf(o.sums[p][g][i], even.y, sum[i]));
-        sum[2 + i] = fmaf(products[g][2 + i], odd.x, fmaf(o.sums[p][g][i], odd.y, sum[2 + i]));
-      }
+      for (int e = 0; e < EIGHTS; e++)
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+          sum[e][i] = fmaf(products[g][e][i], even.x, fmaf(o.sums[e][p][g][i], even.y, sum[e][i]));
+          sum[e][2 + i] = fmaf(products[g][e][2 + i], odd.x, fmaf(o.sums[e][p][g][i], odd.y, sum[e][2 + i]));
+        }
     }
   }
 }
@@ -97,7 +103,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
       barrier_init(arrival);
       publish_barriers();
       const int owned = (tiles - rank + CLUSTER - 1) / CLUSTER;
-      expect_bytes(arrival, CLUSTER * (owned * SHARE * 4 + (a.norm ? 32 : 0)));
+      expect_bytes(arrival, CLUSTER * (owned * SHARE * 4 + (a.norm ? 4 * ROWS : 0)));
     }
     sync_warp();
     cluster_arrive();
@@ -124,8 +130,11 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
     sync_warp();
     load_values(a, unit, lane, o);
     if (a.norm) {
-      const float of_row = weigh(own, lane, o);
-      if (row_by_itself(lane)) squares[8 * warp + lane / 4] = of_row;
+#pragma unroll
+      for (int e = 0; e < EIGHTS; e++) {
+        const float of_row = weigh(own, lane, e, o);
+        if (row_by_itself(lane)) squares[ROWS * warp + 8 * e + lane / 4] = of_row;
+      }
       sync_warp();
     }
     sum_groups(o);
@@ -140,7 +149,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
     int slot = 0;
 #pragma unroll 1
     for (int tile = 0; tile < tiles; tile++) {
-      float sum[HALVES][4];
+      float sum[HALVES][EIGHTS][4];
 #pragma unroll
       for (int half = 0; half < HALVES; half++) {
         ring.await();
@@ -153,48 +162,63 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
         if (++slot == SLOTS) slot = 0;
       }
       if (tile >= 2) sync_threads_of(READ + tile % 2, meeting);
+      float4* shares = reinterpret_cast<float4*>(own) + tile % 2 * HALVES * EIGHTS * 32 + lane;
 #pragma unroll
       for (int half = 0; half < HALVES; half++)
-        reinterpret_cast<float4*>(own)[(tile % 2 * HALVES + half) * 32 + lane] = {sum[half][0], sum[half][1],
-                                                                                sum[half][2], sum[half][3]};
+#pragma unroll
+        for (int e = 0; e < EIGHTS; e++) {
+          const float (&y)[4] = sum[half][e];
+          shares[(half * EIGHTS + e) * 32] = {y[0], y[1], y[2], y[3]};
+        }
       arrive_at(WRITTEN + tile % 2, meeting);
     }
   }
   if (warp == WARPS) {
-    float rms[2] = {1, 1};
+    float rms[EIGHTS][2];
+#pragma unroll
+    for (int e = 0; e < EIGHTS; e++) rms[e][0] = rms[e][1] = 1;
 #pragma unroll 1
     for (int tile = 0; tile < tiles; tile++) {
       const int row = first + TILE * tile;
-      Addends added[4];
+      Addends added[EIGHTS][4];
       if (CLUSTER == 1)
 #pragma unroll
-        for (int i = 0; i < 4; i++) added[i].load(a, row, 4 * lane + i, last);
+        for (int e = 0; e < EIGHTS; e++)
+#pragma unroll
+          for (int i = 0; i < 4; i++) added[e][i].load(a, row, e * EIGHT + 4 * lane + i, last);
       sync_threads_of(WRITTEN + tile % 2, meeting);
-      const char* shares = memory + SHARES_AT + tile % 2 * 4 * SHARE + 16 * lane;
-      float value[HALVES][4] = {};
-#pragma unroll
-      for (int w = 0; w < WARPS; w++)
-        if (w < units)
-#pragma unroll
-          for (int half = 0; half < HALVES; half++) {
-            const float4 share = *reinterpret_cast<const float4*>(shares + w * OWN_BYTES + half * 4 * VALUES);
-            value[half][0] += share.x, value[half][1] += share.y, value[half][2] += share.z, value[half][3] += share.w;
-          }
       if (tile == 0 && a.norm) {
 #pragma unroll
-        for (int i = 0; i < 2; i++) {
-          rms[i] = 0;
-          for (int w = 0; w < units; w++) rms[i] += squares[8 * w + lane % 4 * 2 + i];
-          if (CLUSTER == 1) rms[i] = over_rms(a, rms[i]);
-          if (CLUSTER > 1 && lane < 4) send_squares(memory, arrival, rank, rms[i], lane * 2 + i);
-        }
-      }
-      if (tile + 2 < tiles) arrive_at(READ + tile % 2, meeting);
-      if (CLUSTER > 1) send_tile(memory, arrival, rank, tile, value, lane);
-      else
+        for (int e = 0; e < EIGHTS; e++)
 #pragma unroll
-        for (int i = 0; i < 4; i++)
-          finish(a, added[i], value[0][i], value[HALVES - 1][i], rms[i % 2], row, 4 * lane + i, last);
+          for (int i = 0; i < 2; i++) {
+            const int x = 8 * e + lane % 4 * 2 + i;
+            rms[e][i] = 0;
+            for (int w = 0; w < units; w++) rms[e][i] += squares[ROWS * w + x];
+            if (CLUSTER == 1) rms[e][i] = over_rms(a, rms[e][i]);
+            if (CLUSTER > 1 && lane < 4) send_squares(memory, arrival, rank, rms[e][i], x);
+          }
+      }
+      const char* shares = memory + SHARES_AT + tile % 2 * 4 * SHARE + 16 * lane;
+#pragma unroll
+      for (int e = 0; e < EIGHTS; e++) {
+        float value[HALVES][4] = {};
+#pragma unroll
+        for (int w = 0; w < WARPS; w++)
+          if (w < units)
+#pragma unroll
+            for (int half = 0; half < HALVES; half++) {
+              const int at = w * OWN_BYTES + 4 * (half * VALUES + e * EIGHT);
+              const float4 share = *reinterpret_cast<const float4*>(shares + at);
+              value[half][0] += share.x, value[half][1] += share.y, value[half][2] += share.z, value[half][3] += share.w;
+            }
+        if (e == EIGHTS - 1 && tile + 2 < tiles) arrive_at(READ + tile % 2, meeting);
+        if (CLUSTER > 1) send_tile(memory, arrival, rank, tile, value, e * EIGHT + 4 * lane);
+        else
+#pragma unroll
+          for (int i = 0; i < 4; i++)
+            finish(a, added[e][i], value[0][i], value[HALVES - 1][i], rms[e][i % 2], row, e * EIGHT + 4 * lane + i, last);
+      }
     }
   }
   if (CLUSTER > 1) finish_cluster(a, memory, arrival, rank, first, last, tiles);

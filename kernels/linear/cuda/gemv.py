@@ -19,7 +19,7 @@ from ..small_linear import check_small
 from ..weights import Norm
 from .layout import Layout, lay_out
 
-MAX_ROWS = 8  # that the second operand of the matrix units has room for
+MAX_ROWS = 16  # whose values registers hold
 MIN_CAPABILITY = (9, 0)
 FOLDER = Path(__file__).parent
 MAIN, KERNEL = "gemv.cu", "int4_gemv"
@@ -48,13 +48,13 @@ def runs_on(device: torch.device) -> bool:
 
 
 @cache
-def layout_of(depth: int, group: int, columns: int, swiglu: bool, device: torch.device) -> Layout | None:
+def layout_of(rows: int, depth: int, group: int, columns: int, swiglu: bool, device: torch.device) -> Layout | None:
     """Of a product on a device; None: not served."""
 
     def at_once(cluster: int) -> int:
         return sm_count(device) if cluster == 1 else occupancy.clusters_at_once(device, cluster)
 
-    return lay_out(depth, group, columns, swiglu, at_once, shared_memory(device))
+    return lay_out(rows, depth, group, columns, swiglu, at_once, shared_memory(device))
 
 
 def serves(x: Tensor, weight: Int4Weight, norm: Norm | None, swiglu: bool) -> bool:
@@ -64,7 +64,8 @@ def serves(x: Tensor, weight: Int4Weight, norm: Norm | None, swiglu: bool) -> bo
     """
     if not 1 <= x.shape[0] <= MAX_ROWS or not runs_on(x.device):
         return False
-    if layout_of(weight.depth, weight.group, weight.shape[0] // (2 if swiglu else 1), swiglu, x.device) is None:
+    columns = weight.shape[0] // (2 if swiglu else 1)
+    if layout_of(x.shape[0], weight.depth, weight.group, columns, swiglu, x.device) is None:
         return False
     starts = [x.data_ptr(), x.stride(0) * x.element_size(), weight.words.data_ptr(), weight.scales.data_ptr()]
     return not any(start % ALIGNED_BYTES for start in (*starts, 0 if norm is None else norm.weight.data_ptr()))
@@ -79,18 +80,18 @@ def int4_gemv(
     swiglu: bool = False,
     out: Tensor | None = None,
 ) -> Tensor:
-    """`linear` of 1 to 8 rows with 4-bit weights in one launch; arguments as there, and `out` to write into.
+    """`linear` of 1 to 16 rows with 4-bit weights in one launch; arguments as there, and `out` to write into.
 
     Weight and norm are read before the kernel before has ended: none that lets its successor in early may write them.
 
     Raises:
-        TypeError, ValueError: a tensor's dtype, shape, device or strides; more than 8 rows; what it does not serve.
+        TypeError, ValueError: a tensor's dtype, shape, device or strides; more than 16 rows; what it does not serve.
     """
     check_int4(x, weight)
     out = check_small(x, weight.shape, weight.bias, norm, residual, swiglu, out, MAX_ROWS)
     if not serves(x, weight, norm, swiglu):
         raise ValueError("x, weight: not served by the CUDA kernel; take int4_small_linear")
-    layout = layout_of(weight.depth, weight.group, out.shape[1], swiglu, x.device)
+    layout = layout_of(x.shape[0], weight.depth, weight.group, out.shape[1], swiglu, x.device)
     assert layout is not None
     enqueue(layout, x, weight, norm, residual, out)
     return out

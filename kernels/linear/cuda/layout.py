@@ -10,7 +10,9 @@ from ...cuda.occupancy import RESERVED_BYTES
 from ..int4 import NIBBLES, count_blocks
 
 TILE, CHUNK_WORDS = 16, 32  # weight rows; words of a row
-MIN_WARPS, MAX_WARPS, MAX_CLUSTER = 4, 8, 8
+EIGHT = 8  # rows of x: the columns of a matrix product
+MIN_WARPS, MAX_CLUSTER = 4, 8
+MAX_WARPS = {1: 8, 2: 7}  # by eights of rows: two take up to 255 registers a lane, and a warp besides sums
 SLOTS = 2  # of a warp's ring; three and four were slower (docs/notes/linear.md)
 
 
@@ -18,6 +20,7 @@ SLOTS = 2  # of a warp's ring; three and four were slower (docs/notes/linear.md)
 class Layout:
     """A product's layout; the fields without a comment are the constants of layout.cuh."""
 
+    eights: int
     group: int
     depth: int
     columns: int  # N
@@ -60,9 +63,10 @@ class Layout:
     @property
     def shared_bytes(self) -> int:
         """Of a CTA, as layout.cuh adds them up."""
-        share = self.halves * TILE * 8
+        share = self.halves * TILE * EIGHT * self.eights
         own = max(8 * share, 256 * self.chunks)
-        sums = self.warps * (self.slots * self.slot_bytes + own + 32) + 16 + 32 * self.cluster
+        squares = 4 * EIGHT * self.eights
+        sums = self.warps * (self.slots * self.slot_bytes + own + squares) + 16 + squares * self.cluster
         return sums + (4 * self.owned * self.cluster * share if self.cluster > 1 else 0)
 
     @property
@@ -73,29 +77,31 @@ class Layout:
     def constants(self, fp16: bool) -> Mapping[str, int]:
         """What the kernel is compiled with."""
         return {
-            "GROUP": self.group, "DEPTH": self.depth, "CHUNKS": self.chunks, "WARPS": self.warps,
-            "CLUSTER": self.cluster, "HALVES": self.halves, "SLOTS": self.slots,
+            "EIGHTS": self.eights, "GROUP": self.group, "DEPTH": self.depth, "CHUNKS": self.chunks,
+            "WARPS": self.warps, "CLUSTER": self.cluster, "HALVES": self.halves, "SLOTS": self.slots,
             "OWNED": self.owned if self.cluster > 1 else 1, "FP16": int(fp16), "SHARED_BYTES": self.shared_bytes,
         }  # fmt: skip
 
 
 def lay_out(
-    depth: int, group: int, columns: int, swiglu: bool, at_once: Callable[[int], int], shared_bytes: int
+    rows: int, depth: int, group: int, columns: int, swiglu: bool, at_once: Callable[[int], int], shared_bytes: int
 ) -> Layout | None:
-    """The layout of a product of `columns` results a row, half as many as weight rows with `swiglu`; None: not served.
+    """The layout of a product of `rows` rows of x, 1 to 16; None: not served.
 
     Units are as large as registers allow, since what a unit does for each tile counts less then. No multiprocessor gets
     two CTAs, whatever ran before: shares are fixed, and the last CTA counts.
 
     Args:
+        columns: results a row: half as many as weight rows with `swiglu`.
         at_once: clusters of so many CTAs that run at the same time, with a CTA a multiprocessor.
         shared_bytes: that a CTA may take.
     """
     row_chunks = count_blocks(depth, group) * group // CHUNK_WORDS
+    eights = ceil_div(rows, EIGHT)
     sizes = (2, 1) if group == CHUNK_WORDS else (4, 2, 1)
     chunks = next((size for size in sizes if row_chunks > MIN_WARPS * size), 1)
     units = ceil_div(row_chunks, chunks)
-    cluster = ceil_div(units, MAX_WARPS)
+    cluster = ceil_div(units, MAX_WARPS[eights])
     if columns % 4 or not columns or cluster > MAX_CLUSTER or not at_once(cluster):
         return None
     warps = ceil_div(units, cluster)
@@ -103,5 +109,5 @@ def lay_out(
     if cluster == 1:  # as many as take whole tiles: more would not make the longest share shorter
         clusters = ceil_div(columns, ceil_div(columns, TILE * clusters) * TILE)
     least = (shared_bytes + RESERVED_BYTES) // 2  # and those reserved: over half of a multiprocessor's
-    layout = Layout(group, depth, columns, 2 if swiglu else 1, chunks, warps, cluster, clusters, least)
+    layout = Layout(eights, group, depth, columns, 2 if swiglu else 1, chunks, warps, cluster, clusters, least)
     return layout if layout.shared_bytes <= shared_bytes else None
