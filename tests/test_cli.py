@@ -223,13 +223,13 @@ def test_methods_says_what_runs_here_and_why_not(capsys: pytest.CaptureFixture[s
     class Elsewhere(TorchDense):
         @classmethod
         def unavailable(cls, shape: AttentionShape, dtype: torch.dtype, device: torch.device) -> str | None:
-            return "no such module; pip install 'resa-bench[quantum]'"
+            return "no such module; pip install -e '.[quantum]'"
 
     main(["doctor"])
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.split()}
     assert set(registered()) <= set(lines)
     assert "no such module" in lines["elsewhere"]
-    assert "pip install 'resa-bench[quantum]'" in lines["elsewhere"]
+    assert "pip install -e '.[quantum]'" in lines["elsewhere"]
     assert "sparse, ready" in lines["resa-torch"]
 
 

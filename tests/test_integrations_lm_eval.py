@@ -10,8 +10,8 @@ import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 pytest.importorskip("transformers", minversion="5.20")
-pytest.importorskip("lm_eval", reason="pip install 'resa-bench[lm-eval]'")
-pytest.importorskip("accelerate", reason="pip install 'resa-bench[lm-eval]'")
+pytest.importorskip("lm_eval", reason="pip install -e '.[lm-eval]'")
+pytest.importorskip("accelerate", reason="pip install -e '.[lm-eval]'")
 
 from lm_eval import simple_evaluate
 from lm_eval.api.registry import get_model

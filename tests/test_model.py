@@ -264,3 +264,5 @@ def test_unknown_names_are_told() -> None:
         ValueError, match=r"got 'gpt-5', allowed are qwen2.5-7b, .*smollm2-135m, a folder .* \.gguf file"
     ):
         load_decoder("gpt-5", **FP32)
+    with pytest.raises(ValueError, match=r"got './gone': no such file or folder, allowed are"):
+        load_decoder("./gone", **FP32)

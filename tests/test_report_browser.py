@@ -18,7 +18,7 @@ from report_rows import HARM, kernels, study
 from resa_bench.plots.report.page import write_report
 from resa_bench.suites.core.results import append
 
-playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install 'resa-bench[browser]'")
+playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install -e '.[browser]'")
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 CHROMIUM = next((path for name in NAMES if (path := shutil.which(name))), None)

@@ -184,7 +184,7 @@ def test_the_portable_path_is_said() -> None:
 
 def test_report_shows_failures_and_skips_with_their_reasons() -> None:
     """Brackets in a reason are text, not the console's markup."""
-    install = "no such module; pip install 'resa-bench[fa3]'"
+    install = "no such module; pip install -e '.[fa3]'"
     rows = [
         row("sdpa-cudnn"),
         failed("resa", "failed", "RuntimeError: [enforce fail at alloc_cpu.cpp:117] [/tmp/x]"),

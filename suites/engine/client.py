@@ -62,4 +62,4 @@ def load_client(name: str) -> Client:
     try:
         return import_module(CLIENTS[name])  # type: ignore[return-value]
     except ModuleNotFoundError as error:
-        raise NotHere(f"--client {name}: {error.name} is not here; pip install 'resa-bench[{name}]'") from None
+        raise NotHere(f"--client {name}: {error.name} is not here; pip install -e '.[{name}]'") from None

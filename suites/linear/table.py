@@ -9,7 +9,7 @@ from rich.console import Console
 from ..core.report import main_launch, new_table, number, print_untimed, share
 from ..core.rows import Row
 
-COLUMNS = ("projection", "rows", "product", "us", "GB/s", "of floor", "over the best", "used of error bound")
+COLUMNS = ("projection", "rows", "product", "us", "GB/s", "of floor", "times the best's", "used of error bound")
 
 
 def print_report(rows: Sequence[Row], console: Console) -> None:

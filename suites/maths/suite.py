@@ -41,7 +41,7 @@ from .work import Item, Rank, repeat
 
 EXAMPLES = f"""examples:
   resa-bench maths                                     SmolLM2-135M on plain sums: shows that it works
-  resa-bench maths --quick                             two problems, two methods
+  resa-bench maths --quick                             four sums, two methods
   resa-bench maths --gsm-symbolic 100 --model ./checkpoint --max-tokens 2048 --batch 16
   resa-bench maths --problems mine.jsonl --samples 4   an object a line: problem (or question), answer, id
   torchrun --nproc-per-node 8 -m resa_bench.suites maths --problems ... --model ... --output runs/maths
@@ -58,7 +58,7 @@ set until there are 512 answers, with up to 16,384 new tokens at T 0.6, top-p 0.
 
 Answers are judged by math-verify in a process of its own, and are on the disk as soon as they are judged: the same
 command goes on where it was stopped, with any number of GPUs. An answer depends on seed, problem and sample alone, up
-to rounding, and all methods draw the same random numbers. Needs pip install 'resa-bench[maths]', which is math-verify
+to rounding, and all methods draw the same random numbers. Needs pip install -e '.[maths]', which is math-verify
 and {GSM_PACKAGE}."""
 
 CPU_TOKENS, QUICK_TOKENS, PAPER_TOKENS = 192, 96, 16384

@@ -33,7 +33,7 @@ from .run import run_case
 from .table import print_report
 
 EXAMPLES = """examples:
-  resa-bench micro                                     the default list (5 minutes on an H100)
+  resa-bench micro                                     the default list (six minutes on an H200)
   resa-bench micro --quick                             two short cases
   resa-bench micro --context 64K 256K --batch 4        these cases, whatever the list
   resa-bench micro --method resa quest sdpa-cudnn      these methods only

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -123,7 +124,7 @@ def _transformers(folder: Path, fault: str = "") -> Any:
     try:
         return import_module(FALLBACK)
     except ModuleNotFoundError as error:
-        asked = f"{error.name} would run it: pip install 'resa-bench[transformers]'"
+        asked = f"{error.name} would run it: pip install -e '.[transformers]'"
         raise ValueError(f"{fault or folder}; {asked}") from None
 
 
@@ -140,10 +141,16 @@ def _locate(name_or_path: str) -> tuple[Path | GGUFModel, str]:
         return path, f"Hugging Face folder {path.resolve().name}"
     if path.suffix == ".gguf":
         return _gguf(path), f"GGUF file {path.name}"
+    absent = ": no such file or folder" if is_path(name_or_path) and not path.exists() else ""
     raise ValueError(
-        f"model: got {shown(name_or_path)}, allowed are {', '.join((*MODELS, smollm.NAME))}, "
+        f"model: got {shown(name_or_path)}{absent}, allowed are {', '.join((*MODELS, smollm.NAME))}, "
         "a folder with config.json and *.safetensors, a .gguf file"
     )
+
+
+def is_path(name: str) -> bool:
+    """Whether it is meant as a path, not as the name of a preset."""
+    return name.startswith((".", "~")) or os.sep in name
 
 
 def _gguf(path: Path, name: str | None = None) -> GGUFModel:

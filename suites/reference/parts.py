@@ -74,6 +74,11 @@ def choose(known: Sequence[Step], names: Iterable[str]) -> list[Step]:
     return [step for step in known if not names or step.name in names or step.owner in names]
 
 
+def usual_machine(device_type: str) -> str:
+    """Where the expected minutes of parts were measured."""
+    return "an H200" if device_type == "cuda" else "two cores"
+
+
 def total_minutes(chosen: Iterable[Step], device_type: str) -> float:
     """Expected of parts in one call: those that run side by side take as long as the longest of them."""
     chosen = list(chosen)

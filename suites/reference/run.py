@@ -20,7 +20,7 @@ from rich.console import Console
 
 from ..core.exits import INTERRUPTED
 from .manifest import FAILED, INCOMPLETE, OK, STOPPED, Manifest, PartRecord, Sources, is_intact
-from .parts import Step, is_side_by_side
+from .parts import Step, is_side_by_side, usual_machine
 from .publish import lines_of, publish, publish_kept, restore
 
 POLL_S = 0.5  # within which Ctrl-C is heard while parts run side by side
@@ -120,7 +120,8 @@ class Reference:
         """Run parts side by side; each is published as soon as it has ended."""
         for step in steps:
             expected, log = step.part.minutes(self.device.type), self._log(step)
-            self._say(f"{step.name}: about {expected:g} minutes on the usual machine; its output goes to {log}")
+            where = usual_machine(self.device.type)
+            self._say(f"{step.name}: about {expected:g} minutes on {where}; its output goes to {log}")
         began, started_at = self.clock(), datetime.now(UTC).isoformat(timespec="seconds")
 
         def run(step: Step) -> int:

@@ -18,7 +18,7 @@ from ..core.spread import print_spread
 from .chip import describe_chip, describe_versions, folder_name
 from .join import join
 from .manifest import Manifest, Sources, read_manifest
-from .parts import Step, choose, steps, total_minutes
+from .parts import Step, choose, steps, total_minutes, usual_machine
 from .run import Reference
 
 EXAMPLES = """examples:
@@ -126,7 +126,7 @@ def print_parts(run: Reference, chosen: list[Step], console: Console) -> None:
     """Names, expected minutes, state, commands."""
     expected = [step.part.minutes(run.device.type) or 0.0 for step in chosen]
     in_all = total_minutes(chosen, run.device.type)
-    title = f"{len(chosen)} parts, about {in_all:.0f} minutes on the usual machine; into {run.output}"
+    title = f"{len(chosen)} parts, about {in_all:.0f} minutes on {usual_machine(run.device.type)}; into {run.output}"
     table = new_table(title, ("part", "minutes", "took", "state", "command"), ("part", "state", "command"))
     for step, minutes in zip(chosen, expected, strict=True):
         record = run.manifest.parts.get(step.name)

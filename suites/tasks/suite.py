@@ -27,7 +27,7 @@ EXAMPLES = """examples:
   resa-bench tasks --model ./checkpoint --full         a Hugging Face folder or a .gguf file
 
 Prompts are prefilled densely; what follows them, questions included, is decoded by the method, step by step. Dense
-decoding's own score stands first. Generated tasks need pip install 'resa-bench[tasks]', which is wonderwords; their
+decoding's own score stands first. Generated tasks need pip install -e '.[tasks]', which is wonderwords; their
 samples follow from --seed and are kept in the cache folder. A rerun goes on where the last one stopped (same device,
 commit and output folder); --fresh starts over."""
 

@@ -11,7 +11,7 @@ from importlib import metadata
 from ...kernels import Unsupported
 
 PACKAGE = "wonderwords"
-ADVICE = f"tasks with generated words need the package {PACKAGE}: pip install 'resa-bench[tasks]'"
+ADVICE = f"tasks with generated words need the package {PACKAGE}: pip install -e '.[tasks]'"
 
 
 @dataclass(frozen=True, slots=True)
