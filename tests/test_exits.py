@@ -136,6 +136,18 @@ def test_an_interruption_while_libraries_are_imported(
     assert capsys.readouterr().err == "resa-bench: interrupted\n"
 
 
+def test_a_library_that_is_not_here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from resa_bench.suites import __main__ as entry
+
+    class WithoutTorch(ModuleType):
+        def __getattr__(self, name: str) -> Any:
+            raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+    monkeypatch.setitem(sys.modules, "resa_bench.suites.cli", WithoutTorch("cli"))
+    assert entry.main() == UNUSABLE == entry.UNUSABLE
+    assert capsys.readouterr().err == "resa-bench: torch is not here; pip install -e . brings what is needed\n"
+
+
 # --- places -----------------------------------------------------------------------------------------------------------
 
 
