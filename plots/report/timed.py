@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...suites.core.report import main_launch
-from ...suites.core.rows import Row, digits
+from ...suites.core.rows import WHOLE_MODELS, Row, digits
 from ...suites.core.stages import WHOLE_STEPS
 from ..data import USUAL_LAYOUT
 from ..decode_data import setting as decode_setting
@@ -62,14 +62,20 @@ def _heads(row: Row) -> str:
 
 
 def setting_of(row: Row, with_heads: bool = True) -> str:
-    """What a panel of rows has in common beside model and batch, in words."""
+    """What a panel of rows has in common beside model and batch, in words.
+
+    Everything that makes two rows of a method at a context different cases; ranks are in the model's name.
+    """
     weights = f"{row.weight_dtype} weights" if row.weight_dtype else row.dtype or ""
+    dtype = row.dtype if row.weight_dtype and row.dtype not in (row.weight_dtype, "bf16") else None
     heads = _heads(row) if with_heads else ""
     layout = row.kv_layout if row.kv_layout != USUAL_LAYOUT else None
-    sampling = decode_setting(row).sampling if row.suite == "decode" else ""
+    sampling = decode_setting(row).sampling if row.suite in WHOLE_MODELS else ""
     prompt = row.selection_pattern if row.selection_pattern not in ("random", "synthetic") else None
-    cache = ("paged K/V" if row.paged else "", layout, "shared K/V" if row.shared_kv else "")
-    words = (weights, heads, *cache, prompt, sampling)
+    kv = f"{row.kv_dtype} K/V" if row.kv_dtype else ""
+    cache = ("paged K/V" if row.paged else "", kv, layout, "shared K/V" if row.shared_kv else "")
+    software = (f"{row.products} products" if row.products else "", f"inside {row.client}" if row.client else "")
+    words = (weights, dtype, heads, *cache, prompt, *software, sampling)
     return ", ".join(word for word in words if word)
 
 
