@@ -173,6 +173,12 @@ def test_a_step_counts_once_with_its_rectification(tmp_path: Path) -> None:
     assert {shown for stage, _, shown in whole if stage == "select"} == {1.0}
 
 
+def test_a_matrix_product_is_no_step(tmp_path: Path) -> None:
+    product = timed("linear", "torch", "total", 0, 9.0, selection_pattern=None)
+    data = made(tmp_path, product, timed("micro", "sdpa-cudnn", "total", 4096, 25.0))
+    assert column(data, "whole") == [0.0, 2.0]
+
+
 @pytest.mark.parametrize(
     ("columns", "words"),
     [

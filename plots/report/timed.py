@@ -84,9 +84,9 @@ def timed_columns(runs: Sequence[Sequence[Row]], places: Places) -> tuple[dict[s
 
     Columns beside ROW_COLUMNS and the lists': `run`; `way` (launch and cache); `usual` (1 for what tables show: the
     graph's launch, a cold cache); `time` (microseconds: the median, of whole models' steps the mean); `whole` (2: the
-    step with all that it costs, 1: without rectification); `bar` (1: a part of the step that no other part contains);
-    `least` and `most` (the interval of `ratio`); `rival` (the variant of the best dense method); `throttled`, `others`
-    (who else ran).
+    step with all that it costs, 1: without rectification, 0: a matrix product, which is no step and has no context);
+    `bar` (1: a part of the step that no other part contains); `least` and `most` (the interval of `ratio`); `rival`
+    (the variant of the best dense method); `throttled`, `others` (who else ran).
     """
     table: dict[str, list[Any]] = defaultdict(list)
     numbers: dict[int, int] = {}
@@ -129,9 +129,11 @@ def _step(row: Row) -> tuple[Any, ...]:
 
 
 def _whole(row: Row, step: Sequence[Row]) -> int | None:
-    """2: the step with all that it costs; 1: a step whose rectification another row adds; None: a part."""
+    """2: the step with all that it costs; 1: a step whose rectification another row adds; 0: no step; None: a part."""
     if row.stage not in WHOLE_STEPS:
         return None
+    if not row.context:
+        return 0
     return 1 if row.stage == ALONE and any(other.stage == AMORTISED for other in step) else 2
 
 
