@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 
-from ..suites.core.rows import FAILED, Row
+from ..suites.core.rows import FAILED, WHOLE_MODELS, Row
 from .data import FigureSet
 
 REASON_CHARS = 44
@@ -20,6 +20,8 @@ def title(figures: FigureSet, what: str) -> str:
 def caption(figures: FigureSet, drawn: Iterable[Row], *extra: str) -> str:
     """What the rows drawn were measured with, cache and launch, what the figure needs said, and what is missing.
 
+    The cache of kernels alone: nothing is flushed between the steps of a whole model, whose rows say "cold", too.
+
     Args:
         figures: the set that the figure is made from; its untimed rows are counted.
         drawn: the rows whose numbers are in the figure.
@@ -27,7 +29,8 @@ def caption(figures: FigureSet, drawn: Iterable[Row], *extra: str) -> str:
     """
     rows = list(drawn)
     launch = "graph replay" if figures.launch == "graph" else figures.launch
-    ways = ", ".join([*_unique(f"{row.cache_state} cache" for row in rows if row.cache_state), launch])
+    caches = _unique(f"{r.cache_state} cache" for r in rows if r.cache_state and r.suite not in WHOLE_MODELS)
+    ways = ", ".join([*caches, launch])
     return circumstances(rows, ways, figures.storage, *extra, figures.undrawn, *missing(figures))
 
 

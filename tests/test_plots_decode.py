@@ -147,6 +147,7 @@ def test_caption_says_where_the_numbers_come_from(name: str) -> None:
     for part in ("qwen2.5-7b", "NVIDIA H100", "0123456-dirty", "2026-11-22", "r = 0.1", "graph replay"):
         assert part in words
     assert "CPU" not in words
+    assert "cold cache" not in words, "nothing is flushed between the steps of a model"
 
 
 @pytest.mark.parametrize("name", ["decode-tokens", "decode-speedup", "decode-stages"])

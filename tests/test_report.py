@@ -19,7 +19,7 @@ from resa_bench.plots.report import page
 from resa_bench.plots.report.page import ASSETS, SCRIPTS, as_data, render, write_report
 from resa_bench.plots.report.payload import payload
 from resa_bench.plots.report.runs import read_runs
-from resa_bench.plots.report.timed import bar_parts, own_rival, ratio_interval
+from resa_bench.plots.report.timed import bar_parts, own_rival, ratio_interval, setting_of
 from resa_bench.plots.report.values import summary
 from resa_bench.suites import cli
 from resa_bench.suites.cli import main
@@ -171,6 +171,30 @@ def test_a_step_counts_once_with_its_rectification(tmp_path: Path) -> None:
     assert {kind for stage, kind, _ in whole if stage == "total_amortised"} == {2.0}
     assert sum(kind == 1.0 for stage, kind, shown in whole if stage == "total" and shown) == len(report_rows.CONTEXTS)
     assert {shown for stage, _, shown in whole if stage == "select"} == {1.0}
+
+
+def test_a_matrix_product_is_no_step(tmp_path: Path) -> None:
+    product = timed("linear", "torch", "total", 0, 9.0, selection_pattern=None)
+    data = made(tmp_path, product, timed("micro", "sdpa-cudnn", "total", 4096, 25.0))
+    assert column(data, "whole") == [0.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        pytest.param({}, "int4 weights", id="usual"),
+        pytest.param({"client": "transformers"}, "int4 weights, inside transformers", id="client"),
+        pytest.param({"products": "best"}, "int4 weights, best products", id="products"),
+        pytest.param({"kv_dtype": "fp8"}, "int4 weights, fp8 K/V", id="kv-dtype"),
+        pytest.param({"dtype": "fp16"}, "int4 weights, fp16", id="dtype"),
+        pytest.param({"shared_kv": True}, "int4 weights, shared K/V", id="shared"),
+        pytest.param({"selection_pattern": "ragged"}, "int4 weights, ragged", id="ragged"),
+        pytest.param({"case": "decode-m-t0.6-p0.95"}, "int4 weights, t 0.6, p 0.95", id="sampled"),
+    ],
+)
+def test_rows_of_different_cases_share_no_line(columns: dict[str, Any], words: str) -> None:
+    row = timed("decode", "resa", "total", 4096, 20.0, **{"weight_dtype": "int4", **columns})
+    assert setting_of(row, with_heads=False) == words
 
 
 def test_bars_take_fused_parts_before_single_ones() -> None:

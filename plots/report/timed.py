@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...suites.core.report import main_launch
-from ...suites.core.rows import Row, digits
+from ...suites.core.rows import WHOLE_MODELS, Row, digits
 from ...suites.core.stages import WHOLE_STEPS
 from ..data import USUAL_LAYOUT
 from ..decode_data import setting as decode_setting
@@ -62,14 +62,20 @@ def _heads(row: Row) -> str:
 
 
 def setting_of(row: Row, with_heads: bool = True) -> str:
-    """What a panel of rows has in common beside model and batch, in words."""
+    """What a panel of rows has in common beside model and batch, in words.
+
+    Everything that makes two rows of a method at a context different cases; ranks are in the model's name.
+    """
     weights = f"{row.weight_dtype} weights" if row.weight_dtype else row.dtype or ""
+    dtype = row.dtype if row.weight_dtype and row.dtype not in (row.weight_dtype, "bf16") else None
     heads = _heads(row) if with_heads else ""
     layout = row.kv_layout if row.kv_layout != USUAL_LAYOUT else None
-    sampling = decode_setting(row).sampling if row.suite == "decode" else ""
+    sampling = decode_setting(row).sampling if row.suite in WHOLE_MODELS else ""
     prompt = row.selection_pattern if row.selection_pattern not in ("random", "synthetic") else None
-    cache = ("paged K/V" if row.paged else "", layout, "shared K/V" if row.shared_kv else "")
-    words = (weights, heads, *cache, prompt, sampling)
+    kv = f"{row.kv_dtype} K/V" if row.kv_dtype else ""
+    cache = ("paged K/V" if row.paged else "", kv, layout, "shared K/V" if row.shared_kv else "")
+    software = (f"{row.products} products" if row.products else "", f"inside {row.client}" if row.client else "")
+    words = (weights, dtype, heads, *cache, prompt, *software, sampling)
     return ", ".join(word for word in words if word)
 
 
@@ -78,9 +84,9 @@ def timed_columns(runs: Sequence[Sequence[Row]], places: Places) -> tuple[dict[s
 
     Columns beside ROW_COLUMNS and the lists': `run`; `way` (launch and cache); `usual` (1 for what tables show: the
     graph's launch, a cold cache); `time` (microseconds: the median, of whole models' steps the mean); `whole` (2: the
-    step with all that it costs, 1: without rectification); `bar` (1: a part of the step that no other part contains);
-    `least` and `most` (the interval of `ratio`); `rival` (the variant of the best dense method); `throttled`, `others`
-    (who else ran).
+    step with all that it costs, 1: without rectification, 0: a matrix product, which is no step and has no context);
+    `bar` (1: a part of the step that no other part contains); `least` and `most` (the interval of `ratio`); `rival`
+    (the variant of the best dense method); `throttled`, `others` (who else ran).
     """
     table: dict[str, list[Any]] = defaultdict(list)
     numbers: dict[int, int] = {}
@@ -123,9 +129,11 @@ def _step(row: Row) -> tuple[Any, ...]:
 
 
 def _whole(row: Row, step: Sequence[Row]) -> int | None:
-    """2: the step with all that it costs; 1: a step whose rectification another row adds; None: a part."""
+    """2: the step with all that it costs; 1: a step whose rectification another row adds; 0: no step; None: a part."""
     if row.stage not in WHOLE_STEPS:
         return None
+    if not row.context:
+        return 0
     return 1 if row.stage == ALONE and any(other.stage == AMORTISED for other in step) else 2
 
 

@@ -71,9 +71,10 @@ const speed = part(
   "Speed over context",
   "Bars show 95 % intervals, hollow markers steps measured under throttling. " +
     "Long dashes: what the floor of bytes and FLOPs allows.",
-  rows.some((row) => given(row.whole)),
+  rows.some((row) => row.whole),
   (body) => {
-    const steps = chosenRows().filter((row) => (speedView.alone ? stageOf(row).name === "total" : row.whole === 2));
+    const able = chosenRows().filter((row) => row.whole);
+    const steps = able.filter((row) => (speedView.alone ? stageOf(row).name === "total" : row.whole === 2));
     if (!steps.length) {
       body.append(el("p", {}, "No whole step here. Choose other filters."));
       return;

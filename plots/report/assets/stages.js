@@ -61,6 +61,7 @@ function barOf(variant, own) {
       row.run === own[0].run &&
       row.case === own[0].case &&
       row.way === own[0].way &&
+      row.setting === own[0].setting &&
       stageOf(row).name === "total",
   );
   const sorted = own.sort((a, b) => comparePlaces(stageOf(a).place, stageOf(b).place));
