@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,7 +15,7 @@ from ..core.report import crossing
 from ..core.spec import MethodSpec, make_spec, steps_of
 from ..decode.cases import DecodeCase
 from ..engine.costs import memory_bytes, plan_costs
-from .evidence import Measured
+from .evidence import Measured, gpu_memory
 from .model import Prediction, StepModel, Unpredictable
 from .validate import BAND, Errors, Level, judge, level_of, quantile_of
 
@@ -42,7 +41,7 @@ class Answer:
     Attributes:
         speedup, low, high: the best sparse setting over the best dense method, and the band's ends.
         break_even: the context in tokens from which it stays faster; None where it is not within 1K to 1024K.
-        memory: of the GPU, where its name says it.
+        memory: bytes of the GPU; None where they are not known.
         level: what the band was judged by.
     """
 
@@ -116,9 +115,8 @@ class Advisor:
 
     @cached_property
     def memory(self) -> int | None:
-        """Bytes of the GPU, where its name says how many GB (GiB are meant)."""
-        match = re.search(r"(\d+)\s*GB", self.device)
-        return int(match[1]) * 2**30 if match else None
+        """Bytes of the GPU; None where they are not known."""
+        return gpu_memory(self.measured)
 
     def dense_specs(self) -> list[MethodSpec]:
         """The dense methods that were measured here."""

@@ -123,6 +123,9 @@ def print_answers(answers: Sequence[Answer], advisor: Advisor, console: Console)
     console.print(table)
     for a in answers:
         console.print(f"- {a.verdict}", highlight=False, markup=False)
+    if advisor.memory is None:
+        text = f"whether it fits was not checked: the memory of {advisor.device} is in no manifest.json beside the rows"
+        console.print(text, highlight=False, markup=False)
     beyond = sorted({a.case.context for a in answers if a.case.context > config.context})
     if beyond:
         longest = flags.size_word(beyond[-1])
