@@ -156,6 +156,18 @@ def test_a_fit_that_was_not_checked_is_said(capsys: pytest.CaptureFixture[str], 
         assert ("does not fit" in out) is not unchecked
 
 
+def test_weights_that_no_step_with_stages_has_are_left_out_or_named_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """The H200's rows of 8-bit weights have no stages."""
+    words = ("--model", "qwen2.5-7b", "--batch", "1", "--context", "8K", "32K")
+    status, out, _ = run(capsys, *words)
+    assert status == 0
+    assert "int4 weights" in out
+    assert "fp8" not in out.partition("fitted to")[0]
+    status, out, _ = run(capsys, *words, "--weights", "fp8", "int4")
+    assert status == 0
+    assert out.count("--weights fp8: no measured step") == 1
+
+
 def test_a_ratio_whose_band_holds_one_is_too_close_to_tell(advisor: Advisor) -> None:
     answer: Answer = replace(advisor.answer(case(1, 32)), speedup=1.02, low=0.98, high=1.06, break_even=None)
     assert "too close to tell" in answer.verdict
@@ -173,7 +185,7 @@ def test_break_even_is_where_the_speed_up_crosses_one(advisor: Advisor) -> None:
 
 def test_other_weights_than_were_measured_are_refused(measured: list[Measured]) -> None:
     model = StepModel([m for m in measured if m.case.weights == "int4"])
-    with pytest.raises(Unpredictable, match="no measured step has such weights; there are int4"):
+    with pytest.raises(Unpredictable, match="no measured step with such weights has its stages; there are int4"):
         model.predict(case(1, 32, "bf16"), make_spec("resa"))
 
 
