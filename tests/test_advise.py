@@ -172,6 +172,10 @@ def test_a_ratio_whose_band_holds_one_is_too_close_to_tell(advisor: Advisor) -> 
     answer: Answer = replace(advisor.answer(case(1, 32)), speedup=1.02, low=0.98, high=1.06, break_even=None)
     assert "too close to tell" in answer.verdict
     assert "does not win at any context" in answer.verdict
+    near = replace(answer, break_even=21.2 * K).verdict
+    assert near.endswith("; break-even near 21K tokens, within the band.")
+    slower = replace(answer, speedup=0.9, low=0.86, high=0.94, break_even=40.0 * K).verdict
+    assert slower.endswith("; it wins from about 40K tokens.")
 
 
 def test_break_even_is_where_the_speed_up_crosses_one(advisor: Advisor) -> None:

@@ -69,12 +69,14 @@ class Answer:
             need = max(self.dense.memory_bytes, self.sparse.memory_bytes)
             return f"{where}: does not fit: {need / 1e9:.0f} GB are needed, the GPU has {(self.memory or 0) / 1e9:.0f}."
         ratio = f"{self.speedup:.2f}x ({self.low:.2f} to {self.high:.2f})"
-        name, start = self.sparse.spec.label, self._from()
+        name = self.sparse.spec.label
         if self.low > 1:
             gain = f"{self.sparse.tokens_per_s:.0f} against {self.dense.tokens_per_s:.0f} tokens/s"
             return f"{where}: yes, {name} pays: {gain}, {ratio}."
         if self.high < 1:
+            start = self._break_even("it wins from about {}")
             return f"{where}: no, stay dense ({self.dense.spec.label}): {name} would be {ratio}; {start}."
+        start = self._break_even("break-even near {}, within the band")
         return f"{where}: too close to tell: {name} would be {ratio}; stay dense unless you measure it; {start}."
 
     def floor_speedup(self, ceilings: Ceilings) -> float:
@@ -82,10 +84,10 @@ class Answer:
         dense, sparse = (plan_costs(self.case, c.spec).floor_us(ceilings) for c in (self.dense, self.sparse))
         return dense / sparse
 
-    def _from(self) -> str:
+    def _break_even(self, words: str) -> str:
         if self.break_even is None:
             return "it does not win at any context up to 1024K"
-        return f"it wins from about {_tokens(round(self.break_even / K) * K or K)} tokens"
+        return words.format(f"{_tokens(round(self.break_even / K) * K or K)} tokens")
 
 
 class Advisor:
