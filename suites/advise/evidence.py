@@ -48,10 +48,14 @@ class Measured:
 
     @property
     def source(self) -> str:
-        """`decode.jsonl.gz, commit 2e089cf`: where a reader finds the row."""
-        commit = (self.row.commit or "unknown")[:7]
-        inside = self.file.is_relative_to(RESULTS.parent)
-        return f"{self.file.relative_to(RESULTS.parent) if inside else self.file}, commit {commit}"
+        """Where a reader finds the row."""
+        return source_of(self.row, self.file)
+
+
+def source_of(row: Row, file: Path) -> str:
+    """`results/h200/decode.jsonl.gz, commit 2e089cf`: where a reader finds a row."""
+    inside = file.is_relative_to(RESULTS.parent)
+    return f"{file.relative_to(RESULTS.parent) if inside else file}, commit {(row.commit or 'unknown')[:7]}"
 
 
 def available_gpus() -> list[str]:
