@@ -9,7 +9,7 @@ from matplotlib.patches import Rectangle
 from resa_bench.plots.decode_data import decode_sets
 from resa_bench.plots.waterfall import decode_waterfall
 from resa_bench.suites import cli
-from resa_bench.suites.core.results import read_rows
+from resa_bench.suites.core.results import append, read_rows
 from resa_bench.suites.core.rows import Row
 from resa_bench.suites.core.waterfall import PARTS, REMAINDER, waterfall
 from resa_bench.suites.explain.command import explained, kernel_of, waterfalls
@@ -115,6 +115,7 @@ def test_the_command_explains_a_committed_case(capsys: pytest.CaptureFixture[str
     assert status == 0
     assert f"the model {fused.speedup_vs_best_dense:.2f}x" in out
     assert "one layer's kernel alone" in out
+    assert "model without this part" in out
     assert "results/h100/fused/decode.jsonl.gz" in out
 
 
@@ -141,6 +142,18 @@ def test_a_kernel_of_the_folder_above_or_of_another_stands_in(rows: list[Row]) -
         assert entry.kernel_source == f"runs/{nearest}micro.jsonl, commit aaaaaaa"
         del micro[Path(f"runs/{nearest}micro.jsonl")]
     assert explained(fall, file, micro).kernel is None
+
+
+def test_without_a_kernel_s_row_the_sentence_speaks_of_attention(
+    capsys: pytest.CaptureFixture[str], rows: list[Row], tmp_path: Path
+) -> None:
+    path = tmp_path / "decode.jsonl"
+    append(path, rows)
+    status, out, _ = run(capsys, str(path), "--method", "resa-fused")
+    assert status == 0
+    assert "resa-fused b16: attention is " in out
+    assert "the kernel is" not in out
+    assert "the kernel alone" not in out
 
 
 def test_a_later_run_without_stages_does_not_hide_one_with_stages(capsys: pytest.CaptureFixture[str]) -> None:

@@ -163,7 +163,7 @@ def print_waterfall(explained: Explained, names: Names, console: Console) -> Non
     """The table, and the sentence that it comes to."""
     fall, kernel = explained.waterfall, explained.kernel
     name, rival = names[fall.sparse], fall.dense.method
-    columns = ("part of a step", f"{rival}, us", f"{name}, us", "speed-up so far", "without it")
+    columns = ("part of a step", f"{rival}, us", f"{name}, us", "speed-up so far", "model without this part")
     table = new_table(f"{fall.sparse.case}: from the kernel to the model ({explained.source})", columns, columns[:1])
     if kernel is not None:
         ratio = kernel.speedup_vs_best_dense or 1.0
@@ -188,9 +188,11 @@ def sentence(explained: Explained, name: str) -> str:
     attention, heaviest = fall.attention, fall.heaviest
     if attention is None:
         return f"{name}: the model is {fall.speedup:.2f}x; the rows have no stages, so all of it is remainder"
-    start = attention.so_far if kernel is None else kernel.speedup_vs_best_dense or 1.0
+    first, start = "attention", attention.so_far
+    if kernel is not None:
+        first, start = "the kernel", kernel.speedup_vs_best_dense or 1.0
     share = heaviest.sparse_us / (fall.sparse.mean_us or 1.0)
     return (
-        f"{name}: the kernel is {start:.2f}x, the model {fall.speedup:.2f}x. What holds it back most: {heaviest.name}, "
+        f"{name}: {first} is {start:.2f}x, the model {fall.speedup:.2f}x. What holds it back most: {heaviest.name}, "
         f"{share:.0%} of the sparse step; without it the model would be {heaviest.without:.2f}x"
     )
