@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from resa_bench.suites.core.manifest import Sources, read_manifest
 from resa_bench.suites.core.reference import Part
 from resa_bench.suites.core.results import append, read_rows
 from resa_bench.suites.core.rows import Row, from_record
-from resa_bench.suites.reference.manifest import Sources, read_manifest
 from resa_bench.suites.reference.parts import Step
 from resa_bench.suites.reference.run import Reference
 from rich.console import Console

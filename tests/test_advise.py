@@ -9,7 +9,7 @@ import pytest
 from resa_bench.suites import cli
 from resa_bench.suites.advise import command, evidence
 from resa_bench.suites.advise.answer import Advisor, Answer
-from resa_bench.suites.advise.evidence import Measured, available_gpus, read_measured
+from resa_bench.suites.advise.evidence import Measured, available_gpus, gpu_memory, read_measured
 from resa_bench.suites.advise.fit import Curve, fit_nonnegative
 from resa_bench.suites.advise.model import PARTS, StepModel, Unpredictable
 from resa_bench.suites.advise.validate import judge, level_of, quantile_of
@@ -119,10 +119,63 @@ def test_the_verdict_is_one_sentence(advisor: Advisor, batch: int, context_k: in
     assert verdict.endswith(".")
 
 
+@pytest.fixture(scope="module")
+def h200() -> list[Measured]:
+    return read_measured("h200")
+
+
+@pytest.mark.parametrize(("batch", "fits"), [(1, True), (32, False)])
+def test_an_h200_s_memory_is_its_manifest_s(h200: list[Measured], batch: int, fits: bool) -> None:
+    """Its name, unlike an H100's, says no GB."""
+    answer = Advisor(h200).answer(case(batch, 128, "bf16"))
+    assert answer.memory == 150109880320
+    assert answer.fits is fits
+    assert ("does not fit" in answer.verdict) is not fits
+
+
+def test_memory_that_neither_manifest_nor_name_says_is_not_known(h200: list[Measured], tmp_path: Path) -> None:
+    elsewhere = [replace(m, file=tmp_path / "runs" / "decode.jsonl") for m in h200]
+    assert gpu_memory(elsewhere) is None
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "manifest.json").write_text('{"name": "of another program"}')
+    assert gpu_memory(elsewhere) is None
+    (tmp_path / "manifest.json").write_text((evidence.RESULTS / "h200" / "manifest.json").read_text())
+    assert gpu_memory(elsewhere) == 150109880320
+    of_another = [replace(m, row=replace(m.row, device="NVIDIA H100 80GB HBM3")) for m in elsewhere]
+    assert gpu_memory(of_another) == 80 * 2**30
+
+
+def test_a_fit_that_was_not_checked_is_said(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "decode.jsonl.gz"
+    path.write_bytes((evidence.RESULTS / "h200" / "decode.jsonl.gz").read_bytes())
+    words = ("--model", "qwen2.5-7b", "--context", "128K", "--batch", "32", "--weights", "bf16")
+    for results, unchecked in (((), False), (("--results", str(path)), True)):
+        status, out, _ = run(capsys, *words, *results)
+        assert status == 0
+        assert ("whether it fits was not checked" in out) is unchecked
+        assert ("does not fit" in out) is not unchecked
+
+
+def test_weights_that_no_step_with_stages_has_are_left_out_or_named_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """The H200's rows of 8-bit weights have no stages."""
+    words = ("--model", "qwen2.5-7b", "--batch", "1", "--context", "8K", "32K")
+    status, out, _ = run(capsys, *words)
+    assert status == 0
+    assert "int4 weights" in out
+    assert "fp8" not in out.partition("fitted to")[0]
+    status, out, _ = run(capsys, *words, "--weights", "fp8", "int4")
+    assert status == 0
+    assert out.count("--weights fp8: no measured step") == 1
+
+
 def test_a_ratio_whose_band_holds_one_is_too_close_to_tell(advisor: Advisor) -> None:
     answer: Answer = replace(advisor.answer(case(1, 32)), speedup=1.02, low=0.98, high=1.06, break_even=None)
     assert "too close to tell" in answer.verdict
     assert "does not win at any context" in answer.verdict
+    near = replace(answer, break_even=21.2 * K).verdict
+    assert near.endswith("; break-even near 21K tokens, within the band.")
+    slower = replace(answer, speedup=0.9, low=0.86, high=0.94, break_even=40.0 * K).verdict
+    assert slower.endswith("; it wins from about 40K tokens.")
 
 
 def test_break_even_is_where_the_speed_up_crosses_one(advisor: Advisor) -> None:
@@ -136,7 +189,7 @@ def test_break_even_is_where_the_speed_up_crosses_one(advisor: Advisor) -> None:
 
 def test_other_weights_than_were_measured_are_refused(measured: list[Measured]) -> None:
     model = StepModel([m for m in measured if m.case.weights == "int4"])
-    with pytest.raises(Unpredictable, match="no measured step has such weights; there are int4"):
+    with pytest.raises(Unpredictable, match="no measured step with such weights has its stages; there are int4"):
         model.predict(case(1, 32, "bf16"), make_spec("resa"))
 
 

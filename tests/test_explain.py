@@ -1,5 +1,6 @@
 """From the kernel's speed-up to the model's: the table, its sentence and its figure."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -8,12 +9,13 @@ from matplotlib.patches import Rectangle
 from resa_bench.plots.decode_data import decode_sets
 from resa_bench.plots.waterfall import decode_waterfall
 from resa_bench.suites import cli
-from resa_bench.suites.core.results import read_rows
+from resa_bench.suites.core.results import append, read_rows
 from resa_bench.suites.core.rows import Row
 from resa_bench.suites.core.waterfall import PARTS, REMAINDER, waterfall
-from resa_bench.suites.explain.command import waterfalls
+from resa_bench.suites.explain.command import explained, kernel_of, waterfalls
 
-FUSED = Path(__file__).resolve().parents[1] / "results" / "h100" / "fused" / "decode.jsonl.gz"
+RESULTS = Path(__file__).resolve().parents[1] / "results"
+FUSED, H200 = RESULTS / "h100" / "fused" / "decode.jsonl.gz", RESULTS / "h200"
 DENSE_US = {"append": 10.0, "attend": 390.0, "project": 100.0, "ffn": 300.0, "head": 50.0, "gap": 50.0}
 SPARSE_US = {"append+score": 30.0, "select": 20.0, "attend": 50.0, "rectify": 20.0, "rectify+project+ffn": 30.0,
              "project": 100.0, "ffn": 300.0, "head": 50.0, "gap": 0.0}  # fmt: skip
@@ -113,7 +115,45 @@ def test_the_command_explains_a_committed_case(capsys: pytest.CaptureFixture[str
     assert status == 0
     assert f"the model {fused.speedup_vs_best_dense:.2f}x" in out
     assert "one layer's kernel alone" in out
+    assert "model without this part" in out
     assert "results/h100/fused/decode.jsonl.gz" in out
+
+
+def test_the_kernel_is_of_the_nearest_folder_and_names_its_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    """Kernels of the case stand in micro.jsonl.gz of results/h200, and of results/h200/clusters at another commit."""
+    status, out, _ = run(capsys, "decode-qwen2.5-7b-int4-b1-256k", "--gpu", "h200", "--method", "resa")
+    step = next(r for r in read_rows(H200 / "decode.jsonl.gz") if r.case == "decode-qwen2.5-7b-int4-b1-256k"
+                and r.stage == "total" and r.method == "resa" and r.launch == "graph")  # fmt: skip
+    kernel = kernel_of(step, read_rows(H200 / "micro.jsonl.gz"))
+    assert status == 0
+    assert kernel is not None
+    assert kernel.commit is not None
+    assert f"the kernel alone: results/h200/micro.jsonl.gz, commit {kernel.commit[:7]}" in out
+    assert f"the kernel is {kernel.speedup_vs_best_dense:.2f}x" in out
+
+
+def test_a_kernel_of_the_folder_above_or_of_another_stands_in(rows: list[Row]) -> None:
+    fall = next(f for f in waterfalls(rows) if f.sparse.method == "resa-fused")
+    file = Path("runs/one/decode.jsonl")
+    layer = replace(fall.sparse, suite="micro", commit="a" * 40)
+    micro = {Path(f"runs/{place}micro.jsonl"): [layer] for place in ("else/", "", "one/")}
+    for nearest in ("one/", "", "else/"):
+        entry = explained(fall, file, micro)
+        assert entry.kernel_source == f"runs/{nearest}micro.jsonl, commit aaaaaaa"
+        del micro[Path(f"runs/{nearest}micro.jsonl")]
+    assert explained(fall, file, micro).kernel is None
+
+
+def test_without_a_kernel_s_row_the_sentence_speaks_of_attention(
+    capsys: pytest.CaptureFixture[str], rows: list[Row], tmp_path: Path
+) -> None:
+    path = tmp_path / "decode.jsonl"
+    append(path, rows)
+    status, out, _ = run(capsys, str(path), "--method", "resa-fused")
+    assert status == 0
+    assert "resa-fused b16: attention is " in out
+    assert "the kernel is" not in out
+    assert "the kernel alone" not in out
 
 
 def test_a_later_run_without_stages_does_not_hide_one_with_stages(capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from reference_cases import CUDA, FIRST, ORDER, SECOND, FakeLaunch, cases, reference
 from resa_bench.suites.core.exits import INTERRUPTED
+from resa_bench.suites.core.manifest import read_manifest
 from resa_bench.suites.reference.join import join
-from resa_bench.suites.reference.manifest import read_manifest
 from resa_bench.suites.reference.parts import total_minutes
 from resa_bench.suites.reference.run import RUNNING
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,7 +15,7 @@ from ..core.report import crossing
 from ..core.spec import MethodSpec, make_spec, steps_of
 from ..decode.cases import DecodeCase
 from ..engine.costs import memory_bytes, plan_costs
-from .evidence import Measured
+from .evidence import Measured, gpu_memory
 from .model import Prediction, StepModel, Unpredictable
 from .validate import BAND, Errors, Level, judge, level_of, quantile_of
 
@@ -42,7 +41,7 @@ class Answer:
     Attributes:
         speedup, low, high: the best sparse setting over the best dense method, and the band's ends.
         break_even: the context in tokens from which it stays faster; None where it is not within 1K to 1024K.
-        memory: of the GPU, where its name says it.
+        memory: bytes of the GPU; None where they are not known.
         level: what the band was judged by.
     """
 
@@ -70,12 +69,14 @@ class Answer:
             need = max(self.dense.memory_bytes, self.sparse.memory_bytes)
             return f"{where}: does not fit: {need / 1e9:.0f} GB are needed, the GPU has {(self.memory or 0) / 1e9:.0f}."
         ratio = f"{self.speedup:.2f}x ({self.low:.2f} to {self.high:.2f})"
-        name, start = self.sparse.spec.label, self._from()
+        name = self.sparse.spec.label
         if self.low > 1:
             gain = f"{self.sparse.tokens_per_s:.0f} against {self.dense.tokens_per_s:.0f} tokens/s"
             return f"{where}: yes, {name} pays: {gain}, {ratio}."
         if self.high < 1:
+            start = self._break_even("it wins from about {}")
             return f"{where}: no, stay dense ({self.dense.spec.label}): {name} would be {ratio}; {start}."
+        start = self._break_even("break-even near {}, within the band")
         return f"{where}: too close to tell: {name} would be {ratio}; stay dense unless you measure it; {start}."
 
     def floor_speedup(self, ceilings: Ceilings) -> float:
@@ -83,10 +84,10 @@ class Answer:
         dense, sparse = (plan_costs(self.case, c.spec).floor_us(ceilings) for c in (self.dense, self.sparse))
         return dense / sparse
 
-    def _from(self) -> str:
+    def _break_even(self, words: str) -> str:
         if self.break_even is None:
             return "it does not win at any context up to 1024K"
-        return f"it wins from about {_tokens(round(self.break_even / K) * K or K)} tokens"
+        return words.format(f"{_tokens(round(self.break_even / K) * K or K)} tokens")
 
 
 class Advisor:
@@ -116,9 +117,8 @@ class Advisor:
 
     @cached_property
     def memory(self) -> int | None:
-        """Bytes of the GPU, where its name says how many GB (GiB are meant)."""
-        match = re.search(r"(\d+)\s*GB", self.device)
-        return int(match[1]) * 2**30 if match else None
+        """Bytes of the GPU; None where they are not known."""
+        return gpu_memory(self.measured)
 
     def dense_specs(self) -> list[MethodSpec]:
         """The dense methods that were measured here."""

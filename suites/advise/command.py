@@ -17,7 +17,7 @@ from ..decode.cases import DecodeCase
 from ..engine.case import check_types, config_of
 from ..model.config import MODELS
 from .answer import Advisor, Answer
-from .evidence import Measured, read_measured
+from .evidence import read_measured
 from .model import Unpredictable
 from .validate import BAND, Errors, Level, quantile_of
 
@@ -34,7 +34,7 @@ RESULTS = flags.several("--results", "result files in place of results/<gpu>", R
 VALIDATE = flags.switch("--validate", "print how far predictions of measured steps are off, and stop")
 FLAGS = (
     flags.MODEL, flags.CONTEXT, flags.BATCH,
-    flags.WEIGHTS.but(help="default: each kind that was measured", choices=("bf16", "fp16", "fp8", "int4")),
+    flags.WEIGHTS.but(help="default: each kind that the rows can predict", choices=("bf16", "fp16", "fp8", "int4")),
     flags.GPU, *flags.METHOD_FLAGS, RESULTS, VALIDATE,
 )  # fmt: skip
 WAYS = ("resa-chain", "resa-fused")  # `resa` takes the faster one
@@ -52,20 +52,21 @@ def act(options: Options, console: Console) -> int:
     Raises:
         ValueError: no rows of the GPU, no such model, options that do not go together.
     """
-    measured = read_measured(options.gpu, options.results)
-    advisor = Advisor(measured)
+    advisor = Advisor(read_measured(options.gpu, options.results))
     if options.validate:
         print_validation(advisor, console)
         return 0
     if not options.model:
         raise ValueError(f"--model: is missing; give a folder, a .gguf file or one of {', '.join(MODELS)}")
     specs = chosen_specs(options)
-    answers = []
-    for case in chosen_cases(options, measured):
+    answers, reasons = [], []
+    for case in chosen_cases(options, advisor):
         try:
             answers.append(advisor.answer(case, specs))
         except Unpredictable as reason:
-            console.print(f"[yellow]{escape(str(reason))}[/]", highlight=False)
+            reasons.append(str(reason))
+    for text in dict.fromkeys(reasons):  # of weights, the same for each case
+        console.print(f"[yellow]{escape(text)}[/]", highlight=False)
     if not answers:
         raise ValueError("no case can be answered; the lines above say why")
     print_answers(answers, advisor, console)
@@ -86,10 +87,11 @@ def chosen_specs(options: Options) -> list[MethodSpec]:
     return specs
 
 
-def chosen_cases(options: Options, measured: Sequence[Measured]) -> list[DecodeCase]:
+def chosen_cases(options: Options, advisor: Advisor) -> list[DecodeCase]:
     """Every combination asked for. Raises ValueError for a model that is not there."""
     config = config_of(options.model)
-    kinds = options.weights or tuple(sorted({m.case.weights for m in measured}))
+    known = {m.case.weights for m in advisor.measured if advisor.model.knows_weights(m.case)}
+    kinds = options.weights or tuple(sorted(known))
     cases = []
     for weights in kinds:
         dtype = "fp16" if weights == "fp16" else "bf16"
@@ -123,6 +125,9 @@ def print_answers(answers: Sequence[Answer], advisor: Advisor, console: Console)
     console.print(table)
     for a in answers:
         console.print(f"- {a.verdict}", highlight=False, markup=False)
+    if advisor.memory is None:
+        text = f"whether it fits was not checked: the memory of {advisor.device} is in no manifest.json beside the rows"
+        console.print(text, highlight=False, markup=False)
     beyond = sorted({a.case.context for a in answers if a.case.context > config.context})
     if beyond:
         longest = flags.size_word(beyond[-1])

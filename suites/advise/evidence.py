@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ...kernels import registered
 from ...kernels.config import SETTINGS as STEP_SETTINGS
 from ...kernels.selectors import selectors
+from ..core.manifest import read_manifest
 from ..core.results import read_rows
 from ..core.rows import Row
 from ..core.spec import MethodSpec, make_spec, steps_of
@@ -45,10 +48,14 @@ class Measured:
 
     @property
     def source(self) -> str:
-        """`decode.jsonl.gz, commit 2e089cf`: where a reader finds the row."""
-        commit = (self.row.commit or "unknown")[:7]
-        inside = self.file.is_relative_to(RESULTS.parent)
-        return f"{self.file.relative_to(RESULTS.parent) if inside else self.file}, commit {commit}"
+        """Where a reader finds the row."""
+        return source_of(self.row, self.file)
+
+
+def source_of(row: Row, file: Path) -> str:
+    """`results/h200/decode.jsonl.gz, commit 2e089cf`: where a reader finds a row."""
+    inside = file.is_relative_to(RESULTS.parent)
+    return f"{file.relative_to(RESULTS.parent) if inside else file}, commit {(row.commit or 'unknown')[:7]}"
 
 
 def available_gpus() -> list[str]:
@@ -86,6 +93,27 @@ def read_measured(gpu: str, files: Iterable[Path] = ()) -> list[Measured]:
         raise ValueError(f"--results {where}: no whole decode steps of presets, launched as graphs")
     known = ", ".join(available_gpus()) or "none (a wheel holds no results: run from a checkout, or give --results)"
     raise ValueError(f"--gpu {gpu}: no measured decode rows in results/{gpu}; rows are there of: {known}")
+
+
+def gpu_memory(measured: Sequence[Measured]) -> int | None:
+    """Bytes of the GPU that the rows are of: from a manifest beside them or in the folder above, else from its name.
+
+    None where neither says them.
+    """
+    device = measured[0].row.device or ""
+    for folder in dict.fromkeys(folder for m in measured for folder in (m.file.parent, m.file.parent.parent)):
+        for chip in _chips(folder):
+            if chip.get("name") == device and "memory_bytes" in chip:
+                return int(chip["memory_bytes"])
+    match = re.search(r"(\d+)\s*GB", device)  # GiB are meant
+    return int(match[1]) * 2**30 if match else None
+
+
+def _chips(folder: Path) -> list[dict[str, Any]]:
+    try:
+        return read_manifest(folder).chips
+    except ValueError:  # another program's manifest.json, beside rows of the user's own
+        return []
 
 
 def _of_file(path: Path) -> list[Measured]:

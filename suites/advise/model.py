@@ -76,11 +76,15 @@ class StepModel:
         self._dense = self._fit_attention(staged, dense=True)
         self._sparse = self._fit_attention(staged, dense=False)
         self._rectify = self._fit_rectification(staged)
-        known = [m for m in measured if _kind(m.case) in self._linear]  # weights of which a run has its stages
+        known = [m for m in measured if self.knows_weights(m.case)]
         modelled = [(m, sum(self.parts_us(m.case, m.spec).values())) for m in known]
         if any(us <= 0 for _, us in modelled):
             raise Unpredictable("the rows' stages add up to no time; measure them again")
         self._residuals = [(m, log(m.us / us)) for m, us in modelled]
+
+    def knows_weights(self, case: DecodeCase) -> bool:
+        """Whether a measured step with the case's kind of weights has its stages."""
+        return _kind(case) in self._linear
 
     def predict(self, case: DecodeCase, spec: MethodSpec) -> Prediction:
         """Of a case, whether it was measured or not. Raises Unpredictable."""
@@ -142,10 +146,11 @@ class StepModel:
 
     def _linear_us(self, case: DecodeCase, rows: int) -> float:
         """All layers' projections for so many rows."""
-        curve = self._linear.get(_kind(case))
-        if curve is None:
+        if not self.knows_weights(case):
             there = ", ".join(sorted(self._linear))
-            raise Unpredictable(f"--weights {case.weights}: no measured step has such weights; there are {there}")
+            reason = f"no measured step with such weights has its stages; there are {there}"
+            raise Unpredictable(f"--weights {case.weights}: {reason}")
+        curve = self._linear[_kind(case)]
         parameters, most = case.config.linear_parameters, curve.sizes[-1]
         beyond = max(rows - most, 0) * 2 * parameters / (MATRIX_SHARE * self.ceilings.matrix_tflops * 1e6)
         return self._launches_us(case) + parameters * curve(rows) + beyond

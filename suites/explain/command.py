@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from ...kernels import registered
-from ..advise.evidence import RESULTS, available_gpus, decode_files
+from ..advise.evidence import RESULTS, available_gpus, decode_files, source_of
 from ..core import flags
 from ..core.flags import Options
 from ..core.report import main_launch, new_table, number
@@ -34,31 +34,29 @@ FLAGS = (flags.CASE.but(help="of a file: only cases whose name matches"), METHOD
 
 @dataclass(frozen=True, slots=True)
 class Explained:
-    """A waterfall, and what leads into it: the kernel of one layer alone, where a row of the micro suite has it."""
+    """A waterfall, and what leads into it: the kernel of one layer alone, where a row of the micro suite has it.
+
+    Attributes:
+        source, kernel_source: where a reader finds the rows; the kernel's is empty where there is none.
+    """
 
     waterfall: Waterfall
-    kernel: Row | None
-    file: Path
-
-    @property
-    def source(self) -> str:
-        """`results/h200/decode.jsonl.gz, commit c91594a`."""
-        inside = self.file.is_relative_to(RESULTS.parent)
-        path = self.file.relative_to(RESULTS.parent) if inside else self.file
-        return f"{path}, commit {(self.waterfall.sparse.commit or 'unknown')[:7]}"
+    source: str
+    kernel: Row | None = None
+    kernel_source: str = ""
 
 
 def act(what: str, options: Options, console: Console) -> int:
     """Print a table for each case; the exit status. Raises ValueError where there is nothing to explain."""
     files, case = look_up(what, options)
     decoded = {path: [row for row in read_rows(path) if row.suite == "decode"] for path in files}
-    micro = [row for path in micro_files(files) for row in read_rows(path) if row.suite == "micro"]
+    micro = {path: [row for row in read_rows(path) if row.suite == "micro"] for path in micro_files(files)}
     latest: dict[tuple[str, str], Explained] = {}
     for path, rows in decoded.items():
         for fall in waterfalls(rows, options.method):
             step = fall.sparse
             if case in (None, step.case) and matches(step.case, options.case):
-                entry = Explained(fall, kernel_of(step, micro), path)
+                entry = explained(fall, path, micro)
                 key = (step.case, step.method)
                 latest[key] = max(latest.get(key, entry), entry, key=lambda e: _rank(e.waterfall))
     if not latest:
@@ -69,6 +67,20 @@ def act(what: str, options: Options, console: Console) -> int:
     for entry in latest.values():
         print_waterfall(entry, names, console)
     return 0
+
+
+def explained(fall: Waterfall, file: Path, micro: Mapping[Path, Sequence[Row]]) -> Explained:
+    """A waterfall of a file's rows, with the kernel's row from the nearest file: its own folder's, that above, another.
+
+    Args:
+        micro: rows of the micro suite, by file.
+    """
+    near = (file.parent, file.parent.parent)
+    source = source_of(fall.sparse, file)
+    for path in sorted(micro, key=lambda other: near.index(other.parent) if other.parent in near else len(near)):
+        if kernel := kernel_of(fall.sparse, micro[path]):
+            return Explained(fall, source, kernel, source_of(kernel, path))
+    return Explained(fall, source)
 
 
 def _rank(fall: Waterfall) -> tuple[bool, bool, str]:
@@ -151,7 +163,7 @@ def print_waterfall(explained: Explained, names: Names, console: Console) -> Non
     """The table, and the sentence that it comes to."""
     fall, kernel = explained.waterfall, explained.kernel
     name, rival = names[fall.sparse], fall.dense.method
-    columns = ("part of a step", f"{rival}, us", f"{name}, us", "speed-up so far", "without it")
+    columns = ("part of a step", f"{rival}, us", f"{name}, us", "speed-up so far", "model without this part")
     table = new_table(f"{fall.sparse.case}: from the kernel to the model ({explained.source})", columns, columns[:1])
     if kernel is not None:
         ratio = kernel.speedup_vs_best_dense or 1.0
@@ -165,6 +177,8 @@ def print_waterfall(explained: Explained, names: Names, console: Console) -> Non
     whole = (fall.dense.mean_us or 0.0, fall.sparse.mean_us or 0.0)
     table.add_row("[bold]the whole step[/]", *(f"{us:.0f}" for us in whole), f"[bold]{fall.speedup:.2f}x[/]", "")
     console.print(table)
+    if kernel is not None:
+        console.print(f"the kernel alone: {explained.kernel_source}", highlight=False, markup=False, soft_wrap=True)
     console.print(sentence(explained, escape(name)), highlight=False)
 
 
@@ -174,9 +188,11 @@ def sentence(explained: Explained, name: str) -> str:
     attention, heaviest = fall.attention, fall.heaviest
     if attention is None:
         return f"{name}: the model is {fall.speedup:.2f}x; the rows have no stages, so all of it is remainder"
-    start = attention.so_far if kernel is None else kernel.speedup_vs_best_dense or 1.0
+    first, start = "attention", attention.so_far
+    if kernel is not None:
+        first, start = "the kernel", kernel.speedup_vs_best_dense or 1.0
     share = heaviest.sparse_us / (fall.sparse.mean_us or 1.0)
     return (
-        f"{name}: the kernel is {start:.2f}x, the model {fall.speedup:.2f}x. What holds it back most: {heaviest.name}, "
+        f"{name}: {first} is {start:.2f}x, the model {fall.speedup:.2f}x. What holds it back most: {heaviest.name}, "
         f"{share:.0%} of the sparse step; without it the model would be {heaviest.without:.2f}x"
     )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from .manifest import OK, Manifest, file_entry, is_intact, read_manifest
+from ..core.manifest import OK, Manifest, file_entry, is_intact, read_manifest
 from .publish import publish, published_lines
 
 

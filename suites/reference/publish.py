@@ -7,9 +7,9 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from ..core.manifest import Manifest, PartRecord, Sources, file_entry, is_intact
 from ..core.results import read_file
 from ..core.rows import to_record
-from .manifest import Manifest, PartRecord, Sources, file_entry, is_intact
 from .parts import Step
 
 

@@ -19,7 +19,7 @@ import torch
 from rich.console import Console
 
 from ..core.exits import INTERRUPTED
-from .manifest import FAILED, INCOMPLETE, OK, STOPPED, Manifest, PartRecord, Sources, is_intact
+from ..core.manifest import FAILED, INCOMPLETE, OK, STOPPED, Manifest, PartRecord, Sources, is_intact
 from .parts import Step, is_side_by_side, usual_machine
 from .publish import lines_of, publish, publish_kept, restore
 

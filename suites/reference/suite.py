@@ -11,13 +11,13 @@ from rich.console import Console
 from ...profiling.device import source_hash, source_state
 from ..core import flags
 from ..core.flags import Flag, Options
+from ..core.manifest import Manifest, Sources, read_manifest
 from ..core.registry import Plan, Suite
 from ..core.report import new_table
 from ..core.runner import default_folder
 from ..core.spread import print_spread
 from .chip import describe_chip, describe_versions, folder_name
 from .join import join
-from .manifest import Manifest, Sources, read_manifest
 from .parts import Step, choose, steps, total_minutes, usual_machine
 from .run import Reference
 
