@@ -27,7 +27,7 @@ EXAMPLES = """examples:
   resa-bench explain results/h200/decode.jsonl.gz --method quest
   resa-bench plots results/h200                              the same as a figure: decode-waterfall-*.png"""
 
-WHAT_HELP = "a decode case (`resa-bench decode --list`), or a result file or folder"
+WHAT_HELP = "a decode case of results/<gpu> (a wrong name lists them), or a result file or folder"
 METHOD = flags.METHOD.but(help="the sparse method (default: ReSA's forms that the case has)", many=False, default=None)
 FLAGS = (flags.CASE.but(help="of a file: only cases whose name matches"), METHOD, flags.GPU)
 
