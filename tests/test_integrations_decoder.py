@@ -115,7 +115,7 @@ def test_without_transformers_the_family_is_refused_with_the_command(
     from resa_bench.suites.model import load
 
     monkeypatch.setattr(load, "FALLBACK", "no_such_library.decoder")
-    with pytest.raises(ValueError, match=r"supported are llama.*pip install 'resa-bench\[transformers\]'"):
+    with pytest.raises(ValueError, match=r"supported are llama.*pip install -e '\.\[transformers\]'"):
         config_of(str(phi3))
 
 

@@ -258,7 +258,7 @@ def test_tasks_are_named_on_the_command_line(capsys: pytest.CaptureFixture[str])
 def test_missing_words_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "wonderwords", None)
     words.load_words.cache_clear()
-    with pytest.raises(Unsupported, match=r"pip install 'resa-bench\[tasks\]'"):
+    with pytest.raises(Unsupported, match=r"pip install -e '\.\[tasks\]'"):
         words.load_words()
     monkeypatch.setattr(words, "PACKAGE", "no-such-package")
     with pytest.raises(Unsupported, match="tasks with generated words need the package"):
