@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 
+from ..suites.core.report import counted
 from ..suites.core.rows import FAILED, WHOLE_MODELS, Row
 from .data import FigureSet
 
@@ -68,11 +69,6 @@ def best_dense_of(rows: Iterable[Row]) -> str:
     """The methods that rows' speed-ups are over."""
     rivals = ", ".join(_unique(row.best_dense for row in rows if row.best_dense))
     return f"best dense: {rivals}" if rivals else ""
-
-
-def counted(count: int, what: str) -> str:
-    """`1 row`, `2 rows`."""
-    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def missing(figures: FigureSet) -> list[str]:

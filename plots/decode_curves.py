@@ -7,9 +7,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from ..suites.core.looks import Look
+from ..suites.core.report import counted
 from ..suites.core.rows import Row
 from ..suites.core.spec import Variant
-from .caption import best_dense_of, caption, counted, title
+from .caption import best_dense_of, caption, title
 from .curves import (
     BEST_DENSE,
     DENSE_FLOOR,

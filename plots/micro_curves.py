@@ -8,9 +8,10 @@ from dataclasses import replace
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..suites.core.report import counted
 from ..suites.core.rows import Row
 from ..suites.core.spec import Variant
-from .caption import best_dense_of, caption, counted, title
+from .caption import best_dense_of, caption, title
 from .curves import (
     BEST_DENSE,
     DENSE_FLOOR,

@@ -21,6 +21,7 @@ from matplotlib.transforms import Bbox
 
 from .. import baselines  # noqa: F401  (a rival's own defaults are left out of its name)
 from ..suites.core.looks import TITLES
+from ..suites.core.report import counted
 from ..suites.core.rows import Row
 from ..suites.core.spec import Names
 from .data import NotDrawn
@@ -149,7 +150,7 @@ def throttled(fig: Figure) -> str:
     names = (name for ax in shown for name in (*ax.get_xticklabels(), *ax.get_yticklabels()))
     stars = sum(name.get_text().endswith(STAR) for name in names)
     counts = (("ringed", points, "point"), (STAR, stars, "bar"))
-    marks = [f"{mark} ({count} {what}{'' if count == 1 else 's'})" for mark, count, what in counts if count]
+    marks = [f"{mark} ({counted(count, what)})" for mark, count, what in counts if count]
     return f"{' and '.join(marks)}: measured under throttling" if marks else ""
 
 

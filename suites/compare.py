@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from .core.report import counted
 from .core.results import read_rows
 from .core.rows import Row
 from .core.spec import Names
@@ -102,7 +103,7 @@ def headline(comparison: Comparison) -> str:
     """One line: the worst that the deciding rows say, and of how many."""
     deciding, tolerance = comparison.deciding, f"{comparison.tolerance:.0%}"
     if comparison.newly_failed:
-        return f"**FAILED**: {_count(len(comparison.newly_failed), 'row')} of B newly failed"
+        return f"**FAILED**: {counted(len(comparison.newly_failed), 'row')} of B newly failed"
     if not deciding:
         return "**UNCLEAR**: no row is timed in both files"
     rows = "whole steps" if all(pair.a.stage in ("total", "total_amortised") for pair in deciding) else "rows"
@@ -147,7 +148,7 @@ def _markdown_table(pairs: Sequence[Pair], names: Names, at_most: int) -> str:
         cells = [*_names(pair.a, names), _run(pair.a), _interval(pair.a), _interval(pair.b), f"{pair.ratio:.3f}"]
         cells.append(pair.verdict.upper() + throttled)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    left_out = f"\n\n{_count(len(pairs) - at_most, 'row')} more" if len(pairs) > at_most else ""
+    left_out = f"\n\n{counted(len(pairs) - at_most, 'row')} more" if len(pairs) > at_most else ""
     return "\n".join(lines) + left_out
 
 
@@ -176,10 +177,6 @@ def _changed(pairs: Sequence[Pair]) -> list[Pair]:
     """Slower, faster and unclear ones, the largest difference first."""
     changed = (pair for pair in pairs if pair.verdict != "same")
     return sorted(changed, key=lambda pair: (VERDICTS.index(pair.verdict), -abs(pair.ratio - 1)))
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 def _names(row: Row, names: Names) -> tuple[str, str, str]:

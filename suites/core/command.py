@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sized
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from .flags import Options
 from .ranked import LeadingWorker, follow
 from .ranks import Ranks
 from .registry import Plan, Suite
+from .report import counted
 from .results import check_place
 from .runner import Outcome, default_folder, run_cases
 from .worker import Settings, Worker
@@ -55,7 +56,7 @@ def run_suite(
     path = result_path(suite.name, options, device)
     for note in plan.notes:
         console.print(note, highlight=False, markup=False)
-    text = f"{_count(plan.cases, 'case')} x {_count(plan.specs, 'method')} on {device}; results in {path}"
+    text = f"{counted(len(plan.cases), 'case')} x {counted(len(plan.specs), 'method')} on {device}; results in {path}"
     console.print(text, highlight=False, markup=False)
     check_place(path)
     outcome = run_cases(
@@ -68,10 +69,6 @@ def run_suite(
     if draw is not None and not getattr(options, "no_plots", True) and any(row.measured for row in outcome.rows):
         draw([outcome.path], outcome.path.parent / "plots", console)
     return outcome.exit_status
-
-
-def _count(things: Sized, name: str) -> str:
-    return f"{len(things)} {name}{'' if len(things) == 1 else 's'}"
 
 
 def result_path(suite: str, options: Options, device: torch.device) -> Path:

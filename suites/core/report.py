@@ -28,6 +28,11 @@ def number(value: float | None, form: str, scale: float = 1.0, unit: str = "") -
     return "" if value is None else format(value * scale, form) + unit
 
 
+def counted(count: int, what: str) -> str:
+    """`1 row`, `2 rows`."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
 def speedup(value: float | None) -> str:
     """A ratio, green above 1."""
     if value is None:
