@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..suites.core.report import counted
 from ..suites.core.results import read_rows
 from ..suites.core.rows import Row
 from ..suites.core.terminal import visible
@@ -60,7 +61,8 @@ def draw_all(result_paths: Sequence[Path], out_dir: Path) -> list[Path]:
                         print(f"skipped {reasons[-1]}")
     if not written:
         needed = "; ".join(f"no {maker.needs}" for maker in set_makers().values())
-        raise NoFigure(f"no figure from {len(rows)} rows in {len(files)} files: {'; '.join(reasons) or needed}")
+        read = f"{counted(len(rows), 'row')} in {counted(len(files), 'file')}"
+        raise NoFigure(f"no figure from {read}: {'; '.join(reasons) or needed}")
     return written
 
 

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from ..suites.core.report import counted
 from ..suites.core.rows import Row
 from ..suites.core.spec import Variant
+from ..suites.core.stages import AMORTISED
 from .caption import best_dense_of, caption, title
 from .curves import (
     BEST_DENSE,
@@ -93,8 +94,8 @@ def speedup_amortised(figures: FigureSet) -> Figure:
 
     First the usual setting of each form beside the step alone (dotted), then for each form all its settings.
     """
-    figures = figures.curved("total_amortised")
-    stage = "total_amortised"
+    figures = figures.curved(AMORTISED)
+    stage = AMORTISED
     forms = list(figures.forms().values())
 
     def first_settings(n: int) -> list[Curve]:

@@ -16,6 +16,7 @@ from .core.report import counted
 from .core.results import read_rows
 from .core.rows import Row
 from .core.spec import Names
+from .core.stages import WHOLE_STEPS
 from .core.verdict import VERDICTS, Comparison, Pair, compare
 
 COLOURS = {"slower": "red", "faster": "green", "unclear": "yellow", "same": "dim", "newly failed": "red"}
@@ -106,7 +107,7 @@ def headline(comparison: Comparison) -> str:
         return f"**FAILED**: {counted(len(comparison.newly_failed), 'row')} of B newly failed"
     if not deciding:
         return "**UNCLEAR**: no row is timed in both files"
-    rows = "whole steps" if all(pair.a.stage in ("total", "total_amortised") for pair in deciding) else "rows"
+    rows = "whole steps" if all(pair.a.stage in WHOLE_STEPS for pair in deciding) else "rows"
     for verdict in ("slower", "faster"):
         moved = [abs(pair.ratio - 1) for pair in deciding if pair.verdict == verdict]
         if moved:

@@ -368,10 +368,12 @@ def test_the_plan_measures_nothing_but_ceilings(
     tiny: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(suite, "measure_ceilings", lambda timer: Ceilings(10.0, 10.0, 0.1))
+    monkeypatch.setattr(suite, "device_bytes", lambda device: 3 * 10**9)
     assert main(["decode", "--device", "cpu", "--model", tiny, "--context", "128", "--batch", "1", "--plan"]) == 0
     out = capsys.readouterr().out
     assert "decode-tiny-for-tests-fp32-b1-128" in out
     assert "tokens/s at most" in " ".join(out.split())
+    assert "the device has 3.0 GB; cases in red do not fit and may run out of memory" in out
 
 
 @pytest.mark.parametrize(

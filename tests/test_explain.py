@@ -176,6 +176,7 @@ def test_the_command_explains_the_cases_of_a_file(capsys: pytest.CaptureFixture[
     [
         (("nope", "--gpu", "b300"), "nope: is no file, and --gpu b300 has no decode rows; rows are there of: h100"),
         ((str(FUSED), "--case", "nope"), "cases there: decode-qwen2.5-7b-bf16-b1-128k"),
+        (("qwen2.5-7b-b1-32k",), "qwen2.5-7b-b1-32k: one layer, not a model; cases there: decode-"),
         ((str(FUSED), "--method", "retro"), "no such case with a dense and a sparse step"),
     ],
 )

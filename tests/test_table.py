@@ -127,7 +127,7 @@ def test_break_even(rows: list[Row], expected: float | None) -> None:
         pytest.param([], id="no-rows"),
         pytest.param(points((4096, 2.0), (8192, 3.0), name="sdpa-flash"), id="dense"),
         pytest.param(points((4096, 2.0), (8192, 3.0), cache_state="warm"), id="warm"),
-        pytest.param(points((4096, 2.0), (8192, 3.0), stage="total_amortised"), id="another-stage"),
+        pytest.param(points((4096, 2.0), (8192, 3.0), stage="attend"), id="another-stage"),
         pytest.param(points((4096, 2.0), (8192, 3.0), selection_pattern="recent"), id="another-pattern"),
         pytest.param([row("resa")], id="no-rival"),
         pytest.param([*points((4096, 2.0), (8192, 3.0), launch="eager"), row("sdpa-cudnn")], id="eager-beside-graphs"),
@@ -135,6 +135,12 @@ def test_break_even(rows: list[Row], expected: float | None) -> None:
 )
 def test_break_even_leaves_out(rows: list[Row]) -> None:
     assert crossings(rows) == {}
+
+
+def test_break_even_counts_rectification() -> None:
+    """The step alone wins from 4K; with its share of rectification it wins from 8K."""
+    rows = [*points((4096, 2.0), (16384, 3.0)), *points((4096, 0.5), (16384, 1.5), stage="total_amortised")]
+    assert crossings(rows) == {KEY: BreakEven(pytest.approx(8192), False)}  # type: ignore[arg-type]
 
 
 def test_break_even_of_each_model_batch_and_variant() -> None:
@@ -177,9 +183,13 @@ def test_case_table_names_failures_and_the_launch_of_an_uncaptured_method() -> N
 
 
 def test_the_portable_path_is_said() -> None:
-    assert "portable torch path on a CPU" in text(
-        case_table("m-b1-8192", [row("resa-torch", launch="eager", device="CPU X")])
-    )
+    shown = text(case_table("m-b1-8192", [row("resa-torch", launch="eager", device="CPU X")]))
+    assert "portable torch path on a CPU" in " ".join(shown.split())
+
+
+def test_a_column_without_a_cell_is_not_shown() -> None:
+    assert "of floor" not in text(case_table("m-b1-8192", [row("resa")]))
+    assert "of floor" in text(case_table("m-b1-8192", [row("resa"), row("quest", floor_fraction=0.5)]))
 
 
 def test_report_shows_failures_and_skips_with_their_reasons() -> None:

@@ -10,13 +10,13 @@ from typing import Any
 
 from ...suites.core.report import main_launch
 from ...suites.core.rows import WHOLE_MODELS, Row, digits
-from ...suites.core.stages import WHOLE_STEPS
+from ...suites.core.stages import AMORTISED, WHOLE_STEPS
 from ..data import USUAL_LAYOUT
 from ..decode_data import setting as decode_setting
 from ..stage_style import fused_first
 from .lists import Listed, Variants, packed
 
-ALONE, AMORTISED = WHOLE_STEPS
+ALONE = "total"
 OWN_RUN = 1e-3  # of a row's ratio: times that give it back are those it was computed from
 ROW_COLUMNS = {
     "context": "context", "batch": "batch", "low": "ci_low_us", "high": "ci_high_us", "floor": "floor_us",
@@ -105,7 +105,8 @@ def timed_columns(runs: Sequence[Sequence[Row]], places: Places) -> tuple[dict[s
             rival = own_rival(row, rivals[_circumstances(row), row.best_dense])
             least, most = ratio_interval(row, rival)
             is_usual = row.launch in (None, launches[row.suite]) and row.cache_state in (None, "cold")
-            words = " ".join(word for word in (row.launch, row.cache_state) if word)
+            cache = None if row.suite in WHOLE_MODELS else row.cache_state  # whole models: nothing is flushed
+            words = " ".join(word for word in (row.launch, cache) if word)
             columns = {
                 "run": run, **places.columns(row), "way": places.ways.number(words), "usual": int(is_usual),
                 "time": row.time_us, "whole": _whole(row, by_step[_step(row)]), "bar": int(id(row) in parts) or None,

@@ -91,7 +91,7 @@ def say_how_it_ended(outcome: Outcome, console: Console) -> None:
         console.print(text, highlight=False)
     csv = outcome.path.with_suffix(".csv").name
     minutes = outcome.seconds / 60
-    text = f"{len(outcome.rows)} rows in {outcome.path} and {csv}; {minutes:.1f} minutes"
+    text = f"{counted(len(outcome.rows), 'row')} in {outcome.path} and {csv}; {minutes:.1f} minutes"
     console.print(text, highlight=False, markup=False)
     if outcome.lost:
         text = f"{len(outcome.lost)} failures did not take the place of rows that were measured before"

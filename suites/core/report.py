@@ -23,6 +23,15 @@ def new_table(title: str, columns: Iterable[str], left: Sequence[str] = ("case",
     return table
 
 
+def filled_table(title: str, columns: Sequence[str], lines: Sequence[Sequence[str]]) -> Table:
+    """A table of lines, without the columns in which none of them has a cell."""
+    filled = [i for i in range(len(columns)) if not lines or any(line[i] for line in lines)]
+    table = new_table(title, [columns[i] for i in filled])
+    for line in lines:
+        table.add_row(*(line[i] for i in filled))
+    return table
+
+
 def number(value: float | None, form: str, scale: float = 1.0, unit: str = "") -> str:
     """A cell; empty for no value."""
     return "" if value is None else format(value * scale, form) + unit

@@ -13,8 +13,7 @@ from rich.table import Table
 from .report import new_table
 from .results import read_rows
 from .rows import Row, identity
-
-WHOLE_STEPS = ("total", "total_amortised")
+from .stages import WHOLE_STEPS
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,9 @@ FUSED = fused.STAGE
 """The whole sparse step in one kernel: named by its parts."""
 HEADINGS = {FUSED: "one kernel"}
 """Of stages with a long name."""
-WHOLE_STEPS = ("total", "total_amortised")
+AMORTISED = "total_amortised"
+"""A sparse step with its share of rectification."""
+WHOLE_STEPS = ("total", AMORTISED)
 
 
 def place(stage: str) -> tuple[int, int]:

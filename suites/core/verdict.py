@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from .rows import FAILED, IDENTITY, Row, identity
 from .spec import Names
+from .stages import WHOLE_STEPS
 
 VERDICTS = ("slower", "faster", "unclear", "same")
 TOLERANCE = 0.05
@@ -62,7 +63,7 @@ class Comparison:
     @property
     def deciding(self) -> tuple[Pair, ...]:
         """The pairs that decide the exit status."""
-        whole = tuple(pair for pair in self.pairs if pair.a.stage in ("total", "total_amortised"))
+        whole = tuple(pair for pair in self.pairs if pair.a.stage in WHOLE_STEPS)
         graphs = tuple(pair for pair in whole if (pair.a.launch, pair.a.cache_state) == ("graph", "cold"))
         return graphs or whole or self.pairs
 

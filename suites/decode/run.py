@@ -20,7 +20,7 @@ from ..core.speedups import with_speedups
 from ..core.work import NOTHING, Work
 from ..engine.bind import Bound, Place, bind
 from ..engine.case import capacity
-from ..engine.costs import largest_batch, memory_bytes, model_work, step_weights, too_large
+from ..engine.costs import device_bytes, largest_batch, memory_bytes, model_work, step_weights, too_large
 from ..engine.drift import DriftMeter
 from ..engine.engine import State, generate
 from ..engine.exchange_time import exchange_time
@@ -113,7 +113,7 @@ class CaseRun(MethodRun):
         clocks = conditions.columns()
         work = self.work(bound)
         peak = max(bench.ranks.gathered(torch.cuda.max_memory_allocated(device))) if cuda else None
-        memory = torch.cuda.get_device_properties(device).total_memory if cuda else None
+        memory = device_bytes(device) if cuda else None
         most = None if memory is None else largest_batch(case, spec, memory)
         total = self.total(
             bound, timing, work, clocks, bound.launch, text=written, peak_memory_bytes=peak, largest_batch=most

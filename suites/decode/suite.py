@@ -24,7 +24,7 @@ from ..core.sweep import Sweep, matching
 from ..engine import products
 from ..engine.case import RAGGED, config_of, default_dtype, share_of
 from ..engine.client import CLIENTS, ENGINE, load_client
-from ..engine.costs import largest_batch, memory_bytes, plan_costs, second_bytes
+from ..engine.costs import device_bytes, largest_batch, memory_bytes, plan_costs, second_bytes
 from ..engine.exchange_time import ExchangeTime, exchange_time, measured_exchange
 from ..engine.measure import EAGER_STEPS, DecodePlan
 from ..engine.sampling import Sampling
@@ -270,9 +270,6 @@ def plan(options: Options, device: torch.device) -> Plan:
     )
 
 
-PLANNED_BYTES = 80 * 10**9  # of memory, where there is no GPU to ask
-
-
 def show_plan(plan: Plan, device: torch.device, console: Console) -> None:
     """Memory and floors of every case, from shapes and this device's ceilings; of ranks, a rank's, and the exchange."""
     ranks = Ranks.from_environment()
@@ -282,16 +279,15 @@ def show_plan(plan: Plan, device: torch.device, console: Console) -> None:
     models = [exchange_time(case.config, given) for case in plan.cases if isinstance(case, DecodeCase)]
     console.print("measuring the device's ceilings ...", highlight=False)
     ceilings = measure_ceilings(make_timer(device))
-    total = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+    total = device_bytes(device)
     title = f"floors at {ceilings.read_gbps:.0f} GB/s read, {ceilings.matrix_tflops:.3g} TFLOP/s"
     exchanged = next((model for model in models if model is not None), None)
     memory = "memory GB" if exchanged is None else "memory GB a rank"
-    device_bytes = total or PLANNED_BYTES
     columns: tuple[str, ...] = ("case", memory, "method", "floor ms a token", "tokens/s at most", "speed-up", "fits")
     if exchanged is not None:
         columns = (*columns[:4], "exchange ms", *columns[4:])
         console.print(f"exchange: {exchanged.source}; tokens/s and speed-up contain it", highlight=False)
-    title += f"; speed-up: what they allow over dense; fits: the largest batch in {device_bytes / 1e9:.0f} GB"
+    title += f"; speed-up: what they allow over dense; fits: the largest batch in {total / 1e9:.0f} GB"
     table = new_table(title, columns)
     dense = next((spec for spec in plan.specs if spec.is_dense), None)
     for case, model in zip(plan.cases, models, strict=True):
@@ -302,7 +298,7 @@ def show_plan(plan: Plan, device: torch.device, console: Console) -> None:
             return plan_costs(case, spec).floor_us(ceilings), model.step_us(case, spec) if model else 0.0
 
         need = memory_bytes(case, list(plan.specs))
-        fits = total is None or need <= total
+        fits = need <= total
         dense_us = sum(times(dense)) if dense else None
         for i, spec in enumerate(plan.specs):
             if spec.is_dense and spec != dense:
@@ -317,11 +313,11 @@ def show_plan(plan: Plan, device: torch.device, console: Console) -> None:
                 *([f"{apart / 1e3:.2f}"] if exchanged is not None else []),
                 f"{case.batch / us * 1e6:.0f}",
                 f"{dense_us / us:.2f}x" if dense_us else "",
-                str(largest_batch(case, spec, device_bytes)),
+                str(largest_batch(case, spec, total)),
             )
     console.print(table)
-    if total is not None:
-        console.print(f"the device has {total / 1e9:.1f} GB; cases in red do not fit and are skipped", highlight=False)
+    skipped = "are skipped" if device.type == "cuda" else "may run out of memory"
+    console.print(f"the device has {total / 1e9:.1f} GB; cases in red do not fit and {skipped}", highlight=False)
 
 
 BRIEF = "--no-eager --no-breakdown"

@@ -15,6 +15,7 @@ from ..core.report import (
     BreakEven,
     break_even,
     failed_lines,
+    filled_table,
     main_launch,
     new_table,
     number,
@@ -56,12 +57,12 @@ def case_table(case: str, rows: Sequence[Row], names: Names | None = None) -> Ta
     modelled = next((r.exchange_model for r in of_case if r.modelled_tokens_per_s), None)
     columns = COLUMNS if modelled is None else (*COLUMNS, *EXCHANGED)
     title = f"{case}: decoding with {first.weight_dtype} weights, {prompt}{cache}{shared(first)}{idle}"
-    table = new_table(title if modelled is None else f"{title}\nexchange: {modelled}", columns)
+    lines: list[Sequence[str]] = []
     for row in sorted(steps(of_case), key=lambda r: -(r.tokens_per_s or 0)):
         notes = [row.client] if row.client else []
         notes += [] if row.launch == launch else [str(row.launch)]
         notes += ["fixed length"] if row.fixed_length else []
-        table.add_row(
+        lines.append((
             titled(row, names, notes),
             number(row.tokens_per_s, ".1f"),
             number(row.mean_us, ".2f", 1e-3),
@@ -74,7 +75,8 @@ def case_table(case: str, rows: Sequence[Row], names: Names | None = None) -> Ta
             number(row.peak_memory_bytes, ".1f", 1e-9),
             number(row.largest_batch, ".0f"),
             *([] if modelled is None else exchanged(row)),
-        )
+        ))  # fmt: skip
+    table = filled_table(title if modelled is None else f"{title}\nexchange: {modelled}", columns, lines)
     failed_lines(table, of_case, names)
     return table
 

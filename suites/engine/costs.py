@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from ...kernels import AttentionShape, SparseConfig, Traffic
@@ -198,9 +200,16 @@ def largest_batch(case: ModelCase, spec: MethodSpec, total_bytes: int) -> int:
     return max(total_bytes - fixed, 0) // sequence_bytes(case, spec)
 
 
+def device_bytes(device: torch.device) -> int:
+    """The memory of a GPU; of a CPU, the host's."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def too_large(need: int, device: torch.device) -> str | None:
     """Why so many bytes do not fit the device's memory, or None."""
     if device.type != "cuda":
         return None
-    total = torch.cuda.get_device_properties(device).total_memory
+    total = device_bytes(device)
     return None if need <= total else f"needs {need / 1e9:.0f} GB of memory, the device has {total / 1e9:.0f}"

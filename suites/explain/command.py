@@ -62,7 +62,9 @@ def act(what: str, options: Options, console: Console) -> int:
     if not latest:
         cases = sorted({row.case for rows in decoded.values() for row in rows if row.stage == "total"})
         known = ", ".join(cases) or "none"
-        raise ValueError(f"{what}: no such case with a dense and a sparse step in one run; cases there: {known}")
+        layer = any(row.case == what for rows in micro.values() for row in rows)
+        why = "one layer, not a model" if layer else "no such case with a dense and a sparse step in one run"
+        raise ValueError(f"{what}: {why}; cases there: {known}")
     names = Names([entry.waterfall.sparse for entry in latest.values()])
     for entry in latest.values():
         print_waterfall(entry, names, console)

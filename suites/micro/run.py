@@ -19,7 +19,7 @@ from ..core.failure import failure, unavailable
 from ..core.rows import Row, digits
 from ..core.spec import MethodSpec
 from ..core.speedups import with_speedups
-from ..core.stages import WHOLE_STEPS
+from ..core.stages import AMORTISED, WHOLE_STEPS
 from ..core.work import NOTHING, Work
 from ..engine.gate import Check
 from .cases import Case
@@ -208,7 +208,7 @@ def timed_rows(
             total = summaries.get(Key(prepared.spec, "total", "cold", launch))
             rectify = summaries.get(Key(prepared.spec, "rectify", "cold", launch))
             if total and rectify:
-                key = Key(prepared.spec, "total_amortised", "cold", launch)
+                key = Key(prepared.spec, AMORTISED, "cold", launch)
                 work = Work(prepared.traffic["total"], prepared.traffic["rectify"], every)
                 summary = amortise(total[0], rectify[0], every)
                 rows.append(_row(prepared, key, summary, total[1], work, bench, make_row, clocks))

@@ -12,8 +12,8 @@ from ..core.report import (
     BreakEven,
     break_even,
     failed_lines,
+    filled_table,
     main_launch,
-    new_table,
     number,
     print_break_even,
     print_untimed,
@@ -23,6 +23,7 @@ from ..core.report import (
 )
 from ..core.rows import Row
 from ..core.spec import Names
+from ..core.stages import AMORTISED, WHOLE_STEPS
 from .rotation import STATE
 
 COLUMNS = ("method", "median us", "+-%", "GB/s", "of floor", "vs best dense", "amortised", "both at floor")
@@ -42,17 +43,17 @@ def case_table(case: str, rows: Sequence[Row], names: Names | None = None) -> Ta
     names = names or Names(rows)
     of_case = [r for r in rows if r.case == case]
     steps = [r for r in whole_steps(rows) if r.case == case]
-    amortised = {r.variant: r for r in of_case if r.timed and r.stage == "total_amortised"}
+    amortised = {r.variant: r for r in of_case if r.timed and r.stage == AMORTISED}
     launch = main_launch(rows)
     rotating = {r.variant: r for r in of_case if r.timed and r.stage == "total" and r.cache_state == STATE}
     columns = [*COLUMNS[:6], "in rotation", *COLUMNS[6:]] if rotating else COLUMNS
     where = "portable torch path on a CPU, " if any((r.device or "").startswith("CPU") for r in of_case) else ""
-    table = new_table(f"{case}: one decode step of attention ({where}cold, {launch})", columns)
+    lines: list[Sequence[str]] = []
     for row in sorted(steps, key=lambda r: r.median_us or math.inf):
         assert row.median_us
         width = ((row.ci_high_us or 0) - (row.ci_low_us or 0)) / 2 / row.median_us
         rectified = amortised.get(row.variant)
-        table.add_row(
+        lines.append((
             titled(row, names, [] if row.launch == launch else [str(row.launch)]),
             f"{row.median_us:.1f}",
             f"{100 * width:.1f}",
@@ -62,7 +63,8 @@ def case_table(case: str, rows: Sequence[Row], names: Names | None = None) -> Ta
             *([_in_rotation(rotating.get(row.variant))] if rotating else []),
             speedup(rectified.speedup_vs_best_dense if rectified else None),
             number(row.floor_speedup, ".2f", unit="x"),
-        )
+        ))  # fmt: skip
+    table = filled_table(f"{case}: one decode step of attention ({where}cold, {launch})", columns, lines)
     failed_lines(table, of_case, names)
     return table
 
@@ -73,14 +75,19 @@ def _in_rotation(row: Row | None) -> str:
 
 
 def crossings(rows: Sequence[Row]) -> dict[tuple[str, ...], BreakEven]:
-    """By model, batch and method: the context from which its step beats the best dense one, on random data, cold."""
+    """By model, batch and method: the context from which its step beats the best dense one, on random data, cold.
+
+    Of a method that rectifies, with rectification's share in the step.
+    """
     names, launch = Names(rows), main_launch(rows)
     sparse = [
         r for r in rows
-        if r.timed and r.stage == "total" and r.cache_state == "cold" and r.launch == launch
+        if r.timed and r.stage in WHOLE_STEPS and r.cache_state == "cold" and r.launch == launch
         and r.selection_pattern == "random" and r.block_size is not None
     ]  # fmt: skip
-    return break_even(sparse, lambda row: (model_of(row), str(row.batch), names[row]))
+    rectified = {(r.case, r.variant) for r in sparse if r.stage == AMORTISED}
+    whole = [r for r in sparse if r.stage == AMORTISED or (r.case, r.variant) not in rectified]
+    return break_even(whole, lambda row: (model_of(row), str(row.batch), names[row]))
 
 
 def model_of(row: Row) -> str:
@@ -93,6 +100,6 @@ def print_report(rows: Sequence[Row], console: Console) -> None:
     names = Names(rows)
     for case in dict.fromkeys(r.case for r in rows):
         console.print(case_table(case, rows, names))
-    title = "break-even context (one step, against the best dense method)"
+    title = "break-even context (with rectification's share, against the best dense method)"
     print_break_even(title, ("model", "batch", "method"), crossings(rows), console)
     print_untimed(rows, console)

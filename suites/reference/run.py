@@ -20,6 +20,7 @@ from rich.console import Console
 
 from ..core.exits import INTERRUPTED
 from ..core.manifest import FAILED, INCOMPLETE, OK, STOPPED, Manifest, PartRecord, Sources, is_intact
+from ..core.report import counted
 from .parts import Step, is_side_by_side, usual_machine
 from .publish import lines_of, publish, publish_kept, restore
 
@@ -169,7 +170,7 @@ class Reference:
             self._say(f"  {ended}: {kept}, {minutes:.1f} minutes{because}")
             return record
         self._publish(step, record, lines)
-        self._say(f"  {ended}: {len(lines)} rows in {step.file}, {minutes:.1f} minutes{because}")
+        self._say(f"  {ended}: {counted(len(lines), 'row')} in {step.file}, {minutes:.1f} minutes{because}")
         return record
 
     def _outweighs(self, before: PartRecord, record: PartRecord) -> bool:

@@ -101,7 +101,7 @@ function tick(name, value, on) {
 function showRest(place) {
   if (!parts.has("rest")) {
     const ways = page.ways.map((words, number) => [String(number), words || "launch not given"]);
-    const list = picker("Timing", [["usual", "as tables show it (graphs, cold)"], ...ways], chosen.way, (value) => {
+    const list = picker("Timing", [["usual", "as tables show it (graphs; kernels cold)"], ...ways], chosen.way, (value) => {
       chosen.way = value;
       filtersChanged();
     });
