@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from resa_bench.suites import cli
+from resa_bench.suites.advise import answer as answer_module
 from resa_bench.suites.advise import command, evidence
 from resa_bench.suites.advise.answer import Advisor, Answer
 from resa_bench.suites.advise.evidence import Measured, available_gpus, gpu_memory, read_measured
@@ -14,6 +15,7 @@ from resa_bench.suites.advise.fit import Curve, fit_nonnegative
 from resa_bench.suites.advise.model import PARTS, StepModel, Unpredictable
 from resa_bench.suites.advise.validate import judge, level_of, quantile_of
 from resa_bench.suites.core.flags import K
+from resa_bench.suites.core.report import BreakEven
 from resa_bench.suites.core.results import append, read_rows
 from resa_bench.suites.core.spec import make_spec
 from resa_bench.suites.decode.cases import DecodeCase
@@ -129,8 +131,15 @@ def test_an_h200_s_memory_is_its_manifest_s(h200: list[Measured], batch: int, fi
     """Its name, unlike an H100's, says no GB."""
     answer = Advisor(h200).answer(case(batch, 128, "bf16"))
     assert answer.memory == 150109880320
-    assert answer.fits is fits
+    assert answer.fits(answer.dense) is answer.fits(answer.sparse) is fits
     assert ("does not fit" in answer.verdict) is not fits
+
+
+def test_dense_that_fits_alone_is_the_advice(h200: list[Measured]) -> None:
+    answer = Advisor(h200).answer(case(1, 128, "bf16"))
+    between = replace(answer, memory=(answer.dense.memory_bytes + answer.sparse.memory_bytes) // 2)
+    assert "no, stay dense" in between.verdict
+    assert f"it fits, {answer.sparse.spec.label} would need" in between.verdict
 
 
 def test_memory_that_neither_manifest_nor_name_says_is_not_known(h200: list[Measured], tmp_path: Path) -> None:
@@ -172,17 +181,56 @@ def test_a_ratio_whose_band_holds_one_is_too_close_to_tell(advisor: Advisor) -> 
     answer: Answer = replace(advisor.answer(case(1, 32)), speedup=1.02, low=0.98, high=1.06, break_even=None)
     assert "too close to tell" in answer.verdict
     assert "does not win at any context" in answer.verdict
-    near = replace(answer, break_even=21.2 * K).verdict
+    near = replace(answer, break_even=BreakEven(21.2 * K, False)).verdict
     assert near.endswith("; break-even near 21K tokens, within the band.")
-    slower = replace(answer, speedup=0.9, low=0.86, high=0.94, break_even=40.0 * K).verdict
+    slower = replace(answer, speedup=0.9, low=0.86, high=0.94, break_even=BreakEven(40.0 * K, False)).verdict
     assert slower.endswith("; it wins from about 40K tokens.")
 
 
-def test_break_even_is_where_the_speed_up_crosses_one(advisor: Advisor) -> None:
-    start = advisor.break_even(case(1, 32), make_spec("resa"))
+@pytest.mark.parametrize(
+    ("words", "pays"),
+    [
+        *(
+            (name, False)
+            for name in ("oracle", "snapkv", "r-kv", "sink-window", "resa-torch", "resa-lossless", "retro")
+        ),
+        ("quest", False),  # a list for each query head: the rows have a list for each KV head
+        ("quest --gqa-policy group-sum", True),
+        ("resa --selector mass", False),
+        ("resa --selector shared2", False),
+        ("resa-plus", True),
+        ("sparse", True),
+    ],
+)
+def test_what_no_row_chooses_like_is_refused(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, h200: list[Measured], words: str, pays: bool
+) -> None:
+    monkeypatch.setattr(command, "read_measured", lambda gpu, rows: h200)
+    shape = ("--model", "qwen2.5-7b", "--context", "128K", "--batch", "8", "--weights", "bf16")
+    status, out, err = run(capsys, *shape, "--method", *words.split())
+    assert status == (0 if pays else 2)
+    assert (" pays: " in out) is pays
+    assert (
+        "no measured step chooses its blocks as it does; there are quest b16 group-sum, resa-chain b16" in err
+    ) is not pays
+
+
+def test_a_method_that_wins_at_every_context_tried_breaks_even_at_most_there(
+    advisor: Advisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answer_module, "BREAK_EVEN", [64 * K, 512 * K, 1024 * K])
+    start, longest = advisor.break_even(case(8, 8), make_spec("resa-chain", block_size=8))
     assert start is not None
+    assert start.words(K, "K") == "<= 64K"
+    assert longest == 512 * K  # at 1024K a sequence would have too many blocks
+
+
+def test_break_even_is_where_the_speed_up_crosses_one(advisor: Advisor) -> None:
+    start, longest = advisor.break_even(case(1, 32), make_spec("resa"))
+    assert start is not None
+    assert longest == 1024 * K
     for factor, wins in ((0.7, False), (1.4, True)):
-        at = replace(case(1, 32), context=int(start * factor))
+        at = replace(case(1, 32), context=int(start.tokens * factor))
         dense = min(advisor.model.predict(at, spec).us for spec in advisor.dense_specs())
         assert (dense > advisor.model.predict(at, make_spec("resa")).us) is wins
 

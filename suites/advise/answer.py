@@ -11,7 +11,7 @@ from ...kernels.config import DTYPES, MAX_BLOCKS
 from ...kernels.fused.served import unsupported
 from ...profiling.ceilings import Ceilings
 from ..core.flags import K
-from ..core.report import crossing
+from ..core.report import BreakEven, crossing
 from ..core.spec import MethodSpec, make_spec, steps_of
 from ..decode.cases import DecodeCase
 from ..engine.costs import memory_bytes, plan_costs
@@ -40,7 +40,8 @@ class Answer:
 
     Attributes:
         speedup, low, high: the best sparse setting over the best dense method, and the band's ends.
-        break_even: the context in tokens from which it stays faster; None where it is not within 1K to 1024K.
+        break_even: the context from which it stays faster; None where it wins at none that was tried.
+        longest: the longest context that was tried for it, in tokens.
         memory: bytes of the GPU; None where they are not known.
         level: what the band was judged by.
     """
@@ -51,25 +52,29 @@ class Answer:
     speedup: float
     low: float
     high: float
-    break_even: float | None
+    break_even: BreakEven | None
+    longest: int
     memory: int | None
     level: Level
 
-    @property
-    def fits(self) -> bool:
-        """Whether dense decoding and ReSA both fit the GPU's memory; taken for granted where that is not known."""
-        return self.memory is None or max(self.dense.memory_bytes, self.sparse.memory_bytes) <= self.memory
+    def fits(self, choice: Choice) -> bool:
+        """Whether a method fits the GPU's memory; taken for granted where that is not known."""
+        return self.memory is None or choice.memory_bytes <= self.memory
 
     @property
     def verdict(self) -> str:
         """One plain sentence: whether it pays."""
         batch = "1 sequence" if self.case.batch == 1 else f"{self.case.batch} sequences"
         where = f"{batch} of {_tokens(self.case.context)} tokens, {self.case.weights} weights"
-        if not self.fits:
-            need = max(self.dense.memory_bytes, self.sparse.memory_bytes)
-            return f"{where}: does not fit: {need / 1e9:.0f} GB are needed, the GPU has {(self.memory or 0) / 1e9:.0f}."
+        name, memory = self.sparse.spec.label, f"the GPU has {(self.memory or 0) / 1e9:.0f}"
+        if not self.fits(self.dense):
+            need = min(self.dense.memory_bytes, self.sparse.memory_bytes)
+            return f"{where}: does not fit: {need / 1e9:.0f} GB are needed, {memory}."
+        if not self.fits(self.sparse):
+            need = self.sparse.memory_bytes
+            rival = self.dense.spec.label
+            return f"{where}: no, stay dense ({rival}): it fits, {name} would need {need / 1e9:.0f} GB, {memory}."
         ratio = f"{self.speedup:.2f}x ({self.low:.2f} to {self.high:.2f})"
-        name = self.sparse.spec.label
         if self.low > 1:
             gain = f"{self.sparse.tokens_per_s:.0f} against {self.dense.tokens_per_s:.0f} tokens/s"
             return f"{where}: yes, {name} pays: {gain}, {ratio}."
@@ -86,8 +91,8 @@ class Answer:
 
     def _break_even(self, words: str) -> str:
         if self.break_even is None:
-            return "it does not win at any context up to 1024K"
-        return words.format(f"{_tokens(round(self.break_even / K) * K or K)} tokens")
+            return f"it does not win at any context up to {_tokens(self.longest)}"
+        return words.format(f"{_tokens(round(self.break_even.tokens / K) * K or K)} tokens")
 
 
 class Advisor:
@@ -138,18 +143,23 @@ class Advisor:
         rival = self._best(case, list(sparse) or self.sparse_specs(), errors)
         band = exp(quantile_of(errors.ratios, BAND))
         ratio = best.prediction.us / rival.prediction.us
-        start = self.break_even(case, rival.spec)
-        return Answer(case, best, rival, ratio, ratio / band, ratio * band, start, self.memory, level)
+        start, longest = self.break_even(case, rival.spec)
+        return Answer(case, best, rival, ratio, ratio / band, ratio * band, start, longest, self.memory, level)
 
-    def break_even(self, case: DecodeCase, spec: MethodSpec) -> float | None:
-        """The context in tokens from which a setting stays ahead of dense decoding; its batch and weights held."""
+    def break_even(self, case: DecodeCase, spec: MethodSpec) -> tuple[BreakEven | None, int]:
+        """The context from which a setting stays ahead of dense decoding, and the longest tried, in tokens.
+
+        Batch and weights are the case's.
+        """
         points = []
         for context in BREAK_EVEN:
             at = replace(case, context=context)
             if runs(at, spec):
                 dense = min(self.model.predict(at, rival).us for rival in self.dense_specs())
                 points.append((context, dense / self.model.predict(at, spec).us))
-        return crossing(points)
+        contexts, tokens = [context for context, _ in points], crossing(points)
+        start = None if tokens is None else BreakEven(tokens, tokens <= min(contexts))
+        return start, max(contexts, default=case.context)
 
     def _best(self, case: DecodeCase, specs: Sequence[MethodSpec], errors: Errors) -> Choice:
         able = [spec for spec in specs if runs(case, spec)]

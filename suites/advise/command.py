@@ -58,7 +58,7 @@ def act(options: Options, console: Console) -> int:
         return 0
     if not options.model:
         raise ValueError(f"--model: is missing; give a folder, a .gguf file or one of {', '.join(MODELS)}")
-    specs = chosen_specs(options)
+    specs = chosen_specs(options, advisor)
     answers, reasons = [], []
     for case in chosen_cases(options, advisor):
         try:
@@ -73,18 +73,26 @@ def act(options: Options, console: Console) -> int:
     return 0
 
 
-def chosen_specs(options: Options) -> list[MethodSpec]:
-    """The sparse methods asked for; none where nothing was asked for. Raises ValueError for a dense one."""
+def chosen_specs(options: Options, advisor: Advisor) -> list[MethodSpec]:
+    """The sparse methods asked for; none where nothing was asked for.
+
+    Raises:
+        ValueError: a dense method, or one of which the rows say nothing.
+    """
     sweep = Sweep.of(options)
     if sweep.plain:
         return []
     specs = sweep.named() if sweep.names else list(sweep.variants("resa"))
-    ways = {"resa": WAYS}
-    specs = unique(replace(spec, name=name) for spec in specs for name in ways.get(spec.name, (spec.name,)))
+    chosen = []
     for spec in specs:
-        if spec.is_dense or spec.window > 1:
+        if spec.is_dense:
             raise ValueError(f"--method {spec.name}: advice sets ReSA's methods beside dense ones; give resa")
-    return specs
+        forms = [replace(spec, name=name) for name in WAYS] if spec.name == "resa" else [spec]
+        known = [form for form in forms if advisor.model.why_unknown(form) is None]
+        if not known:
+            raise ValueError(f"--method {spec.label}: {advisor.model.why_unknown(forms[0])}")
+        chosen += known
+    return unique(chosen)
 
 
 def chosen_cases(options: Options, advisor: Advisor) -> list[DecodeCase]:
@@ -120,7 +128,7 @@ def print_answers(answers: Sequence[Answer], advisor: Advisor, console: Console)
             f"{a.speedup:.2f}x ({a.low:.2f}-{a.high:.2f})",
             f"{a.floor_speedup(advisor.model.ceilings):.2f}x",
             *(f"{c.memory_bytes / 1e9:.0f}" for c in (a.dense, a.sparse)),
-            "none" if a.break_even is None else f"{a.break_even / flags.K:.0f}K",
+            "none" if a.break_even is None else a.break_even.words(flags.K, "K"),
         )  # fmt: skip
     console.print(table)
     for a in answers:

@@ -139,19 +139,25 @@ def _step(row: Row) -> tuple[object, ...]:
 
 
 def is_predictable(row: Row) -> bool:
-    """Whether the work of a row's method is a function of shapes: dense ones, and those that rank by summaries.
-
-    (RetroAttention runs several tokens a step, and a fixed window reads no scores: advice does not speak of them.)
-    """
-    kind = registered().get(steps_of(row.method))
-    if kind is None or row.mean_us is None or row.shared_kv is None:
+    """Whether a row is a whole step, with caches of 16 bits, of a method that advice speaks of."""
+    if not is_modelled(row.method) or row.mean_us is None or row.shared_kv is None:
         return False
     if row.selection_pattern == RAGGED:  # its context is the longest sequence's alone
         return False
     if row.kv_dtype is not None:  # advice is for caches of 16 bits
         return False
     selector = selectors().get(row.selector or "")
-    if selector is not None and len(selector.choosing) > 1:  # its layers differ
+    return selector is None or len(selector.choosing) == 1  # else its layers differ
+
+
+def is_modelled(method: str) -> bool:
+    """Whether a method's work is a function of shapes: dense ones on a GPU, and those that rank by summaries.
+
+    (RetroAttention runs several tokens a step, an eviction keeps what it kept, a draft is verified, and an oracle or a
+    fixed window reads no summaries: advice does not speak of them.)
+    """
+    own, kind = registered().get(method), registered().get(steps_of(method))
+    if own is None or kind is None or own.device_type == "cpu":
         return False
     return kind.is_dense or (kind.ranks_by == "summary" and "window" not in kind.uses)
 

@@ -23,7 +23,7 @@ from ..core.spec import MethodSpec, steps_of
 from ..core.stages import ATTENTION
 from ..decode.cases import DecodeCase
 from ..engine.costs import BITS, dense_attention, kv_bytes, summary_bytes, weight_traffic
-from .evidence import Measured
+from .evidence import Measured, is_modelled
 from .fit import Curve, fit_nonnegative
 
 LAUNCHES = 4  # of linear layers, a layer
@@ -31,6 +31,7 @@ FEW_ROWS = 8  # up to here the rate hardly changes with rows, so that launches a
 MATRIX_SHARE = 0.7  # of the matrix ceiling that products of more rows than were measured are taken to reach
 NEAR, SHRINK = 1.0, 0.5  # how fast a measured case's say fades with its distance, and what all of them stand against
 OTHER_MODEL = 2.0  # between two models; two doublings of batch or context are 1, and so is another kind of weights
+ONE_LIST = ("group-mean", "group-sum")  # a list for each KV head
 REST = ("other", "sample", "gap")
 PARTS = ("linear", "attention", "rectification", "head", "rest")
 
@@ -86,8 +87,18 @@ class StepModel:
         """Whether a measured step with the case's kind of weights has its stages."""
         return _kind(case) in self._linear
 
+    def why_unknown(self, spec: MethodSpec) -> str | None:
+        """Why the rows say nothing of a sparse method; None where a step ran its kernels on lists of the same kind."""
+        sparse = [m.spec for m, _ in self._residuals if not m.spec.is_dense]
+        if spec.is_dense or (is_modelled(spec.name) and _family(spec) in map(_family, sparse)):
+            return None
+        known = {(measured.name, _family(measured)): measured.label for measured in reversed(sparse)}
+        return f"no measured step chooses its blocks as it does; there are {', '.join(sorted(known.values()))}"
+
     def predict(self, case: DecodeCase, spec: MethodSpec) -> Prediction:
         """Of a case, whether it was measured or not. Raises Unpredictable."""
+        if reason := self.why_unknown(spec):
+            raise Unpredictable(f"{spec.label}: {reason}")
         correction, support = self._correction(case, spec)
         return Prediction(self.parts_us(case, spec), correction, support)
 
@@ -230,9 +241,12 @@ def _kind(case: DecodeCase) -> str:
 
 
 def _family(spec: MethodSpec) -> str:
-    """Methods whose steps run the same kernels."""
+    """Methods whose steps run the same kernels, on lists of the same kind."""
+    if spec.is_dense:
+        return spec.name
     chained = steps_of(spec.name) == spec.name or spec.name == "resa-chain"
-    return "chain" if not spec.is_dense and chained else spec.name
+    lists = "" if spec.config.gqa_policy in ONE_LIST else spec.config.gqa_policy
+    return " ".join(("chain" if chained else spec.name, spec.config.selector or "", lists)).rstrip()
 
 
 def _attention_us(m: Measured) -> float:

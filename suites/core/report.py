@@ -101,7 +101,11 @@ class BreakEven:
     at_most: bool
 
     def __str__(self) -> str:
-        return f"{'<= ' if self.at_most else ''}{self.tokens:.0f}"
+        return self.words()
+
+    def words(self, scale: int = 1, unit: str = "") -> str:
+        """`5124`, `<= 4096`; with a scale of 1024 and the unit K `5K`."""
+        return f"{'<= ' if self.at_most else ''}{self.tokens / scale:.0f}{unit}"
 
 
 def crossing(points: Sequence[tuple[int, float]]) -> float | None:
