@@ -8,6 +8,7 @@ import torch
 
 from .. import baselines  # noqa: F401  (registers the rivals)
 from ..kernels import AttentionShape, DecodeMethod, SparseConfig, Unsupported, get_method, registered
+from ..suites.core.registry import suites
 from ..suites.core.settings import MODEL_SETTINGS
 from ..suites.core.spec import DEFAULTS, MethodSpec, dense_here, make_spec, resa_here
 
@@ -21,10 +22,14 @@ def method_spec(name: str, device: torch.device, base: SparseConfig = DEFAULTS, 
         ValueError: no such setting, or a value out of range.
     """
     if name not in registered():
+        suites()  # some register a method
+    if name not in registered():
         raise Unsupported(f"method: got {name!r}, known are {', '.join(registered())}")
     spec = make_spec(resa_here(device) if name == "resa" else name, base, **settings)
     if spec.window > 1:
         raise Unsupported(f"method: {name} repairs the last {spec.window} tokens in every deeper layer; take resa")
+    if spec.kind.evicts:
+        raise Unsupported(f"method: {name} evicts by a prompt's last queries, which are not kept here; take resa")
     if spec.draft_length is not None:
         raise Unsupported(f"method: {name} drafts and verifies in rounds of its own; run `resa-bench lossless`")
     if spec.kind.fixes_length:

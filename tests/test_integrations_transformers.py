@@ -365,7 +365,8 @@ def test_a_mask_that_is_more_than_causal_is_refused_in_a_step(llama: Any) -> Non
 
 
 def test_methods_that_do_not_fit_are_refused(llama: Any) -> None:
-    for method, why in (("retro", "repairs"), ("sdpa-flash", "fixes its length"), ("nonesuch", "known are")):
+    refused = {"retro": "repairs", "snapkv": "evicts", "r-kv": "evicts", "resa-lossless": "run `resa-bench lossless`"}
+    for method, why in (refused | {"sdpa-flash": "fixes its length", "nonesuch": "known are"}).items():
         with pytest.raises(Unsupported, match=why):
             attach(llama, method)
     assert "generate" not in vars(llama)
