@@ -50,7 +50,8 @@ def decode_waterfall(figures: FigureSet) -> Figure:
         ax.set_ylabel("speed-up over dense")
     drawn = [row for fall in falls.values() for row in (fall.dense, fall.sparse)]
     rivals = ", ".join(sorted({fall.dense.method for fall in falls.values()}))
-    notes = (f"dense: {rivals}, of the same run", "each bar: what its part, in both steps, takes off the speed-up")
+    bars = "each bar: what its part, in both steps, takes off the speed-up, or adds"
+    notes = (f"dense: {rivals}, of the same run", bars)
     return finish(fig, title(figures, "from the kernel's speed-up to the model's"), caption(figures, drawn, *notes))
 
 

@@ -30,7 +30,9 @@ def render(comparison: Comparison) -> Table:
     runs = {_run(row) for row in shown}
     one_run = f", {runs.pop()}" if len(runs) == 1 else ""  # said once, not in every line
     table = Table(
-        title=f"B against A, tolerance {comparison.tolerance:.1%}{one_run}", title_justify="left", box=box.SIMPLE
+        title=f"B against A, tolerance {100 * comparison.tolerance:.10g}%{one_run}",
+        title_justify="left",
+        box=box.SIMPLE,
     )
     for name in ("case", "method", "stage") if one_run else ("case", "method", "stage", "run"):
         table.add_column(name, overflow="fold")
@@ -102,7 +104,7 @@ def summary(comparison: Comparison) -> list[str]:
 
 def headline(comparison: Comparison) -> str:
     """One line: the worst that the deciding rows say, and of how many."""
-    deciding, tolerance = comparison.deciding, f"{comparison.tolerance:.0%}"
+    deciding, tolerance = comparison.deciding, f"{100 * comparison.tolerance:.10g}%"
     if comparison.newly_failed:
         return f"**FAILED**: {counted(len(comparison.newly_failed), 'row')} of B newly failed"
     if not deciding:

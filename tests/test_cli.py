@@ -57,9 +57,16 @@ def test_help(capsys: pytest.CaptureFixture[str], command: str) -> None:
     ("arguments", "message"),
     [
         pytest.param(["--method", "nope"], "--method nope: unknown; known are resa-torch, torch-dense,", id="method"),
+        pytest.param(["--method", "quest", "--window", "4"], "--window: no method here has this setting", id="setting"),
+        pytest.param(["--method", "oracle", "--summary", "meanstd"], "--summary: no method here has", id="summary"),
         pytest.param(["--case", "nope"], "--case nope: no case matches; see `resa-bench micro --list`", id="case"),
         pytest.param(["--case", "[/b]"], "--case [/b]: no case matches", id="case-with-brackets"),
         pytest.param(["--q-heads", "8"], "--q-heads, --kv-heads, --head-dim: give all three, or none", id="heads"),
+        pytest.param(
+            ["--q-heads", "8", "--kv-heads", "2", "--head-dim", "64", "--model", "llama-3.1-8b"],
+            "--model llama-3.1-8b: heads are given too; give --model or the heads, not both",
+            id="model-and-heads",
+        ),
         pytest.param(
             ["--q-heads", "5", "--kv-heads", "2", "--head-dim", "64"],
             "q_heads: got 5, must be a multiple of kv_heads (2)",

@@ -301,6 +301,16 @@ def test_the_headline_and_the_exit_status(a: list[Row], b: list[Row], line: str,
     assert markdown(comparison).splitlines()[0] == line
 
 
+@pytest.mark.parametrize(
+    ("tolerance", "shown_as"), [(0.005, "0.5%"), (0.0004, "0.04%"), (0.07, "7%"), (0.125, "12.5%")]
+)
+def test_a_tolerance_has_all_its_digits(tolerance: float, shown_as: str, tmp_path: Path) -> None:
+    slower = headline(compare(whole(100), whole(150), tolerance))
+    assert slower.endswith(f"(tolerance {shown_as})")
+    assert headline(compare(whole(100), whole(100, half_width=40), tolerance)).endswith(f"to tell {shown_as}")
+    assert f"tolerance {shown_as}," in " ".join(shown(whole(100), whole(150), tmp_path, tolerance)[1].split())
+
+
 def test_markdown_has_intervals_and_keeps_what_does_not_decide_folded() -> None:
     a = [*whole(100, 100), make(100, stage="score")]
     b = [*whole(150, 100), make(120, stage="score")]

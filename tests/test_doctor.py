@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from resa_bench.kernels import chunk_kernels, registered
 from resa_bench.profiling import tools
 from resa_bench.suites import doctor
@@ -107,6 +108,13 @@ def test_json_names_everything(nowhere: Path, capsys: pytest.CaptureFixture[str]
 def test_reasons_are_taken_apart(reason: str, cause: str, remedy: str | None) -> None:
     line = doctor._method("methods", "x", reason)
     assert (line.found, line.remedy) == (cause, remedy)
+
+
+def test_a_cpu_build_is_replaced_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`pip install torch` leaves a CPU build where it is."""
+    monkeypatch.setattr(torch.version, "cuda", None)
+    (line,) = doctor._device(torch.device("cpu"))
+    assert str(line.remedy).startswith("this torch is a CPU build: pip uninstall torch, then")
 
 
 def test_a_broken_tool_fails_and_says_what_helps(nowhere: Path, capsys: pytest.CaptureFixture[str]) -> None:

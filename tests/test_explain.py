@@ -82,6 +82,7 @@ def test_the_figure_draws_every_part_and_the_model(rows: list[Row]) -> None:
     axes = [ax for ax in fig.axes if ax.get_visible()]
     bars = [[cast(Rectangle, patch) for patch in ax.patches] for ax in axes]
     assert len(axes) == 4
+    assert any("takes off the speed-up, or adds" in text.get_text() for text in fig.texts)
     for ax, drawn in zip(axes, bars, strict=True):
         names = [tick.get_text() for tick in ax.get_xticklabels()]
         assert names[0] == "attention"
@@ -164,6 +165,13 @@ def test_a_later_run_without_stages_does_not_hide_one_with_stages(capsys: pytest
     assert "feed-forward" in out
 
 
+def test_settings_of_a_model_do_not_hide_the_kernel(capsys: pytest.CaptureFixture[str]) -> None:
+    """Quest keeps two dense layers in a model; one layer alone has no such setting."""
+    status, out, _ = run(capsys, "decode-qwen2.5-7b-int4-b1-256k", "--gpu", "h200", "--method", "quest")
+    assert status == 0
+    assert "one layer's kernel alone" in out
+
+
 def test_the_command_explains_the_cases_of_a_file(capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = run(capsys, str(FUSED), "--case", "*-b4-*")
     assert status == 0
@@ -175,9 +183,10 @@ def test_the_command_explains_the_cases_of_a_file(capsys: pytest.CaptureFixture[
     ("words", "expected"),
     [
         (("nope", "--gpu", "b300"), "nope: is no file, and --gpu b300 has no decode rows; rows are there of: h100"),
-        ((str(FUSED), "--case", "nope"), "cases there: decode-qwen2.5-7b-bf16-b1-128k"),
+        ((str(FUSED), "--case", "nope"), "--case nope: no case matches; cases there: decode-qwen2.5-7b-bf16-b1-128k"),
+        (("decode-nope",), "decode-nope: no such case with a dense and a sparse step in one run; cases there: decode-"),
         (("qwen2.5-7b-b1-32k",), "qwen2.5-7b-b1-32k: one layer, not a model; cases there: decode-"),
-        ((str(FUSED), "--method", "retro"), "no such case with a dense and a sparse step"),
+        ((str(FUSED), "--method", "retro"), "--method retro: no step of it beside a dense one; methods there: resa"),
     ],
 )
 def test_errors_are_one_line(capsys: pytest.CaptureFixture[str], words: tuple[str, ...], expected: str) -> None:

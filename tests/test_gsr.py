@@ -363,6 +363,8 @@ def test_sixteen_candidates() -> None:
         (["--lengths", *["3000"] * 4, "--summary-tokens", "2000"], "at most 6144; take shorter summaries"),
         (["--answer", "9K"], "over the 8192 that smollm2-135m handles"),
         (["--scale", "0"], "--scale: got 0, must be above 0"),
+        (["--points", "9"], "--points 9: a full run decodes every token; points need --run sampled"),
+        (["--points", "3", "--run", "full"], "points need --run sampled"),
         (["--page-size", "48"], "must be a multiple of 64"),
         (["--method", "nonsense"], "unknown; known are"),
     ],
@@ -380,6 +382,14 @@ def test_plan(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["gsr", "--plan", "--device", "cpu", "--model", "qwen2.5-14b", "--scale", "1", "--run", "sampled"]) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "gsr-qwen2.5-14b-fp32-n4-p256-a52000-m18000-r4160-b8192-sampled" in text
+
+
+def test_points_are_of_a_sampled_run() -> None:
+    def points(**given: Any) -> int:
+        return suite.choose_case(options(suite.FLAGS, given), CPU).points
+
+    assert points(run="sampled", points=9) == 9
+    assert points(run="sampled") == points() == suite.POINTS
 
 
 def test_a_name_means_the_same_as_everywhere() -> None:

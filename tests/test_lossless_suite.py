@@ -188,6 +188,13 @@ def test_resume_and_a_torn_file(bench: Bench, tmp_path: Path) -> None:
         (["--prompts", "0"], "--prompts: got 0, must be 1 to"),
         (["--replay", "nothing.jsonl"], "no result file at nothing.jsonl"),
         (["--top-p", "0.9"], "beside temperature 0"),
+        (["--weights", "int4"], "--weights: is for a replay; give --replay FILE, too"),
+        (["--context", "4K"], "--context: is for a replay"),
+        (["--batch", "4"], "--batch: is for a replay"),
+        (["--shared-kv"], "--shared-kv: is for a replay"),
+        (["--seconds", "3"], "--seconds: is for a replay"),
+        (["--replay", "x.jsonl", "--prompts", "4"], "--prompts: a replay has no texts"),
+        (["--replay", "x.jsonl", "--prompt-tokens", "1K"], "--prompt-tokens: a replay has no texts"),
     ],
 )
 def test_wrong_flags(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -63,7 +63,7 @@ def test_table_and_rows() -> None:
 
 def test_a_name_means_the_same_as_everywhere() -> None:
     """Quest per head with two dense layers, RetroAttention by the group's sum, whatever the command."""
-    specs = suite.choose_specs(options(suite.FLAGS, {"method": ("quest", "retro"), "rectify_every": (8,)}), CPU)
+    specs = suite.choose_specs(options(suite.FLAGS, {"method": ("quest", "retro")}), CPU)
     assert specs == [make_spec("quest"), make_spec("retro")]
     assert [spec.config.gqa_policy for spec in specs] == ["per-head", "group-sum"]
     plain = suite.choose_specs(options(suite.FLAGS, {"block_size": (32,)}), CPU)

@@ -132,6 +132,13 @@ def test_a_period_longer_than_the_context_is_skipped(bench: Bench) -> None:
     }  # fmt: skip
 
 
+def test_a_window_longer_than_the_context_is_skipped(bench: Bench) -> None:
+    rows = run_case(replace(TINY, context=1), [DENSE_SPEC, MethodSpec("retro", replace(SPARSE, window=2))], bench)
+    assert {(row.status, row.reason) for row in rows if row.method == "retro"} == {
+        ("skipped", "window: 2 tokens do not fit a context of 1"),
+    }  # fmt: skip
+
+
 def test_amortised_row_adds_a_share_of_rectification(bench: Bench) -> None:
     rows = run_case(TINY, [MethodSpec("resa-torch", replace(SPARSE, rectify_every=8))], bench)
     total, rectify, both = (

@@ -77,6 +77,22 @@ def test_a_new_method_measures_its_cases_again(run: Run) -> None:
     assert len(read_rows(run.path)) == 6
 
 
+def test_without_a_dense_method_what_is_done_keeps_its_ratio(run: Run) -> None:
+    """A run without a dense one gives no ratio, so it measures only what is left."""
+    run()
+    quest, before = MethodSpec("quest"), [row for row in read_rows(run.path) if row.method == RESA.name]
+    asked: list[list[MethodSpec]] = []
+
+    def does(case: Case, specs: list[MethodSpec]) -> list[Row]:
+        asked.append(specs)
+        return [row_of(case, spec) for spec in specs]
+
+    run(FakeWorker(dict.fromkeys((A, B, C), does)), specs=[quest, RESA])
+    assert asked == [[quest]] * 3
+    assert [row for row in read_rows(run.path) if row.method == RESA.name] == before
+    assert len(read_rows(run.path)) == 9
+
+
 @pytest.mark.parametrize("status", ["failed", "oom"])
 def test_failed_cases_are_measured_again(run: Run, status: str) -> None:
     outcome = run(FakeWorker({B: with_status("resa-torch", status)}))

@@ -97,13 +97,15 @@ class Job:
 def jobs_of(case: Case, specs: Sequence[MethodSpec], is_left: Callable[[Sequence[MethodSpec]], bool]) -> list[Job]:
     """What is left of a case: all its methods, or only those that are left where methods are independent.
 
+    Methods are compared within a run. Without a dense one there is no ratio, and those that are done keep theirs.
+
     Args:
         is_left: whether any of these methods is to be measured.
     """
-    if case.at_a_time is None:
+    if case.at_a_time is None and any(spec.variant.is_dense for spec in specs):
         return [Job(case, list(specs), case.slug)] if is_left(specs) else []
     left = [spec for spec in specs if is_left([spec])]
-    if len(left) <= case.at_a_time:
+    if case.at_a_time is None or len(left) <= case.at_a_time:
         return [Job(case, left, case.slug)] if left else []
     jobs = []
     for first in range(0, len(left), case.at_a_time):

@@ -127,6 +127,13 @@ def make_spec(name: str, base: SparseConfig = DEFAULTS, /, **settings: Any) -> M
     return MethodSpec(name, replace(base, **step), **{n: own[n] for n in MODEL_SETTINGS if n in own})
 
 
+def rival_notes(specs: Iterable[MethodSpec]) -> list[str]:
+    """What is said before a run of methods none of which is dense."""
+    if any(spec.is_dense for spec in specs):
+        return []
+    return ["no dense method is among these: rows have no speed-up; name one, too, for them to be compared in a run"]
+
+
 def unique(specs: Iterable[MethodSpec]) -> list[MethodSpec]:
     """Each variant once, in order, as it came first."""
     first: dict[Variant, MethodSpec] = {}

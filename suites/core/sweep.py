@@ -110,8 +110,24 @@ class Sweep:
         return unique(specs)
 
     def named(self, **defaults: Any) -> list[MethodSpec]:
-        """The methods of `--method`, in that order, each at all its variants."""
+        """The methods of `--method`, in that order, each at all its variants.
+
+        Raises:
+            ValueError: a setting was given that none of them has.
+        """
+        self._check_settings()
         return [spec for name in self.names for spec in self.variants(name, **defaults)]
+
+    def _check_settings(self) -> None:
+        kinds = [registered()[name] for name in self.names]
+        taken = {setting for name in self.names for setting in swept(name)}
+        if any(kind.is_dense for kind in kinds):
+            taken.add("rectify_every")  # whose period dense methods time
+        idle = [SETTINGS[name].flag for name in self.given if name not in taken]
+        if self.summaries and not any("summary_kind" in kind.uses for kind in kinds):
+            idle.append("--summary")
+        if idle and self.names:
+            raise ValueError(f"{', '.join(map(str, idle))}: no method here has this setting ({', '.join(self.names)})")
 
     @property
     def plain(self) -> bool:

@@ -26,7 +26,7 @@ from ..lifetime import begin
 from .bench import Bench, Case, Report
 from .plugins import load_plugins
 from .ranks import Ranks
-from .registry import get_suite
+from .registry import get_suite, suites
 from .rows import Row
 from .spec import MethodSpec
 
@@ -69,6 +69,7 @@ def serve(pipe: Pipe, settings: Settings) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a rank that torchrun started
     from ... import baselines  # noqa: F401  (registers the rivals)
 
+    suites()  # methods that a suite registers are known to all of them
     load_plugins()
     bench = make_bench(settings)
     pipe.send(("ready", (bench.ceilings, bench.environment.device)))

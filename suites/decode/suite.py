@@ -19,7 +19,7 @@ from ..core.ranks import Ranks
 from ..core.reference import Part
 from ..core.registry import Plan, Suite
 from ..core.report import new_table
-from ..core.spec import MethodSpec, dense_here, other_ways, resa_here, unique
+from ..core.spec import MethodSpec, dense_here, other_ways, resa_here, rival_notes, unique
 from ..core.sweep import Sweep, matching
 from ..engine import products
 from ..engine.case import RAGGED, config_of, default_dtype, share_of
@@ -266,7 +266,7 @@ def plan(options: Options, device: torch.device) -> Plan:
         kinds=kinds,
         measure=measure,
         fresh=options.drift,
-        notes=[*([note] if hidden else []), *twice_notes(cases)],
+        notes=[*([note] if hidden else []), *twice_notes(cases), *rival_notes(specs)],
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -17,7 +17,8 @@ from ..core.flags import Options
 from ..core.report import main_launch, new_table, number
 from ..core.results import read_rows
 from ..core.rows import Row
-from ..core.spec import Names, make_spec, steps_of
+from ..core.settings import MODEL_SETTINGS
+from ..core.spec import Names, Variant, make_spec, steps_of
 from ..core.waterfall import Waterfall, waterfall
 from ..engine.case import RAGGED
 
@@ -60,15 +61,31 @@ def act(what: str, options: Options, console: Console) -> int:
                 key = (step.case, step.method)
                 latest[key] = max(latest.get(key, entry), entry, key=lambda e: _rank(e.waterfall))
     if not latest:
-        cases = sorted({row.case for rows in decoded.values() for row in rows if row.stage == "total"})
-        known = ", ".join(cases) or "none"
-        layer = any(row.case == what for rows in micro.values() for row in rows)
-        why = "one layer, not a model" if layer else "no such case with a dense and a sparse step in one run"
-        raise ValueError(f"{what}: {why}; cases there: {known}")
+        totals = [row for rows in decoded.values() for row in rows if row.stage == "total"]
+        is_layer = any(row.case == what for rows in micro.values() for row in rows)
+        raise ValueError(why_nothing(what, case, options, totals, is_layer=is_layer))
     names = Names([entry.waterfall.sparse for entry in latest.values()])
     for entry in latest.values():
         print_waterfall(entry, names, console)
     return 0
+
+
+def why_nothing(what: str, case: str | None, options: Options, totals: Sequence[Row], *, is_layer: bool) -> str:
+    """What to say where no waterfall is left: which of the things asked for is not there, and what is.
+
+    Args:
+        totals: whole steps of the files.
+        is_layer: whether `what` is a case of the micro suite.
+    """
+    cases = sorted({row.case for row in totals})
+    asked = [name for name in cases if case in (None, name) and matches(name, options.case)]
+    if asked and options.method:
+        there = sorted({row.method for row in totals if row.case in asked and not row.variant.is_dense})
+        return f"--method {options.method[:60]}: no step of it beside a dense one; methods there: {', '.join(there)}"
+    if case is None and not asked and cases:
+        return f"--case {' '.join(options.case)}: no case matches; cases there: {', '.join(cases)}"
+    why = "one layer, not a model" if is_layer else "no such case with a dense and a sparse step in one run"
+    return f"{what}: {why}; cases there: {', '.join(cases) or 'none'}"
 
 
 def explained(fall: Waterfall, file: Path, micro: Mapping[Path, Sequence[Row]]) -> Explained:
@@ -156,9 +173,20 @@ def kernel_of(step: Row, micro: Sequence[Row]) -> Row | None:
         )
         alike = alike and (row.selection_pattern == RAGGED) == (step.selection_pattern == RAGGED)
         way = (row.stage, row.launch, row.cache_state, row.paged) == ("total", step.launch, "cold", step.paged)
-        if alike and way and row.variant == step.variant and row.dtype == step.dtype and row.speedup_vs_best_dense:
+        if (
+            alike
+            and way
+            and of_a_layer(row.variant) == of_a_layer(step.variant)
+            and row.dtype == step.dtype
+            and row.speedup_vs_best_dense
+        ):
             return row
     return None
+
+
+def of_a_layer(variant: Variant) -> Variant:
+    """A variant without the settings that a model alone has, as its dense layers."""
+    return replace(variant, settings=tuple(entry for entry in variant.settings if entry[0] not in MODEL_SETTINGS))
 
 
 def print_waterfall(explained: Explained, names: Names, console: Console) -> None:

@@ -70,8 +70,7 @@ FLAGS = (
     flags.SEED,
     *flags.METHOD_FLAGS,
     Flag("--run", "decode every token, or time steps at points and integrate", choices=RUNS),
-    Flag("--points", "contexts timed in each stretch of a sampled run (default 3)", kind=flags.whole(1, 1024),
-         default=POINTS),
+    Flag("--points", "contexts timed in each stretch of a sampled run (default 3)", kind=flags.whole(1, 1024)),
     flags.switch("--always-sparse", "sparse steps also in phases for which dense ones are predicted to be as fast"),
     flags.SECONDS.but(default=0.5, help="decode at least that long at each point (default 0.5)"),
     flags.DEVICE, flags.OUTPUT, flags.FRESH, flags.PLAN,
@@ -90,6 +89,9 @@ def choose_case(options: Options, device: torch.device) -> GsrCase:
         )
     summary, answer = scaled((SUMMARY, ANSWER), scale)
     summary = min(summary, summary_tokens(len(lengths), options.prompt_tokens))
+    run = options.run or ("sampled" if cuda else "full")
+    if options.points is not None and run == "full":
+        raise ValueError(f"--points {options.points}: a full run decodes every token; points need --run sampled")
     dtype = options.dtype or default_dtype(device)
     config = share_of(config_of(model))
     if options.products != OURS:
@@ -97,8 +99,8 @@ def choose_case(options: Options, device: torch.device) -> GsrCase:
     page = options.page_size if options.page_size is not None else PAGE_SIZE if cuda else 0
     return GsrCase(
         model, config, lengths, options.prompt_tokens, options.summary_tokens or summary,
-        options.answer or answer, options.weights or dtype, dtype, options.run or ("sampled" if cuda else "full"),
-        options.points, page or None, seed=options.seed, products=options.products,
+        options.answer or answer, options.weights or dtype, dtype, run,
+        options.points or POINTS, page or None, seed=options.seed, products=options.products,
         always_sparse=options.always_sparse,
     )  # fmt: skip
 

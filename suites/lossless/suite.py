@@ -39,6 +39,7 @@ In fp32 a text that is not dense decoding's fails its row; in bf16 texts are com
 where only near-ties may differ. A rerun goes on where the last one stopped; --fresh starts over."""
 
 DRAFTS, QUICK_DRAFTS = (2, 4, 8, 16), (2, 4)
+OF_TEXTS = ("prompts", "prompt_tokens", "tokens")
 REPLAY = "random weights, with the acceptance of a real model"
 FLAGS = (
     flags.QUICK.but(help="few tokens, two draft lengths"),
@@ -48,14 +49,24 @@ FLAGS = (
     Flag("--tokens", "decoded after each (default 64, on a GPU 256)", CASES, kind=flags.tokens, metavar="TOKENS"),
     flags.DTYPE, flags.TEMPERATURE, flags.TOP_P, flags.SEED,
     Flag("--replay", "result rows of this command on a real model", REPLAY, kind=flags.path, metavar="FILE"),
-    flags.CONTEXT.but(group=REPLAY, default=(256 * K,), help="default 256K"),
-    flags.BATCH.but(group=REPLAY, default=(1,), help="sequences at once (default 1)"),
+    flags.CONTEXT.but(group=REPLAY, help="default 256K"),
+    flags.BATCH.but(group=REPLAY, help="sequences at once (default 1)"),
     flags.WEIGHTS.but(group=REPLAY, help="default int4, on a CPU fp32"),
     flags.SHARED_KV.but(group=REPLAY),
-    flags.SECONDS.but(group=REPLAY),
+    flags.SECONDS.but(group=REPLAY, default=None, help=f"{flags.SECONDS.help} (default {flags.SECONDS.default:g})"),
     *(SETTING_FLAGS[name] for name in reversed(swept(NAME)) if name in SETTING_FLAGS), flags.SUMMARY,
     flags.DEVICE, flags.OUTPUT, flags.FRESH, flags.PLAN,
 )  # fmt: skip
+
+
+def check_flags(options: Options) -> None:
+    """Raises ValueError for a flag of a replay without one, and for one of a real model's texts with a replay."""
+    for flag in FLAGS:
+        given = getattr(options, flag.name) != flag.default
+        if given and not options.replay and flag.group == REPLAY:
+            raise ValueError(f"{flag.words[0]}: is for a replay; give --replay FILE, too")
+        if given and options.replay and flag.name in OF_TEXTS:
+            raise ValueError(f"{flag.words[0]}: a replay has no texts; leave it out, or --replay")
 
 
 def choose_specs(options: Options, device: torch.device) -> list[MethodSpec]:
@@ -91,8 +102,8 @@ def choose_replays(options: Options, device: torch.device, specs: Sequence[Metho
             acceptances,
         )
         for w in options.weights or ["int4" if device.type == "cuda" else dtype]
-        for b in options.batch
-        for c in options.context
+        for b in options.batch or (1,)
+        for c in options.context or (256 * K,)
     ]  # fmt: skip
 
 
@@ -108,8 +119,11 @@ def other_acceptance(path: Path, cases: Sequence[ReplayCase]) -> bool:
 
 def plan(options: Options, device: torch.device) -> Plan:
     """What `resa-bench lossless` measures. Raises ValueError."""
+    check_flags(options)
     specs = choose_specs(options, device)
-    measure = DecodePlan(seconds=options.seconds, eager=False, breakdown=False)
+    measure = DecodePlan(
+        seconds=flags.SECONDS.default if options.seconds is None else options.seconds, eager=False, breakdown=False
+    )
     if not options.replay:
         return Plan([choose_case(options, device, specs)], specs, measure=measure)
     cases = choose_replays(options, device, specs)

@@ -86,12 +86,12 @@ def make_window(inputs: Inputs, tokens: int, seed: int = 0) -> WindowTensors:
     this step may be repeated at will, too.
 
     Raises:
-        ValueError: a sequence is shorter than the window.
+        Unsupported: a sequence is shorter than the window.
     """
     cache, step = inputs.cache, inputs.step
     lengths = cache.lengths.tolist()
     if min(lengths) < tokens:
-        raise ValueError(f"window: {tokens} tokens do not fit a context of {min(lengths)}")
+        raise Unsupported(f"window: {tokens} tokens do not fit a context of {min(lengths)}")
     generator = torch.Generator(cache.device).manual_seed(seed + 1)
     q = torch.randn(
         cache.batch, tokens, *step.q.shape[1:], generator=generator, device=cache.device, dtype=cache.dtype

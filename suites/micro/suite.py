@@ -14,7 +14,7 @@ from ..core import flags
 from ..core.flags import CASES, Flag, Options
 from ..core.reference import Part
 from ..core.registry import Plan, Suite
-from ..core.spec import MethodSpec, other_ways
+from ..core.spec import MethodSpec, other_ways, rival_notes
 from ..core.sweep import Sweep, matching
 from .cases import (
     BLOCK_SIZES,
@@ -80,6 +80,8 @@ def choose_cases(options: Options, device: torch.device) -> list[Case]:
     if any(value is not None for value in own):
         if None in own:
             raise ValueError("--q-heads, --kv-heads, --head-dim: give all three, or none")
+        if options.model:
+            raise ValueError(f"--model {options.model}: heads are given too; give --model or the heads, not both")
         model, heads = "custom-{}-{}-{}".format(*own), ModelShape(*own)
     else:
         model = options.model or DEFAULT_MODEL
@@ -145,6 +147,7 @@ def plan(options: Options, device: torch.device) -> Plan:
         specs,
         further={case.slug: further(case) for case in cases if cuda},
         kinds=[kind for kind, left in left_out.items() if not left],
+        notes=rival_notes(specs),
         measure=Measure(timing, warm=not left_out["warm"], eager=not left_out["eager"], rotation=not left_out[STATE]),
     )
 
