@@ -37,10 +37,7 @@ def place(filler: Sequence[int], inserts: Sequence[tuple[int, Sequence[int]]], l
     for at, ids in inserts:
         room = at - len(out)
         if room < 0 or at + len(ids) > length:
-            raise ValueError(
-                f"prompt: {len(ids)} tokens at {at} do not fit {length} tokens, {len(out)} of which stand before them; "
-                "ask for a longer context"
-            )
+            raise ValueError(f"prompt: what must stand in it does not fit {length} tokens; ask for a longer context")
         out += [*filler[used : used + room], *ids]
         used += room
     return [*out, *filler[used : used + length - len(out)]]
