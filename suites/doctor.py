@@ -98,7 +98,11 @@ def _method(group: str, name: str, reason: str | None, ready: str = "ready") -> 
 def _device(device: torch.device) -> Iterator[Finding]:
     if device.type != "cuda":
         state = f"none that torch {torch.__version__} sees: the portable torch path is measured"
-        remedy = None if torch.version.cuda else "this torch is a CPU build: pip uninstall torch, then https://pytorch.org/get-started/locally"
+        remedy = (
+            None
+            if torch.version.cuda
+            else "this torch is a CPU build: pip uninstall torch, then https://pytorch.org/get-started/locally"
+        )
         yield Finding("device", "GPU", "missing", state, remedy)
         return
     for i in range(torch.cuda.device_count()):

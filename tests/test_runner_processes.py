@@ -15,6 +15,7 @@ from resa_bench.profiling.timing import Plan as TimingPlan
 from resa_bench.suites.core.results import read_rows
 from resa_bench.suites.core.spec import MethodSpec
 from resa_bench.suites.core.worker import Settings, Worker
+from resa_bench.suites.lossless.method import NAME as LOSSLESS
 from resa_bench.suites.micro.suite import Measure
 from runner_cases import CASES, DENSE, SPECS, A, B, C, Run, row_of
 
@@ -76,11 +77,11 @@ def test_a_process_that_cannot_start_fails_the_cases(run: Run) -> None:
 def test_a_method_that_a_suite_registers_costs_no_other_its_row(run: Run) -> None:
     """`resa-lossless` decodes whole models alone: elsewhere it is skipped, and the case goes on."""
     plan = Measure(TimingPlan(budget_s=0.1), warm=False, eager=False, rotation=False)
-    outcome = run(Worker(Settings("cpu", "test", plan)), CASES[:1], [MethodSpec("resa-lossless"), DENSE])
-    told = {row.method: (row.status, row.reason) for row in outcome.rows if row.stage == "total"}
-    assert told["resa-lossless"][0] == "skipped"
-    assert "run `resa-bench lossless`" in str(told["resa-lossless"][1])
-    assert told[DENSE.name] == ("ok", None)
+    outcome = run(Worker(Settings("cpu", "test", plan)), CASES[:1], [MethodSpec(LOSSLESS), DENSE])
+    ended = {row.method: (row.status, row.reason) for row in outcome.rows if row.stage == "total"}
+    assert ended[LOSSLESS][0] == "skipped"
+    assert "run `resa-bench lossless`" in str(ended[LOSSLESS][1])
+    assert ended[DENSE.name] == ("ok", None)
     assert outcome.exit_status == 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -68,6 +69,23 @@ def batch_of(kind: str, length: int = 8000, seeds: tuple[str, ...] = ("a", "b"),
     tokenizer = letters(template)
     haystack = tokenizer.encode("The quick brown fox jumps over the lazy dog. " * 20)
     return write_batch(tokenizer, haystack, WORDS, questions._forms[kind].make, length, seeds)
+
+
+def test_a_list_of_words_that_does_not_fit_says_so() -> None:
+    with pytest.raises(ValueError, match="ask for a longer context"):
+        batch_of("frequent-words", 100)
+
+
+@pytest.mark.parametrize("length", range(400, 3200, 200))
+def test_a_short_list_of_words_keeps_those_asked_for(length: int) -> None:
+    """In their order; a list once lost some, or its writing never ended."""
+    made = batch_of("frequent-words", length)
+    for row, answers in zip(made.prompts, made.answers, strict=True):
+        times = Counter(letters().decode([int(i) for i in row]).split())
+        rarer = [times[word] for word in set(WORDS.nouns) - set(answers)]
+        numbers = [times[answer] for answer in answers]
+        assert numbers == sorted(set(numbers), reverse=True)
+        assert numbers[-1] > max(rarer)
 
 
 @pytest.mark.parametrize("kind", GENERATED)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ..questions import question_task
 from ..samples import Sample, Writer
 from ..wording import listed
@@ -22,21 +24,31 @@ def counts(total: int) -> list[int]:
     return numbers
 
 
+def _size(numbers: Sequence[int], tokens: Sequence[int]) -> int:
+    """Tokens of so many of each of the commonest words."""
+    return sum(n * size for n, size in zip(numbers, tokens, strict=False))
+
+
 @question_task("frequent-words", "most frequent words, of 3", answer_tokens=32)
 def frequent_words(writer: Writer) -> Sample:
     """A shuffled list of words that fills the prompt."""
     chosen = writer.rng.sample(writer.words.nouns, VOCABULARY)
     tokens = [writer.count(f" {word}") for word in chosen]
-    total = writer.room
-    while sum(n * size for n, size in zip(counts(total), tokens, strict=True)) > writer.room and total > VOCABULARY:
+    total = max(writer.room, 0)
+    while total > VOCABULARY and _size(counts(total), tokens) > writer.room:
+        total = total * 31 // 32
+    while total and _size(counts(total)[:ASKED], tokens) > writer.room:  # of short prompts: rare words are left out
         total = total * 31 // 32
     text = [word for word, n in zip(chosen, counts(total), strict=True) for _ in range(n)]
-    used = sum(n * size for n, size in zip(counts(total), tokens, strict=True))
-    while used > writer.room:  # a prompt shorter than the vocabulary leaves the rare words out
+    used, least = _size(counts(total), tokens), sum(counts(total)[:ASKED])
+    while used > writer.room and len(text) > least:
         used -= writer.count(f" {text.pop()}")
     writer.rng.shuffle(text)
     while writer.count(body := f"\n\n{' '.join(text)}") > writer.room:
-        text = [word for i, word in enumerate(text) if word in chosen[:ASKED] or i % 16]
+        fewer = [word for i, word in enumerate(text) if word in chosen[:ASKED] or i % 16]
+        if fewer == text:
+            break  # `write_batch` says that they do not fit
+        text = fewer
     return Sample(
         introduction="Read the following list of words and keep track of how often each comes.\n\n",
         body=body,
