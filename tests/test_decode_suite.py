@@ -339,7 +339,7 @@ def test_break_even() -> None:
     assert [p.at_most for p in crossings(wins).values()] == [True]
 
 
-def test_a_step_in_one_kernel_has_a_column_of_the_breakdown(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_step_in_one_kernel_has_a_column_of_the_breakdown() -> None:
     parts = {STAGE: 300.0, "rectify": 20.0, "project": 500.0, "gap": 10.0}
     common: dict[str, Any] = {"tokens_per_s": None, "status": "ok"}
     rows = [replace(total("resa-fused", 1.0, block_size=16), stage=n, mean_us=us, **common) for n, us in parts.items()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -18,7 +18,7 @@ from ..core.report import main_launch, new_table, number
 from ..core.results import read_rows
 from ..core.rows import Row
 from ..core.settings import MODEL_SETTINGS
-from ..core.spec import Names, Variant, make_spec, steps_of
+from ..core.spec import Names, make_spec, steps_of
 from ..core.waterfall import Waterfall, waterfall
 from ..engine.case import RAGGED
 
@@ -164,29 +164,23 @@ def stages_us(run: Sequence[Row], step: Row) -> dict[str, float]:
     return {row.stage: row.mean_us for row in same if row.mean_us is not None}
 
 
+ALIKE = ("q_heads", "kv_heads", "head_dim", "batch", "context", "dtype", "kv_dtype", "paged", "launch")
+
+
 def kernel_of(step: Row, micro: Sequence[Row]) -> Row | None:
     """The step of one layer alone with the same heads, batch, context and method, from a cold cache in a graph."""
     for row in micro:
-        alike = all(
-            getattr(row, n) == getattr(step, n)
-            for n in ("q_heads", "kv_heads", "head_dim", "batch", "context", "kv_dtype")
-        )
-        alike = alike and (row.selection_pattern == RAGGED) == (step.selection_pattern == RAGGED)
-        way = (row.stage, row.launch, row.cache_state, row.paged) == ("total", step.launch, "cold", step.paged)
-        if (
-            alike
-            and way
-            and of_a_layer(row.variant) == of_a_layer(step.variant)
-            and row.dtype == step.dtype
-            and row.speedup_vs_best_dense
-        ):
+        is_cold_step = (row.stage, row.cache_state) == ("total", "cold") and row.speedup_vs_best_dense
+        if is_cold_step and _of_a_layer(row) == _of_a_layer(step):
             return row
     return None
 
 
-def of_a_layer(variant: Variant) -> Variant:
-    """A variant without the settings that a model alone has, as its dense layers."""
-    return replace(variant, settings=tuple(entry for entry in variant.settings if entry[0] not in MODEL_SETTINGS))
+def _of_a_layer(step: Row) -> tuple[object, ...]:
+    """What a layer's step is told from others by: without the settings of a model alone, as its dense layers."""
+    settings = [entry for entry in step.variant.settings if entry[0] not in MODEL_SETTINGS]
+    is_ragged = step.selection_pattern == RAGGED
+    return step.variant.method, settings, is_ragged, *(getattr(step, name) for name in ALIKE)
 
 
 def print_waterfall(explained: Explained, names: Names, console: Console) -> None:
